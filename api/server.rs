@@ -1,0 +1,3 @@
+//! The REST server.
+
+fn main() {}

@@ -1,0 +1,3 @@
+//! The command line: extract, trace, doctor.
+
+fn main() {}

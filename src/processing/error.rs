@@ -1,0 +1,76 @@
+//! Errors a caller can mend. Their texts come from this fixed table: never a decoder's own words, never the input's bytes.
+
+/// Why a picture was refused.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ImageError {
+    /// Zero bytes.
+    #[error("the image is empty (0 bytes)")]
+    Empty,
+    /// The first bytes are none of the supported formats'.
+    #[error("not a supported image: expected PNG, JPEG, WebP, TIFF, BMP or GIF")]
+    UnsupportedFormat,
+    /// The header or the pixel data cannot be decoded.
+    #[error("the image is damaged or incomplete and cannot be decoded")]
+    Undecodable,
+    /// More pixels than the limit, known from the header before anything is decoded.
+    #[error("the image has {width}x{height} pixels; the limit is {limit} pixels")]
+    TooManyPixels {
+        /// Width from the header, pixels.
+        width: u32,
+        /// Height from the header, pixels.
+        height: u32,
+        /// The limit, pixels.
+        limit: u64,
+    },
+    /// One side is more than 200 times the other, which the model's processor refuses.
+    #[error("the image's sides differ by more than a factor of 200 ({width}x{height})")]
+    AspectRatio {
+        /// Width, pixels.
+        width: u32,
+        /// Height, pixels.
+        height: u32,
+    },
+}
+
+/// Why a prompt or an option was refused.
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+pub enum PromptError {
+    /// Prompt text over the limit, found before any work.
+    #[error("the prompt has {characters} characters; the limit is {limit}")]
+    TooLong {
+        /// Unicode characters given.
+        characters: usize,
+        /// The limit.
+        limit: usize,
+    },
+    /// Prompt, image and answer together do not fit the model's context.
+    #[error(
+        "the request needs {needed} tokens ({prompt_tokens} of prompt and images, {new_tokens} for the answer); the model's context holds {context}"
+    )]
+    ContextOverflow {
+        /// prompt_tokens + new_tokens.
+        needed: usize,
+        /// Tokens of the prompt, image pads among them.
+        prompt_tokens: usize,
+        /// Tokens asked for the answer.
+        new_tokens: usize,
+        /// `max_position_embeddings` of the model.
+        context: usize,
+    },
+    /// Number of images and image places in the messages differ.
+    #[error("the messages have places for {places} images, but {images} images were given")]
+    ImageCount {
+        /// Places in the messages.
+        places: usize,
+        /// Images given.
+        images: usize,
+    },
+    /// An option is outside its range.
+    #[error("{option}: {reason}")]
+    Option {
+        /// The option's name.
+        option: &'static str,
+        /// Its range.
+        reason: String,
+    },
+}

@@ -1,0 +1,15 @@
+//! Bytes in, tensors out: image bytes → RGB → patches; messages → chat template → token ids; ids → text.
+
+mod chat;
+mod error;
+mod image;
+mod patches;
+mod resize;
+mod tokenizer;
+
+pub use self::chat::{ChatTemplate, Content, Message, Role};
+pub use self::error::{ImageError, PromptError};
+pub use self::image::{DecodeLimits, RgbPage, decode};
+pub use self::patches::{ImagePatches, ImageProcessor};
+pub use self::resize::{Grid, smart_resize};
+pub use self::tokenizer::{TextProcessor, TokenStream};

@@ -1,0 +1,3 @@
+//! One integration binary for everything, since each binary links libtorch.
+
+mod suite;
