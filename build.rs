@@ -1,0 +1,114 @@
+//! Links against libtorch so that the binaries find it without LD_LIBRARY_PATH, and names the commit they come from.
+
+use std::env;
+use std::path::{Path, PathBuf};
+use std::process::{Command, exit};
+
+/// The libtorch that tch is made for.
+const LIBTORCH_VERSION: &str = "2.11.0";
+
+/// Where libtorch lies as seen from a binary: in `target/release` and `target/release/deps` of this project, and in
+/// an installation (`bin/` beside `lib/`). The absolute path comes after them, so that a copied project folder uses its own.
+const RELATIVE_LIBRARY_FOLDERS: [&str; 3] = [
+    "$ORIGIN/../../.libtorch/torch/lib",
+    "$ORIGIN/../../../.libtorch/torch/lib",
+    "$ORIGIN/../lib",
+];
+
+fn main() {
+    println!("cargo::rerun-if-changed=build.rs");
+    link_libtorch();
+    name_commit();
+}
+
+fn link_libtorch() {
+    println!("cargo::rerun-if-env-changed=LIBTORCH");
+    let libtorch = match env::var_os("LIBTORCH") {
+        Some(path) => PathBuf::from(path),
+        None => fail("LIBTORCH is not set; run cargo inside the project, whose .cargo/config.toml sets it"),
+    };
+    let lib = libtorch.join("lib");
+    if !lib.join("libtorch_cpu.so").exists() {
+        fail(&format!(
+            "no libtorch in {}; run `make setup` once",
+            libtorch.display()
+        ));
+    }
+    if let Some(found) = libtorch_version(&libtorch).filter(|found| found != LIBTORCH_VERSION) {
+        fail(&format!(
+            "{} is libtorch {found}, {LIBTORCH_VERSION} is needed; unset LIBTORCH and run `make setup`",
+            libtorch.display()
+        ));
+    }
+    let lib = lib.canonicalize().unwrap_or(lib);
+    for folder in RELATIVE_LIBRARY_FOLDERS
+        .map(Path::new)
+        .into_iter()
+        .chain([lib.as_path()])
+    {
+        println!("cargo::rustc-link-arg=-Wl,-rpath,{}", folder.display());
+    }
+}
+
+/// The version in libtorch's own headers; `None` where they do not tell.
+fn libtorch_version(libtorch: &Path) -> Option<String> {
+    let headers = [
+        "include/torch/headeronly/version.h",
+        "include/torch/csrc/api/include/torch/version.h",
+    ];
+    headers.iter().find_map(|header| {
+        let text = std::fs::read_to_string(libtorch.join(header)).ok()?;
+        let number = |part: &str| {
+            let define = format!("#define TORCH_VERSION_{part} ");
+            text.lines()
+                .find_map(|line| line.strip_prefix(&define))
+                .map(str::trim)
+        };
+        Some(format!(
+            "{}.{}.{}",
+            number("MAJOR")?,
+            number("MINOR")?,
+            number("PATCH")?
+        ))
+    })
+}
+
+/// Sets `MEDVISION_GIT_HASH` for the crate: from the environment, else from git, else "unknown".
+///
+/// It names the commit whose sources were compiled: cargo runs this again when they change, not at
+/// every commit, so that a commit alone does not rebuild everything.
+fn name_commit() {
+    println!("cargo::rerun-if-env-changed=MEDVISION_GIT_HASH");
+    for sources in ["src", "scripts", "api", "Cargo.toml", "Cargo.lock"] {
+        println!("cargo::rerun-if-changed={sources}");
+    }
+    let hash = env::var("MEDVISION_GIT_HASH")
+        .ok()
+        .filter(|hash| !hash.is_empty());
+    println!(
+        "cargo:rustc-env=MEDVISION_GIT_HASH={}",
+        hash.or_else(git_hash).unwrap_or_else(|| "unknown".into())
+    );
+}
+
+fn git_hash() -> Option<String> {
+    let describe = [
+        "--no-optional-locks",
+        "describe",
+        "--always",
+        "--dirty",
+        "--abbrev=12",
+        "--exclude=*",
+    ];
+    let output = Command::new("git")
+        .args(describe)
+        .output()
+        .ok()
+        .filter(|output| output.status.success())?;
+    Some(String::from_utf8(output.stdout).ok()?.trim().to_owned())
+}
+
+fn fail(message: &str) -> ! {
+    println!("cargo::error={message}");
+    exit(1)
+}
