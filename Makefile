@@ -1,0 +1,62 @@
+# `make` lists what can be made. Variables: CUDA=auto|yes|no, WHEELS=folder (libtorch without network).
+
+CARGO ?= cargo
+CUDA ?= auto
+WHEELS ?=
+BIN := $(or $(CARGO_TARGET_DIR),target)/release
+TOOLS := .cache/tools
+SAMPLE := datasets/sample/discharge_note.png
+
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+.PHONY: help prerequisites setup build demo test check audit bench fmt clean
+
+help: ## This list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+prerequisites:
+	@sh scripts/prerequisites.sh
+
+setup: prerequisites ## Get libtorch into .libtorch/ (about 0.5 GB; 3.7 GB with an NVIDIA GPU), once
+	@python3 -B scripts/get_libtorch.py --cuda $(CUDA) $(if $(WHEELS),--wheels "$(WHEELS)")
+
+build: setup ## Build the release binaries
+	$(CARGO) build --release --locked
+
+demo: build ## Read the text of a sample page with the embedded model
+	$(BIN)/medvision extract $(SAMPLE)
+
+test: setup ## Run all tests
+	python3 -B -m unittest discover --start-directory scripts
+	$(CARGO) test --release --locked
+
+check: setup audit ## Formatting, lints, documentation, dependencies, licences, advisories
+	$(CARGO) fmt --check
+	$(CARGO) clippy --release --locked --all-targets -- --deny warnings
+	RUSTDOCFLAGS="--deny warnings" $(CARGO) doc --release --locked --no-deps --document-private-items
+
+# The advisory database is a git repository elsewhere: where it cannot be fetched, only that part is left out.
+audit: $(TOOLS)/bin/cargo-deny $(TOOLS)/bin/cargo-machete
+	$(TOOLS)/bin/cargo-machete
+	@if $(TOOLS)/bin/cargo-deny fetch db 2>/dev/null; then \
+	    $(TOOLS)/bin/cargo-deny check --disable-fetch; \
+	else \
+	    echo "advisories skipped: the RustSec database could not be fetched"; \
+	    $(TOOLS)/bin/cargo-deny check bans licenses sources; \
+	fi
+
+$(TOOLS)/bin/cargo-deny:
+	$(CARGO) install --locked --root $(TOOLS) cargo-deny@0.20.2
+
+$(TOOLS)/bin/cargo-machete:
+	$(CARGO) install --locked --root $(TOOLS) cargo-machete@0.9.2
+
+bench: setup ## Measure, and compare with transformers on the same pages
+	$(CARGO) bench --locked
+	python3 -B benchmarks/compare_transformers.py
+
+fmt: ## Format the sources
+	$(CARGO) fmt
+
+clean: ## Remove what was built (libtorch stays)
+	$(CARGO) clean
