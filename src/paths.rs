@@ -1,1 +1,239 @@
-//! paths
+//! The project's layout on disk, and the model folder a run uses.
+
+use std::fs::{self, File, Permissions};
+use std::io::{self, BufWriter, Write};
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+
+use crate::{Error, Result};
+
+/// Folder, under `models/`, of the model that the pipeline is made for.
+pub const BASE_MODEL: &str = "qwen25-vl-7b-base";
+/// Folder, under `models/`, of the small model that comes with the program.
+pub const EMBEDDED_MODEL: &str = "qwen25-vl-nano";
+/// How to get [`BASE_MODEL`].
+pub const GET_BASE_MODEL: &str =
+    "hf download Qwen/Qwen2.5-VL-7B-Instruct --local-dir models/qwen25-vl-7b-base";
+
+/// The project folder: everything the pipeline reads and writes lies under it.
+#[derive(Debug, Clone)]
+pub struct Project {
+    root: PathBuf,
+}
+
+/// The model folder of a run.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ModelFolder {
+    /// Where it is.
+    pub path: PathBuf,
+    /// The embedded model stands in, since nobody chose a model and [`BASE_MODEL`] is not there.
+    pub stands_in: bool,
+}
+
+impl ModelFolder {
+    /// One line for the user where the embedded model stands in.
+    pub fn notice(&self) -> Option<String> {
+        self.stands_in.then(|| {
+            format!(
+                "model: {} (13M parameters; it transcribes typed pages in DejaVu Sans Mono and nothing else); \
+                 for the 7B model, which reads any document: {GET_BASE_MODEL}",
+                self.path.display()
+            )
+        })
+    }
+}
+
+impl Project {
+    /// The project at `root`, or in the current folder.
+    pub fn open(root: Option<&Path>) -> Result<Self> {
+        let root = root.unwrap_or(Path::new("."));
+        if !root.is_dir() {
+            return Err(not_a_folder(root, "the project folder (--root, MVP_ROOT)"));
+        }
+        Ok(Self {
+            root: root.to_owned(),
+        })
+    }
+
+    /// The project folder.
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// Where models lie.
+    pub fn models(&self) -> PathBuf {
+        self.root.join("models")
+    }
+
+    /// Where records lie.
+    pub fn benchmarks(&self) -> PathBuf {
+        self.root.join("benchmarks")
+    }
+
+    /// The model folder for `choice`: a path, or a name under `models/`; without one [`BASE_MODEL`], else [`EMBEDDED_MODEL`].
+    ///
+    /// The error names the folders looked at and says how to get a model.
+    pub fn model_folder(&self, choice: Option<&Path>) -> Result<ModelFolder> {
+        let (candidates, stands_in) = match choice {
+            Some(choice) => (self.chosen(choice), false),
+            None => {
+                let base = self.models().join(BASE_MODEL);
+                if base.is_dir() {
+                    return Ok(ModelFolder {
+                        path: base,
+                        stands_in: false,
+                    });
+                }
+                (self.embedded(), true)
+            }
+        };
+        if let Some(path) = candidates.iter().find(|path| path.is_dir()) {
+            return Ok(ModelFolder {
+                path: path.clone(),
+                stands_in,
+            });
+        }
+        let first = &candidates[0];
+        Err(not_a_folder(
+            first,
+            &format!("a model folder; to get the 7B model: {GET_BASE_MODEL}"),
+        ))
+    }
+
+    /// Places a chosen model may be in; the first is the one to name in an error.
+    fn chosen(&self, choice: &Path) -> Vec<PathBuf> {
+        let mut places = vec![choice.to_owned()];
+        if choice.is_relative() {
+            places.push(self.root.join(choice));
+            places.push(self.models().join(choice));
+        }
+        places
+    }
+
+    /// Places the embedded model may be in: the project, a checkout that the executable was built in, an installation.
+    fn embedded(&self) -> Vec<PathBuf> {
+        let mut places = vec![self.models().join(EMBEDDED_MODEL)];
+        let executable = std::env::current_exe()
+            .and_then(fs::canonicalize)
+            .unwrap_or_default();
+        for folder in executable.ancestors().skip(1).take(4) {
+            places.push(folder.join("models").join(EMBEDDED_MODEL));
+            places.push(folder.join("share/medvision/models").join(EMBEDDED_MODEL));
+        }
+        places
+    }
+}
+
+fn not_a_folder(path: &Path, what: &str) -> Error {
+    let fault = if path.exists() {
+        "not a folder"
+    } else {
+        "no such folder"
+    };
+    Error::checkpoint(path, format!("{fault}; expected {what}"))
+}
+
+/// Writes a file so that `path` either holds all of it or is left as it was: temporary name, sync, rename.
+pub fn write_atomically(
+    path: &Path,
+    write: impl FnOnce(&mut BufWriter<File>) -> io::Result<()>,
+) -> Result<()> {
+    let folder = match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    };
+    let attempt = || {
+        if fs::metadata(path).is_ok_and(|found| !found.is_file()) {
+            return Err(io::Error::other("not a regular file; nothing was written"));
+        }
+        let temporary = tempfile::Builder::new()
+            .prefix(".medvision-")
+            .suffix(".tmp")
+            // As any new file: the umask takes its share.
+            .permissions(Permissions::from_mode(0o666))
+            .tempfile_in(folder)?;
+        let mut writer = BufWriter::new(temporary.as_file().try_clone()?);
+        write(&mut writer)?;
+        writer.flush()?;
+        temporary.as_file().sync_all()?;
+        temporary.persist(path)?;
+        File::open(folder)?.sync_all()
+    };
+    attempt().map_err(|source| Error::io(path, source))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn project(models: &[&str]) -> (tempfile::TempDir, Project) {
+        let folder = tempfile::tempdir().unwrap();
+        for model in models {
+            fs::create_dir_all(folder.path().join("models").join(model)).unwrap();
+        }
+        let project = Project::open(Some(folder.path())).unwrap();
+        (folder, project)
+    }
+
+    #[test]
+    fn the_base_model_goes_before_the_embedded_one() {
+        let (_folder, project) = project(&[BASE_MODEL, EMBEDDED_MODEL]);
+        let folder = project.model_folder(None).unwrap();
+        assert_eq!(folder.path, project.models().join(BASE_MODEL));
+        assert_eq!(folder.notice(), None);
+    }
+
+    #[test]
+    fn the_embedded_model_stands_in_and_says_so() {
+        let (_folder, project) = project(&[EMBEDDED_MODEL]);
+        let folder = project.model_folder(None).unwrap();
+        assert_eq!(folder.path, project.models().join(EMBEDDED_MODEL));
+        let notice = folder.notice().unwrap();
+        assert!(
+            notice.contains(GET_BASE_MODEL) && !notice.contains('\n'),
+            "{notice}"
+        );
+    }
+
+    #[test]
+    fn a_model_is_chosen_by_path_or_by_name() {
+        let (_folder, project) = project(&["mine"]);
+        let path = project.models().join("mine");
+        for choice in [path.as_path(), Path::new("models/mine"), Path::new("mine")] {
+            let folder = project.model_folder(Some(choice)).unwrap();
+            assert_eq!(folder.path, path);
+            assert_eq!(folder.notice(), None);
+        }
+    }
+
+    #[test]
+    fn a_missing_model_is_named_with_the_way_to_get_one() {
+        let (_folder, project) = project(&[]);
+        let message = project
+            .model_folder(Some(Path::new("models/absent")))
+            .unwrap_err()
+            .to_string();
+        assert!(message.starts_with("models/absent: no such folder"), "{message}");
+        assert!(message.contains(GET_BASE_MODEL), "{message}");
+    }
+
+    #[test]
+    fn a_folder_or_device_is_never_replaced() {
+        let error = write_atomically(Path::new("/dev/null"), |_| Ok(())).unwrap_err();
+        assert!(error.to_string().contains("not a regular file"), "{error}");
+    }
+
+    #[test]
+    fn a_failed_write_leaves_the_old_file_and_nothing_else() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("record.json");
+        write_atomically(&path, |file| file.write_all(b"old")).unwrap();
+        let broken = write_atomically(&path, |file| {
+            file.write_all(b"half")?;
+            Err(io::Error::from(io::ErrorKind::StorageFull))
+        });
+        assert!(broken.unwrap_err().to_string().contains("record.json"));
+        assert_eq!(fs::read(&path).unwrap(), b"old");
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
+    }
+}

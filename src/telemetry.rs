@@ -1,1 +1,128 @@
-//! telemetry
+//! What a program says on standard error: messages to the person who ran it, logs, progress bars, panics.
+//!
+//! Messages ([`say`]) may name the user's files; logs ([`tracing`]) never hold file names, prompts or document text.
+
+use std::io::{self, IsTerminal, Write};
+use std::sync::OnceLock;
+use std::time::Duration;
+
+use chrono::{SecondsFormat, Utc};
+use clap::ValueEnum;
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use tracing_subscriber::EnvFilter;
+
+pub use tracing::Level;
+
+/// Form of the lines on standard error.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum LogFormat {
+    /// For people
+    Text,
+    /// One JSON object a line
+    Json,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Voice {
+    format: LogFormat,
+    quiet: bool,
+}
+
+static VOICE: OnceLock<Voice> = OnceLock::new();
+
+fn voice() -> Voice {
+    *VOICE.get_or_init(|| Voice {
+        format: LogFormat::Text,
+        quiet: false,
+    })
+}
+
+/// Starts logging to standard error and sets the panic message.
+///
+/// `MVP_LOG` overrides `level` in tracing's filter language, for example `medical_vision=debug,actix_web=info`.
+/// `quiet` silences every message of [`say`] but errors. A second call changes nothing.
+pub fn init(format: LogFormat, level: Level, quiet: bool) {
+    if VOICE.set(Voice { format, quiet }).is_err() {
+        return;
+    }
+    let filter = EnvFilter::try_from_env("MVP_LOG").unwrap_or_else(|_| EnvFilter::new(level.to_string()));
+    let subscriber = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(io::stderr);
+    // An error here means that a program which embeds the library has its own subscriber: leave it in place.
+    let _ = match format {
+        LogFormat::Text => subscriber.with_ansi(io::stderr().is_terminal()).try_init(),
+        LogFormat::Json => subscriber.json().flatten_event(true).try_init(),
+    };
+    set_panic_message();
+}
+
+/// Says something to the person who ran the program: plain text, or a JSON line with `--log-format json`.
+pub fn say(level: Level, message: &str) {
+    let voice = voice();
+    if voice.quiet && level > Level::ERROR {
+        return;
+    }
+    let line = match voice.format {
+        LogFormat::Text if level <= Level::ERROR => format!("error: {message}\n"),
+        LogFormat::Text if level <= Level::WARN => format!("warning: {message}\n"),
+        LogFormat::Text => format!("{message}\n"),
+        LogFormat::Json => {
+            let timestamp = Utc::now().to_rfc3339_opts(SecondsFormat::Micros, true);
+            let line = serde_json::json!({
+                "timestamp": timestamp, "level": level.as_str(), "message": message,
+            });
+            format!("{line}\n")
+        }
+    };
+    // Nobody is left to tell when standard error is gone.
+    let _ = io::stderr().write_all(line.as_bytes());
+}
+
+/// A panic is a bug: says where it happened, and not its payload, which may hold a page's text.
+fn set_panic_message() {
+    std::panic::set_hook(Box::new(|panic| {
+        let place = panic
+            .location()
+            .map_or_else(|| "unknown place".to_owned(), ToString::to_string);
+        let thread = std::thread::current();
+        let name = thread.name().unwrap_or("unnamed");
+        say(
+            Level::ERROR,
+            &format!(
+                "internal error at {place} (thread {name}): this is a bug in medvision {}; please report it with this line",
+                crate::cli::version()
+            ),
+        );
+    }));
+}
+
+/// A progress bar of `length` steps on standard error; hidden when that is no terminal, or is quiet, or speaks JSON.
+pub fn progress_bar(length: u64) -> ProgressBar {
+    let bar = ProgressBar::with_draw_target(Some(length), draw_target());
+    if let Ok(style) =
+        ProgressStyle::with_template("{bar:30} {pos}/{len} {msg} [{elapsed_precise} < {eta_precise}]")
+    {
+        bar.set_style(style);
+    }
+    bar
+}
+
+/// A spinner for work of unknown length; hidden as [`progress_bar`] is.
+pub fn spinner(message: &'static str) -> ProgressBar {
+    let bar = ProgressBar::with_draw_target(None, draw_target());
+    bar.set_message(message);
+    if !bar.is_hidden() {
+        bar.enable_steady_tick(Duration::from_millis(120));
+    }
+    bar
+}
+
+fn draw_target() -> ProgressDrawTarget {
+    let voice = voice();
+    if voice.quiet || voice.format == LogFormat::Json {
+        ProgressDrawTarget::hidden()
+    } else {
+        ProgressDrawTarget::stderr()
+    }
+}

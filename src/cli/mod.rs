@@ -1,0 +1,207 @@
+//! What every binary shares on its command line: common flags, version, exit codes.
+//!
+//! Each flag has an environment variable (`MVP_*`); where both are given the flag wins.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::LazyLock;
+
+use clap::ValueEnum;
+
+use crate::device::{DeviceChoice, Selected};
+use crate::engine::Precision;
+use crate::paths::{ModelFolder, Project};
+use crate::telemetry::{self, Level, LogFormat};
+use crate::{Result, device};
+
+/// Everything asked for was done.
+pub const EXIT_OK: u8 = 0;
+/// Something failed; standard error says what.
+pub const EXIT_FAILURE: u8 = 1;
+/// The command line cannot be understood.
+pub const EXIT_USAGE: u8 = 2;
+/// Ctrl-C.
+pub const EXIT_INTERRUPTED: u8 = 130;
+
+/// Exit codes, for the end of every `--help`.
+pub const EXIT_CODES_HELP: &str = "\
+Exit codes:
+  0    everything asked for was done
+  1    something failed; standard error says what
+  2    the command line cannot be understood
+  130  interrupted by Ctrl-C";
+
+/// "VERSION (COMMIT)", for `--version`.
+pub fn version() -> &'static str {
+    static VERSION: LazyLock<String> = LazyLock::new(|| {
+        let commit = option_env!("MEDVISION_GIT_HASH").unwrap_or("unknown");
+        format!("{} ({commit})", env!("CARGO_PKG_VERSION"))
+    });
+    &VERSION
+}
+
+/// Flags of every binary.
+#[derive(Debug, Clone, clap::Args)]
+#[command(next_help_heading = "Common options")]
+pub struct CommonArgs {
+    /// Project folder, which holds models/, datasets/ and benchmarks/ [default: the current folder]
+    #[arg(long, value_name = "DIR", env = "MVP_ROOT", hide_env_values = true)]
+    pub root: Option<PathBuf>,
+
+    /// Model folder in Hugging Face form, or the name of one under models/
+    ///
+    /// Without this flag models/qwen25-vl-7b-base is used, and where that is missing the small model
+    /// that comes with the program.
+    #[arg(long, value_name = "DIR", env = "MVP_MODEL", hide_env_values = true)]
+    pub model: Option<PathBuf>,
+
+    /// Where to run: auto, cpu, cuda or cuda:N
+    ///
+    /// "auto" takes the first GPU when CUDA works and the CPU otherwise, and says which.
+    #[arg(
+        long,
+        value_name = "DEVICE",
+        env = "MVP_DEVICE",
+        default_value = "auto",
+        hide_env_values = true
+    )]
+    pub device: DeviceChoice,
+
+    /// Number format of the computation
+    ///
+    /// "auto" is f32 on a CPU and bf16 on a GPU. f16 needs a GPU.
+    #[arg(
+        long,
+        value_name = "FORMAT",
+        env = "MVP_PRECISION",
+        default_value = "auto",
+        hide_env_values = true
+    )]
+    pub precision: PrecisionArg,
+
+    /// CPU threads [default: the physical cores this process may use]
+    #[arg(long, value_name = "N", env = "MVP_THREADS", hide_env_values = true,
+          value_parser = clap::value_parser!(u16).range(1..=1024))]
+    pub threads: Option<u16>,
+
+    /// Form of the messages on standard error
+    #[arg(
+        long,
+        value_name = "FORMAT",
+        env = "MVP_LOG_FORMAT",
+        default_value = "text",
+        hide_env_values = true
+    )]
+    pub log_format: LogFormat,
+
+    /// Say more on standard error (twice: everything)
+    #[arg(short, long, action = clap::ArgAction::Count, env = "MVP_VERBOSE", hide_env_values = true)]
+    pub verbose: u8,
+
+    /// Say nothing on standard error but errors
+    #[arg(
+        short,
+        long,
+        env = "MVP_QUIET",
+        hide_env_values = true,
+        conflicts_with = "verbose"
+    )]
+    pub quiet: bool,
+}
+
+/// `--precision` as typed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum PrecisionArg {
+    /// f32 on a CPU, bf16 on a GPU
+    Auto,
+    /// 32-bit floats
+    F32,
+    /// bfloat16
+    Bf16,
+    /// IEEE half precision, GPU only
+    F16,
+}
+
+impl From<PrecisionArg> for Precision {
+    fn from(precision: PrecisionArg) -> Self {
+        match precision {
+            PrecisionArg::Auto => Self::Auto,
+            PrecisionArg::F32 => Self::F32,
+            PrecisionArg::Bf16 => Self::Bf16,
+            PrecisionArg::F16 => Self::F16,
+        }
+    }
+}
+
+impl CommonArgs {
+    /// Starts logging (`default_level` without `-v` or `-q`) and the panic message. Call once, first thing in `main`.
+    pub fn start_logging(&self, default_level: Level) {
+        let level = match (self.quiet, self.verbose) {
+            (true, _) => Level::ERROR,
+            (_, 0) => default_level,
+            (_, 1) => default_level.max(Level::INFO),
+            (_, 2) => Level::DEBUG,
+            _ => Level::TRACE,
+        };
+        telemetry::init(self.log_format, level, self.quiet);
+    }
+
+    /// The project folder.
+    pub fn project(&self) -> Result<Project> {
+        Project::open(self.root.as_deref())
+    }
+
+    /// The model folder to load; says which one where the user did not choose it.
+    pub fn model_folder(&self, project: &Project) -> Result<ModelFolder> {
+        let folder = project.model_folder(self.model.as_deref())?;
+        if let Some(notice) = folder.notice() {
+            telemetry::say(Level::INFO, &notice);
+        }
+        Ok(folder)
+    }
+
+    /// Sets the number of CPU threads, chooses the device and says which.
+    ///
+    /// Call before the first tensor is made: CUDA's library cannot be added later.
+    pub fn select_device(&self) -> Result<Selected> {
+        let selected = device::select(self.device)?;
+        device::set_threads(self.threads.map_or_else(device::default_threads, usize::from));
+        telemetry::say(Level::INFO, &format!("device: {}", selected.description));
+        Ok(selected)
+    }
+}
+
+/// Reports a failure on standard error; the exit code for `main`.
+pub fn fail(error: &anyhow::Error) -> ExitCode {
+    telemetry::say(Level::ERROR, &format!("{error:#}"));
+    ExitCode::from(EXIT_FAILURE)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::{CommandFactory, Parser};
+
+    #[derive(Parser)]
+    struct Program {
+        #[command(flatten)]
+        common: CommonArgs,
+    }
+
+    #[test]
+    fn every_flag_has_an_environment_variable() {
+        Program::command().debug_assert();
+        for flag in Program::command().get_arguments() {
+            let variable = flag.get_env().and_then(|name| name.to_str()).unwrap_or_default();
+            assert!(variable.starts_with("MVP_"), "{}", flag.get_id());
+        }
+    }
+
+    #[test]
+    fn defaults_are_automatic() {
+        let common = Program::parse_from(["program"]).common;
+        assert_eq!(common.device, DeviceChoice::Auto);
+        assert_eq!(common.precision, PrecisionArg::Auto);
+        assert_eq!((common.root, common.model, common.threads), (None, None, None));
+    }
+}

@@ -1,0 +1,116 @@
+//! Memory of this process and of the machine, from `/proc` and the control group.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// Memory of this process, bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ProcessMemory {
+    /// Resident now.
+    pub resident_bytes: u64,
+    /// Most that was ever resident.
+    pub peak_resident_bytes: u64,
+}
+
+/// Memory of the machine, or of the control group where that is less; bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct HostMemory {
+    /// All of it.
+    pub total_bytes: u64,
+    /// What can be had without swapping.
+    pub available_bytes: u64,
+}
+
+/// Memory of this process; `None` without `/proc`.
+pub fn process_memory() -> Option<ProcessMemory> {
+    let status = fs::read_to_string("/proc/self/status").ok()?;
+    Some(ProcessMemory {
+        resident_bytes: kibibytes(&status, "VmRSS:")?,
+        peak_resident_bytes: kibibytes(&status, "VmHWM:")?,
+    })
+}
+
+/// Memory of the machine; `None` without `/proc`.
+pub fn host_memory() -> Option<HostMemory> {
+    let meminfo = fs::read_to_string("/proc/meminfo").ok()?;
+    let machine = HostMemory {
+        total_bytes: kibibytes(&meminfo, "MemTotal:")?,
+        available_bytes: kibibytes(&meminfo, "MemAvailable:")?,
+    };
+    let groups = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
+    Some(bounded(machine, &groups, Path::new("/sys/fs/cgroup")))
+}
+
+/// `machine` within the limits of the control groups (v2, or v1's memory controller) that `groups` lists.
+fn bounded(machine: HostMemory, groups: &str, mount: &Path) -> HostMemory {
+    let mut memory = machine;
+    for line in groups.lines() {
+        let mut fields = line.splitn(3, ':').skip(1);
+        let (Some(controllers), Some(group)) = (fields.next(), fields.next()) else {
+            continue;
+        };
+        let (base, limit_file, usage_file) = match controllers {
+            "" => (mount.to_owned(), "memory.max", "memory.current"),
+            "memory" => (
+                mount.join("memory"),
+                "memory.limit_in_bytes",
+                "memory.usage_in_bytes",
+            ),
+            _ => continue,
+        };
+        // Inside a container the group's own folder is often the mount itself.
+        for folder in [base.join(group.trim_start_matches('/')), base] {
+            if let Some(limit) = number(folder.join(limit_file)).filter(|limit| *limit < memory.total_bytes) {
+                let used = number(folder.join(usage_file)).unwrap_or(0);
+                memory.total_bytes = limit;
+                memory.available_bytes = memory.available_bytes.min(limit.saturating_sub(used));
+            }
+        }
+    }
+    memory
+}
+
+fn number(file: PathBuf) -> Option<u64> {
+    fs::read_to_string(file).ok()?.trim().parse().ok()
+}
+
+/// The value, in bytes, of a `Name:   123 kB` line.
+fn kibibytes(text: &str, name: &str) -> Option<u64> {
+    let line = text.lines().find_map(|line| line.strip_prefix(name))?;
+    let value: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
+    Some(value * 1024)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn this_process_has_memory() {
+        let memory = process_memory().unwrap();
+        assert!(memory.resident_bytes > 1 << 20);
+        assert!(memory.peak_resident_bytes >= memory.resident_bytes);
+        let host = host_memory().unwrap();
+        assert!(host.total_bytes >= host.available_bytes && host.total_bytes > memory.resident_bytes);
+    }
+
+    #[test]
+    fn a_control_group_limits_the_machine() {
+        let machine = HostMemory {
+            total_bytes: 1000,
+            available_bytes: 900,
+        };
+        let mount = tempfile::tempdir().unwrap();
+        let group = mount.path().join("job");
+        fs::create_dir(&group).unwrap();
+        fs::write(group.join("memory.max"), "max\n").unwrap();
+        assert_eq!(bounded(machine, "0::/job\n", mount.path()), machine);
+        fs::write(group.join("memory.max"), "600\n").unwrap();
+        fs::write(group.join("memory.current"), "150\n").unwrap();
+        let limited = HostMemory {
+            total_bytes: 600,
+            available_bytes: 450,
+        };
+        assert_eq!(bounded(machine, "0::/job\n", mount.path()), limited);
+    }
+}

@@ -1,0 +1,127 @@
+//! Where the model runs: choosing CPU or CUDA, CPU threads, memory figures.
+
+mod cuda;
+mod memory;
+mod threads;
+
+use std::fmt;
+use std::str::FromStr;
+
+pub use self::cuda::{CudaUnavailable, Gpu, GpuMemory, driver_version, gpu_memory, gpus, libtorch_folder};
+pub use self::memory::{HostMemory, ProcessMemory, host_memory, process_memory};
+pub use self::threads::{default_threads, physical_cores, set_threads};
+
+use crate::{Error, Result};
+
+/// `--device` as typed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DeviceChoice {
+    /// The first GPU when CUDA works, else the CPU.
+    Auto,
+    /// The CPU.
+    Cpu,
+    /// The GPU with this index among those that CUDA sees.
+    Cuda(usize),
+}
+
+impl FromStr for DeviceChoice {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text.to_ascii_lowercase().as_str() {
+            "auto" => Ok(Self::Auto),
+            "cpu" => Ok(Self::Cpu),
+            "cuda" => Ok(Self::Cuda(0)),
+            other => other
+                .strip_prefix("cuda:")
+                .and_then(|index| index.parse().ok())
+                .map(Self::Cuda)
+                .ok_or_else(|| "expected auto, cpu, cuda or cuda:N".to_owned()),
+        }
+    }
+}
+
+impl fmt::Display for DeviceChoice {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Auto => formatter.write_str("auto"),
+            Self::Cpu => formatter.write_str("cpu"),
+            Self::Cuda(index) => write!(formatter, "cuda:{index}"),
+        }
+    }
+}
+
+/// A device that works.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Selected {
+    /// For libtorch.
+    pub device: tch::Device,
+    /// One line for the user: what it is, and why it is not a GPU.
+    pub description: String,
+    /// The GPU, if it is one.
+    pub gpu: Option<Gpu>,
+}
+
+/// Chooses a device and makes it ready; with a GPU, loads CUDA's part of libtorch and runs one operation on it.
+///
+/// Call it before the first tensor is made. [`DeviceChoice::Auto`] never fails; a GPU asked for that does not work is an
+/// [`Error::Device`] with the reason and the remedy.
+pub fn select(choice: DeviceChoice) -> Result<Selected> {
+    match choice {
+        DeviceChoice::Cpu => Ok(cpu("as asked for")),
+        DeviceChoice::Cuda(index) => cuda::start(index)
+            .map(on_gpu)
+            .map_err(|reason| Error::Device(format!("cuda:{index} cannot be used: {reason}"))),
+        DeviceChoice::Auto => Ok(match cuda::start(0) {
+            Ok(gpu) => on_gpu(gpu),
+            Err(reason) => cpu(&reason.to_string()),
+        }),
+    }
+}
+
+fn cpu(reason: &str) -> Selected {
+    Selected {
+        device: tch::Device::Cpu,
+        description: format!("cpu ({reason})"),
+        gpu: None,
+    }
+}
+
+fn on_gpu(gpu: Gpu) -> Selected {
+    Selected {
+        device: tch::Device::Cuda(gpu.index),
+        description: format!("cuda:{} ({})", gpu.index, gpu.name),
+        gpu: Some(gpu),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn device_names_are_read() {
+        for (text, choice) in [
+            ("auto", DeviceChoice::Auto),
+            ("CPU", DeviceChoice::Cpu),
+            ("cuda", DeviceChoice::Cuda(0)),
+            ("cuda:3", DeviceChoice::Cuda(3)),
+        ] {
+            assert_eq!(text.parse(), Ok(choice));
+        }
+        for text in ["", "gpu", "cuda:", "cuda:-1", "cuda:x", "cuda0"] {
+            assert!(text.parse::<DeviceChoice>().is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn the_cpu_can_always_be_chosen() {
+        assert_eq!(select(DeviceChoice::Cpu).unwrap().device, tch::Device::Cpu);
+    }
+
+    #[test]
+    fn a_gpu_that_is_not_there_is_an_error_with_a_reason() {
+        let message = select(DeviceChoice::Cuda(9999)).unwrap_err().to_string();
+        assert!(message.starts_with("cuda:9999 cannot be used: "), "{message}");
+    }
+}
