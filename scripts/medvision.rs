@@ -1,3 +1,7 @@
 //! The command line: extract, trace, doctor.
 
-fn main() {}
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    medical_vision::commands::main()
+}

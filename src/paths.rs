@@ -46,18 +46,22 @@ impl ModelFolder {
 impl Project {
     /// The project at `root`, or in the current folder.
     pub fn open(root: Option<&Path>) -> Result<Self> {
-        let root = root.unwrap_or(Path::new("."));
-        if !root.is_dir() {
-            return Err(not_a_folder(root, "the project folder (--root, MVP_ROOT)"));
+        match root {
+            Some(root) if !root.is_dir() => Err(not_a_folder(root, "the project folder (--root, MVP_ROOT)")),
+            // Empty, so that the user reads "models/..." and not "./models/...".
+            root => Ok(Self {
+                root: root.map(Path::to_owned).unwrap_or_default(),
+            }),
         }
-        Ok(Self {
-            root: root.to_owned(),
-        })
     }
 
     /// The project folder.
     pub fn root(&self) -> &Path {
-        &self.root
+        if self.root.as_os_str().is_empty() {
+            Path::new(".")
+        } else {
+            &self.root
+        }
     }
 
     /// Where models lie.

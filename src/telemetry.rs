@@ -64,9 +64,14 @@ pub fn say(level: Level, message: &str) {
         return;
     }
     let line = match voice.format {
-        LogFormat::Text if level <= Level::ERROR => format!("error: {message}\n"),
-        LogFormat::Text if level <= Level::WARN => format!("warning: {message}\n"),
-        LogFormat::Text => format!("{message}\n"),
+        LogFormat::Text => {
+            let prefix = match level {
+                Level::ERROR => "error: ",
+                Level::WARN => "warning: ",
+                _ => "",
+            };
+            format!("{prefix}{}\n", without_control_characters(message))
+        }
         LogFormat::Json => {
             let timestamp = Utc::now().to_rfc3339_opts(SecondsFormat::Micros, true);
             let line = serde_json::json!({
@@ -77,6 +82,20 @@ pub fn say(level: Level, message: &str) {
     };
     // Nobody is left to tell when standard error is gone.
     let _ = io::stderr().write_all(line.as_bytes());
+}
+
+/// `text` for a terminal, which would obey the control characters in a page's text or a file's name; line ends and tabs stay.
+pub fn without_control_characters(text: &str) -> String {
+    let harmless = |character: char| !character.is_control() || matches!(character, '\n' | '\t');
+    text.chars()
+        .map(|character| {
+            if harmless(character) {
+                character
+            } else {
+                char::REPLACEMENT_CHARACTER
+            }
+        })
+        .collect()
 }
 
 /// A panic is a bug: says where it happened, and not its payload, which may hold a page's text.

@@ -2,17 +2,21 @@
 //!
 //! Each flag has an environment variable (`MVP_*`); where both are given the flag wins.
 
+use std::io::{self, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::LazyLock;
 
+use anyhow::Context;
 use clap::ValueEnum;
+use clap::builder::FalseyValueParser;
 
 use crate::device::{DeviceChoice, Selected};
 use crate::engine::Precision;
 use crate::paths::{ModelFolder, Project};
+use crate::processing::PromptError;
 use crate::telemetry::{self, Level, LogFormat};
-use crate::{Result, device};
+use crate::{Error, Result, device};
 
 /// Everything asked for was done.
 pub const EXIT_OK: u8 = 0;
@@ -102,7 +106,7 @@ pub struct CommonArgs {
     #[arg(
         short,
         long,
-        env = "MVP_QUIET",
+        env = "MVP_QUIET", value_parser = FalseyValueParser::new(),
         hide_env_values = true,
         conflicts_with = "verbose"
     )]
@@ -172,9 +176,33 @@ impl CommonArgs {
 }
 
 /// Reports a failure on standard error; the exit code for `main`.
+///
+/// A reader of standard output that left early, as `head` does, is no failure.
 pub fn fail(error: &anyhow::Error) -> ExitCode {
+    let reader_left = |cause: &(dyn std::error::Error + 'static)| {
+        cause
+            .downcast_ref::<io::Error>()
+            .is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe)
+    };
+    if error.chain().any(reader_left) {
+        return ExitCode::from(EXIT_OK);
+    }
     telemetry::say(Level::ERROR, &format!("{error:#}"));
-    ExitCode::from(EXIT_FAILURE)
+    let usage = matches!(
+        error.downcast_ref(),
+        Some(Error::Prompt(
+            PromptError::TooLong { .. } | PromptError::Option { .. }
+        ))
+    );
+    ExitCode::from(if usage { EXIT_USAGE } else { EXIT_FAILURE })
+}
+
+/// Prints `text` to standard output.
+pub fn print(text: &str) -> anyhow::Result<()> {
+    let mut out = io::stdout();
+    out.write_all(text.as_bytes())
+        .and_then(|()| out.flush())
+        .context("cannot write to standard output")
 }
 
 #[cfg(test)]

@@ -1,5 +1,9 @@
 //! A loaded model folder ([`Reader`]) and the one thread that owns it ([`Engine`]).
 
+mod prompt;
 mod reader;
 
-pub use self::reader::{LoadOptions, ModelInfo, Precision, ReadRequest, Reader, Reading};
+pub use self::prompt::EXTRACTION_PROMPT;
+pub use self::reader::{
+    LoadOptions, MAX_PROMPT_CHARACTERS, ModelInfo, Precision, ReadRequest, Reader, Reading,
+};

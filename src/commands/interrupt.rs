@@ -1,0 +1,46 @@
+//! Ctrl-C: once to stop after the next token, twice to stop at once.
+
+use std::process;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+
+use crate::cli::EXIT_INTERRUPTED;
+use crate::telemetry::{self, Level};
+
+/// Tells whether Ctrl-C was pressed.
+#[derive(Debug, Clone)]
+pub(super) struct Interrupt(Arc<AtomicBool>);
+
+impl Interrupt {
+    /// From now on Ctrl-C no longer ends the process at once; the second one does.
+    pub(super) fn install() -> std::io::Result<Self> {
+        let pressed = Arc::new(AtomicBool::new(false));
+        let flag = Arc::clone(&pressed);
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_io()
+            .build()?;
+        // The handler is set here, on the caller's thread, so that no Ctrl-C falls between this call and the thread's start.
+        let guard = runtime.enter();
+        let mut signal = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::interrupt())?;
+        drop(guard);
+        thread::Builder::new().name("ctrl-c".to_owned()).spawn(move || {
+            runtime.block_on(async {
+                signal.recv().await;
+                flag.store(true, Ordering::Relaxed);
+                telemetry::say(
+                    Level::WARN,
+                    "stopping after the next token; Ctrl-C again stops at once",
+                );
+                signal.recv().await;
+                process::exit(i32::from(EXIT_INTERRUPTED));
+            });
+        })?;
+        Ok(Self(pressed))
+    }
+
+    /// Ctrl-C was pressed.
+    pub(super) fn pressed(&self) -> bool {
+        self.0.load(Ordering::Relaxed)
+    }
+}

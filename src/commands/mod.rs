@@ -1,0 +1,74 @@
+//! The subcommands of `medvision`.
+
+mod extract;
+mod interrupt;
+mod options;
+
+use std::ops::ControlFlow;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+use crate::cli::{self, EXIT_CODES_HELP, EXIT_OK};
+use crate::engine::{EXTRACTION_PROMPT, MAX_PROMPT_CHARACTERS, ReadRequest, Reader, Reading};
+use crate::processing::PromptError;
+use crate::{Error, Result};
+
+/// What `medvision` prints when it is run without a subcommand.
+const MAP: &str = "\
+medvision reads medical documents with Qwen2.5-VL, on this machine alone.
+
+  medvision extract page.png           the text of a page, as it is read
+  medvision extract scans/ --json      every page of a folder, one JSON object a line
+  medvision extract - < page.png       a page from standard input
+  medvision --help                     all commands; COMMAND --help explains one
+  server                               the same over HTTP, on port 8000
+";
+
+/// Read medical documents with Qwen2.5-VL, on this machine alone.
+#[derive(Debug, Parser)]
+#[command(name = "medvision", version = cli::version(), after_help = EXIT_CODES_HELP)]
+struct Medvision {
+    #[command(subcommand)]
+    command: Option<Command>,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Read pages: pictures in, text out
+    Extract(Box<extract::ExtractArgs>),
+}
+
+/// Runs the command line; its exit code.
+pub fn main() -> ExitCode {
+    let outcome = match Medvision::parse().command {
+        None => cli::print(MAP).map(|()| ExitCode::from(EXIT_OK)),
+        Some(Command::Extract(args)) => extract::run(&args),
+    };
+    outcome.unwrap_or_else(|error| cli::fail(&error))
+}
+
+/// The prompt as given, or the default where it is blank; too long a prompt is refused before any work.
+fn prompt_or_default(prompt: Option<&str>) -> Result<String> {
+    let prompt = prompt
+        .filter(|prompt| !prompt.trim().is_empty())
+        .unwrap_or(EXTRACTION_PROMPT);
+    let characters = prompt.chars().count();
+    if characters > MAX_PROMPT_CHARACTERS {
+        let limit = MAX_PROMPT_CHARACTERS;
+        return Err(PromptError::TooLong { characters, limit }.into());
+    }
+    Ok(prompt.to_owned())
+}
+
+/// Reads one page; a panic ends this page and not the run.
+fn read_safely(
+    reader: &mut Reader,
+    request: &ReadRequest,
+    on_text: &mut dyn FnMut(&str) -> ControlFlow<()>,
+) -> Result<Reading> {
+    // The reader begins each page anew, whatever state the last one left behind.
+    catch_unwind(AssertUnwindSafe(|| reader.read(request, on_text)))
+        .unwrap_or_else(|_| Err(Error::Numeric("an internal error ended this page".to_owned())))
+}

@@ -1,0 +1,168 @@
+//! Flags that decide how a page is read.
+
+use clap::builder::FalseyValueParser;
+use clap::value_parser;
+
+use crate::generation::GenerationOverrides;
+
+/// How the answer is generated.
+///
+/// What is not given comes from the model folder's `generation_config.json`.
+#[derive(Debug, Clone, clap::Args)]
+#[command(next_help_heading = "Generation")]
+pub(super) struct GenerationArgs {
+    /// Most tokens of an answer (about 4 characters of English text each)
+    #[arg(long, value_name = "N", env = "MVP_MAX_NEW_TOKENS", default_value_t = 1024, hide_env_values = true,
+          value_parser = value_parser!(u32).range(1..))]
+    max_new_tokens: u32,
+
+    /// 0 always takes the likeliest token; higher values vary the answer
+    #[arg(long, value_name = "T", env = "MVP_TEMPERATURE", hide_env_values = true, value_parser = temperature)]
+    temperature: Option<f64>,
+
+    /// Choose among the K likeliest tokens only
+    #[arg(long, value_name = "K", env = "MVP_TOP_K", hide_env_values = true, value_parser = value_parser!(u32).range(1..))]
+    top_k: Option<u32>,
+
+    /// Choose among the likeliest tokens whose probabilities reach P together
+    #[arg(long, value_name = "P", env = "MVP_TOP_P", hide_env_values = true, value_parser = probability)]
+    top_p: Option<f64>,
+
+    /// Make tokens that were used before less likely; 1 is off
+    ///
+    /// Tables repeat rightly: values above 1 can spoil them.
+    #[arg(long, value_name = "R", env = "MVP_REPETITION_PENALTY", hide_env_values = true, value_parser = positive)]
+    repetition_penalty: Option<f64>,
+
+    /// Seed of the random choice, for the same answer again
+    #[arg(long, value_name = "N", env = "MVP_SEED", hide_env_values = true)]
+    seed: Option<u64>,
+
+    /// End the answer before this text (can be given several times)
+    #[arg(long, value_name = "TEXT", env = "MVP_STOP", hide_env_values = true)]
+    stop: Vec<String>,
+
+    /// Let the model repeat itself without end, up to --max-new-tokens
+    #[arg(long, env = "MVP_NO_REPETITION_DETECTION", value_parser = FalseyValueParser::new(), hide_env_values = true)]
+    no_repetition_detection: bool,
+}
+
+/// How large the model sees a page.
+#[derive(Debug, Clone, clap::Args)]
+#[command(next_help_heading = "Page size")]
+pub(super) struct PixelArgs {
+    /// Enlarge pages of fewer pixels (width times height) to this many
+    #[arg(long, value_name = "N", env = "MVP_MIN_PIXELS", hide_env_values = true, value_parser = value_parser!(u64).range(1..))]
+    pub min_pixels: Option<u64>,
+
+    /// Shrink pages of more pixels (width times height) to this many
+    ///
+    /// Small text becomes illegible when a page is shrunk; large pages take memory and time.
+    #[arg(long, value_name = "N", env = "MVP_MAX_PIXELS", hide_env_values = true, value_parser = value_parser!(u64).range(1..))]
+    pub max_pixels: Option<u64>,
+}
+
+impl GenerationArgs {
+    /// These flags as one request's options.
+    pub(super) fn overrides(&self) -> GenerationOverrides {
+        GenerationOverrides {
+            max_new_tokens: Some(self.max_new_tokens as usize),
+            temperature: self.temperature,
+            top_k: self.top_k.map(|k| k as usize),
+            top_p: self.top_p,
+            repetition_penalty: self.repetition_penalty,
+            seed: self.seed,
+            stop: (!self.stop.is_empty()).then(|| self.stop.clone()),
+            stop_token_ids: None,
+            repetition_detection: self.no_repetition_detection.then_some(None),
+        }
+    }
+}
+
+fn temperature(text: &str) -> Result<f64, String> {
+    number(text, |value| value >= 0.0, "expected a number, 0 or greater")
+}
+
+fn probability(text: &str) -> Result<f64, String> {
+    number(
+        text,
+        |value| value > 0.0 && value <= 1.0,
+        "expected a number above 0, up to 1",
+    )
+}
+
+fn positive(text: &str) -> Result<f64, String> {
+    number(text, |value| value > 0.0, "expected a number above 0")
+}
+
+fn number(text: &str, fits: impl Fn(f64) -> bool, expected: &str) -> Result<f64, String> {
+    let value: Option<f64> = text.parse().ok();
+    value
+        .filter(|value| value.is_finite() && fits(*value))
+        .ok_or_else(|| expected.to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::Parser;
+
+    #[derive(Parser)]
+    struct Program {
+        #[command(flatten)]
+        generation: GenerationArgs,
+    }
+
+    fn overrides(flags: &[&str]) -> Result<GenerationOverrides, clap::Error> {
+        let arguments = ["program"].iter().chain(flags);
+        Ok(Program::try_parse_from(arguments)?.generation.overrides())
+    }
+
+    #[test]
+    fn flags_that_are_absent_keep_the_folder_values() {
+        let expected = GenerationOverrides {
+            max_new_tokens: Some(1024),
+            ..GenerationOverrides::default()
+        };
+        assert_eq!(overrides(&[]).unwrap(), expected);
+    }
+
+    #[test]
+    fn flags_become_options() {
+        let flags = [
+            "--temperature=0.5",
+            "--top-k=20",
+            "--top-p=0.9",
+            "--seed=7",
+            "--stop=A",
+            "--stop=B",
+            "--no-repetition-detection",
+        ];
+        let options = overrides(&flags).unwrap();
+        assert_eq!(
+            (options.temperature, options.top_k, options.top_p),
+            (Some(0.5), Some(20), Some(0.9))
+        );
+        assert_eq!(options.stop, Some(vec!["A".to_owned(), "B".to_owned()]));
+        assert_eq!(
+            (options.seed, options.repetition_detection),
+            (Some(7), Some(None))
+        );
+    }
+
+    #[test]
+    fn values_out_of_range_are_refused() {
+        for flag in [
+            "--temperature=-1",
+            "--temperature=nan",
+            "--top-k=0",
+            "--top-p=0",
+            "--top-p=1.5",
+            "--repetition-penalty=0",
+            "--max-new-tokens=0",
+            "--seed=x",
+        ] {
+            assert!(overrides(&[flag]).is_err(), "{flag}");
+        }
+    }
+}

@@ -1,0 +1,243 @@
+//! `medvision` as a user runs it.
+
+use std::fs::{self, File};
+use std::path::Path;
+use std::process::{Command, Output, Stdio};
+
+/// The binary in the project's folder, without the caller's `MVP_*` variables.
+fn medvision(arguments: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_medvision"));
+    command
+        .args(arguments)
+        .current_dir(env!("CARGO_MANIFEST_DIR"))
+        .stdin(Stdio::null());
+    for (name, _) in std::env::vars_os() {
+        if name.as_encoded_bytes().starts_with(b"MVP_") {
+            command.env_remove(name);
+        }
+    }
+    command
+}
+
+fn run(arguments: &[&str]) -> Output {
+    medvision(arguments).output().unwrap()
+}
+
+fn code(output: &Output) -> i32 {
+    output.status.code().expect("ended by a signal")
+}
+
+fn stdout(output: &Output) -> String {
+    String::from_utf8(output.stdout.clone()).unwrap()
+}
+
+fn stderr(output: &Output) -> String {
+    String::from_utf8(output.stderr.clone()).unwrap()
+}
+
+fn text(path: &Path) -> &str {
+    path.to_str().unwrap()
+}
+
+#[test]
+fn without_a_command_it_shows_the_map() {
+    let output = run(&[]);
+    assert_eq!(code(&output), 0);
+    let map = stdout(&output);
+    for command in ["extract", "server"] {
+        assert!(map.contains(command), "{map}");
+    }
+    assert!(map.lines().count() <= 12, "{map}");
+    assert_eq!(stderr(&output), "");
+}
+
+#[test]
+fn help_tells_flags_variables_and_exit_codes() {
+    let output = run(&["extract", "--help"]);
+    assert_eq!(code(&output), 0);
+    let help = stdout(&output);
+    for part in [
+        "--max-new-tokens",
+        "MVP_DEVICE",
+        "--root",
+        "--log-format",
+        "Exit codes",
+        "130",
+    ] {
+        assert!(help.contains(part), "{part} is missing in {help}");
+    }
+}
+
+#[test]
+fn version_names_the_package_version_and_a_commit() {
+    let output = run(&["--version"]);
+    assert_eq!(code(&output), 0);
+    let version = stdout(&output);
+    assert!(
+        version.starts_with(concat!("medvision ", env!("CARGO_PKG_VERSION"), " (")),
+        "{version}"
+    );
+}
+
+#[test]
+fn a_command_line_that_makes_no_sense_is_a_usage_error() {
+    for arguments in [
+        &["extract"][..],
+        &["extract", "page.png", "--no-such-flag"],
+        &["extract", "page.png", "--device", "gpu"],
+        &["extract", "page.png", "--precision", "int8"],
+        &["extract", "page.png", "--top-p", "2"],
+        &["extract", "page.png", "--max-new-tokens", "0"],
+        &["extract", "page.png", "--threads", "0"],
+        &["no-such-command"],
+    ] {
+        let output = run(arguments);
+        assert_eq!(code(&output), 2, "{arguments:?}");
+        assert!(stderr(&output).starts_with("error: "), "{arguments:?}");
+        assert_eq!(stdout(&output), "", "{arguments:?}");
+    }
+}
+
+#[test]
+fn a_flag_goes_before_its_variable() {
+    let from_variable = medvision(&["extract", "none.png"])
+        .env("MVP_DEVICE", "gpu")
+        .output()
+        .unwrap();
+    assert_eq!(code(&from_variable), 2);
+    let from_flag = medvision(&["extract", "none.png", "--device", "cpu"])
+        .env("MVP_DEVICE", "gpu")
+        .output()
+        .unwrap();
+    assert_eq!(code(&from_flag), 1, "{}", stderr(&from_flag));
+}
+
+#[test]
+fn switches_by_variable_take_the_usual_words() {
+    for (value, speaks) in [("1", false), ("true", false), ("0", true), ("false", true)] {
+        let output = medvision(&["extract", "none.png"])
+            .env("MVP_QUIET", value)
+            .output()
+            .unwrap();
+        assert_eq!(
+            stderr(&output).contains("qwen25-vl-nano"),
+            speaks,
+            "MVP_QUIET={value}"
+        );
+    }
+}
+
+#[test]
+fn a_missing_model_folder_is_named_with_the_way_to_get_one() {
+    let output = run(&["extract", "page.png", "--model", "models/absent"]);
+    assert_eq!(code(&output), 1);
+    let message = stderr(&output);
+    assert!(message.contains("models/absent: no such folder"), "{message}");
+    assert!(
+        message.contains("hf download Qwen/Qwen2.5-VL-7B-Instruct"),
+        "{message}"
+    );
+}
+
+#[test]
+fn a_missing_project_folder_is_named() {
+    let output = run(&["extract", "page.png", "--root", "/does/not/exist"]);
+    assert_eq!(code(&output), 1);
+    assert!(
+        stderr(&output).contains("/does/not/exist: no such folder"),
+        "{}",
+        stderr(&output)
+    );
+}
+
+#[test]
+fn every_page_that_cannot_be_read_is_named() {
+    let folder = tempfile::tempdir().unwrap();
+    let prose = folder.path().join("prose.png");
+    fs::write(&prose, "This is no picture.").unwrap();
+    let absent = folder.path().join("absent.png");
+    let output = run(&["extract", text(&absent), text(&prose)]);
+    assert_eq!(code(&output), 1);
+    let messages = stderr(&output);
+    assert!(
+        messages.contains(&format!("error: {}: No such file", absent.display())),
+        "{messages}"
+    );
+    assert!(
+        messages.contains(&format!("error: {}: not a supported image", prose.display())),
+        "{messages}"
+    );
+    assert!(messages.contains("0 pages read, 2 failed"), "{messages}");
+    assert_eq!(stdout(&output), "");
+}
+
+#[test]
+fn a_file_over_the_limit_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let large = folder.path().join("large.png");
+    File::create(&large).unwrap().set_len((1 << 20) + 1).unwrap();
+    let output = run(&["extract", text(&large), "--max-file-size", "1"]);
+    assert_eq!(code(&output), 1);
+    assert!(
+        stderr(&output).contains("larger than 1 MiB"),
+        "{}",
+        stderr(&output)
+    );
+}
+
+#[test]
+fn too_long_a_prompt_is_refused_before_any_work() {
+    let prompt = "x".repeat(100_000);
+    let output = run(&[
+        "extract",
+        "absent.png",
+        "--model",
+        "models/absent",
+        "--prompt",
+        &prompt,
+    ]);
+    assert_eq!(code(&output), 2);
+    let message = stderr(&output);
+    assert!(
+        message.contains("the prompt has 100000 characters; the limit is"),
+        "{message}"
+    );
+    assert!(
+        !message.contains("xxxx") && !message.contains("absent"),
+        "{message}"
+    );
+}
+
+#[test]
+fn messages_in_json_are_one_object_a_line() {
+    let output = run(&["extract", "absent.png", "other.png", "--log-format", "json"]);
+    assert_eq!(code(&output), 1);
+    let messages = stderr(&output);
+    assert!(messages.lines().count() >= 3, "{messages}");
+    for line in messages.lines() {
+        let message: serde_json::Value = serde_json::from_str(line).unwrap();
+        for key in ["timestamp", "level", "message"] {
+            assert!(message[key].is_string(), "{line}");
+        }
+    }
+}
+
+#[test]
+fn a_full_disk_is_an_error() {
+    let full = File::options().write(true).open("/dev/full").unwrap();
+    let output = medvision(&[]).stdout(full).output().unwrap();
+    assert_eq!(code(&output), 1);
+    assert!(
+        stderr(&output).contains("cannot write to standard output: No space left"),
+        "{}",
+        stderr(&output)
+    );
+}
+
+#[test]
+fn a_reader_that_leaves_is_no_error() {
+    let (reader, writer) = std::io::pipe().unwrap();
+    drop(reader);
+    let output = medvision(&[]).stdout(writer).output().unwrap();
+    assert_eq!((code(&output), stderr(&output).as_str()), (0, ""));
+}
