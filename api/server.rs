@@ -1,3 +1,68 @@
-//! The REST server.
+//! The REST server: `/health`, `/extract`, `/analyze`, `/benchmark`, `/docs`.
 
-fn main() {}
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use actix_web::web::Data;
+use clap::Parser;
+use medical_vision::cli::{CommonArgs, EXIT_CODES_HELP, fail, version};
+use medical_vision::device::{Selected, gpu_memory};
+use medical_vision::engine::{Engine, LoadOptions, Reader};
+use medical_vision::server::{self, GpuFigures, Readiness, ServerOptions, ServerState};
+use medical_vision::telemetry::{Level, say};
+
+/// Reads medical documents over HTTP: a page in, its text out
+///
+/// Routes: GET /health, POST /extract, POST /analyze, GET /benchmark; /docs describes them.
+/// It listens at once and loads the model meanwhile; /health tells when it is ready. Where the model does not load it
+/// ends with exit code 1, so that whoever supervises it learns of it.
+#[derive(Parser)]
+#[command(name = "server", version = version(), after_help = EXIT_CODES_HELP)]
+struct Arguments {
+    #[command(flatten)]
+    server: ServerOptions,
+    #[command(flatten)]
+    common: CommonArgs,
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    arguments.common.start_logging(Level::INFO);
+    server::forbid_core_dumps();
+    let served = actix_web::rt::System::new().block_on(serve(arguments));
+    served.unwrap_or_else(|error| fail(&error))
+}
+
+async fn serve(arguments: Arguments) -> anyhow::Result<ExitCode> {
+    let Arguments {
+        server: options,
+        common,
+    } = arguments;
+    let project = common.project()?;
+    let model = common.model_folder(&project)?;
+    let selected = common.select_device()?;
+    let load_options = LoadOptions {
+        device: selected.device,
+        precision: common.precision.into(),
+        ..LoadOptions::default()
+    };
+    let load = move || Reader::load(&model.path, &load_options);
+    let engine = Arc::new(Engine::start(load, options.engine())?);
+    let state = ServerState::new(engine, options, project.benchmarks());
+    let state = state.with_gpu(move || gpu_figures(&selected));
+    let announce = |readiness: &Readiness| say(Level::INFO, &readiness.to_string());
+    Ok(server::run(Data::new(state), announce).await?)
+}
+
+fn gpu_figures(selected: &Selected) -> GpuFigures {
+    let Some(gpu) = &selected.gpu else {
+        return GpuFigures::default();
+    };
+    let mebibytes = |bytes: u64| bytes as f64 / 1024.0 / 1024.0;
+    GpuFigures {
+        available: true,
+        name: Some(gpu.name.clone()),
+        used_mb: gpu_memory(gpu.index).map_or(0.0, |memory| mebibytes(memory.used_bytes)),
+        total_mb: mebibytes(gpu.total_bytes),
+    }
+}

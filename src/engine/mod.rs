@@ -2,8 +2,10 @@
 
 mod prompt;
 mod reader;
+mod thread;
 
 pub use self::prompt::EXTRACTION_PROMPT;
 pub use self::reader::{
     LoadOptions, MAX_PROMPT_CHARACTERS, ModelInfo, Precision, ReadRequest, Reader, Reading,
 };
+pub use self::thread::{Answer, Backend, Engine, EngineError, EngineOptions, EngineState, Place, Ticket};

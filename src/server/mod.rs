@@ -1,1 +1,29 @@
-//! server
+//! The REST API over the [engine](crate::engine); it knows nothing of tensors.
+//!
+//! A request passes, from the outside in: its id and log line ([`logging`]), the bounds on its body ([`limits`]),
+//! header bounds and uniform errors ([`headers`]), CORS where origins are allowed, its handler ([`routes`]). The handler
+//! reads the form ([`upload`]), takes a place in the engine's queue, decodes the picture, and waits. When the client
+//! leaves, actix drops the handler, and with it the ticket: that cancels the reading.
+
+mod benchmark;
+mod errors;
+mod headers;
+mod limits;
+mod logging;
+mod openapi;
+pub mod options;
+mod routes;
+mod run;
+mod state;
+mod types;
+mod upload;
+
+pub use self::errors::ApiError;
+pub use self::logging::forbid_core_dumps;
+pub use self::openapi::ApiDoc;
+pub use self::options::ServerOptions;
+pub use self::run::{Listening, Readiness, RunError, listen, run};
+pub use self::state::ServerState;
+pub use self::types::{
+    Analysis, Benchmarks, ErrorBody, Extraction, Figures, GpuFigures, Health, LoadedModel, SkippedFile,
+};

@@ -1,3 +1,4 @@
 //! One file a room.
 
 mod cli;
+mod server;

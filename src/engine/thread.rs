@@ -1,0 +1,457 @@
+//! The one thread that owns the model: a bounded queue before it, deadlines, cancellation, a clean end.
+
+use std::collections::VecDeque;
+use std::ops::ControlFlow;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use tokio::sync::{oneshot, watch};
+
+use super::{ModelInfo, ReadRequest, Reader, Reading};
+use crate::Result;
+
+/// What the engine thread drives: a loaded model. [`Reader`] is the real one; tests bring their own.
+pub trait Backend {
+    /// What is loaded.
+    fn info(&self) -> &ModelInfo;
+
+    /// Answers one request; `on_text` is called between tokens and may end the answer with `Break`.
+    ///
+    /// A panic in here is caught and costs one request only, so the next call must not depend on what this one left.
+    fn read(
+        &mut self,
+        request: &ReadRequest,
+        on_text: &mut dyn FnMut(&str) -> ControlFlow<()>,
+    ) -> Result<Reading>;
+}
+
+impl Backend for Reader {
+    fn info(&self) -> &ModelInfo {
+        Reader::info(self)
+    }
+
+    fn read(
+        &mut self,
+        request: &ReadRequest,
+        on_text: &mut dyn FnMut(&str) -> ControlFlow<()>,
+    ) -> Result<Reading> {
+        Reader::read(self, request, on_text)
+    }
+}
+
+/// Bounds of the queue and of one reading.
+#[derive(Debug, Clone, Copy)]
+pub struct EngineOptions {
+    /// Requests that may wait beside the one that runs.
+    pub queue: usize,
+    /// How long a request may wait before it runs.
+    pub queue_deadline: Duration,
+    /// How long one reading may take.
+    pub generation_deadline: Duration,
+}
+
+impl Default for EngineOptions {
+    fn default() -> Self {
+        Self {
+            queue: 8,
+            queue_deadline: Duration::from_secs(30),
+            generation_deadline: Duration::from_secs(300),
+        }
+    }
+}
+
+/// Where the engine stands.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum EngineState {
+    /// The model is being loaded.
+    Loading,
+    /// The model is loaded.
+    Ready(ModelInfo),
+    /// Loading failed; why.
+    Failed(String),
+}
+
+/// Why the engine gave no answer.
+#[derive(Debug, thiserror::Error)]
+pub enum EngineError {
+    /// The model is not loaded (yet).
+    #[error("the model is not loaded")]
+    NotReady,
+    /// As many requests wait as may.
+    #[error("the queue is full; try again in {retry_after_seconds} s")]
+    Full {
+        /// When a place is likely to be free, seconds.
+        retry_after_seconds: u64,
+    },
+    /// The request waited longer than [`EngineOptions::queue_deadline`].
+    #[error("the request waited too long for its turn; try again in {retry_after_seconds} s")]
+    QueueDeadline {
+        /// When a place is likely to be free, seconds.
+        retry_after_seconds: u64,
+    },
+    /// The reading took longer than [`EngineOptions::generation_deadline`].
+    #[error("the reading was stopped after {seconds} s")]
+    GenerationDeadline {
+        /// The deadline, seconds.
+        seconds: u64,
+    },
+    /// The engine is shutting down.
+    #[error("the server is shutting down")]
+    Stopping,
+    /// The reading panicked; the engine goes on.
+    #[error("the reading failed unexpectedly")]
+    Panicked,
+    /// The reading failed.
+    #[error(transparent)]
+    Read(#[from] crate::Error),
+}
+
+/// A reading and how long it waited.
+#[derive(Debug, Clone)]
+pub struct Answer {
+    /// The reading.
+    pub reading: Reading,
+    /// From submission to the start of the reading, seconds.
+    pub queue_seconds: f64,
+}
+
+/// The thread that owns the model, and the queue before it.
+///
+/// Dropping the engine closes it and detaches the thread, which ends after what runs.
+pub struct Engine {
+    shared: Arc<Shared>,
+    thread: Mutex<Option<JoinHandle<()>>>,
+}
+
+struct Shared {
+    options: EngineOptions,
+    queue: Mutex<Queue>,
+    wake: Condvar,
+    /// Places taken, waiting and running together; at most `options.queue + 1`.
+    admitted: AtomicUsize,
+    state: watch::Sender<EngineState>,
+}
+
+struct Queue {
+    jobs: VecDeque<Job>,
+    next_id: u64,
+    running: bool,
+    closed: bool,
+    /// Moving average of the readings' seconds; `None` before the first.
+    service_seconds: Option<f64>,
+}
+
+struct Job {
+    id: u64,
+    request: ReadRequest,
+    submitted: Instant,
+    cancelled: Arc<AtomicBool>,
+    answer: oneshot::Sender<Result<Answer, EngineError>>,
+    _place: Place,
+}
+
+/// A place in the queue, held from before the picture is decoded until the answer is out; given back when dropped.
+pub struct Place {
+    shared: Arc<Shared>,
+}
+
+/// A submitted request. Dropping it cancels: a waiting request never runs, a running one stops after its current token.
+pub struct Ticket {
+    shared: Arc<Shared>,
+    id: u64,
+    expires: Instant,
+    cancelled: Arc<AtomicBool>,
+    answer: oneshot::Receiver<Result<Answer, EngineError>>,
+}
+
+impl Engine {
+    /// Starts the thread, which first runs `load` (state [`EngineState::Loading`]).
+    ///
+    /// # Errors
+    /// Only when the operating system gives no thread.
+    pub fn start<B: Backend>(
+        load: impl FnOnce() -> Result<B> + Send + 'static,
+        options: EngineOptions,
+    ) -> std::io::Result<Self> {
+        let shared = Arc::new(Shared {
+            options,
+            queue: Mutex::new(Queue {
+                jobs: VecDeque::new(),
+                next_id: 0,
+                running: false,
+                closed: false,
+                service_seconds: None,
+            }),
+            wake: Condvar::new(),
+            admitted: AtomicUsize::new(0),
+            state: watch::Sender::new(EngineState::Loading),
+        });
+        let thread = std::thread::Builder::new().name("engine".into()).spawn({
+            let shared = shared.clone();
+            move || shared.run(load)
+        })?;
+        Ok(Self {
+            shared,
+            thread: Mutex::new(Some(thread)),
+        })
+    }
+
+    /// Where the engine stands; never waits for the model.
+    pub fn state(&self) -> EngineState {
+        self.shared.state.borrow().clone()
+    }
+
+    /// Waits until the model is loaded or has failed to load.
+    pub async fn loaded(&self) -> EngineState {
+        let mut state = self.shared.state.subscribe();
+        match state.wait_for(|state| *state != EngineState::Loading).await {
+            Ok(state) => state.clone(),
+            Err(_) => EngineState::Failed("the engine is gone".into()),
+        }
+    }
+
+    /// Takes a place in the queue; the request itself follows with [`Place::submit`].
+    ///
+    /// # Errors
+    /// [`EngineError::NotReady`], [`EngineError::Full`] or [`EngineError::Stopping`].
+    pub fn reserve(&self) -> Result<Place, EngineError> {
+        if !matches!(*self.shared.state.borrow(), EngineState::Ready(_)) {
+            return Err(EngineError::NotReady);
+        }
+        if self.shared.lock().closed {
+            return Err(EngineError::Stopping);
+        }
+        let places = self.shared.options.queue + 1;
+        self.shared
+            .admitted
+            .fetch_update(Ordering::AcqRel, Ordering::Acquire, |taken| {
+                (taken < places).then_some(taken + 1)
+            })
+            .map_err(|_| EngineError::Full {
+                retry_after_seconds: self.shared.retry_after_seconds(),
+            })?;
+        Ok(Place {
+            shared: self.shared.clone(),
+        })
+    }
+
+    /// Whether a reading runs at this moment.
+    pub fn is_reading(&self) -> bool {
+        self.shared.lock().running
+    }
+
+    /// Places taken at this moment, waiting and running together.
+    pub fn admitted(&self) -> usize {
+        self.shared.admitted.load(Ordering::Acquire)
+    }
+
+    /// Takes no more requests and refuses those that wait; what runs goes on.
+    pub fn close(&self) {
+        let waiting = {
+            let mut queue = self.shared.lock();
+            queue.closed = true;
+            std::mem::take(&mut queue.jobs)
+        };
+        self.shared.wake.notify_all();
+        for job in waiting {
+            job.finish(Err(EngineError::Stopping));
+        }
+    }
+
+    /// Closes the engine and waits for its thread: for what runs, or for the model that is being loaded.
+    pub fn join(&self) {
+        self.close();
+        let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(thread) = thread {
+            // A panic of the thread was reported by the panic hook.
+            let _ = thread.join();
+        }
+    }
+}
+
+impl Drop for Engine {
+    fn drop(&mut self) {
+        self.close();
+    }
+}
+
+impl Place {
+    /// Puts `request` into the queue.
+    ///
+    /// # Errors
+    /// [`EngineError::Stopping`].
+    pub fn submit(self, request: ReadRequest) -> Result<Ticket, EngineError> {
+        let shared = self.shared.clone();
+        let (sender, receiver) = oneshot::channel();
+        let cancelled = Arc::new(AtomicBool::new(false));
+        let submitted = Instant::now();
+        let mut queue = shared.lock();
+        if queue.closed {
+            return Err(EngineError::Stopping);
+        }
+        let id = queue.next_id;
+        queue.next_id += 1;
+        queue.jobs.push_back(Job {
+            id,
+            request,
+            submitted,
+            cancelled: cancelled.clone(),
+            answer: sender,
+            _place: self,
+        });
+        drop(queue);
+        shared.wake.notify_one();
+        Ok(Ticket {
+            id,
+            expires: submitted + shared.options.queue_deadline,
+            cancelled,
+            answer: receiver,
+            shared,
+        })
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.shared.admitted.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
+impl Ticket {
+    /// The answer, at the latest after both deadlines.
+    ///
+    /// # Errors
+    /// Every kind but [`EngineError::NotReady`] and [`EngineError::Full`].
+    pub async fn answer(mut self) -> Result<Answer, EngineError> {
+        let received = match tokio::time::timeout_at(self.expires.into(), &mut self.answer).await {
+            Ok(received) => received,
+            Err(_) if self.shared.withdraw(self.id) => {
+                return Err(EngineError::QueueDeadline {
+                    retry_after_seconds: self.shared.retry_after_seconds(),
+                });
+            }
+            // It runs: only the generation deadline counts now.
+            Err(_) => (&mut self.answer).await,
+        };
+        received.unwrap_or(Err(EngineError::Panicked))
+    }
+}
+
+impl Drop for Ticket {
+    fn drop(&mut self) {
+        self.cancelled.store(true, Ordering::Release);
+        self.shared.withdraw(self.id);
+    }
+}
+
+impl Job {
+    /// Gives the place back, then sends the answer, so that whoever has the answer finds the place free.
+    fn finish(self, answer: Result<Answer, EngineError>) {
+        let Self {
+            request,
+            answer: sender,
+            _place: place,
+            ..
+        } = self;
+        drop(request);
+        drop(place);
+        // The receiver is gone when the client is.
+        let _ = sender.send(answer);
+    }
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, Queue> {
+        // Every critical section leaves the queue whole, so a panic elsewhere cannot have broken it.
+        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes a waiting job out of the queue; false when it runs or has ended.
+    fn withdraw(&self, id: u64) -> bool {
+        let job = {
+            let mut queue = self.lock();
+            let place = queue.jobs.iter().position(|job| job.id == id);
+            place.and_then(|place| queue.jobs.remove(place))
+        };
+        job.is_some()
+    }
+
+    fn retry_after_seconds(&self) -> u64 {
+        let seconds = self.lock().service_seconds.unwrap_or(1.0) * self.options.queue.max(1) as f64;
+        // Saturates; a day is more than any client waits.
+        (seconds.ceil() as u64).clamp(1, 86_400)
+    }
+
+    /// The thread: load, then read until the engine is closed.
+    fn run<B: Backend>(&self, load: impl FnOnce() -> Result<B>) {
+        let state = match catch_unwind(AssertUnwindSafe(load)) {
+            Ok(Ok(mut backend)) => {
+                let info = backend.info().clone();
+                self.state.send_replace(EngineState::Ready(info));
+                while let Some(job) = self.next() {
+                    self.read(&mut backend, job);
+                }
+                return;
+            }
+            Ok(Err(error)) => EngineState::Failed(error.to_string()),
+            Err(_) => EngineState::Failed("loading the model panicked; the log names the place".into()),
+        };
+        self.state.send_replace(state);
+    }
+
+    /// Waits for the next job; `None` when the engine is closed.
+    fn next(&self) -> Option<Job> {
+        let mut queue = self.lock();
+        loop {
+            if queue.closed {
+                return None;
+            }
+            if let Some(job) = queue.jobs.pop_front() {
+                queue.running = true;
+                return Some(job);
+            }
+            queue = self.wake.wait(queue).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
+    fn read<B: Backend>(&self, backend: &mut B, job: Job) {
+        let started = Instant::now();
+        let queue_seconds = started.duration_since(job.submitted).as_secs_f64();
+        let deadline = started + self.options.generation_deadline;
+        let mut late = false;
+        let outcome = catch_unwind(AssertUnwindSafe(|| {
+            backend.read(&job.request, &mut |_| {
+                late = Instant::now() >= deadline;
+                if late || job.cancelled.load(Ordering::Acquire) {
+                    ControlFlow::Break(())
+                } else {
+                    ControlFlow::Continue(())
+                }
+            })
+        }));
+        let answer = match outcome {
+            Err(_) => Err(EngineError::Panicked),
+            Ok(_) if late => Err(EngineError::GenerationDeadline {
+                seconds: self.options.generation_deadline.as_secs(),
+            }),
+            Ok(Err(error)) => Err(EngineError::Read(error)),
+            Ok(Ok(reading)) => Ok(Answer {
+                reading,
+                queue_seconds,
+            }),
+        };
+        {
+            let mut queue = self.lock();
+            queue.running = false;
+            if answer.is_ok() && !job.cancelled.load(Ordering::Acquire) {
+                let seconds = started.elapsed().as_secs_f64();
+                let average = queue.service_seconds.unwrap_or(seconds);
+                queue.service_seconds = Some(0.7 * average + 0.3 * seconds);
+            }
+        }
+        job.finish(answer);
+    }
+}

@@ -1,0 +1,157 @@
+//! Every error a client can get: its status, its text from a fixed table, its JSON.
+
+use actix_web::http::{StatusCode, header};
+use actix_web::{HttpResponse, ResponseError};
+
+use super::types::{ErrorBody, timestamp};
+use crate::engine::EngineError;
+use crate::processing::{ImageError, PromptError};
+
+/// Why a request got no answer.
+#[derive(Debug, thiserror::Error)]
+pub enum ApiError {
+    /// 422: no `file` part.
+    #[error("no file: send the page as multipart/form-data in the field `file`")]
+    NoFile,
+    /// 400: the picture is at fault.
+    #[error(transparent)]
+    Image(#[from] ImageError),
+    /// 422: the prompt is at fault.
+    #[error(transparent)]
+    Prompt(#[from] PromptError),
+    /// 422: a field's value is at fault.
+    #[error("{field}: {reason}")]
+    Field {
+        /// The field's name.
+        field: &'static str,
+        /// What it must be.
+        reason: String,
+    },
+    /// 400: a field was sent twice.
+    #[error("the field `{0}` was sent more than once")]
+    Repeated(&'static str),
+    /// 400: not parsable as a form.
+    #[error("the multipart body is malformed or incomplete")]
+    Malformed,
+    /// 400: too many parts.
+    #[error("the form has more than {limit} parts")]
+    TooManyParts {
+        /// The limit.
+        limit: usize,
+    },
+    /// 413: the file or the body.
+    #[error("the upload is larger than {limit_mib} MiB")]
+    UploadTooLarge {
+        /// The limit, MiB.
+        limit_mib: u64,
+    },
+    /// 413: a text field.
+    #[error("a text field is larger than {limit} bytes")]
+    FieldTooLarge {
+        /// The limit, bytes.
+        limit: usize,
+    },
+    /// 431: header lines.
+    #[error("the request's header is too large")]
+    HeaderTooLarge,
+    /// 408: the body was too slow.
+    #[error("the body did not arrive within {seconds} s")]
+    BodyDeadline {
+        /// The deadline, seconds.
+        seconds: u64,
+    },
+    /// 503: uploads hold all the memory they may.
+    #[error("too many uploads at once; try again in 1 s")]
+    TooManyUploads,
+    /// 503: the engine takes nothing now.
+    #[error("{detail}")]
+    Unavailable {
+        /// Why.
+        detail: String,
+        /// When to try again, seconds.
+        retry_after_seconds: u64,
+    },
+    /// 504: the reading took too long.
+    #[error("the reading was stopped after {seconds} s")]
+    GenerationDeadline {
+        /// The deadline, seconds.
+        seconds: u64,
+    },
+    /// 500: our fault; the cause is in the log only.
+    #[error("internal error; the server's log holds the cause under this answer's x-request-id")]
+    Internal,
+}
+
+impl From<EngineError> for ApiError {
+    fn from(error: EngineError) -> Self {
+        let detail = error.to_string();
+        match error {
+            EngineError::Read(crate::Error::Image(error)) => Self::Image(error),
+            EngineError::Read(crate::Error::Prompt(error)) => Self::Prompt(error),
+            EngineError::Read(error) => {
+                tracing::error!(%error, "reading failed");
+                Self::Internal
+            }
+            // The panic hook has logged the place.
+            EngineError::Panicked => Self::Internal,
+            EngineError::GenerationDeadline { seconds } => Self::GenerationDeadline { seconds },
+            EngineError::NotReady | EngineError::Stopping => Self::Unavailable {
+                detail,
+                retry_after_seconds: 5,
+            },
+            EngineError::Full { retry_after_seconds }
+            | EngineError::QueueDeadline { retry_after_seconds } => Self::Unavailable {
+                detail,
+                retry_after_seconds,
+            },
+        }
+    }
+}
+
+impl ResponseError for ApiError {
+    fn status_code(&self) -> StatusCode {
+        match self {
+            Self::Image(_) | Self::Repeated(_) | Self::Malformed | Self::TooManyParts { .. } => {
+                StatusCode::BAD_REQUEST
+            }
+            Self::BodyDeadline { .. } => StatusCode::REQUEST_TIMEOUT,
+            Self::UploadTooLarge { .. } | Self::FieldTooLarge { .. } => StatusCode::PAYLOAD_TOO_LARGE,
+            Self::NoFile | Self::Prompt(_) | Self::Field { .. } => StatusCode::UNPROCESSABLE_ENTITY,
+            Self::HeaderTooLarge => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
+            Self::Internal => StatusCode::INTERNAL_SERVER_ERROR,
+            Self::TooManyUploads | Self::Unavailable { .. } => StatusCode::SERVICE_UNAVAILABLE,
+            Self::GenerationDeadline { .. } => StatusCode::GATEWAY_TIMEOUT,
+        }
+    }
+
+    fn error_response(&self) -> HttpResponse {
+        let mut response = HttpResponse::build(self.status_code());
+        let retry_after_seconds = match self {
+            Self::TooManyUploads => Some(1),
+            Self::Unavailable {
+                retry_after_seconds, ..
+            } => Some(*retry_after_seconds),
+            _ => None,
+        };
+        if let Some(seconds) = retry_after_seconds {
+            response.insert_header((header::RETRY_AFTER, seconds));
+        }
+        response.json(ErrorBody {
+            detail: self.to_string(),
+            timestamp: timestamp(),
+        })
+    }
+}
+
+/// The body of an error that the framework made, not a handler.
+pub(super) fn framework_error(status: StatusCode) -> ErrorBody {
+    let detail = match status {
+        StatusCode::NOT_FOUND => "no such route; /docs lists them",
+        StatusCode::METHOD_NOT_ALLOWED => "this route does not take this method; /docs lists the methods",
+        other => other.canonical_reason().unwrap_or("the request was refused"),
+    };
+    ErrorBody {
+        detail: detail.into(),
+        timestamp: timestamp(),
+    }
+}

@@ -1,0 +1,76 @@
+//! What every answer has: safe headers, and errors as JSON even where the framework made them.
+
+use actix_web::body::{BoxBody, MessageBody};
+use actix_web::dev::{ServiceRequest, ServiceResponse};
+use actix_web::http::StatusCode;
+use actix_web::http::header::{self, HeaderMap, HeaderName, HeaderValue};
+use actix_web::middleware::Next;
+use actix_web::{Error, HttpResponse, ResponseError};
+
+use super::errors::{ApiError, framework_error};
+use super::options::{MAX_HEADER_BYTES, MAX_HEADERS};
+
+const API_POLICY: &str = "default-src 'none'; frame-ancestors 'none'";
+/// The documentation page brings its own scripts, and styles in the page.
+const DOCS_POLICY: &str = "default-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; \
+     frame-ancestors 'none'; base-uri 'none'; form-action 'none'";
+
+/// Middleware: bounds the request's header; gives the answer safe headers and errors their JSON.
+pub(super) async fn finish<B: MessageBody + 'static>(
+    request: ServiceRequest,
+    next: Next<B>,
+) -> Result<ServiceResponse<BoxBody>, Error> {
+    let docs = request.path().starts_with("/docs");
+    let response = if header_fits(request.headers()) {
+        next.call(request).await?.map_into_boxed_body()
+    } else {
+        request.into_response(ApiError::HeaderTooLarge.error_response())
+    };
+    let mut response = if is_bare_error(&response) {
+        with_json_body(response)
+    } else {
+        response
+    };
+    let policy = if docs { DOCS_POLICY } else { API_POLICY };
+    let headers = response.headers_mut();
+    for (name, value) in [
+        (header::CONTENT_SECURITY_POLICY, policy),
+        (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
+        (header::X_FRAME_OPTIONS, "DENY"),
+        (header::REFERRER_POLICY, "no-referrer"),
+        (header::CACHE_CONTROL, "no-store"),
+    ] {
+        headers.insert(name, HeaderValue::from_static(value));
+    }
+    Ok(response)
+}
+
+fn header_fits(headers: &HeaderMap) -> bool {
+    let mut lines = 0;
+    let mut bytes = 0;
+    for (name, value) in headers {
+        lines += 1;
+        bytes += name.as_str().len() + value.len() + ": \r\n".len();
+    }
+    lines <= MAX_HEADERS && bytes <= MAX_HEADER_BYTES
+}
+
+fn is_bare_error<B>(response: &ServiceResponse<B>) -> bool {
+    let status = response.status();
+    let content_type = response.headers().get(header::CONTENT_TYPE);
+    (status.is_client_error() || status.is_server_error())
+        && content_type.is_none_or(|content_type| content_type != "application/json")
+}
+
+fn with_json_body(response: ServiceResponse<BoxBody>) -> ServiceResponse<BoxBody> {
+    let status: StatusCode = response.status();
+    let kept: [HeaderName; 2] = [header::ALLOW, header::VARY];
+    let (request, bare) = response.into_parts();
+    let mut json = HttpResponse::build(status).json(framework_error(status));
+    for name in kept {
+        if let Some(value) = bare.headers().get(&name) {
+            json.headers_mut().insert(name, value.clone());
+        }
+    }
+    ServiceResponse::new(request, json)
+}

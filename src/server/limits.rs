@@ -1,0 +1,175 @@
+//! Bounds on a request's body: bytes, time, and no reading on after the answer.
+//!
+//! actix has timers for a request's head and for idle connections, none for a body; and once a handler has dropped a
+//! chunked body, it goes on reading that body for as long as the client likes to send it.
+
+use std::cell::{Cell, RefCell};
+use std::pin::Pin;
+use std::rc::Rc;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use actix_web::body::{BodySize, BoxBody, MessageBody};
+use actix_web::dev::{Payload, ServiceRequest, ServiceResponse};
+use actix_web::error::PayloadError;
+use actix_web::http::header;
+use actix_web::middleware::Next;
+use actix_web::web::{Bytes, Data};
+use actix_web::{Error, HttpMessage, HttpRequest};
+use futures_util::Stream;
+use tokio::time::{Sleep, sleep};
+
+use super::errors::ApiError;
+use super::logging::BodyBytes;
+use super::state::ServerState;
+
+/// A request's body behind its bounds. Clones share one stream.
+#[derive(Clone)]
+pub(super) struct GuardedBody(Rc<RefCell<Inner>>);
+
+struct Inner {
+    payload: Payload,
+    announced: u64,
+    left: u64,
+    read: BodyBytes,
+    deadline: Pin<Box<Sleep>>,
+    end: End,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum End {
+    Open,
+    Complete,
+    Broken,
+    TooLarge,
+    Late,
+}
+
+impl GuardedBody {
+    fn new(payload: Payload, announced: u64, limit: u64, deadline: Duration, read: BodyBytes) -> Self {
+        Self(Rc::new(RefCell::new(Inner {
+            payload,
+            announced,
+            left: limit,
+            read,
+            deadline: Box::pin(sleep(deadline)),
+            end: End::Open,
+        })))
+    }
+
+    fn end(&self) -> End {
+        self.0.borrow().end
+    }
+}
+
+impl Stream for GuardedBody {
+    type Item = Result<Bytes, PayloadError>;
+
+    fn poll_next(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        let mut inner = self.0.borrow_mut();
+        let end = inner.end;
+        let (end, item) = match end {
+            End::Complete => return Poll::Ready(None),
+            End::Broken => (End::Broken, Err(PayloadError::Incomplete(None))),
+            End::TooLarge => (End::TooLarge, Err(PayloadError::Overflow)),
+            End::Late => (End::Late, Err(PayloadError::Incomplete(None))),
+            End::Open if inner.announced > inner.left => (End::TooLarge, Err(PayloadError::Overflow)),
+            End::Open if inner.deadline.as_mut().poll(context).is_ready() => {
+                (End::Late, Err(PayloadError::Incomplete(None)))
+            }
+            End::Open => match ready!(Pin::new(&mut inner.payload).poll_next(context)) {
+                None => {
+                    inner.end = End::Complete;
+                    return Poll::Ready(None);
+                }
+                Some(Err(error)) => (End::Broken, Err(error)),
+                Some(Ok(bytes)) => {
+                    let length = bytes.len() as u64;
+                    inner.read.set(inner.read.get() + length);
+                    inner.announced = 0;
+                    match inner.left.checked_sub(length) {
+                        None => (End::TooLarge, Err(PayloadError::Overflow)),
+                        Some(left) => {
+                            inner.left = left;
+                            (End::Open, Ok(bytes))
+                        }
+                    }
+                }
+            },
+        };
+        inner.end = end;
+        Poll::Ready(Some(item))
+    }
+}
+
+/// Why the body of `request` could not be read as a form: its bounds, or else its form.
+pub(super) fn body_error(request: &HttpRequest, state: &ServerState) -> ApiError {
+    let body = request.extensions().get::<GuardedBody>().cloned();
+    match body.map(|body| body.end()) {
+        Some(End::TooLarge) => ApiError::UploadTooLarge {
+            limit_mib: state.options.max_upload_mib,
+        },
+        Some(End::Late) => ApiError::BodyDeadline {
+            seconds: state.options.body_deadline_seconds,
+        },
+        _ => ApiError::Malformed,
+    }
+}
+
+/// Middleware: puts every body behind its bounds.
+pub(super) async fn guard_body<B: MessageBody + 'static>(
+    mut request: ServiceRequest,
+    next: Next<B>,
+) -> Result<ServiceResponse<BoxBody>, Error> {
+    let payload = request.take_payload();
+    let Some(state) = request.app_data::<Data<ServerState>>() else {
+        return Err(ApiError::Internal.into());
+    };
+    if matches!(payload, Payload::None) {
+        return Ok(next.call(request).await?.map_into_boxed_body());
+    }
+    let announced = request
+        .headers()
+        .get(header::CONTENT_LENGTH)
+        .and_then(|length| length.to_str().ok()?.parse().ok())
+        .unwrap_or(0);
+    let read = request.extensions().get::<BodyBytes>().cloned();
+    let body = GuardedBody::new(
+        payload,
+        announced,
+        state.options.max_body_bytes(),
+        Duration::from_secs(state.options.body_deadline_seconds),
+        read.unwrap_or_else(|| Rc::new(Cell::new(0))),
+    );
+    request.set_payload(Payload::Stream {
+        payload: Box::pin(body.clone()),
+    });
+    request.extensions_mut().insert(body.clone());
+    let response = next.call(request).await?.map_into_boxed_body();
+    if body.end() == End::Complete {
+        return Ok(response);
+    }
+    Ok(response.map_body(|_, answer| BoxBody::new(HoldingBody { answer, _body: body })))
+}
+
+/// An answer that keeps the unread rest of its request's body alive, since actix closes the connection after such an
+/// answer, whereas it would read a dropped chunked body to its end, however long that takes.
+struct HoldingBody {
+    answer: BoxBody,
+    _body: GuardedBody,
+}
+
+impl MessageBody for HoldingBody {
+    type Error = <BoxBody as MessageBody>::Error;
+
+    fn size(&self) -> BodySize {
+        self.answer.size()
+    }
+
+    fn poll_next(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Bytes, Self::Error>>> {
+        Pin::new(&mut self.answer).poll_next(context)
+    }
+}

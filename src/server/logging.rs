@@ -1,0 +1,129 @@
+//! One log line a request, without anything that a document, a prompt, a file name or a path could bring in.
+
+use std::cell::Cell;
+use std::hash::{BuildHasher, RandomState};
+use std::rc::Rc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
+
+use actix_web::body::MessageBody;
+use actix_web::dev::{ServiceRequest, ServiceResponse};
+use actix_web::http::Method;
+use actix_web::http::header::{HeaderMap, HeaderName, HeaderValue};
+use actix_web::middleware::Next;
+use actix_web::{Error, HttpMessage};
+use tracing::{Instrument, Span};
+
+/// Bytes of the request's body read so far.
+pub(super) type BodyBytes = Rc<Cell<u64>>;
+
+const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+const MAX_REQUEST_ID_LENGTH: usize = 64;
+/// In the log only: the client left before it got an answer.
+const CLIENT_LEFT: u16 = 499;
+
+/// Middleware: gives the request its id, logs its end.
+pub(super) async fn access_log<B: MessageBody>(
+    request: ServiceRequest,
+    next: Next<B>,
+) -> Result<ServiceResponse<B>, Error> {
+    let id = request_id(request.headers());
+    // The highest level, so that every event of the request carries the id whatever the filter.
+    let span = tracing::error_span!("request", request_id = %id);
+    let body_bytes = BodyBytes::default();
+    request.extensions_mut().insert(body_bytes.clone());
+    let mut line = AccessLine {
+        span: span.clone(),
+        method: known_method(request.method()),
+        route: request.match_pattern(),
+        status: CLIENT_LEFT,
+        started: Instant::now(),
+        body_bytes,
+    };
+    let result = next.call(request).instrument(span).await;
+    match result {
+        Ok(mut response) => {
+            line.status = response.status().as_u16();
+            line.route = response.request().match_pattern();
+            if let Ok(id) = HeaderValue::from_str(&id) {
+                response.headers_mut().insert(REQUEST_ID, id);
+            }
+            Ok(response)
+        }
+        Err(error) => {
+            line.status = error.as_response_error().status_code().as_u16();
+            Err(error)
+        }
+    }
+}
+
+/// Logs when it is dropped: after the answer, or when the connection ends before.
+struct AccessLine {
+    span: Span,
+    method: &'static str,
+    route: Option<String>,
+    status: u16,
+    started: Instant,
+    body_bytes: BodyBytes,
+}
+
+impl Drop for AccessLine {
+    fn drop(&mut self) {
+        tracing::info!(
+            parent: &self.span,
+            method = self.method,
+            route = self.route.as_deref().unwrap_or("-"),
+            status = self.status,
+            milliseconds = self.started.elapsed().as_secs_f64() * 1e3,
+            body_bytes = self.body_bytes.get(),
+            "request",
+        );
+    }
+}
+
+/// The client's id where it is harmless, a fresh one elsewhere.
+fn request_id(headers: &HeaderMap) -> String {
+    let given = headers.get(REQUEST_ID).and_then(|id| id.to_str().ok());
+    let harmless = |id: &&str| {
+        (1..=MAX_REQUEST_ID_LENGTH).contains(&id.len())
+            && id
+                .bytes()
+                .all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.'))
+    };
+    given
+        .filter(harmless)
+        .map_or_else(fresh_request_id, str::to_owned)
+}
+
+fn fresh_request_id() -> String {
+    static COUNT: AtomicU64 = AtomicU64::new(0);
+    // A fresh `RandomState` has fresh keys of the operating system's randomness at its root.
+    let id = RandomState::new().hash_one(COUNT.fetch_add(1, Ordering::Relaxed));
+    format!("{id:016x}")
+}
+
+/// A method is free text; only the usual ones are logged as they are.
+fn known_method(method: &Method) -> &'static str {
+    match *method {
+        Method::GET => "GET",
+        Method::POST => "POST",
+        Method::HEAD => "HEAD",
+        Method::OPTIONS => "OPTIONS",
+        Method::PUT => "PUT",
+        Method::PATCH => "PATCH",
+        Method::DELETE => "DELETE",
+        _ => "other",
+    }
+}
+
+/// Keeps documents out of what a crash would leave on the disk.
+pub fn forbid_core_dumps() {
+    let none = libc::rlimit {
+        rlim_cur: 0,
+        rlim_max: 0,
+    };
+    // SAFETY: `none` is a valid rlimit for the length of the call, which changes nothing but this process's limit.
+    if unsafe { libc::setrlimit(libc::RLIMIT_CORE, &raw const none) } != 0 {
+        tracing::warn!("core dumps could not be switched off");
+    }
+}

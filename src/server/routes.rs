@@ -1,0 +1,163 @@
+//! The handlers.
+
+use std::sync::Arc;
+
+use actix_web::{HttpRequest, HttpResponse, web};
+
+use super::benchmark::read_benchmarks;
+use super::errors::ApiError;
+use super::state::ServerState;
+use super::types::{
+    Analysis, AnalyzeForm, Benchmarks, ErrorBody, ExtractForm, Extraction, Figures, Health, LoadedModel,
+    timestamp,
+};
+use super::upload::{Upload, UploadedFile, read_upload};
+use crate::engine::{EXTRACTION_PROMPT, EngineState, ReadRequest};
+use crate::processing::{DecodeLimits, ImageError, RgbPage, decode};
+
+/// Whether the server can read pages now. Answers in milliseconds, whatever the model does.
+#[utoipa::path(
+    get,
+    path = "/health",
+    responses((status = 200, description = "Also while the model loads", body = Health))
+)]
+pub(super) async fn health(state: web::Data<ServerState>) -> web::Json<Health> {
+    let gpu = (state.gpu)();
+    web::Json(Health {
+        model_loaded: matches!(state.engine.state(), EngineState::Ready(_)),
+        gpu_available: gpu.available,
+        gpu_name: gpu.name,
+        current_vram_usage_mb: gpu.used_mb,
+        total_vram_mb: gpu.total_mb,
+        requests_admitted: state.engine.admitted(),
+        timestamp: timestamp(),
+    })
+}
+
+/// Reads the page with the extraction prompt.
+#[utoipa::path(
+    post,
+    path = "/extract",
+    request_body(content = ExtractForm, content_type = "multipart/form-data"),
+    responses(
+        (status = 200, description = "The page's text", body = Extraction),
+        (status = 400, description = "Empty or undecodable image, over 40 megapixels, or a malformed form", body = ErrorBody),
+        (status = 408, description = "The body took longer than 30 s to arrive", body = ErrorBody),
+        (status = 413, description = "The file is larger than 20 MiB", body = ErrorBody),
+        (status = 422, description = "No file, or a field outside its range", body = ErrorBody),
+        (status = 500, description = "Internal error", body = ErrorBody),
+        (status = 503, description = "Model not loaded, queue full, or shutting down; see Retry-After", body = ErrorBody),
+        (status = 504, description = "The reading took longer than 300 s", body = ErrorBody),
+    )
+)]
+pub(super) async fn extract(
+    request: HttpRequest,
+    state: web::Data<ServerState>,
+) -> Result<web::Json<Extraction>, ApiError> {
+    let upload = read_upload(&request, &state).await?;
+    let answer = answer(&state, upload, EXTRACTION_PROMPT.to_owned()).await?;
+    Ok(web::Json(Extraction {
+        extracted_content: answer.text,
+        figures: answer.figures,
+        model_info: answer.model_info,
+        timestamp: timestamp(),
+    }))
+}
+
+/// Reads the page with the caller's prompt.
+#[utoipa::path(
+    post,
+    path = "/analyze",
+    request_body(content = AnalyzeForm, content_type = "multipart/form-data"),
+    responses(
+        (status = 200, description = "The answer", body = Analysis),
+        (status = 400, description = "Empty or undecodable image, over 40 megapixels, or a malformed form", body = ErrorBody),
+        (status = 408, description = "The body took longer than 30 s to arrive", body = ErrorBody),
+        (status = 413, description = "The file is larger than 20 MiB, or a text field larger than 64 KiB", body = ErrorBody),
+        (status = 422, description = "No file, a prompt over 8192 characters, or a field outside its range", body = ErrorBody),
+        (status = 500, description = "Internal error", body = ErrorBody),
+        (status = 503, description = "Model not loaded, queue full, or shutting down; see Retry-After", body = ErrorBody),
+        (status = 504, description = "The reading took longer than 300 s", body = ErrorBody),
+    )
+)]
+pub(super) async fn analyze(
+    request: HttpRequest,
+    state: web::Data<ServerState>,
+) -> Result<web::Json<Analysis>, ApiError> {
+    let mut upload = read_upload(&request, &state).await?;
+    let prompt = upload.prompt.take();
+    let prompt_used = prompt.unwrap_or_else(|| EXTRACTION_PROMPT.to_owned());
+    let answer = answer(&state, upload, prompt_used.clone()).await?;
+    Ok(web::Json(Analysis {
+        analysis: answer.text,
+        prompt_used,
+        figures: answer.figures,
+        model_info: answer.model_info,
+        timestamp: timestamp(),
+    }))
+}
+
+/// The benchmark records below the project root.
+#[utoipa::path(
+    get,
+    path = "/benchmark",
+    responses(
+        (status = 200, description = "Every benchmarks/*.json that can be read", body = Benchmarks),
+        (status = 500, description = "Internal error", body = ErrorBody),
+    )
+)]
+pub(super) async fn benchmark(state: web::Data<ServerState>) -> Result<HttpResponse, ApiError> {
+    let body = web::block(move || serde_json::to_vec(&read_benchmarks(&state.benchmarks))).await;
+    let body = body.map_err(|_| ApiError::Internal)?;
+    let body = body.map_err(|_| ApiError::Internal)?;
+    Ok(HttpResponse::Ok().content_type("application/json").body(body))
+}
+
+struct PageAnswer {
+    text: String,
+    figures: Figures,
+    model_info: LoadedModel,
+}
+
+/// A place in the queue, then the picture, then the reading. Dropped when the client leaves, which ends each of them.
+async fn answer(state: &ServerState, upload: Upload, prompt: String) -> Result<PageAnswer, ApiError> {
+    let place = state.engine.reserve()?;
+    let page = decode_page(state, upload.file).await?;
+    let mut request = ReadRequest::page(prompt, page);
+    request.overrides = upload.overrides;
+    let answer = place.submit(request)?.answer().await?;
+    let EngineState::Ready(model_info) = state.engine.state() else {
+        return Err(ApiError::Internal);
+    };
+    let figures = Figures::from(&answer);
+    tracing::info!(
+        prompt_tokens = figures.prompt_tokens,
+        completion_tokens = figures.completion_tokens,
+        finish_reason = ?figures.finish_reason,
+        seconds = figures.inference_latency_seconds,
+        queue_seconds = figures.queue_seconds,
+        "page read",
+    );
+    Ok(PageAnswer {
+        text: answer.reading.text,
+        figures,
+        model_info: model_info.into(),
+    })
+}
+
+/// Decodes off the workers, few at a time. The file's memory is given back with its bytes.
+async fn decode_page(state: &ServerState, file: UploadedFile) -> Result<RgbPage, ApiError> {
+    let limits = DecodeLimits {
+        max_pixels: state.options.max_megapixels * 1_000_000,
+    };
+    let permit = Arc::clone(&state.decodes).acquire_owned().await;
+    let permit = permit.map_err(|_| ApiError::Internal)?;
+    let decoded = web::block(move || {
+        // Inside, so that a client that leaves does not let a third decoding start.
+        let _permit = permit;
+        decode(&file.bytes, &limits)
+    })
+    .await;
+    // A decoder that panicked has met a picture it cannot decode.
+    Ok(decoded.map_err(|_| ImageError::Undecodable)??)
+}

@@ -1,0 +1,54 @@
+//! What every handler shares.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use tokio::sync::Semaphore;
+
+use super::options::{MAX_DECODES, ServerOptions};
+use super::types::GpuFigures;
+use crate::engine::Engine;
+
+/// Uploads take memory in steps of this many bytes.
+pub(super) const UPLOAD_STEP_BYTES: usize = 64 * 1024;
+
+/// What every handler shares.
+pub struct ServerState {
+    /// The model's thread.
+    pub engine: Arc<Engine>,
+    /// Flags and limits.
+    pub options: ServerOptions,
+    /// Folder that `/benchmark` reads.
+    pub benchmarks: PathBuf,
+    /// What `/health` says about the accelerator; must not block.
+    pub gpu: Box<dyn Fn() -> GpuFigures + Send + Sync>,
+    /// One permit a decoding.
+    pub(super) decodes: Arc<Semaphore>,
+    /// One permit a step of upload memory.
+    pub(super) upload_steps: Arc<Semaphore>,
+}
+
+impl ServerState {
+    /// State for a server on a CPU that serves the records in `benchmarks`.
+    pub fn new(engine: Arc<Engine>, options: ServerOptions, benchmarks: PathBuf) -> Self {
+        let steps = options.upload_memory_bytes() / UPLOAD_STEP_BYTES as u64;
+        Self {
+            engine,
+            benchmarks,
+            gpu: Box::new(GpuFigures::default),
+            decodes: Arc::new(Semaphore::new(MAX_DECODES)),
+            upload_steps: Arc::new(Semaphore::new(
+                usize::try_from(steps)
+                    .unwrap_or(usize::MAX)
+                    .min(Semaphore::MAX_PERMITS),
+            )),
+            options,
+        }
+    }
+
+    /// The same state with another answer about the accelerator.
+    pub fn with_gpu(mut self, gpu: impl Fn() -> GpuFigures + Send + Sync + 'static) -> Self {
+        self.gpu = Box::new(gpu);
+        self
+    }
+}

@@ -1,0 +1,209 @@
+//! Reads the multipart form of `/extract` and `/analyze` part by part, within bounds.
+
+use std::str::FromStr;
+
+use actix_multipart::{Field, Multipart, MultipartError};
+use actix_web::http::header;
+use actix_web::{HttpMessage, HttpRequest};
+use futures_util::StreamExt;
+use tokio::sync::OwnedSemaphorePermit;
+
+use super::errors::ApiError;
+use super::limits::{GuardedBody, body_error};
+use super::options::{MAX_FIELD_BYTES, MAX_PARTS};
+use super::state::{ServerState, UPLOAD_STEP_BYTES};
+use crate::engine::MAX_PROMPT_CHARACTERS;
+use crate::generation::GenerationOverrides;
+use crate::processing::PromptError;
+
+/// A form, read and checked.
+pub(super) struct Upload {
+    /// The page.
+    pub file: UploadedFile,
+    /// The prompt as sent; never blank.
+    pub prompt: Option<String>,
+    /// What the request sets about the answer.
+    pub overrides: GenerationOverrides,
+}
+
+/// A file's bytes and the memory accounted to them.
+pub(super) struct UploadedFile {
+    /// As sent.
+    pub bytes: Vec<u8>,
+    _memory: Option<OwnedSemaphorePermit>,
+}
+
+/// Text fields as sent; those unknown to the API are read and ignored, as the original does.
+#[derive(Default)]
+struct TextFields {
+    prompt: Option<String>,
+    max_new_tokens: Option<String>,
+    temperature: Option<String>,
+    seed: Option<String>,
+}
+
+/// Reads the whole form.
+pub(super) async fn read_upload(request: &HttpRequest, state: &ServerState) -> Result<Upload, ApiError> {
+    let body = request.extensions().get::<GuardedBody>().cloned();
+    let Some(mut body) = body.filter(|_| is_form(request)) else {
+        return Err(ApiError::NoFile);
+    };
+    let refusal = |_| body_error(request, state);
+    let mut file = None;
+    let mut texts = TextFields::default();
+    let mut parts = Multipart::new(request.headers(), body.clone());
+    let mut count = 0;
+    while let Some(part) = parts.next().await {
+        let mut part = part.map_err(refusal)?;
+        count += 1;
+        if count > MAX_PARTS {
+            return Err(ApiError::TooManyParts { limit: MAX_PARTS });
+        }
+        if part.name() == Some("file") {
+            if file.is_some() {
+                return Err(ApiError::Repeated("file"));
+            }
+            file = Some(read_file(&mut part, state, refusal).await?);
+        } else {
+            read_text(&mut part, &mut texts, refusal).await?;
+        }
+    }
+    drop(parts);
+    // What follows the last boundary is of no use, but only after it is the connection fit for another request.
+    while let Some(chunk) = body.next().await {
+        chunk.map_err(|_| body_error(request, state))?;
+    }
+    Ok(Upload {
+        file: file.ok_or(ApiError::NoFile)?,
+        overrides: texts.overrides(state.options.max_new_tokens)?,
+        prompt: texts.prompt()?,
+    })
+}
+
+fn is_form(request: &HttpRequest) -> bool {
+    let content_type = request.headers().get(header::CONTENT_TYPE);
+    let content_type = content_type.and_then(|value| value.to_str().ok()).unwrap_or("");
+    let essence = content_type.split(';').next().unwrap_or("").trim();
+    essence.eq_ignore_ascii_case("multipart/form-data")
+}
+
+async fn read_file(
+    part: &mut Field,
+    state: &ServerState,
+    refusal: impl Fn(MultipartError) -> ApiError,
+) -> Result<UploadedFile, ApiError> {
+    let most = state.options.max_upload_bytes();
+    let mut bytes = Vec::new();
+    let mut memory: Option<OwnedSemaphorePermit> = None;
+    while let Some(chunk) = part.next().await {
+        let chunk = chunk.map_err(&refusal)?;
+        if (bytes.len() + chunk.len()) as u64 > most {
+            return Err(ApiError::UploadTooLarge {
+                limit_mib: state.options.max_upload_mib,
+            });
+        }
+        let held = memory.as_ref().map_or(0, OwnedSemaphorePermit::num_permits);
+        let missing = (bytes.len() + chunk.len()).div_ceil(UPLOAD_STEP_BYTES) - held;
+        if missing > 0 {
+            let steps = u32::try_from(missing).map_err(|_| ApiError::TooManyUploads)?;
+            let more = state.upload_steps.clone().try_acquire_many_owned(steps);
+            let more = more.map_err(|_| ApiError::TooManyUploads)?;
+            match &mut memory {
+                Some(memory) => memory.merge(more),
+                None => memory = Some(more),
+            }
+        }
+        bytes.extend_from_slice(&chunk);
+    }
+    Ok(UploadedFile {
+        bytes,
+        _memory: memory,
+    })
+}
+
+async fn read_text(
+    part: &mut Field,
+    texts: &mut TextFields,
+    refusal: impl Fn(MultipartError) -> ApiError,
+) -> Result<(), ApiError> {
+    let mut bytes = Vec::new();
+    while let Some(chunk) = part.next().await {
+        let chunk = chunk.map_err(&refusal)?;
+        if bytes.len() + chunk.len() > MAX_FIELD_BYTES {
+            return Err(ApiError::FieldTooLarge {
+                limit: MAX_FIELD_BYTES,
+            });
+        }
+        bytes.extend_from_slice(&chunk);
+    }
+    let (field, place) = match part.name() {
+        Some("prompt") => ("prompt", &mut texts.prompt),
+        Some("max_new_tokens") => ("max_new_tokens", &mut texts.max_new_tokens),
+        Some("temperature") => ("temperature", &mut texts.temperature),
+        Some("seed") => ("seed", &mut texts.seed),
+        _ => return Ok(()),
+    };
+    if place.is_some() {
+        return Err(ApiError::Repeated(field));
+    }
+    let text = String::from_utf8(bytes).map_err(|_| ApiError::Field {
+        field,
+        reason: "not UTF-8".into(),
+    })?;
+    *place = Some(text);
+    Ok(())
+}
+
+impl TextFields {
+    fn prompt(self) -> Result<Option<String>, ApiError> {
+        let Some(prompt) = self.prompt.filter(|prompt| !prompt.trim().is_empty()) else {
+            return Ok(None);
+        };
+        let characters = prompt.chars().count();
+        if characters > MAX_PROMPT_CHARACTERS {
+            let limit = MAX_PROMPT_CHARACTERS;
+            return Err(PromptError::TooLong { characters, limit }.into());
+        }
+        Ok(Some(prompt))
+    }
+
+    fn overrides(&self, most_tokens: u64) -> Result<GenerationOverrides, ApiError> {
+        let max_new_tokens = number(
+            "max_new_tokens",
+            &self.max_new_tokens,
+            &format!("a whole number from 1 to {most_tokens}"),
+            |tokens: &u64| (1..=most_tokens).contains(tokens),
+        )?;
+        let max_new_tokens = max_new_tokens.unwrap_or(most_tokens);
+        Ok(GenerationOverrides {
+            max_new_tokens: Some(usize::try_from(max_new_tokens).unwrap_or(usize::MAX)),
+            temperature: number(
+                "temperature",
+                &self.temperature,
+                "a number from 0 to 2",
+                |temperature: &f64| (0.0..=2.0).contains(temperature),
+            )?,
+            seed: number("seed", &self.seed, "a whole number below 2^64", |_: &u64| true)?,
+            ..GenerationOverrides::default()
+        })
+    }
+}
+
+/// Parses one field's number; blank counts as absent.
+fn number<T: FromStr>(
+    field: &'static str,
+    text: &Option<String>,
+    range: &str,
+    fits: impl Fn(&T) -> bool,
+) -> Result<Option<T>, ApiError> {
+    let Some(text) = text.as_deref().map(str::trim).filter(|text| !text.is_empty()) else {
+        return Ok(None);
+    };
+    match text.parse().ok().filter(fits) {
+        Some(number) => Ok(Some(number)),
+        None => Err(ApiError::Field {
+            field,
+            reason: format!("must be {range}"),
+        }),
+    }
+}

@@ -1,0 +1,229 @@
+//! The engine alone: order, bounds, cancellation, faults, the end.
+
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, mpsc};
+use std::time::{Duration, Instant};
+
+use medical_vision::engine::{Answer, Engine, EngineError, EngineOptions, EngineState, ReadRequest, Ticket};
+use medical_vision::generation::FinishReason;
+use medical_vision::processing::RgbPage;
+
+use super::support::{Counts, PATIENCE, Stub, engine_options, eventually};
+
+fn start(options: EngineOptions) -> (Engine, Arc<Counts>) {
+    let counts = Arc::new(Counts::default());
+    let stub = Stub::new(counts.clone());
+    let engine = Engine::start(move || Ok(stub), options).expect("a thread");
+    eventually("the stub is loaded", || {
+        matches!(engine.state(), EngineState::Ready(_))
+    });
+    (engine, counts)
+}
+
+fn request(prompt: &str) -> ReadRequest {
+    let page = RgbPage {
+        width: 1,
+        height: 1,
+        pixels: vec![0; 3],
+    };
+    ReadRequest::page(prompt, page)
+}
+
+fn submit(engine: &Engine, prompt: &str) -> Result<Ticket, EngineError> {
+    engine.reserve()?.submit(request(prompt))
+}
+
+fn wait(ticket: Ticket) -> Result<Answer, EngineError> {
+    actix_web::rt::System::new().block_on(ticket.answer())
+}
+
+fn ask(engine: &Engine, prompt: &str) -> Result<Answer, EngineError> {
+    wait(submit(engine, prompt)?)
+}
+
+#[test]
+fn answers_come_in_order_and_measure_their_wait() {
+    let (engine, counts) = start(engine_options());
+    let first = submit(&engine, "sleep 100").expect("a place");
+    let second = submit(&engine, "second").expect("a place");
+    let second = wait(second).expect("an answer");
+    assert!(second.reading.text.starts_with("second|1x1|"));
+    assert!(second.queue_seconds >= 0.05, "{}", second.queue_seconds);
+    // The first was done before the second began.
+    assert_eq!(counts.finished.load(Ordering::SeqCst), 2);
+    let first = wait(first).expect("an answer");
+    assert!(first.reading.text.starts_with("sleep 100|"));
+    assert_eq!(engine.admitted(), 0);
+}
+
+#[test]
+fn exactly_one_running_and_the_queue_are_admitted() {
+    let options = EngineOptions {
+        queue: 2,
+        ..engine_options()
+    };
+    let (engine, counts) = start(options);
+    // The moving average knows 400 ms a reading after this.
+    ask(&engine, "sleep 400").expect("an answer");
+    let tickets: Vec<_> = (0..3)
+        .map(|_| submit(&engine, "sleep 60000").expect("a place"))
+        .collect();
+    match submit(&engine, "one too many") {
+        Err(EngineError::Full { retry_after_seconds }) => {
+            assert!((1..=10).contains(&retry_after_seconds), "{retry_after_seconds}");
+        }
+        other => panic!("admitted one too many: {:?}", other.err()),
+    }
+    eventually("one runs", || counts.started.load(Ordering::SeqCst) == 2);
+    drop(tickets);
+    ask(&engine, "places are free again").expect("an answer");
+    assert_eq!(counts.cancelled.load(Ordering::SeqCst), 1, "only one had begun");
+    assert_eq!(counts.started.load(Ordering::SeqCst), 3);
+}
+
+#[test]
+fn an_unused_place_is_given_back() {
+    let options = EngineOptions {
+        queue: 0,
+        ..engine_options()
+    };
+    let (engine, _) = start(options);
+    let place = engine.reserve().expect("a place");
+    assert!(matches!(engine.reserve(), Err(EngineError::Full { .. })));
+    drop(place);
+    ask(&engine, "hello").expect("an answer");
+}
+
+#[test]
+fn a_dropped_ticket_cancels_while_waiting_and_while_running() {
+    let (engine, counts) = start(engine_options());
+    let running = submit(&engine, "sleep 60000").expect("a place");
+    eventually("it runs", || counts.started.load(Ordering::SeqCst) == 1);
+    let waiting = submit(&engine, "waiting").expect("a place");
+    assert_eq!(engine.admitted(), 2);
+    drop(waiting);
+    assert_eq!(engine.admitted(), 1, "a waiting request leaves at once");
+    drop(running);
+    eventually("it is cancelled", || counts.cancelled.load(Ordering::SeqCst) == 1);
+    eventually("its place is free", || engine.admitted() == 0);
+    ask(&engine, "next").expect("an answer");
+    assert_eq!(
+        counts.started.load(Ordering::SeqCst),
+        2,
+        "the waiting one never ran"
+    );
+}
+
+#[test]
+fn a_wait_beyond_the_queue_deadline_is_refused() {
+    let options = EngineOptions {
+        queue_deadline: Duration::from_millis(100),
+        ..engine_options()
+    };
+    let (engine, counts) = start(options);
+    let running = submit(&engine, "sleep 60000").expect("a place");
+    eventually("it runs", || counts.started.load(Ordering::SeqCst) == 1);
+    let begin = Instant::now();
+    let refused = ask(&engine, "waiting");
+    assert!(
+        matches!(refused, Err(EngineError::QueueDeadline { .. })),
+        "{refused:?}"
+    );
+    assert!(begin.elapsed() >= Duration::from_millis(100));
+    assert_eq!(engine.admitted(), 1);
+    drop(running);
+}
+
+#[test]
+fn a_running_request_outlives_the_queue_deadline() {
+    let options = EngineOptions {
+        queue_deadline: Duration::from_millis(50),
+        ..engine_options()
+    };
+    let (engine, _) = start(options);
+    let answer = ask(&engine, "sleep 300").expect("an answer");
+    assert_eq!(answer.reading.finish_reason, FinishReason::Stop);
+}
+
+#[test]
+fn a_reading_beyond_its_deadline_is_stopped() {
+    let options = EngineOptions {
+        generation_deadline: Duration::from_millis(100),
+        ..engine_options()
+    };
+    let (engine, counts) = start(options);
+    let stopped = ask(&engine, "sleep 60000");
+    assert!(
+        matches!(stopped, Err(EngineError::GenerationDeadline { .. })),
+        "{stopped:?}"
+    );
+    assert_eq!(counts.cancelled.load(Ordering::SeqCst), 1);
+    ask(&engine, "next").expect("an answer");
+}
+
+#[test]
+fn a_panic_and_an_error_cost_one_request_each() {
+    let (engine, _) = start(engine_options());
+    for _ in 0..3 {
+        assert!(matches!(ask(&engine, "panic"), Err(EngineError::Panicked)));
+        assert!(matches!(ask(&engine, "error"), Err(EngineError::Read(_))));
+        ask(&engine, "fine").expect("an answer");
+    }
+    assert_eq!(engine.admitted(), 0);
+}
+
+#[test]
+fn closing_refuses_what_waits_and_finishes_what_runs() {
+    let (engine, counts) = start(engine_options());
+    let running = submit(&engine, "sleep 300").expect("a place");
+    eventually("it runs", || counts.started.load(Ordering::SeqCst) == 1);
+    let waiting = submit(&engine, "waiting").expect("a place");
+    engine.close();
+    assert!(matches!(wait(waiting), Err(EngineError::Stopping)));
+    assert!(matches!(engine.reserve(), Err(EngineError::Stopping)));
+    engine.join();
+    assert_eq!(counts.finished.load(Ordering::SeqCst), 1);
+    let answer = wait(running).expect("an answer");
+    assert_eq!(answer.reading.finish_reason, FinishReason::Stop);
+}
+
+#[test]
+fn nothing_is_admitted_while_the_model_loads() {
+    let (go, gate) = mpsc::channel::<()>();
+    let load = move || {
+        gate.recv_timeout(PATIENCE).expect("a word");
+        Ok(Stub::new(Arc::default()))
+    };
+    let engine = Engine::start(load, engine_options()).expect("a thread");
+    assert_eq!(engine.state(), EngineState::Loading);
+    assert!(matches!(engine.reserve(), Err(EngineError::NotReady)));
+    go.send(()).expect("the loader waits");
+    let state = actix_web::rt::System::new().block_on(engine.loaded());
+    assert!(matches!(state, EngineState::Ready(info) if info.model_name == "stub"));
+    ask(&engine, "hello").expect("an answer");
+}
+
+#[test]
+fn a_model_that_does_not_load_is_reported() {
+    let fails = || Err::<Stub, _>(medical_vision::Error::Numeric("no such model".into()));
+    let engine = Engine::start(fails, engine_options()).expect("a thread");
+    let state = actix_web::rt::System::new().block_on(engine.loaded());
+    assert!(matches!(state, EngineState::Failed(reason) if reason.contains("no such model")));
+    assert!(matches!(engine.reserve(), Err(EngineError::NotReady)));
+
+    let panics = || -> medical_vision::Result<Stub> { panic!("while loading") };
+    let engine = Engine::start(panics, engine_options()).expect("a thread");
+    let state = actix_web::rt::System::new().block_on(engine.loaded());
+    assert!(matches!(state, EngineState::Failed(_)));
+    engine.join();
+}
+
+#[test]
+fn dropping_the_engine_ends_its_thread() {
+    let (engine, counts) = start(engine_options());
+    assert_eq!(Arc::strong_count(&counts), 2, "the stub has the other");
+    drop(engine);
+    eventually("the thread has dropped the stub", || {
+        Arc::strong_count(&counts) == 1
+    });
+}

@@ -1,0 +1,310 @@
+//! A stub for the model, a server around it, and small helpers.
+
+use std::io::{Cursor, Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::ops::ControlFlow;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, mpsc};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use actix_web::dev::ServerHandle;
+use actix_web::web::Data;
+use medical_vision::Result;
+use medical_vision::engine::{Backend, Engine, EngineOptions, ModelInfo, ReadRequest, Reading};
+use medical_vision::generation::FinishReason;
+use medical_vision::processing::Content;
+use medical_vision::server::{self, Listening, ServerOptions, ServerState};
+use reqwest::blocking::multipart::{Form, Part};
+use reqwest::blocking::{Client, Response};
+
+/// How long something that must happen may take on a busy machine.
+pub const PATIENCE: Duration = Duration::from_secs(20);
+const TOKEN: Duration = Duration::from_millis(5);
+
+/// What the stub has done.
+#[derive(Default)]
+pub struct Counts {
+    pub started: AtomicUsize,
+    pub finished: AtomicUsize,
+    pub cancelled: AtomicUsize,
+}
+
+/// Stands in for the model. The prompt says what it does: `sleep MILLISECONDS` (in tokens of 5 ms), `panic`, `error`;
+/// anything else is answered at once with `PROMPT|WIDTHxHEIGHT|MAX_NEW_TOKENS|TEMPERATURE|SEED`.
+pub struct Stub {
+    info: ModelInfo,
+    counts: Arc<Counts>,
+}
+
+impl Stub {
+    pub fn new(counts: Arc<Counts>) -> Self {
+        let info = ModelInfo {
+            model_name: "stub".into(),
+            precision: "FP32".into(),
+            lora_adapter: None,
+            device: "cpu".into(),
+        };
+        Self { info, counts }
+    }
+}
+
+impl Backend for Stub {
+    fn info(&self) -> &ModelInfo {
+        &self.info
+    }
+
+    fn read(
+        &mut self,
+        request: &ReadRequest,
+        on_text: &mut dyn FnMut(&str) -> ControlFlow<()>,
+    ) -> Result<Reading> {
+        self.counts.started.fetch_add(1, Ordering::SeqCst);
+        let begin = Instant::now();
+        let prompt = prompt_of(request);
+        let mut finish_reason = FinishReason::Stop;
+        match prompt.split_once(' ').unwrap_or((prompt, "")) {
+            ("panic", _) => panic!("CANARY-PANIC {prompt}"),
+            ("error", _) => return Err(medical_vision::Error::Numeric("CANARY-ERROR".into())),
+            ("sleep", milliseconds) => {
+                let time = Duration::from_millis(milliseconds.parse().expect("a number"));
+                while begin.elapsed() < time {
+                    std::thread::sleep(TOKEN);
+                    if on_text("token").is_break() {
+                        self.counts.cancelled.fetch_add(1, Ordering::SeqCst);
+                        finish_reason = FinishReason::Cancelled;
+                        break;
+                    }
+                }
+            }
+            _ => {}
+        }
+        self.counts.finished.fetch_add(1, Ordering::SeqCst);
+        let page = &request.images[0];
+        let set = &request.overrides;
+        Ok(Reading {
+            text: format!(
+                "{prompt}|{}x{}|{:?}|{:?}|{:?}",
+                page.width, page.height, set.max_new_tokens, set.temperature, set.seed
+            ),
+            tokens: vec![1, 2, 3],
+            prompt_tokens: 100,
+            completion_tokens: 4,
+            finish_reason,
+            time_to_first_token_seconds: 0.001,
+            latency_seconds: begin.elapsed().as_secs_f64(),
+        })
+    }
+}
+
+fn prompt_of(request: &ReadRequest) -> &str {
+    let mut contents = request.messages.iter().flat_map(|message| &message.content);
+    let text = contents.find_map(|content| match content {
+        Content::Text(text) => Some(text.as_str()),
+        _ => None,
+    });
+    text.expect("a prompt")
+}
+
+/// A server on a free port, with the stub behind it; ends when dropped.
+pub struct TestServer {
+    pub address: SocketAddr,
+    pub engine: Arc<Engine>,
+    pub counts: Arc<Counts>,
+    pub client: Client,
+    pub root: tempfile::TempDir,
+    handle: ServerHandle,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl TestServer {
+    pub fn start(options: ServerOptions) -> Self {
+        let counts = Arc::new(Counts::default());
+        let stub = Stub::new(counts.clone());
+        let engine = Engine::start(move || Ok(stub), options.engine()).expect("a thread");
+        let server = Self::around(options, engine, counts);
+        eventually("the stub is loaded", || server.health()["model_loaded"] == true);
+        server
+    }
+
+    /// A server around `engine`, which may be in any state.
+    pub fn around(mut options: ServerOptions, engine: Engine, counts: Arc<Counts>) -> Self {
+        options.port = 0;
+        let engine = Arc::new(engine);
+        let root = tempfile::tempdir().expect("a folder");
+        let state = ServerState::new(engine.clone(), options, root.path().join("benchmarks"));
+        let (sender, receiver) = mpsc::channel();
+        let thread = std::thread::spawn(move || {
+            actix_web::rt::System::new().block_on(async move {
+                let Listening { server, addresses } = server::listen(Data::new(state)).expect("a free port");
+                sender
+                    .send((addresses[0], server.handle()))
+                    .expect("the test waits");
+                server.await.expect("a server");
+            });
+        });
+        let (address, handle) = receiver.recv_timeout(PATIENCE).expect("a server");
+        Self {
+            address,
+            engine,
+            counts,
+            client: Client::builder().timeout(PATIENCE * 2).build().expect("a client"),
+            root,
+            handle,
+            thread: Some(thread),
+        }
+    }
+
+    pub fn url(&self, path: &str) -> String {
+        format!("http://{}{path}", self.address)
+    }
+
+    pub fn benchmarks(&self) -> PathBuf {
+        self.root.path().join("benchmarks")
+    }
+
+    pub fn get(&self, path: &str) -> Response {
+        self.client.get(self.url(path)).send().expect("an answer")
+    }
+
+    pub fn health(&self) -> serde_json::Value {
+        self.get("/health").json().expect("JSON")
+    }
+
+    pub fn post(&self, path: &str, form: Form) -> Response {
+        let request = self.client.post(self.url(path)).multipart(form);
+        request.send().expect("an answer")
+    }
+
+    /// `/analyze` of a small page.
+    pub fn analyze(&self, prompt: &str) -> Response {
+        self.post("/analyze", page_form().text("prompt", prompt.to_owned()))
+    }
+
+    /// Sends raw bytes and returns all that comes back until the server closes; `None` when it does not.
+    pub fn raw(&self, bytes: &[u8]) -> Option<String> {
+        let mut stream = self.connect();
+        // The server may answer and close while we still write.
+        let _ = stream.write_all(bytes);
+        read_to_close(&mut stream)
+    }
+
+    pub fn connect(&self) -> TcpStream {
+        let stream = TcpStream::connect(self.address).expect("a connection");
+        stream.set_read_timeout(Some(PATIENCE)).expect("a timeout");
+        stream
+    }
+
+    pub fn is_well(&self) {
+        let answer = self.analyze("hello");
+        assert_eq!(answer.status(), 200, "the server no longer serves");
+    }
+}
+
+impl Drop for TestServer {
+    fn drop(&mut self) {
+        drop(self.handle.stop(false));
+        if let Some(thread) = self.thread.take() {
+            let joined = thread.join();
+            assert!(joined.is_ok() || std::thread::panicking(), "the server panicked");
+        }
+    }
+}
+
+/// Reads until the other side closes; `None` when it does not within [`PATIENCE`].
+pub fn read_to_close(stream: &mut TcpStream) -> Option<String> {
+    let mut bytes = Vec::new();
+    let mut buffer = [0; 4096];
+    loop {
+        match stream.read(&mut buffer) {
+            Ok(0) => break,
+            Ok(read) => bytes.extend_from_slice(&buffer[..read]),
+            Err(error) if error.kind() == std::io::ErrorKind::ConnectionReset => break,
+            Err(_) => return None,
+        }
+    }
+    Some(String::from_utf8_lossy(&bytes).into_owned())
+}
+
+/// A small PNG.
+pub fn png(width: u32, height: u32) -> Vec<u8> {
+    let picture = image::RgbImage::from_fn(width, height, |x, y| image::Rgb([x as u8, y as u8, 128]));
+    let mut bytes = Cursor::new(Vec::new());
+    picture
+        .write_to(&mut bytes, image::ImageFormat::Png)
+        .expect("a PNG");
+    bytes.into_inner()
+}
+
+pub fn file_form(bytes: Vec<u8>) -> Form {
+    Form::new().part("file", Part::bytes(bytes).file_name("page.png"))
+}
+
+pub fn page_form() -> Form {
+    file_form(png(56, 84))
+}
+
+/// A multipart request as raw bytes; `parts` are (header lines, content).
+pub fn raw_post(path: &str, boundary: &str, parts: &[(&str, &[u8])]) -> Vec<u8> {
+    let body = raw_body(boundary, parts);
+    let mut request = format!(
+        "POST {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\
+         Content-Type: multipart/form-data; boundary={boundary}\r\nContent-Length: {}\r\n\r\n",
+        body.len()
+    )
+    .into_bytes();
+    request.extend_from_slice(&body);
+    request
+}
+
+pub fn raw_body(boundary: &str, parts: &[(&str, &[u8])]) -> Vec<u8> {
+    let mut body = Vec::new();
+    for (lines, content) in parts {
+        body.extend_from_slice(format!("--{boundary}\r\n{lines}\r\n\r\n").as_bytes());
+        body.extend_from_slice(content);
+        body.extend_from_slice(b"\r\n");
+    }
+    body.extend_from_slice(format!("--{boundary}--\r\n").as_bytes());
+    body
+}
+
+pub const FILE_PART: &str = "Content-Disposition: form-data; name=\"file\"; filename=\"page.png\"";
+pub const PROMPT_PART: &str = "Content-Disposition: form-data; name=\"prompt\"";
+
+/// Status of a raw answer; 0 when the connection was closed without one.
+pub fn status_of(answer: &str) -> u16 {
+    let status = answer.split(' ').nth(1).and_then(|status| status.parse().ok());
+    status.unwrap_or(0)
+}
+
+/// Waits for `condition`.
+pub fn eventually(what: &str, condition: impl Fn() -> bool) {
+    let begin = Instant::now();
+    while !condition() {
+        assert!(begin.elapsed() < PATIENCE, "waited in vain: {what}");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// Asserts an error's status and form; returns its text.
+pub fn assert_error(response: Response, status: u16) -> String {
+    assert_eq!(response.status(), status);
+    let body: serde_json::Value = response.json().expect("errors are JSON");
+    let keys: Vec<&String> = body.as_object().expect("an object").keys().collect();
+    assert_eq!(keys, ["detail", "timestamp"]);
+    assert_utc(&body["timestamp"]);
+    body["detail"].as_str().expect("a text").to_owned()
+}
+
+pub fn assert_utc(timestamp: &serde_json::Value) {
+    let text = timestamp.as_str().expect("a text");
+    let time = chrono::DateTime::parse_from_rfc3339(text).expect("RFC 3339");
+    assert_eq!(time.offset().local_minus_utc(), 0);
+    let age = chrono::Utc::now().signed_duration_since(time);
+    assert!(age.num_seconds().abs() < 60, "{text} is not now");
+}
+
+pub fn engine_options() -> EngineOptions {
+    ServerOptions::default().engine()
+}
