@@ -78,7 +78,10 @@ SKIP = re.compile(
     r"|/lib/libnvrtc[^/]*\.alt\."
 )
 SKIP_WITHOUT_GPU = re.compile(r"torch/lib/(libtorch_cuda|libtorch_nvshmem|libc10_cuda|libcaffe2_nvrtc)")
-LAYOUT = 1  # raise it when the three patterns above change: installations are then renewed
+# libtorch.so holds nothing that is needed but pulls in libtorch_cuda.so. GNU ld would keep it as a dependency
+# of our programs (lld does not), so a linker script that names libtorch_cpu.so takes its place.
+REPLACE = {"torch/lib/libtorch.so": b"/* GNU ld script */ INPUT(AS_NEEDED(-ltorch_cpu))\n"}
+LAYOUT = 2  # raise it when the rules above change: installations are then renewed
 
 ATTEMPTS = 5
 TIMEOUT_SECONDS = 60
@@ -362,6 +365,9 @@ def unpack(wheel: Path, into: Path, cuda: bool) -> None:
                 continue
             target = into / entry.filename
             target.parent.mkdir(parents=True, exist_ok=True)
+            if entry.filename in REPLACE:
+                target.write_bytes(REPLACE[entry.filename])
+                continue
             with archive.open(entry) as source, open(target, "wb") as out:
                 shutil.copyfileobj(source, out, CHUNK)
 

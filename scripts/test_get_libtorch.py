@@ -21,6 +21,7 @@ CUBLAS = "nvidia_cublas-13.1.0.3-py3-none-manylinux_2_27_x86_64.whl"
 TORCH_FILES = {
     "torch/lib/libtorch_cpu.so": os.urandom(300_000),
     "torch/lib/libtorch_cuda.so": b"cuda",
+    "torch/lib/libtorch.so": b"needs libtorch_cuda.so",
     "torch/lib/libtorch_python.so": b"not needed",
     "torch/include/torch/torch.h": b"// header",
     "torch/__init__.py": b"not needed",
@@ -115,13 +116,14 @@ class InstallTest(unittest.TestCase):
     def installed(self):
         return {str(p.relative_to(self.home)) for p in self.home.rglob("*") if p.is_file()} - {".lock", "stamp"}
 
-    CPU = {"torch/lib/libtorch_cpu.so", "torch/include/torch/torch.h", "torch-2.11.0.dist-info/licenses/LICENSE"}
+    CPU = {"torch/lib/libtorch_cpu.so", "torch/lib/libtorch.so", "torch/include/torch/torch.h", "torch-2.11.0.dist-info/licenses/LICENSE"}
     CUDA = CPU | {"torch/lib/libtorch_cuda.so", "nvidia/cu13/lib/libcublas.so.13"}
 
     def test_installs_what_is_needed_once(self):
         self.install()
         self.assertEqual(self.installed(), self.CPU)
         self.assertEqual((self.home / "torch/lib/libtorch_cpu.so").read_bytes(), TORCH_FILES["torch/lib/libtorch_cpu.so"])
+        self.assertIn("INPUT(AS_NEEDED(-ltorch_cpu))", (self.home / "torch/lib/libtorch.so").read_text())
         asked = len(self.index.requests)
         self.assertIn("(cpu)", self.install())
         self.assertEqual(len(self.index.requests), asked, "a second run does no network")
