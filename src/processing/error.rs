@@ -12,6 +12,9 @@ pub enum ImageError {
     /// The header or the pixel data cannot be decoded.
     #[error("the image is damaged or incomplete and cannot be decoded")]
     Undecodable,
+    /// A rare variant of a supported format that no decoder here reads.
+    #[error("the image uses a variant of its format that is not supported; save it as PNG and try again")]
+    UnsupportedVariant,
     /// More pixels than the limit, known from the header before anything is decoded.
     #[error("the image has {width}x{height} pixels; the limit is {limit} pixels")]
     TooManyPixels {

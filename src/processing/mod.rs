@@ -1,9 +1,11 @@
 //! Bytes in, tensors out: image bytes → RGB → patches; messages → chat template → token ids; ids → text.
 
 mod chat;
+mod decoders;
 mod error;
 mod image;
 mod patches;
+mod processor_config;
 mod resize;
 mod tokenizer;
 

@@ -1,6 +1,11 @@
-//! The size an image is scaled to, and the grid of patches it becomes.
+//! The size an image is scaled to, the grid of patches it becomes, and the scaling itself.
 
-use super::ImageError;
+use std::borrow::Cow;
+
+use tch::{Device, Kind, Tensor};
+
+use super::{ImageError, RgbPage};
+use crate::Result;
 
 /// Patches of one image: `t` frames of `h` x `w` patches.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -25,13 +30,73 @@ impl Grid {
     }
 }
 
-/// `(height, width)` scaled to multiples of `factor` with `min_pixels <= height * width <= max_pixels`.
+/// Largest ratio of an image's sides.
+const MAX_ASPECT_RATIO: f64 = 200.0;
+
+/// `(height, width)` scaled to multiples of `factor` with `min_pixels <= height * width <= max_pixels` where the sides'
+/// ratio allows it. Sides whose ratio is above 200 are refused; sides and a factor of 0 too.
 pub fn smart_resize(
-    _height: u32,
-    _width: u32,
-    _factor: u32,
-    _min_pixels: u64,
-    _max_pixels: u64,
+    height: u32,
+    width: u32,
+    factor: u32,
+    min_pixels: u64,
+    max_pixels: u64,
 ) -> Result<(u32, u32), ImageError> {
-    Err(ImageError::Undecodable)
+    if height == 0 || width == 0 || factor == 0 {
+        return Err(ImageError::Undecodable);
+    }
+    let (h, w, step) = (f64::from(height), f64::from(width), f64::from(factor));
+    if h.max(w) / h.min(w) > MAX_ASPECT_RATIO {
+        return Err(ImageError::AspectRatio { width, height });
+    }
+    let (min, max) = (min_pixels as f64, max_pixels as f64);
+    // Python rounds halves to even.
+    let nearest = |side: f64| (side / step).round_ties_even() * step;
+    let (mut out_h, mut out_w) = (nearest(h), nearest(w));
+    if out_h * out_w > max {
+        let beta = (h * w / max).sqrt();
+        let shrink = |side: f64| ((side / beta / step).floor() * step).max(step);
+        (out_h, out_w) = (shrink(h), shrink(w));
+    } else if out_h * out_w < min {
+        let beta = (min / (h * w)).sqrt();
+        let grow = |side: f64| (side * beta / step).ceil() * step;
+        (out_h, out_w) = (grow(h), grow(w));
+    }
+    Ok((out_h as u32, out_w as u32))
+}
+
+/// The page's pixels scaled to `height` x `width`, `[height, width, 3]` row by row: bicubic with antialiasing, by the
+/// very kernel that torchvision calls for 8-bit images, which rounds and clips between its two passes. A page that has
+/// the size already is left as it is.
+pub(super) fn resize(page: &RgbPage, height: u32, width: u32) -> Result<Cow<'_, [u8]>> {
+    if (page.height, page.width) == (height, width) {
+        return Ok(Cow::Borrowed(&page.pixels));
+    }
+    let mut scaled = vec![0; height as usize * width as usize * 3];
+    // SAFETY: `page.pixels` is only read; both buffers outlive both tensors, and no other reference to `scaled` is used
+    // while `target` exists.
+    let (source, target) = unsafe {
+        (
+            interleaved(page.pixels.as_ptr(), page.pixels.len(), page.height, page.width)?,
+            interleaved(scaled.as_mut_ptr(), scaled.len(), height, width)?,
+        )
+    };
+    let size = [i64::from(height), i64::from(width)];
+    let _ = source.f_internal_upsample_bicubic2d_aa_out(&target, size, false, None, None)?;
+    Ok(Cow::Owned(scaled))
+}
+
+/// A `[1, 3, height, width]` view of interleaved bytes. Being channels last it spares libtorch splitting the channels
+/// and joining them again.
+///
+/// # Safety
+/// `length` bytes at `bytes` must outlive the tensor, and be writable if it is written.
+unsafe fn interleaved(bytes: *const u8, length: usize, height: u32, width: u32) -> Result<Tensor> {
+    let (height, width) = (i64::from(height), i64::from(width));
+    let (shape, strides) = ([1, 3, height, width], [height * width * 3, 1, width * 3, 3]);
+    if i64::try_from(length) != Ok(strides[0]) || length == 0 {
+        return Err(ImageError::Undecodable.into());
+    }
+    // SAFETY: shape and strides reach exactly `length` bytes; the rest is the caller's promise.
+    Ok(unsafe { Tensor::f_from_blob(bytes, &shape, &strides, Kind::Uint8, Device::Cpu)? })
 }

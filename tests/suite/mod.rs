@@ -1,4 +1,6 @@
 //! One file a room.
 
+mod allocation;
 mod cli;
+mod images;
 mod server;
