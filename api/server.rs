@@ -5,11 +5,18 @@ use std::sync::Arc;
 
 use actix_web::web::Data;
 use clap::Parser;
-use medical_vision::cli::{CommonArgs, EXIT_CODES_HELP, fail, version};
+use medical_vision::cli::{CommonArgs, fail, version};
 use medical_vision::device::{Selected, gpu_memory};
 use medical_vision::engine::{Engine, LoadOptions, Reader};
 use medical_vision::server::{self, GpuFigures, Readiness, ServerOptions, ServerState};
 use medical_vision::telemetry::{Level, say};
+
+const EXIT_CODES: &str = "\
+Exit codes:
+  0    ended by SIGTERM or Ctrl-C after everything that ran was finished
+  1    it could not listen, the model did not load, or requests outlived --shutdown-seconds
+  2    the command line cannot be understood
+  130, 143  ended at once by a second Ctrl-C or SIGTERM";
 
 /// Reads medical documents over HTTP: a page in, its text out
 ///
@@ -17,7 +24,7 @@ use medical_vision::telemetry::{Level, say};
 /// It listens at once and loads the model meanwhile; /health tells when it is ready. Where the model does not load it
 /// ends with exit code 1, so that whoever supervises it learns of it.
 #[derive(Parser)]
-#[command(name = "server", version = version(), after_help = EXIT_CODES_HELP)]
+#[command(name = "server", version = version(), after_help = EXIT_CODES)]
 struct Arguments {
     #[command(flatten)]
     server: ServerOptions,
@@ -38,6 +45,7 @@ async fn serve(arguments: Arguments) -> anyhow::Result<ExitCode> {
         server: options,
         common,
     } = arguments;
+    let listener = server::bind(&options)?;
     let project = common.project()?;
     let model = common.model_folder(&project)?;
     let selected = common.select_device()?;
@@ -51,7 +59,7 @@ async fn serve(arguments: Arguments) -> anyhow::Result<ExitCode> {
     let state = ServerState::new(engine, options, project.benchmarks());
     let state = state.with_gpu(move || gpu_figures(&selected));
     let announce = |readiness: &Readiness| say(Level::INFO, &readiness.to_string());
-    Ok(server::run(Data::new(state), announce).await?)
+    Ok(server::run(listener, Data::new(state), announce).await?)
 }
 
 fn gpu_figures(selected: &Selected) -> GpuFigures {

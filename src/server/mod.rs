@@ -1,8 +1,8 @@
 //! The REST API over the [engine](crate::engine); it knows nothing of tensors.
 //!
-//! A request passes, from the outside in: its id and log line ([`logging`]), the bounds on its body ([`limits`]),
-//! header bounds and uniform errors ([`headers`]), CORS where origins are allowed, its handler ([`routes`]). The handler
-//! reads the form ([`upload`]), takes a place in the engine's queue, decodes the picture, and waits. When the client
+//! A request passes, from the outside in: its id and log line (`logging.rs`), the bounds on its body (`limits.rs`),
+//! header bounds and uniform errors (`headers.rs`), CORS where origins are allowed, its handler (`routes.rs`). The handler
+//! reads the form (`upload.rs`), takes a place in the engine's queue, decodes the picture, and waits. When the client
 //! leaves, actix drops the handler, and with it the ticket: that cancels the reading.
 
 mod benchmark;
@@ -22,7 +22,7 @@ pub use self::errors::ApiError;
 pub use self::logging::forbid_core_dumps;
 pub use self::openapi::ApiDoc;
 pub use self::options::ServerOptions;
-pub use self::run::{Listening, Readiness, RunError, listen, run};
+pub use self::run::{Readiness, RunError, bind, listen, run};
 pub use self::state::ServerState;
 pub use self::types::{
     Analysis, Benchmarks, ErrorBody, Extraction, Figures, GpuFigures, Health, LoadedModel, SkippedFile,

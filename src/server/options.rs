@@ -21,43 +21,55 @@ pub const MAX_DECODES: usize = 2;
 
 /// Where the server listens and what it allows.
 #[derive(Debug, Clone, Args)]
-#[command(next_help_heading = "Server")]
+#[command(next_help_heading = "Server options")]
 pub struct ServerOptions {
     /// Address to listen on; anything but a loopback address is reachable by others, without a password.
-    #[arg(long, env = "MVP_HOST", default_value = "127.0.0.1")]
+    #[arg(
+        long,
+        value_name = "ADDRESS",
+        env = "MVP_HOST",
+        hide_env_values = true,
+        default_value = "127.0.0.1"
+    )]
     pub host: String,
     /// Port to listen on; 0 picks a free one.
-    #[arg(long, env = "MVP_PORT", default_value_t = 8000)]
+    #[arg(
+        long,
+        value_name = "N",
+        env = "MVP_PORT",
+        hide_env_values = true,
+        default_value_t = 8000
+    )]
     pub port: u16,
     /// Requests that may wait beside the one that runs; more get 503 with Retry-After.
-    #[arg(long, env = "MVP_QUEUE", default_value_t = 8, value_parser = at_most::<1000>(0))]
+    #[arg(long, value_name = "N", env = "MVP_QUEUE", hide_env_values = true, default_value_t = 8, value_parser = at_most::<1000>(0))]
     pub queue: u64,
     /// Seconds a request may wait before it runs (then 503).
-    #[arg(long, env = "MVP_QUEUE_DEADLINE_SECONDS", default_value_t = 30, value_parser = at_most::<86_400>(1))]
+    #[arg(long, value_name = "N", env = "MVP_QUEUE_DEADLINE_SECONDS", hide_env_values = true, default_value_t = 30, value_parser = at_most::<86_400>(1))]
     pub queue_deadline_seconds: u64,
     /// Seconds one reading may take (then 504).
-    #[arg(long, env = "MVP_GENERATION_DEADLINE_SECONDS", default_value_t = 300, value_parser = at_most::<86_400>(1))]
+    #[arg(long, value_name = "N", env = "MVP_GENERATION_DEADLINE_SECONDS", hide_env_values = true, default_value_t = 300, value_parser = at_most::<86_400>(1))]
     pub generation_deadline_seconds: u64,
     /// Seconds a request's body may take to arrive (then 408).
-    #[arg(long, env = "MVP_BODY_DEADLINE_SECONDS", default_value_t = 30, value_parser = at_most::<3600>(1))]
+    #[arg(long, value_name = "N", env = "MVP_BODY_DEADLINE_SECONDS", hide_env_values = true, default_value_t = 30, value_parser = at_most::<3600>(1))]
     pub body_deadline_seconds: u64,
     /// Largest uploaded file, MiB (then 413).
-    #[arg(long, env = "MVP_MAX_UPLOAD_MIB", default_value_t = 20, value_parser = at_most::<1024>(1))]
+    #[arg(long, value_name = "N", env = "MVP_MAX_UPLOAD_MIB", hide_env_values = true, default_value_t = 20, value_parser = at_most::<1024>(1))]
     pub max_upload_mib: u64,
     /// Largest picture, megapixels (width x height as stored; then 400).
-    #[arg(long, env = "MVP_MAX_MEGAPIXELS", default_value_t = 40, value_parser = at_most::<1000>(1))]
+    #[arg(long, value_name = "N", env = "MVP_MAX_MEGAPIXELS", hide_env_values = true, default_value_t = 40, value_parser = at_most::<1000>(1))]
     pub max_megapixels: u64,
     /// Tokens of an answer; a request may ask for fewer, not for more.
-    #[arg(long, env = "MVP_MAX_NEW_TOKENS", default_value_t = 1024, value_parser = at_most::<131_072>(1))]
+    #[arg(long, value_name = "N", env = "MVP_MAX_NEW_TOKENS", hide_env_values = true, default_value_t = 1024, value_parser = at_most::<131_072>(1))]
     pub max_new_tokens: u64,
     /// Connections at the same time.
-    #[arg(long, env = "MVP_MAX_CONNECTIONS", default_value_t = 512, value_parser = at_most::<65_536>(1))]
+    #[arg(long, value_name = "N", env = "MVP_MAX_CONNECTIONS", hide_env_values = true, default_value_t = 512, value_parser = at_most::<65_536>(1))]
     pub max_connections: u64,
     /// Seconds that running requests get after SIGTERM.
-    #[arg(long, env = "MVP_SHUTDOWN_SECONDS", default_value_t = 60, value_parser = at_most::<3600>(1))]
+    #[arg(long, value_name = "N", env = "MVP_SHUTDOWN_SECONDS", hide_env_values = true, default_value_t = 60, value_parser = at_most::<3600>(1))]
     pub shutdown_seconds: u64,
     /// Web origin whose pages may call the server, such as https://example.org (repeatable); none by default.
-    #[arg(long, env = "MVP_CORS_ORIGIN", value_delimiter = ',', value_parser = origin)]
+    #[arg(long, value_name = "ORIGIN", env = "MVP_CORS_ORIGIN", hide_env_values = true, value_delimiter = ',', value_parser = origin)]
     pub cors_origin: Vec<String>,
 }
 

@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{SocketAddr, TcpListener};
 use std::process::ExitCode;
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
@@ -74,57 +74,57 @@ fn reason(error: &io::Error) -> String {
     }
 }
 
-/// A server that accepts connections as soon as it is polled.
-pub struct Listening {
-    /// The future that serves.
-    pub server: Server,
-    /// Where it listens.
-    pub addresses: Vec<SocketAddr>,
-}
-
 /// A server that can read pages: what a person wants to know at its start.
 #[derive(Debug, Clone)]
 pub struct Readiness {
     /// What is loaded.
     pub model: ModelInfo,
     /// Where it listens.
-    pub addresses: Vec<SocketAddr>,
+    pub address: SocketAddr,
 }
 
 impl fmt::Display for Readiness {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { model, address } = self;
         let ModelInfo {
             model_name,
             precision,
             device,
             ..
-        } = &self.model;
+        } = model;
         writeln!(f, "Ready: {model_name}, {precision}, {device}")?;
-        for address in &self.addresses {
-            let url = format!("http://{address}");
-            writeln!(f, "  API   {url}")?;
-            writeln!(f, "  docs  {url}/docs/")?;
-            writeln!(f, "  try   curl -F file=@page.png {url}/extract")?;
-            if !address.ip().is_loopback() {
-                writeln!(
-                    f,
-                    "  note  others on the network can reach {address}, and there is no password"
-                )?;
-            }
+        writeln!(f, "  API   http://{address}")?;
+        writeln!(f, "  docs  http://{address}/docs/")?;
+        writeln!(f, "  try   curl -F file=@page.png http://{address}/extract")?;
+        if !address.ip().is_loopback() {
+            writeln!(
+                f,
+                "  note  others on the network can reach it, and there is no password"
+            )?;
         }
         write!(f, "Ctrl-C finishes what runs and ends; twice ends at once.")
     }
 }
 
-/// Binds the address and builds the server; needs a tokio or actix runtime.
+/// Takes the port; connections wait until [`listen`]'s server is polled.
 ///
 /// # Errors
 /// [`RunError::Listen`].
-pub fn listen(state: Data<ServerState>) -> Result<Listening, RunError> {
-    let options = state.options.clone();
-    let connections = usize::try_from(options.max_connections).unwrap_or(usize::MAX);
-    let shutdown_seconds = options.shutdown_seconds;
-    let (host, port) = (options.host.clone(), options.port);
+pub fn bind(options: &ServerOptions) -> Result<TcpListener, RunError> {
+    TcpListener::bind((options.host.as_str(), options.port)).map_err(|source| RunError::Listen {
+        host: options.host.clone(),
+        port: options.port,
+        source,
+    })
+}
+
+/// Builds the server that serves `listener`; it runs while it is polled, in a tokio or actix runtime.
+///
+/// # Errors
+/// The operating system's.
+pub fn listen(listener: TcpListener, state: Data<ServerState>) -> io::Result<Server> {
+    let connections = usize::try_from(state.options.max_connections).unwrap_or(usize::MAX);
+    let shutdown_seconds = state.options.shutdown_seconds;
     let app = move || {
         App::new()
             .app_data(state.clone())
@@ -148,12 +148,8 @@ pub fn listen(state: Data<ServerState>) -> Result<Listening, RunError> {
         .shutdown_timeout(shutdown_seconds)
         .disable_signals()
         .on_connect(|connection, _: &mut Extensions| watch_over(connection))
-        .bind((host.as_str(), port))
-        .map_err(|source| RunError::Listen { host, port, source })?;
-    Ok(Listening {
-        addresses: server.addrs(),
-        server: server.run(),
-    })
+        .listen(listener)?;
+    Ok(server.run())
 }
 
 fn add_routes(config: &mut web::ServiceConfig) {
@@ -195,18 +191,20 @@ fn watch_over(connection: &dyn std::any::Any) {
 /// `ready` is called once the model is loaded.
 ///
 /// # Errors
-/// The address cannot be listened on, or the model does not load.
+/// The model does not load, or the operating system refuses something.
 pub async fn run(
+    listener: TcpListener,
     state: Data<ServerState>,
     ready: impl FnOnce(&Readiness) + 'static,
 ) -> Result<ExitCode, RunError> {
     let engine = Arc::clone(&state.engine);
     let grace = Duration::from_secs(state.options.shutdown_seconds);
-    let Listening { server, addresses } = listen(state)?;
+    let address = listener.local_addr()?;
+    let server = listen(listener, state)?;
     let stopped_at = Arc::new(OnceLock::new());
     stop_on_signal(engine.clone(), server.handle(), Arc::clone(&stopped_at))?;
     actix_web::rt::spawn(await_model(engine.clone(), server.handle(), move |model| {
-        ready(&Readiness { model, addresses })
+        ready(&Readiness { model, address })
     }));
     server.await?;
     let overdue = stopped_at.get().is_some_and(|at: &Instant| at.elapsed() >= grace);

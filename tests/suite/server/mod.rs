@@ -1,5 +1,9 @@
 //! The engine and the server: a real HTTP client against the real server, with a stub in the model's place.
 
+mod binary;
+mod contract;
 mod engine;
-#[allow(dead_code, reason = "the server's tests use it once pictures can be decoded")]
+mod leaving;
+mod limits;
+mod raw;
 mod support;

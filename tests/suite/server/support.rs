@@ -15,7 +15,7 @@ use medical_vision::Result;
 use medical_vision::engine::{Backend, Engine, EngineOptions, ModelInfo, ReadRequest, Reading};
 use medical_vision::generation::FinishReason;
 use medical_vision::processing::Content;
-use medical_vision::server::{self, Listening, ServerOptions, ServerState};
+use medical_vision::server::{self, ServerOptions, ServerState};
 use reqwest::blocking::multipart::{Form, Part};
 use reqwest::blocking::{Client, Response};
 
@@ -133,18 +133,18 @@ impl TestServer {
         options.port = 0;
         let engine = Arc::new(engine);
         let root = tempfile::tempdir().expect("a folder");
+        let listener = server::bind(&options).expect("a free port");
+        let address = listener.local_addr().expect("an address");
         let state = ServerState::new(engine.clone(), options, root.path().join("benchmarks"));
         let (sender, receiver) = mpsc::channel();
         let thread = std::thread::spawn(move || {
             actix_web::rt::System::new().block_on(async move {
-                let Listening { server, addresses } = server::listen(Data::new(state)).expect("a free port");
-                sender
-                    .send((addresses[0], server.handle()))
-                    .expect("the test waits");
+                let server = server::listen(listener, Data::new(state)).expect("a server");
+                sender.send(server.handle()).expect("the test waits");
                 server.await.expect("a server");
             });
         });
-        let (address, handle) = receiver.recv_timeout(PATIENCE).expect("a server");
+        let handle = receiver.recv_timeout(PATIENCE).expect("a server");
         Self {
             address,
             engine,
