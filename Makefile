@@ -30,10 +30,11 @@ test: setup ## Run all tests
 	python3 -B -m unittest discover --start-directory scripts
 	$(CARGO) test --release --locked
 
-check: setup audit ## Formatting, lints, documentation, dependencies, licences, advisories
+check: setup ## Formatting, lints, documentation, dependencies, licences, advisories
 	$(CARGO) fmt --check
 	$(CARGO) clippy --release --locked --all-targets -- --deny warnings
-	RUSTDOCFLAGS="--deny warnings" $(CARGO) doc --release --locked --no-deps --document-private-items
+	RUSTDOCFLAGS="--deny warnings --allow rustdoc::private-intra-doc-links" $(CARGO) doc --release --locked --no-deps --document-private-items
+	@$(MAKE) --no-print-directory audit
 
 # The advisory database is a git repository elsewhere: where it cannot be fetched, only that part is left out.
 audit: $(TOOLS)/bin/cargo-deny $(TOOLS)/bin/cargo-machete

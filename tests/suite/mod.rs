@@ -3,4 +3,5 @@
 mod allocation;
 mod cli;
 mod images;
+mod linking;
 mod server;
