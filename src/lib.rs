@@ -5,7 +5,6 @@
 //! - [`processing`]: image bytes → RGB → patches; messages → chat template → token ids; ids → text.
 //! - [`checkpoint`]: Hugging Face model folders: `config.json` and memory-mapped, sharded safetensors.
 //! - [`qwen2_5_vl`]: the model and nothing else: vision tower, language model, rotary positions, KV cache.
-//! - [`kernels`]: what makes it fast on a CPU, each with a plain reference in its tests.
 //! - [`generation`]: from logits to an answer: sampling, stop rules, the guard against endless repetition.
 //! - [`engine`]: a loaded model folder ([`engine::Reader`]) and the one thread that owns it ([`engine::Engine`]).
 //! - [`server`]: the REST API over the engine; it knows nothing of tensors.
@@ -21,7 +20,7 @@ pub mod device;
 pub mod engine;
 pub mod error;
 pub mod generation;
-pub mod kernels;
+mod json;
 pub mod paths;
 pub mod processing;
 pub mod qwen2_5_vl;

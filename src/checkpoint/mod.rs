@@ -1,1 +1,139 @@
-//! checkpoint
+//! Hugging Face model folders: memory-mapped safetensors, single or sharded, under the hub's or transformers 5's names.
+//!
+//! Everything in a folder is hostile until checked: headers are capped, offsets and sizes are verified before a byte is
+//! read, shard names cannot leave the folder, and no format that can run code is ever opened.
+
+mod names;
+mod shard;
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use serde::Deserialize;
+use tch::{Device, Kind, Tensor};
+
+pub use self::names::canonical_name;
+use self::shard::Shard;
+use crate::{Error, Result};
+
+/// An index file larger than this is refused.
+const MAX_INDEX_BYTES: u64 = 64 << 20;
+
+/// The weights of one model folder.
+pub struct Checkpoint {
+    dir: PathBuf,
+    shards: Vec<Arc<Shard>>,
+    /// canonical name → (shard, name in the shard)
+    tensors: HashMap<String, (usize, String)>,
+}
+
+/// One weight on a CPU, as stored: its tensor shares the mapped file's memory, which this keeps alive.
+pub struct MappedTensor {
+    /// Stored dtype; read-only.
+    pub tensor: Tensor,
+    _shard: Arc<Shard>,
+}
+
+#[derive(Deserialize)]
+struct Index {
+    weight_map: HashMap<String, String>,
+}
+
+impl Checkpoint {
+    /// Opens `model.safetensors` or the shards that `model.safetensors.index.json` lists.
+    pub fn open(dir: &Path) -> Result<Self> {
+        let single = dir.join("model.safetensors");
+        let index = dir.join("model.safetensors.index.json");
+        let mut files = if index.is_file() {
+            shard_files(dir, &index)?
+        } else if single.is_file() {
+            vec![single]
+        } else {
+            return Err(Error::checkpoint(
+                dir,
+                "holds neither model.safetensors nor model.safetensors.index.json: is the download complete?",
+            ));
+        };
+        files.sort();
+        files.dedup();
+        let shards = files.iter().map(|f| Shard::open(f).map(Arc::new)).collect::<Result<Vec<_>>>()?;
+        let mut tensors = HashMap::new();
+        for (i, shard) in shards.iter().enumerate() {
+            for name in shard.names() {
+                let canonical = canonical_name(&name);
+                if tensors.insert(canonical, (i, name.clone())).is_some() {
+                    return Err(Error::checkpoint(shard.path(), format!("tensor \"{name}\" is there twice")));
+                }
+            }
+        }
+        Ok(Self { dir: dir.to_owned(), shards, tensors })
+    }
+
+    /// The folder.
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// Whether a tensor of this canonical (hub) name is there.
+    pub fn contains(&self, name: &str) -> bool {
+        self.tensors.contains_key(name)
+    }
+
+    /// Bytes of all tensors.
+    pub fn total_bytes(&self) -> u64 {
+        self.shards.iter().map(|s| s.data_bytes()).sum()
+    }
+
+    /// The weight of canonical (hub) `name`, which must have `shape`; CPU, stored dtype, shared with the mapped file.
+    pub fn mapped(&self, name: &str, shape: &[usize]) -> Result<MappedTensor> {
+        let Some((shard, stored)) = self.tensors.get(name) else {
+            return Err(Error::checkpoint(
+                &self.dir,
+                format!("tensor \"{name}\" is missing: the weights are incomplete or of another model"),
+            ));
+        };
+        let shard = &self.shards[*shard];
+        Ok(MappedTensor { tensor: shard.tensor(stored, shape)?, _shard: Arc::clone(shard) })
+    }
+
+    /// The weight of canonical (hub) `name` as an owned tensor of `kind` on `device`.
+    pub fn load(&self, name: &str, shape: &[usize], kind: Kind, device: Device) -> Result<Tensor> {
+        let mapped = self.mapped(name, shape)?;
+        let shape: Vec<i64> = shape.iter().map(|&n| n as i64).collect();
+        let out = Tensor::f_empty(&shape, (kind, device))?;
+        let mut target = out.shallow_clone();
+        target.f_copy_(&mapped.tensor)?;
+        Ok(out)
+    }
+}
+
+fn shard_files(dir: &Path, index: &Path) -> Result<Vec<PathBuf>> {
+    let size = std::fs::metadata(index).map_err(|e| Error::io(index, e))?.len();
+    if size > MAX_INDEX_BYTES {
+        return Err(Error::checkpoint(index, format!("{size} bytes is too large for an index")));
+    }
+    let text = std::fs::read_to_string(index).map_err(|e| Error::io(index, e))?;
+    let parsed: Index = serde_json::from_str(&text)
+        .map_err(|e| Error::checkpoint(index, format!("not a safetensors index: {e}")))?;
+    let mut files: Vec<&String> = parsed.weight_map.values().collect();
+    files.sort();
+    files.dedup();
+    files
+        .into_iter()
+        .map(|name| {
+            let plain = Path::new(name).file_name().is_some_and(|f| f == name.as_str());
+            if !plain || !name.ends_with(".safetensors") {
+                return Err(Error::checkpoint(
+                    index,
+                    format!("\"weight_map\" names {name:?}, which is not a plain .safetensors file name"),
+                ));
+            }
+            let file = dir.join(name);
+            if !file.is_file() {
+                return Err(Error::checkpoint(file, "this shard is missing: is the download complete?"));
+            }
+            Ok(file)
+        })
+        .collect()
+}

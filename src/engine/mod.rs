@@ -1,5 +1,6 @@
 //! A loaded model folder ([`Reader`]) and the one thread that owns it ([`Engine`]).
 
+mod answer;
 mod prompt;
 mod reader;
 mod thread;

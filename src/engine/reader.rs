@@ -1,13 +1,20 @@
 //! A model folder, loaded: everything from a page and a prompt to text.
 
 use std::ops::ControlFlow;
-use std::path::{Path, PathBuf};
+use std::path::Path;
+use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
+use tch::{Device, Kind, Tensor};
 
-use crate::Result;
-use crate::generation::{FinishReason, GenerationOverrides};
-use crate::processing::{Content, Message, PromptError, RgbPage, Role};
+use super::answer::Answer;
+use crate::checkpoint::Checkpoint;
+use crate::generation::{FinishReason, GenerationOptions, GenerationOverrides, Sampler};
+use crate::processing::{
+    Content, Grid, ImageProcessor, Message, PromptError, RgbPage, Role, TextProcessor,
+};
+use crate::qwen2_5_vl::{Config, KvCache, Model, Prefill};
+use crate::{Error, Result};
 
 /// Number format of activations.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -114,16 +121,56 @@ impl Reading {
 /// A model folder, loaded.
 pub struct Reader {
     info: ModelInfo,
+    images: ImageProcessor,
+    text: TextProcessor,
+    options: GenerationOptions,
+    model: Model,
 }
 
 /// Most characters of a prompt; a longer one is refused before any work.
 pub const MAX_PROMPT_CHARACTERS: usize = 8192;
 
+/// A request after the processor: what the model wants.
+struct Prepared {
+    input_ids: Vec<i64>,
+    /// All images' patches, one after the other.
+    pixel_values: Option<Tensor>,
+    grids: Vec<Grid>,
+}
+
 impl Reader {
     /// Loads the model in `dir`; errors name the file, key or tensor at fault.
-    pub fn load(dir: &Path, _options: &LoadOptions) -> Result<Self> {
-        let _ = PathBuf::from(dir);
-        Err(crate::Error::checkpoint(dir, "not yet"))
+    pub fn load(dir: &Path, options: &LoadOptions) -> Result<Self> {
+        let config = Config::from_dir(dir)?;
+        let text = TextProcessor::from_dir(dir)?;
+        let images =
+            ImageProcessor::from_dir(dir)?.with_pixel_bounds(options.min_pixels, options.max_pixels)?;
+        check_patches(dir, &config, &images)?;
+        let generation = GenerationOptions::from_dir(dir)?;
+        let (kind, precision) = match (options.precision, options.device) {
+            (Precision::F32, _) | (Precision::Auto, Device::Cpu) => (Kind::Float, "FP32"),
+            (Precision::Bf16 | Precision::Auto, _) => (Kind::BFloat16, "BF16"),
+            (Precision::F16, Device::Cpu) => {
+                return Err(Error::Device("half precision needs a GPU: choose f32 or bf16 on a CPU".into()));
+            }
+            (Precision::F16, _) => (Kind::Half, "FP16"),
+        };
+        let model = Model::load(&Checkpoint::open(dir)?, &config, kind, options.device)?;
+        let info = ModelInfo {
+            model_name: dir
+                .canonicalize()
+                .unwrap_or_else(|_| dir.to_owned())
+                .file_name()
+                .map(|n| n.to_string_lossy().into_owned())
+                .unwrap_or_default(),
+            precision: precision.to_owned(),
+            lora_adapter: None,
+            device: match options.device {
+                Device::Cuda(n) => format!("cuda:{n}"),
+                _ => "cpu".to_owned(),
+            },
+        };
+        Ok(Self { info, images, text, options: generation, model })
     }
 
     /// What is loaded.
@@ -134,9 +181,133 @@ impl Reader {
     /// Answers one request; `on_text` receives the text as it grows and may end it with `Break` (checked between tokens).
     pub fn read(
         &mut self,
-        _request: &ReadRequest,
-        _on_text: &mut dyn FnMut(&str) -> ControlFlow<()>,
+        request: &ReadRequest,
+        on_text: &mut dyn FnMut(&str) -> ControlFlow<()>,
     ) -> Result<Reading> {
-        Err(PromptError::ImageCount { places: 0, images: 0 }.into())
+        let start = Instant::now();
+        let options = self.options.with(&request.overrides)?;
+        let prepared = self.prepare(request, options.max_new_tokens)?;
+        let prompt_tokens = prepared.input_ids.len();
+        let mut cache = self.model.cache(prompt_tokens + options.max_new_tokens)?;
+        let prefill = self.prefill(&prepared, &mut cache)?;
+        let mut logits = self.model.logits(&prefill.hidden.f_narrow(0, prompt_tokens as i64 - 1, 1)?)?;
+        drop(prefill);
+
+        let mut sampler = Sampler::new(&options, &prepared.input_ids);
+        let mut answer = Answer::new(&self.text, &options, on_text);
+        let mut scores = vec![0f32; self.model.config().text.vocab_size];
+        let mut first = None;
+        let finish_reason = loop {
+            logits.f_to_device(Device::Cpu)?.f_view([-1])?.f_copy_data(&mut scores, logits.numel())?;
+            let token = sampler.next(&mut scores)?;
+            first.get_or_insert_with(|| start.elapsed());
+            if let Some(reason) = answer.push(token)? {
+                break reason;
+            }
+            logits = self.model.decode(token, &mut cache)?;
+        };
+        answer.finish(finish_reason)?;
+        let latency_seconds = start.elapsed().as_secs_f64();
+        Ok(Reading {
+            text: answer.text,
+            tokens: answer.tokens,
+            prompt_tokens,
+            completion_tokens: answer.generated,
+            finish_reason,
+            time_to_first_token_seconds: first.map_or(latency_seconds, |d| d.as_secs_f64()),
+            latency_seconds,
+        })
+    }
+
+    /// The tensors of one request by stage, for parity checks: ids i64, the rest f32, all on the CPU.
+    pub fn trace(&mut self, request: &ReadRequest) -> Result<Vec<(String, Tensor)>> {
+        let prepared = self.prepare(request, 1)?;
+        let ids = &prepared.input_ids;
+        let mut stages = vec![("input_ids".to_owned(), Tensor::f_from_slice(ids)?)];
+        let mut cache = self.model.cache(ids.len() + 1)?;
+        let mut features = None;
+        if let Some(pixels) = &prepared.pixel_values {
+            let grids: Vec<i64> =
+                prepared.grids.iter().flat_map(|g| [g.t as i64, g.h as i64, g.w as i64]).collect();
+            stages.push(("pixel_values".to_owned(), pixels.shallow_clone()));
+            stages.push(("image_grid_thw".to_owned(), Tensor::f_from_slice(&grids)?.f_view([-1, 3])?));
+            let f = self.model.image_features(pixels, &prepared.grids)?;
+            stages.push(("image_features".to_owned(), f.shallow_clone()));
+            features = Some(f);
+        }
+        let prefill = self.model.prefill(ids, features.as_ref(), &prepared.grids, &mut cache)?;
+        let positions = Tensor::f_from_slice(&prefill.positions.ids.concat())?.f_view([3, -1])?;
+        stages.push(("position_ids".to_owned(), positions));
+        stages.push(("logits".to_owned(), self.model.logits(&prefill.hidden)?));
+        stages
+            .into_iter()
+            .map(|(name, t)| {
+                let kind = if t.kind() == Kind::Int64 { Kind::Int64 } else { Kind::Float };
+                Ok((name, t.f_to_device(Device::Cpu)?.f_to_kind(kind)?.f_contiguous()?))
+            })
+            .collect()
+    }
+
+    fn prefill(&self, prepared: &Prepared, cache: &mut KvCache) -> Result<Prefill> {
+        let features = match &prepared.pixel_values {
+            Some(pixels) => Some(self.model.image_features(pixels, &prepared.grids)?),
+            None => None,
+        };
+        self.model.prefill(&prepared.input_ids, features.as_ref(), &prepared.grids, cache)
+    }
+
+    /// Checks the request, then turns it into ids and patches; nothing costly happens before the checks.
+    fn prepare(&self, request: &ReadRequest, new_tokens: usize) -> Result<Prepared> {
+        let characters = request
+            .messages
+            .iter()
+            .flat_map(|m| &m.content)
+            .map(|c| match c {
+                Content::Text(text) => text.chars().count(),
+                Content::Image => 0,
+            })
+            .sum();
+        if characters > MAX_PROMPT_CHARACTERS {
+            return Err(PromptError::TooLong { characters, limit: MAX_PROMPT_CHARACTERS }.into());
+        }
+        let grids = request
+            .images
+            .iter()
+            .map(|page| self.images.grid(page.height, page.width))
+            .collect::<Result<Vec<_>, _>>()?;
+        let input_ids = self.text.encode_chat(&request.messages, &grids)?;
+        let (prompt_tokens, context) = (input_ids.len(), self.model.config().text.max_position_embeddings);
+        let needed = prompt_tokens.saturating_add(new_tokens);
+        if needed > context {
+            return Err(PromptError::ContextOverflow { needed, prompt_tokens, new_tokens, context }.into());
+        }
+        let patches = request
+            .images
+            .iter()
+            .map(|page| Ok(self.images.process(page)?.pixel_values))
+            .collect::<Result<Vec<_>>>()?;
+        let pixel_values = match patches.len() {
+            0 => None,
+            _ => Some(Tensor::f_cat(&patches, 0)?),
+        };
+        Ok(Prepared { input_ids, pixel_values, grids })
+    }
+}
+
+/// The processor must cut what the vision tower expects.
+fn check_patches(dir: &Path, config: &Config, images: &ImageProcessor) -> Result<()> {
+    let (vision, name) = (&config.vision, dir.join("preprocessor_config.json"));
+    let pairs = [
+        ("patch_size", vision.patch_size, images.patch_size()),
+        ("temporal_patch_size", vision.temporal_patch_size, images.temporal_patch_size()),
+        ("spatial_merge_size", vision.spatial_merge_size, images.merge_size()),
+        ("in_channels", vision.in_channels, 3),
+    ];
+    match pairs.iter().find(|(_, model, processor)| model != processor) {
+        None => Ok(()),
+        Some((key, model, processor)) => Err(Error::checkpoint(
+            name,
+            format!("the processor's {key} is {processor}, but config.json's vision_config asks for {model}"),
+        )),
     }
 }

@@ -8,4 +8,4 @@ mod stop;
 pub use self::options::{FinishReason, GenerationOptions, GenerationOverrides, RepetitionDetection};
 pub use self::repetition::RepetitionGuard;
 pub use self::sampling::Sampler;
-pub use self::stop::StopStrings;
+pub use self::stop::{Released, StopStrings};

@@ -1,10 +1,21 @@
 //! What a caller may set about an answer, and how it ended.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
 
-use crate::Result;
+use crate::processing::PromptError;
+use crate::{Error, Result, json as json_file};
+
+/// Most tokens an answer may be asked to have; what fits the model's context is checked elsewhere.
+const MAX_NEW_TOKENS: usize = 131_072;
+/// Most stop strings, and most characters of one.
+const MAX_STOPS: usize = 16;
+const MAX_STOP_LENGTH: usize = 256;
+const MAX_STOP_TOKENS: usize = 64;
+/// Longest pattern the guard against repetition may look for, tokens.
+const MAX_PATTERN: usize = 4096;
 
 /// How an answer ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -20,16 +31,37 @@ pub enum FinishReason {
     Cancelled,
 }
 
-/// The guard against endless repetition; names as vLLM's `repetition_detection`.
+/// The guard against endless repetition; names and rule as vLLM's `repetition_detection`, plus `min_span`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RepetitionDetection {
-    /// Longest pattern looked for, tokens.
+    /// Longest pattern looked for, tokens; 0 switches the guard off.
+    #[serde(default)]
     pub max_pattern_size: usize,
-    /// Shortest pattern looked for, tokens.
+    /// Shortest pattern looked for, tokens; 0 is 1.
+    #[serde(default)]
     pub min_pattern_size: usize,
-    /// How often a pattern must follow itself.
+    /// How often a pattern must stand in a row, 2 or more.
+    #[serde(default)]
     pub min_count: usize,
+    /// How many tokens the copies must cover together before they count as endless; shorter patterns need fewer (see
+    /// [`RepetitionGuard`](super::RepetitionGuard)). 0, also where a request leaves it out, is vLLM's rule: the count alone.
+    #[serde(default)]
+    pub min_span: usize,
+}
+
+impl Default for RepetitionDetection {
+    /// Cuts loops and spares tables: no page repeats 640 tokens of equal rows, and a block of several lines may follow
+    /// itself three times whatever its length. A 40-row table of six "Normal" a row has 480 tokens, 30 equal lines of
+    /// a medication list 400 to 570.
+    fn default() -> Self {
+        Self {
+            max_pattern_size: 512,
+            min_pattern_size: 1,
+            min_count: 4,
+            min_span: 640,
+        }
+    }
 }
 
 /// Everything that decides how an answer is generated.
@@ -37,7 +69,7 @@ pub struct RepetitionDetection {
 pub struct GenerationOptions {
     /// Most tokens of the answer.
     pub max_new_tokens: usize,
-    /// 0 is greedy.
+    /// 0 is greedy, and so in effect is anything below 1e-5.
     pub temperature: f64,
     /// Only the k likeliest tokens.
     pub top_k: Option<usize>,
@@ -62,7 +94,7 @@ pub struct GenerationOverrides {
     pub max_new_tokens: Option<usize>,
     /// See [`GenerationOptions::temperature`].
     pub temperature: Option<f64>,
-    /// See [`GenerationOptions::top_k`].
+    /// See [`GenerationOptions::top_k`]; 0 is off.
     pub top_k: Option<usize>,
     /// See [`GenerationOptions::top_p`].
     pub top_p: Option<f64>,
@@ -79,23 +111,207 @@ pub struct GenerationOverrides {
 }
 
 impl GenerationOptions {
-    /// Reads `generation_config.json` of a model folder.
-    pub fn from_dir(_dir: &Path) -> Result<Self> {
-        Ok(Self {
-            max_new_tokens: 512,
-            temperature: 0.0,
-            top_k: None,
-            top_p: None,
-            repetition_penalty: 1.0,
+    /// Reads `generation_config.json` of a model folder; where it or a key of it is missing, transformers' default
+    /// holds, but for `max_new_tokens` (512). End tokens come from `config.json` where only that names them.
+    pub fn from_dir(dir: &Path) -> Result<Self> {
+        let file = File::open(dir.join("generation_config.json"))?;
+        let mut stop_token_ids = file.token_ids("eos_token_id")?;
+        if stop_token_ids.is_empty() {
+            let config = File::open(dir.join("config.json"))?;
+            stop_token_ids = config.token_ids("eos_token_id")?;
+            if stop_token_ids.is_empty() {
+                stop_token_ids = config.section("text_config")?.token_ids("eos_token_id")?;
+            }
+            if stop_token_ids.is_empty() {
+                return Err(config.error(
+                    "eos_token_id",
+                    "is missing, in generation_config.json too: answers would not end",
+                ));
+            }
+        }
+        let sampling = file
+            .value("do_sample", "true or false", Value::as_bool)?
+            .unwrap_or(false);
+        let temperature = file
+            .value("temperature", "a number", Value::as_f64)?
+            .unwrap_or(1.0);
+        let top_k = file.value("top_k", "a whole number, 1 or more (0 or -1: off)", |value| {
+            value.as_i64().filter(|&k| k >= -1)
+        })?;
+        file.warn_of_unsupported();
+        let options = Self {
+            max_new_tokens: file.size("max_new_tokens")?.unwrap_or(512),
+            temperature: if sampling { temperature } else { 0.0 },
+            top_k: usize::try_from(top_k.unwrap_or(50)).ok().filter(|&k| k > 0),
+            top_p: file.value("top_p", "a number", Value::as_f64)?,
+            repetition_penalty: file
+                .value("repetition_penalty", "a number", Value::as_f64)?
+                .unwrap_or(1.0),
             seed: None,
             stop: Vec::new(),
-            stop_token_ids: Vec::new(),
-            repetition_detection: None,
+            stop_token_ids,
+            repetition_detection: Some(RepetitionDetection::default()),
+        };
+        match options.check() {
+            Ok(()) => Ok(options),
+            Err((key, reason)) => Err(file.error(key, &reason)),
+        }
+    }
+
+    /// These options with a request's own values; an error names the option outside its range. A temperature above 0
+    /// switches sampling on, with the folder's `top_k` and `top_p` unless the request has its own.
+    pub fn with(&self, overrides: &GenerationOverrides) -> Result<Self> {
+        let mut options = self.clone();
+        let o = overrides.clone();
+        options.max_new_tokens = o.max_new_tokens.unwrap_or(options.max_new_tokens);
+        options.temperature = o.temperature.unwrap_or(options.temperature);
+        options.top_k = o.top_k.or(options.top_k).filter(|&k| k > 0);
+        options.top_p = o.top_p.or(options.top_p);
+        options.repetition_penalty = o.repetition_penalty.unwrap_or(options.repetition_penalty);
+        options.seed = o.seed.or(options.seed);
+        options.stop = o.stop.unwrap_or(options.stop);
+        options
+            .stop_token_ids
+            .extend(o.stop_token_ids.unwrap_or_default());
+        options.repetition_detection = o
+            .repetition_detection
+            .unwrap_or(options.repetition_detection)
+            .filter(|detection| detection.max_pattern_size > 0);
+        match options.check() {
+            Ok(()) => Ok(options),
+            Err((option, reason)) => Err(PromptError::Option { option, reason }.into()),
+        }
+    }
+
+    /// The first option outside its range, and the range.
+    fn check(&self) -> Result<(), (&'static str, String)> {
+        let within = |ok: bool, option: &'static str, range: &str| {
+            if ok {
+                Ok(())
+            } else {
+                Err((option, format!("must be {range}")))
+            }
+        };
+        let positive = |x: f64, limit: f64| x > 0.0 && x <= limit;
+        within(
+            (1..=MAX_NEW_TOKENS).contains(&self.max_new_tokens),
+            "max_new_tokens",
+            &format!("from 1 to {MAX_NEW_TOKENS}"),
+        )?;
+        within(
+            (0.0..=100.0).contains(&self.temperature),
+            "temperature",
+            "from 0 (greedy) to 100",
+        )?;
+        within(
+            self.top_p.is_none_or(|p| positive(p, 1.0)),
+            "top_p",
+            "above 0 and at most 1",
+        )?;
+        within(
+            positive(self.repetition_penalty, 100.0),
+            "repetition_penalty",
+            "above 0 and at most 100",
+        )?;
+        within(
+            self.stop.len() <= MAX_STOPS
+                && self
+                    .stop
+                    .iter()
+                    .all(|s| (1..=MAX_STOP_LENGTH).contains(&s.chars().count())),
+            "stop",
+            &format!("at most {MAX_STOPS} strings of 1 to {MAX_STOP_LENGTH} characters"),
+        )?;
+        within(
+            self.stop_token_ids.len() <= MAX_STOP_TOKENS && self.stop_token_ids.iter().all(|&id| id >= 0),
+            "stop_token_ids",
+            &format!("at most {MAX_STOP_TOKENS} token ids, none below 0"),
+        )?;
+        if let Some(detection) = self.repetition_detection {
+            within(
+                detection.max_pattern_size <= MAX_PATTERN
+                    && detection.min_pattern_size <= detection.max_pattern_size,
+                "repetition_detection",
+                &format!("such that min_pattern_size <= max_pattern_size <= {MAX_PATTERN}"),
+            )?;
+            within(
+                detection.min_count >= 2,
+                "repetition_detection",
+                "such that min_count is 2 or more",
+            )?;
+        }
+        Ok(())
+    }
+}
+
+/// A JSON object in a file, empty where there is no such file.
+struct File {
+    path: PathBuf,
+    map: Map<String, Value>,
+}
+
+impl File {
+    fn open(path: PathBuf) -> Result<Self> {
+        let map = json_file::read_object(&path)?.unwrap_or_default();
+        Ok(Self { path, map })
+    }
+
+    fn error(&self, key: &str, reason: &str) -> Error {
+        Error::checkpoint(&self.path, format!("\"{key}\" {reason}"))
+    }
+
+    /// `key`'s value; `None` where it is absent or null.
+    fn value<T>(&self, key: &str, kind: &str, convert: impl Fn(&Value) -> Option<T>) -> Result<Option<T>> {
+        let Some(value) = json_file::present(&self.map, key) else {
+            return Ok(None);
+        };
+        convert(value)
+            .map(Some)
+            .ok_or_else(|| self.error(key, &format!("must be {kind}")))
+    }
+
+    fn size(&self, key: &str) -> Result<Option<usize>> {
+        self.value(key, "a whole number, 0 or more", |v| {
+            v.as_u64().and_then(|n| n.try_into().ok())
         })
     }
 
-    /// These options with a request's own values; an error names the option outside its range.
-    pub fn with(&self, _overrides: &GenerationOverrides) -> Result<Self> {
-        Ok(self.clone())
+    /// One id or a list of ids.
+    fn token_ids(&self, key: &str) -> Result<Vec<i64>> {
+        let ids = self.value(key, "a token id or a list of token ids", |value| match value {
+            Value::Array(list) => list.iter().map(Value::as_i64).collect(),
+            one => one.as_i64().map(|id| vec![id]),
+        })?;
+        Ok(ids.unwrap_or_default())
+    }
+
+    /// An object inside the object; empty where it is absent.
+    fn section(&self, key: &str) -> Result<Self> {
+        let map = self.value(key, "a JSON object", |value| value.as_object().cloned())?;
+        Ok(Self {
+            path: self.path.clone(),
+            map: map.unwrap_or_default(),
+        })
+    }
+
+    /// Says which keys would change answers in transformers but don't here.
+    fn warn_of_unsupported(&self) {
+        let neutral = [
+            ("num_beams", 1.0),
+            ("no_repeat_ngram_size", 0.0),
+            ("min_p", 0.0),
+            ("typical_p", 1.0),
+            ("epsilon_cutoff", 0.0),
+            ("eta_cutoff", 0.0),
+            ("min_new_tokens", 0.0),
+        ];
+        for (key, neutral) in neutral {
+            if json_file::present(&self.map, key).is_some_and(|value| value.as_f64() != Some(neutral)) {
+                tracing::warn!(
+                    "{}: \"{key}\" is not supported and has no effect",
+                    self.path.display()
+                );
+            }
+        }
     }
 }

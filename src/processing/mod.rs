@@ -8,8 +8,9 @@ mod patches;
 mod processor_config;
 mod resize;
 mod tokenizer;
+mod vocabulary;
 
-pub use self::chat::{ChatTemplate, Content, Message, Role};
+pub use self::chat::{ChatTemplate, Content, Message, Role, Span};
 pub use self::error::{ImageError, PromptError};
 pub use self::image::{DecodeLimits, RgbPage, decode};
 pub use self::patches::{ImagePatches, ImageProcessor};

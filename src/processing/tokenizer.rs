@@ -1,48 +1,305 @@
 //! Text ↔ token ids.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
-use super::{Grid, Message};
-use crate::Result;
+use aho_corasick::{AhoCorasick, MatchKind};
+use serde_json::{Map, Value};
+use tokenizers::normalizers::NFC;
+use tokenizers::{AddedToken, DecoderWrapper, Tokenizer};
+
+use super::chat::token_text;
+use super::vocabulary::Vocabulary;
+use super::{ChatTemplate, Content, Grid, Message, PromptError, Span};
+use crate::{Error, Result, json as json_file};
 
 /// `tokenizer.json` and the chat template of a model folder.
-pub struct TextProcessor {}
+pub struct TextProcessor {
+    /// The tokenizer without its added tokens: whatever a text spells, it stays plain text.
+    plain: Tokenizer,
+    path: PathBuf,
+    template: ChatTemplate,
+    /// Finds added tokens in what the template writes; pattern `i` has id `added_ids[i]`.
+    added: AhoCorasick,
+    added_ids: Vec<i64>,
+    vocabulary: Vocabulary,
+    image_pad: i64,
+    merge: usize,
+}
 
 impl TextProcessor {
-    /// Reads `tokenizer.json` and the chat template of a model folder, and checks that the tokens it needs are there.
-    pub fn from_dir(_dir: &Path) -> Result<Self> {
-        Ok(Self {})
+    /// Reads `tokenizer.json` and the chat template of a model folder, and checks that the tokens it needs are there
+    /// with the ids that `config.json` gives them.
+    pub fn from_dir(dir: &Path) -> Result<Self> {
+        let path = dir.join("tokenizer.json");
+        if !path.is_file() {
+            return Err(Error::checkpoint(
+                &path,
+                "no such file: a model folder needs its tokenizer.json",
+            ));
+        }
+        let tokenizer = Tokenizer::from_file(&path)
+            .map_err(|error| Error::checkpoint(&path, format!("not a usable tokenizer: {error}")))?;
+        let config_path = dir.join("config.json");
+        let config = json_file::read_object(&config_path)?.ok_or_else(|| {
+            Error::checkpoint(&config_path, "no such file: a model folder needs its config.json")
+        })?;
+        let image_pad = check_tokens(&tokenizer, &path, dir, &config)?;
+        let template = ChatTemplate::from_dir(dir)?;
+        let added = added_tokens(&tokenizer, &path)?;
+        let vocabulary = Vocabulary::new(&tokenizer, &added, &path)?;
+        let added_ids = added.iter().map(|(id, _)| i64::from(*id)).collect();
+        let added = AhoCorasick::builder()
+            .match_kind(MatchKind::LeftmostLongest)
+            .build(added.iter().map(|(_, token)| &token.content))
+            .map_err(|error| Error::checkpoint(&path, format!("added_tokens: {error}")))?;
+        let plain = without_added_tokens(tokenizer, &path)?;
+        let merge = merge_size(&config_path, &config)?;
+        Ok(Self {
+            plain,
+            path,
+            template,
+            added,
+            added_ids,
+            vocabulary,
+            image_pad,
+            merge,
+        })
     }
 
     /// Token ids of a conversation, ready for the model's answer: each image place expanded to its grid's number of image-pad tokens.
-    pub fn encode_chat(&self, _messages: &[Message], _grids: &[Grid]) -> Result<Vec<i64>> {
-        Ok(Vec::new())
+    pub fn encode_chat(&self, messages: &[Message], grids: &[Grid]) -> Result<Vec<i64>> {
+        let places = messages
+            .iter()
+            .flat_map(|m| &m.content)
+            .filter(|c| **c == Content::Image)
+            .count();
+        if places != grids.len() {
+            let images = grids.len();
+            return Err(PromptError::ImageCount { places, images }.into());
+        }
+        let mut ids = Vec::new();
+        // What lies between two special tokens is one text, whoever wrote its parts: tokens may span the parts.
+        let mut text = String::new();
+        let mut pads = 0;
+        for span in self.template.render(messages)? {
+            let written = match span {
+                Span::Message(message) => {
+                    text.push_str(message);
+                    continue;
+                }
+                Span::Template(written) => written,
+            };
+            let mut end = 0;
+            for found in self.added.find_iter(&written) {
+                text.push_str(&written[end..found.start()]);
+                end = found.end();
+                self.encode_plain_into(&text, &mut ids)?;
+                text.clear();
+                let id = self.added_ids[found.pattern().as_usize()];
+                let repeat = if id == self.image_pad {
+                    pads += 1;
+                    grids.get(pads - 1).map_or(0, |grid| grid.tokens(self.merge))
+                } else {
+                    1
+                };
+                ids.extend(std::iter::repeat_n(id, repeat));
+            }
+            text.push_str(&written[end..]);
+        }
+        self.encode_plain_into(&text, &mut ids)?;
+        if pads != places {
+            return Err(self.template.error(&format!(
+                "the chat template writes {pads} image places for {places} images"
+            )));
+        }
+        Ok(ids)
     }
 
-    /// Text of ids, special tokens left out.
-    pub fn decode(&self, _ids: &[i64]) -> Result<String> {
-        Ok(String::new())
+    /// Token ids of a text; whatever it spells, none of them is a special or added token.
+    pub fn encode_plain(&self, text: &str) -> Result<Vec<i64>> {
+        let mut ids = Vec::new();
+        self.encode_plain_into(text, &mut ids)?;
+        Ok(ids)
+    }
+
+    fn encode_plain_into(&self, text: &str, ids: &mut Vec<i64>) -> Result<()> {
+        if text.is_empty() {
+            return Ok(());
+        }
+        // The library's own words are left out: they could hold the text.
+        let encoding = self
+            .plain
+            .encode_fast(text, false)
+            .map_err(|_| Error::checkpoint(&self.path, "the tokenizer cannot encode a text"))?;
+        let first = ids.len();
+        ids.extend(encoding.get_ids().iter().map(|&id| i64::from(id)));
+        if ids[first..].iter().any(|id| self.added_ids.contains(id)) {
+            return Err(Error::checkpoint(
+                &self.path,
+                "the tokenizer makes an added token of plain text; its vocabulary must not hold added tokens as words",
+            ));
+        }
+        Ok(())
+    }
+
+    /// Text of ids, special tokens left out; bytes that are no UTF-8 become U+FFFD.
+    pub fn decode(&self, ids: &[i64]) -> Result<String> {
+        let mut stream = self.stream();
+        let mut text = String::new();
+        for &id in ids {
+            text.push_str(&stream.push(id)?);
+        }
+        text.push_str(&stream.finish()?);
+        Ok(text)
     }
 
     /// A decoder that takes ids one by one and gives text as soon as it is whole UTF-8.
     pub fn stream(&self) -> TokenStream<'_> {
-        TokenStream { _processor: self }
+        TokenStream {
+            vocabulary: &self.vocabulary,
+            pending: Vec::new(),
+        }
     }
 }
 
-/// Incremental decoding of one answer.
+/// Incremental decoding of one answer: the pieces joined are [`TextProcessor::decode`] of all ids.
 pub struct TokenStream<'a> {
-    _processor: &'a TextProcessor,
+    vocabulary: &'a Vocabulary,
+    /// At most three bytes: the beginning of a character.
+    pending: Vec<u8>,
 }
 
 impl TokenStream<'_> {
     /// Takes the next id; returns the text that became whole (may be empty).
-    pub fn push(&mut self, _id: i64) -> Result<String> {
-        Ok(String::new())
+    pub fn push(&mut self, id: i64) -> Result<String> {
+        self.pending.extend_from_slice(self.vocabulary.bytes(id));
+        Ok(self.take(false))
     }
 
     /// Text still held back at the end.
     pub fn finish(&mut self) -> Result<String> {
-        Ok(String::new())
+        Ok(self.take(true))
+    }
+
+    fn take(&mut self, last: bool) -> String {
+        let mut text = String::new();
+        let mut rest = self.pending.as_slice();
+        while !rest.is_empty() {
+            let (valid, broken) = match std::str::from_utf8(rest) {
+                Ok(valid) => (valid, None),
+                Err(error) => {
+                    let valid = std::str::from_utf8(&rest[..error.valid_up_to()]).unwrap_or_default();
+                    (valid, Some(error.error_len()))
+                }
+            };
+            text.push_str(valid);
+            rest = &rest[valid.len()..];
+            match broken {
+                None => {}
+                Some(Some(length)) => {
+                    text.push(char::REPLACEMENT_CHARACTER);
+                    rest = &rest[length..];
+                }
+                Some(None) if last => {
+                    text.push(char::REPLACEMENT_CHARACTER);
+                    rest = &[];
+                }
+                Some(None) => break,
+            }
+        }
+        self.pending = rest.to_vec();
+        text
+    }
+}
+
+/// Checks that the tokens which conversations and images need are there with the config's ids; gives the image pad's.
+fn check_tokens(tokenizer: &Tokenizer, path: &Path, dir: &Path, config: &Map<String, Value>) -> Result<i64> {
+    let added = tokenizer.get_added_tokens_decoder();
+    let find = |token: &str| {
+        let found = added.iter().find(|(_, candidate)| candidate.content == token);
+        found.map(|(&id, _)| i64::from(id)).ok_or_else(|| {
+            Error::checkpoint(
+                path,
+                format!("the needed token {token} is not among its added_tokens: use the tokenizer.json of a Qwen2.5-VL model"),
+            )
+        })
+    };
+    let tokenizer_config = json_file::read_object(&dir.join("tokenizer_config.json"))?.unwrap_or_default();
+    let end_of_turn = token_text(&tokenizer_config, "eos_token");
+    find(end_of_turn.as_deref().unwrap_or("<|im_end|>"))?;
+    find("<|im_start|>")?;
+    for (token, key) in [
+        ("<|vision_start|>", "vision_start_token_id"),
+        ("<|vision_end|>", "vision_end_token_id"),
+        ("<|image_pad|>", "image_token_id"),
+    ] {
+        let id = find(token)?;
+        let expected = json_file::present(config, key);
+        // Only the image pad's id matters to the model; transformers 5 may leave the others out.
+        if expected.is_none() && key == "image_token_id" {
+            return Err(Error::checkpoint(
+                dir.join("config.json"),
+                format!("required key \"{key}\" is missing"),
+            ));
+        }
+        if expected.is_some_and(|value| value.as_i64() != Some(id)) {
+            return Err(Error::checkpoint(
+                path,
+                format!(
+                    "the token {token} has id {id}, but \"{key}\" in config.json is another: the files do not belong together"
+                ),
+            ));
+        }
+    }
+    find("<|image_pad|>")
+}
+
+/// Added tokens by id.
+fn added_tokens(tokenizer: &Tokenizer, path: &Path) -> Result<Vec<(u32, AddedToken)>> {
+    let mut added: Vec<_> = tokenizer.get_added_tokens_decoder().into_iter().collect();
+    added.sort_by_key(|(id, _)| *id);
+    match added
+        .iter()
+        .find(|(_, t)| t.content.is_empty() || t.single_word || t.lstrip || t.rstrip)
+    {
+        Some((id, _)) => Err(Error::checkpoint(
+            path,
+            format!(
+                "added token {id} is empty or sets single_word, lstrip or rstrip, which no Qwen2.5-VL tokenizer does"
+            ),
+        )),
+        None => Ok(added),
+    }
+}
+
+/// The same tokenizer, for texts that can hold no special token.
+fn without_added_tokens(tokenizer: Tokenizer, path: &Path) -> Result<Tokenizer> {
+    let mut plain = Tokenizer::new(tokenizer.get_model().clone());
+    plain.with_pre_tokenizer(tokenizer.get_pre_tokenizer().cloned());
+    // transformers composes characters (NFC) with this model whether or not tokenizer.json says so.
+    let normalizer = tokenizer.get_normalizer().cloned().unwrap_or_else(|| NFC.into());
+    plain
+        .with_normalizer(Some(normalizer))
+        .map_err(|error| Error::checkpoint(path, format!("normalizer: {error}")))?;
+    match tokenizer.get_decoder() {
+        Some(DecoderWrapper::ByteLevel(_)) => Ok(plain),
+        _ => Err(Error::checkpoint(
+            path,
+            "the decoder must be of type \"ByteLevel\", as in every Qwen2.5-VL tokenizer",
+        )),
+    }
+}
+
+/// `vision_config.spatial_merge_size`: patches a side that one image token stands for.
+fn merge_size(path: &Path, config: &Map<String, Value>) -> Result<usize> {
+    let value = config
+        .get("vision_config")
+        .map_or(&Value::Null, |vision| &vision["spatial_merge_size"]);
+    match value.as_u64() {
+        Some(merge @ 1..=16) => Ok(merge as usize),
+        _ => Err(Error::checkpoint(
+            path,
+            "\"vision_config.spatial_merge_size\" must be a whole number from 1 to 16",
+        )),
     }
 }

@@ -1,1 +1,15 @@
-//! qwen2_5_vl
+//! Qwen2.5-VL: vision tower, language model, rotary positions, KV cache; nothing of files, HTTP or text.
+//!
+//! Reference: `transformers/models/qwen2_5_vl/modeling_qwen2_5_vl.py` of transformers 5.17.
+
+mod config;
+mod language;
+mod layers;
+mod model;
+mod positions;
+mod vision;
+
+pub use self::config::{Activation, Config, TextConfig, VisionConfig};
+pub use self::language::KvCache;
+pub use self::model::{Model, Prefill};
+pub use self::positions::{Positions, WindowPlan, rope_positions};

@@ -1,0 +1,99 @@
+//! The whole model: image features into the prompt, prompt into the cache, token after token out.
+
+use tch::{Device, Kind, Tensor};
+
+use super::language::{KvCache, LanguageModel};
+use super::layers::Weights;
+use super::positions::{Positions, rope_positions};
+use super::vision::VisionTower;
+use super::Config;
+use crate::checkpoint::Checkpoint;
+use crate::processing::{Grid, PromptError};
+use crate::Result;
+
+/// Qwen2.5-VL.
+pub struct Model {
+    config: Config,
+    vision: VisionTower,
+    language: LanguageModel,
+}
+
+/// A prompt after its pass through the model.
+pub struct Prefill {
+    /// `[rows, hidden]`: hidden states of every prompt token, before the final norm.
+    pub hidden: Tensor,
+    /// Rotary positions of the prompt.
+    pub positions: Positions,
+}
+
+impl Model {
+    /// Builds the model of `config` from `checkpoint`; weights become `kind` on `device`.
+    pub fn load(checkpoint: &Checkpoint, config: &Config, kind: Kind, device: Device) -> Result<Self> {
+        let weights = Weights { checkpoint, kind, device };
+        let _guard = tch::no_grad_guard();
+        Ok(Self {
+            vision: VisionTower::load(&weights, &config.vision)?,
+            language: LanguageModel::load(&weights, &config.text, config.tie_word_embeddings)?,
+            config: config.clone(),
+        })
+    }
+
+    /// The model's sizes.
+    pub fn config(&self) -> &Config {
+        &self.config
+    }
+
+    /// pixel_values `[patches, patch_values]` of all images one after the other → `[merged tokens, hidden]`.
+    pub fn image_features(&self, pixel_values: &Tensor, grids: &[Grid]) -> Result<Tensor> {
+        tch::no_grad(|| self.vision.forward(pixel_values, grids))
+    }
+
+    /// An empty cache for `capacity` tokens.
+    pub fn cache(&self, capacity: usize) -> Result<KvCache> {
+        self.language.cache(capacity)
+    }
+
+    /// Runs a prompt; `image_features` replace the embeddings of its image tokens, whose number must match `grids`.
+    pub fn prefill(
+        &self,
+        input_ids: &[i64],
+        image_features: Option<&Tensor>,
+        grids: &[Grid],
+        cache: &mut KvCache,
+    ) -> Result<Prefill> {
+        let image = self.config.image_token_id;
+        let positions = rope_positions(input_ids, image, grids, self.config.vision.spatial_merge_size)?;
+        let places: Vec<i64> =
+            (0..input_ids.len() as i64).filter(|&i| input_ids[i as usize] == image).collect();
+        let rows = image_features.map_or(0, |f| f.size()[0]) as usize;
+        if rows != places.len() {
+            return Err(PromptError::ImageCount { places: places.len(), images: rows }.into());
+        }
+        tch::no_grad(|| {
+            let mut x = self.language.embed(input_ids)?;
+            if let Some(features) = image_features.filter(|_| !places.is_empty()) {
+                let at = Tensor::f_from_slice(&places)?.f_to_device(x.device())?;
+                x = x.f_index_copy(0, &at, &features.f_to_kind(x.kind())?)?;
+            }
+            let hidden = self.language.forward(x, &positions.ids, cache)?;
+            cache.next_position = positions.next;
+            Ok(Prefill { hidden, positions })
+        })
+    }
+
+    /// Hidden states `[rows, hidden]` → logits `[rows, vocab]` f32.
+    pub fn logits(&self, hidden: &Tensor) -> Result<Tensor> {
+        tch::no_grad(|| self.language.logits(hidden))
+    }
+
+    /// Runs one more token; logits `[1, vocab]` f32 of what follows it.
+    pub fn decode(&self, token: i64, cache: &mut KvCache) -> Result<Tensor> {
+        tch::no_grad(|| {
+            let at = vec![cache.next_position];
+            let x = self.language.embed(&[token])?;
+            let hidden = self.language.forward(x, &[at.clone(), at.clone(), at], cache)?;
+            cache.next_position += 1;
+            self.language.logits(&hidden)
+        })
+    }
+}

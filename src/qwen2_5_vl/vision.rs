@@ -1,0 +1,167 @@
+//! The vision tower: patches → merged image tokens.
+
+use tch::{Device, Kind, Tensor};
+
+use super::VisionConfig;
+use super::layers::{Linear, Mlp, RmsNorm, Weights, rotate};
+use super::positions::WindowPlan;
+use crate::Result;
+use crate::processing::Grid;
+
+/// The published models' constant; the vision tower's config has no key for it.
+const EPS: f64 = 1e-6;
+
+struct Block {
+    norm1: RmsNorm,
+    qkv: Linear,
+    proj: Linear,
+    norm2: RmsNorm,
+    mlp: Mlp,
+}
+
+/// Patches in, image tokens as the language model wants them out.
+pub(super) struct VisionTower {
+    config: VisionConfig,
+    patch_embed: Linear,
+    blocks: Vec<Block>,
+    merger_norm: RmsNorm,
+    merger_in: Linear,
+    merger_out: Linear,
+    kind: Kind,
+    device: Device,
+}
+
+impl VisionTower {
+    pub(super) fn load(w: &Weights<'_>, config: &VisionConfig) -> Result<Self> {
+        let c = config;
+        let patch = [c.hidden_size, c.in_channels, c.temporal_patch_size, c.patch_size, c.patch_size];
+        let embed = w.tensor("visual.patch_embed.proj.weight", &patch)?;
+        let blocks = (0..c.depth)
+            .map(|i| {
+                let name = format!("visual.blocks.{i}");
+                Ok(Block {
+                    norm1: w.rms_norm(&format!("{name}.norm1"), c.hidden_size, EPS)?,
+                    qkv: w.linear(&format!("{name}.attn.qkv"), 3 * c.hidden_size, c.hidden_size, true)?,
+                    proj: w.linear(&format!("{name}.attn.proj"), c.hidden_size, c.hidden_size, true)?,
+                    norm2: w.rms_norm(&format!("{name}.norm2"), c.hidden_size, EPS)?,
+                    mlp: Mlp::load(
+                        w,
+                        &format!("{name}.mlp"),
+                        (c.hidden_size, c.intermediate_size),
+                        true,
+                        c.hidden_act,
+                    )?,
+                })
+            })
+            .collect::<Result<Vec<_>>>()?;
+        let merged = c.hidden_size * c.spatial_merge_size * c.spatial_merge_size;
+        Ok(Self {
+            patch_embed: Linear {
+                weight: embed.f_reshape([c.hidden_size as i64, c.patch_values() as i64])?,
+                bias: None,
+            },
+            blocks,
+            merger_norm: w.rms_norm("visual.merger.ln_q", c.hidden_size, EPS)?,
+            merger_in: w.linear("visual.merger.mlp.0", merged, merged, true)?,
+            merger_out: w.linear("visual.merger.mlp.2", c.out_hidden_size, merged, true)?,
+            config: config.clone(),
+            kind: w.kind,
+            device: w.device,
+        })
+    }
+
+    /// pixel_values: `[patches, patch_values]` f32, all images one after the other → `[merged tokens, out_hidden]`.
+    pub(super) fn forward(&self, pixel_values: &Tensor, grids: &[Grid]) -> Result<Tensor> {
+        let c = &self.config;
+        let unit = (c.spatial_merge_size * c.spatial_merge_size) as i64;
+        let plan = WindowPlan::new(grids, c.spatial_merge_size, c.window_tokens());
+        let order = Tensor::f_from_slice(&plan.order)?.f_to_device(self.device)?;
+        let in_window_order = |x: &Tensor| -> Result<Tensor> {
+            let rows = x.size()[0];
+            let grouped = x.f_reshape([rows / unit, unit, -1])?;
+            Ok(grouped.f_index_select(0, &order)?.f_reshape([rows, -1])?)
+        };
+        let pixels = pixel_values.f_to_device(self.device)?.f_to_kind(self.kind)?;
+        let mut x = in_window_order(&self.patch_embed.forward(&pixels)?)?;
+        let angles = in_window_order(&self.angles(grids)?)?.f_unsqueeze(1)?;
+        let (cos, sin) = (angles.f_cos()?, angles.f_sin()?);
+        let windows: Vec<i64> = plan.lengths.iter().map(|&n| n as i64 * unit).collect();
+        let images: Vec<i64> =
+            grids.iter().flat_map(|g| std::iter::repeat_n((g.h * g.w) as i64, g.t)).collect();
+        for (i, block) in self.blocks.iter().enumerate() {
+            let lengths = if c.fullatt_block_indexes.contains(&i) { &images } else { &windows };
+            let attended = self.attention(block, &block.norm1.forward(&x)?, lengths, (&cos, &sin))?;
+            x = x.f_add(&attended)?;
+            x = x.f_add(&block.mlp.forward(&block.norm2.forward(&x)?)?)?;
+        }
+        let merged = self.merger_norm.forward(&x)?.f_reshape([x.size()[0] / unit, -1])?;
+        let merged = self.merger_out.forward(&self.merger_in.forward(&merged)?.f_gelu("none")?)?;
+        let reverse = Tensor::f_from_slice(&plan.reverse)?.f_to_device(self.device)?;
+        Ok(merged.f_index_select(0, &reverse)?)
+    }
+
+    /// Attention inside consecutive runs of `lengths` rows; x: `[rows, hidden]`, same shape out.
+    ///
+    /// Neighbouring runs of one length go through one batched call, so no rows x rows mask ever exists.
+    fn attention(
+        &self,
+        block: &Block,
+        x: &Tensor,
+        lengths: &[i64],
+        (cos, sin): (&Tensor, &Tensor),
+    ) -> Result<Tensor> {
+        let (rows, heads, dim) = (x.size()[0], self.config.num_heads as i64, self.config.head_dim as i64);
+        let qkv = block.qkv.forward(x)?.f_reshape([rows, 3, heads, dim])?;
+        let turn = |i| -> Result<Tensor> {
+            Ok(rotate(&qkv.f_select(1, i)?.f_to_kind(Kind::Float)?, cos, sin)?.f_to_kind(self.kind)?)
+        };
+        let (q, k, v) = (turn(0)?, turn(1)?, qkv.f_select(1, 2)?);
+        let (mut out, mut start, mut i) = (Vec::new(), 0, 0);
+        while i < lengths.len() {
+            let n = lengths[i];
+            let same = lengths[i..].iter().take_while(|&&m| m == n).count();
+            let batch = |t: &Tensor| -> Result<Tensor> {
+                let t = t.f_narrow(0, start, n * same as i64)?;
+                Ok(t.f_reshape([same as i64, n, heads, dim])?.f_transpose(1, 2)?)
+            };
+            let (q, k, v) = (batch(&q)?, batch(&k)?, batch(&v)?);
+            let y = Tensor::f_scaled_dot_product_attention(&q, &k, &v, None::<Tensor>, 0.0, false, None, false)?;
+            out.push(y.f_transpose(1, 2)?.f_reshape([n * same as i64, heads * dim])?);
+            start += n * same as i64;
+            i += same;
+        }
+        block.proj.forward(&Tensor::f_cat(&out, 0)?)
+    }
+
+    /// Rotary angles `[patches, head_dim]` f32 by (row, column) of each patch, in merge order.
+    fn angles(&self, grids: &[Grid]) -> Result<Tensor> {
+        let m = self.config.spatial_merge_size;
+        let (mut rows, mut columns) = (Vec::new(), Vec::new());
+        for g in grids {
+            for _ in 0..g.t {
+                for (top, left) in
+                    (0..g.h).step_by(m).flat_map(|y| (0..g.w).step_by(m).map(move |x| (y, x)))
+                {
+                    for (y, x) in (0..m).flat_map(|y| (0..m).map(move |x| (y, x))) {
+                        rows.push((top + y) as f32);
+                        columns.push((left + x) as f32);
+                    }
+                }
+            }
+        }
+        let spatial = (self.config.head_dim / 2) as i64;
+        let inverse = inverse_frequencies(self.config.rope_theta, spatial)?;
+        let angle = |p: &[f32]| -> Result<Tensor> {
+            Ok(Tensor::f_from_slice(p)?.f_unsqueeze(1)?.f_mul(&inverse)?)
+        };
+        let (h, w) = (angle(&rows)?, angle(&columns)?);
+        Ok(Tensor::f_cat(&[&h, &w, &h, &w], 1)?.f_to_device(self.device)?)
+    }
+}
+
+/// 1 / theta^(2i / dim), `[dim / 2]` f32, computed as transformers does.
+pub(super) fn inverse_frequencies(theta: f64, dim: i64) -> Result<Tensor> {
+    let exponent = Tensor::f_arange_start_step(0, dim, 2, (Kind::Float, Device::Cpu))?.f_div_scalar(dim as f64)?;
+    let base = Tensor::f_full([] as [i64; 0], theta, (Kind::Float, Device::Cpu))?;
+    Ok(base.f_pow(&exponent)?.f_reciprocal()?)
+}
