@@ -54,6 +54,12 @@ async fn serve(arguments: Arguments) -> anyhow::Result<ExitCode> {
         precision: common.precision.into(),
         ..LoadOptions::default()
     };
+    let address = listener.local_addr()?;
+    let folder = model.path.display();
+    say(
+        Level::INFO,
+        &format!("listening on http://{address}; loading {folder}"),
+    );
     let load = move || Reader::load(&model.path, &load_options);
     let engine = Arc::new(Engine::start(load, options.engine())?);
     let state = ServerState::new(engine, options, project.benchmarks());

@@ -45,7 +45,7 @@ pub fn init(format: LogFormat, level: Level, quiet: bool) {
     if VOICE.set(Voice { format, quiet }).is_err() {
         return;
     }
-    let filter = EnvFilter::try_from_env("MVP_LOG").unwrap_or_else(|_| EnvFilter::new(level.to_string()));
+    let filter = EnvFilter::try_from_env("MVP_LOG").unwrap_or_else(|_| EnvFilter::new(filter_for(level)));
     let subscriber = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(io::stderr);
@@ -55,6 +55,13 @@ pub fn init(format: LogFormat, level: Level, quiet: bool) {
         LogFormat::Json => subscriber.json().flatten_event(true).try_init(),
     };
     set_panic_message();
+}
+
+/// The level for everything but the HTTP parser, which quotes malformed header lines when it may say more, and the
+/// HTTP server's housekeeping, which is of no interest.
+fn filter_for(level: Level) -> String {
+    let (parser, housekeeping) = (level.min(Level::INFO), level.min(Level::WARN));
+    format!("{level},actix_http={parser},actix_server={housekeeping}")
 }
 
 /// Says something to the person who ran the program: plain text, or a JSON line with `--log-format json`.

@@ -74,7 +74,7 @@ impl Drop for AccessLine {
             method = self.method,
             route = self.route.as_deref().unwrap_or("-"),
             status = self.status,
-            milliseconds = self.started.elapsed().as_secs_f64() * 1e3,
+            milliseconds = self.started.elapsed().as_micros() as f64 / 1e3,
             body_bytes = self.body_bytes.get(),
             "request",
         );

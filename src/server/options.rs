@@ -68,7 +68,7 @@ pub struct ServerOptions {
     /// Seconds that running requests get after SIGTERM.
     #[arg(long, value_name = "N", env = "MVP_SHUTDOWN_SECONDS", hide_env_values = true, default_value_t = 60, value_parser = at_most::<3600>(1))]
     pub shutdown_seconds: u64,
-    /// Web origin whose pages may call the server, such as https://example.org (repeatable); none by default.
+    /// Web origin (scheme, host, port) whose pages may call the server; repeatable, none by default.
     #[arg(long, value_name = "ORIGIN", env = "MVP_CORS_ORIGIN", hide_env_values = true, value_delimiter = ',', value_parser = origin)]
     pub cors_origin: Vec<String>,
 }
