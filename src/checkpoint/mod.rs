@@ -57,17 +57,27 @@ impl Checkpoint {
         };
         files.sort();
         files.dedup();
-        let shards = files.iter().map(|f| Shard::open(f).map(Arc::new)).collect::<Result<Vec<_>>>()?;
+        let shards = files
+            .iter()
+            .map(|f| Shard::open(f).map(Arc::new))
+            .collect::<Result<Vec<_>>>()?;
         let mut tensors = HashMap::new();
         for (i, shard) in shards.iter().enumerate() {
             for name in shard.names() {
                 let canonical = canonical_name(&name);
                 if tensors.insert(canonical, (i, name.clone())).is_some() {
-                    return Err(Error::checkpoint(shard.path(), format!("tensor \"{name}\" is there twice")));
+                    return Err(Error::checkpoint(
+                        shard.path(),
+                        format!("tensor \"{name}\" is there twice"),
+                    ));
                 }
             }
         }
-        Ok(Self { dir: dir.to_owned(), shards, tensors })
+        Ok(Self {
+            dir: dir.to_owned(),
+            shards,
+            tensors,
+        })
     }
 
     /// The folder.
@@ -94,7 +104,10 @@ impl Checkpoint {
             ));
         };
         let shard = &self.shards[*shard];
-        Ok(MappedTensor { tensor: shard.tensor(stored, shape)?, _shard: Arc::clone(shard) })
+        Ok(MappedTensor {
+            tensor: shard.tensor(stored, shape)?,
+            _shard: Arc::clone(shard),
+        })
     }
 
     /// The weight of canonical (hub) `name` as an owned tensor of `kind` on `device`.
@@ -111,7 +124,10 @@ impl Checkpoint {
 fn shard_files(dir: &Path, index: &Path) -> Result<Vec<PathBuf>> {
     let size = std::fs::metadata(index).map_err(|e| Error::io(index, e))?.len();
     if size > MAX_INDEX_BYTES {
-        return Err(Error::checkpoint(index, format!("{size} bytes is too large for an index")));
+        return Err(Error::checkpoint(
+            index,
+            format!("{size} bytes is too large for an index"),
+        ));
     }
     let text = std::fs::read_to_string(index).map_err(|e| Error::io(index, e))?;
     let parsed: Index = serde_json::from_str(&text)
@@ -131,7 +147,10 @@ fn shard_files(dir: &Path, index: &Path) -> Result<Vec<PathBuf>> {
             }
             let file = dir.join(name);
             if !file.is_file() {
-                return Err(Error::checkpoint(file, "this shard is missing: is the download complete?"));
+                return Err(Error::checkpoint(
+                    file,
+                    "this shard is missing: is the download complete?",
+                ));
             }
             Ok(file)
         })

@@ -29,7 +29,10 @@ impl Shard {
         let file = File::open(path).map_err(|e| Error::io(path, e))?;
         let length = file.metadata().map_err(|e| Error::io(path, e))?.len();
         if length < 8 {
-            return Err(Error::checkpoint(path, format!("{length} bytes are no safetensors file")));
+            return Err(Error::checkpoint(
+                path,
+                format!("{length} bytes are no safetensors file"),
+            ));
         }
         // SAFETY: the map is read-only. A file that another process shortens while it is mapped ends this process with
         // SIGBUS, as with every memory-mapped loader; model folders are not written to while they are served.
@@ -40,11 +43,17 @@ impl Shard {
         if header > MAX_HEADER_BYTES || header > length - 8 {
             return Err(Error::checkpoint(
                 path,
-                format!("a header of {header} bytes in a file of {length} bytes: the file is truncated or no safetensors file"),
+                format!(
+                    "a header of {header} bytes in a file of {length} bytes: the file is truncated or no safetensors file"
+                ),
             ));
         }
-        let (n, metadata) = SafeTensors::read_metadata(&map)
-            .map_err(|e| Error::checkpoint(path, format!("the safetensors header is damaged or the file truncated: {e}")))?;
+        let (n, metadata) = SafeTensors::read_metadata(&map).map_err(|e| {
+            Error::checkpoint(
+                path,
+                format!("the safetensors header is damaged or the file truncated: {e}"),
+            )
+        })?;
         if metadata.tensors().len() > MAX_TENSORS {
             return Err(Error::checkpoint(path, "holds too many tensors"));
         }
@@ -52,10 +61,19 @@ impl Shard {
         if metadata.data_len() != map.len() - data_start {
             return Err(Error::checkpoint(
                 path,
-                format!("the header promises {} bytes of tensors, the file holds {}: download it again", metadata.data_len(), map.len() - data_start),
+                format!(
+                    "the header promises {} bytes of tensors, the file holds {}: download it again",
+                    metadata.data_len(),
+                    map.len() - data_start
+                ),
             ));
         }
-        Ok(Self { path: path.to_owned(), map, metadata, data_start })
+        Ok(Self {
+            path: path.to_owned(),
+            map,
+            metadata,
+            data_start,
+        })
     }
 
     pub(super) fn path(&self) -> &Path {
@@ -79,7 +97,10 @@ impl Shard {
         if info.shape != shape {
             return Err(Error::checkpoint(
                 &self.path,
-                format!("tensor \"{name}\" has shape {:?}, but config.json asks for {shape:?}", info.shape),
+                format!(
+                    "tensor \"{name}\" has shape {:?}, but config.json asks for {shape:?}",
+                    info.shape
+                ),
             ));
         }
         let kind = match info.dtype {
@@ -101,7 +122,9 @@ impl Shard {
             // A header of odd length: rare and legal, so copy instead of reading unaligned.
             return Ok(Tensor::f_from_data_size(bytes, &sizes, kind)?);
         }
-        let strides: Vec<i64> = (0..sizes.len()).map(|i| sizes[i + 1..].iter().product()).collect();
+        let strides: Vec<i64> = (0..sizes.len())
+            .map(|i| sizes[i + 1..].iter().product())
+            .collect();
         // SAFETY: `bytes` holds exactly shape × dtype bytes (checked by the safetensors crate), is aligned, and outlives
         // the tensor: callers keep the shard alive (see MappedTensor).
         Ok(unsafe { Tensor::f_from_blob(bytes.as_ptr(), &sizes, &strides, kind, tch::Device::Cpu)? })

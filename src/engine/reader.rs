@@ -10,9 +10,7 @@ use tch::{Device, Kind, Tensor};
 use super::answer::Answer;
 use crate::checkpoint::Checkpoint;
 use crate::generation::{FinishReason, GenerationOptions, GenerationOverrides, Sampler};
-use crate::processing::{
-    Content, Grid, ImageProcessor, Message, PromptError, RgbPage, Role, TextProcessor,
-};
+use crate::processing::{Content, Grid, ImageProcessor, Message, PromptError, RgbPage, Role, TextProcessor};
 use crate::qwen2_5_vl::{Config, KvCache, Model, Prefill};
 use crate::{Error, Result};
 
@@ -151,7 +149,9 @@ impl Reader {
             (Precision::F32, _) | (Precision::Auto, Device::Cpu) => (Kind::Float, "FP32"),
             (Precision::Bf16 | Precision::Auto, _) => (Kind::BFloat16, "BF16"),
             (Precision::F16, Device::Cpu) => {
-                return Err(Error::Device("half precision needs a GPU: choose f32 or bf16 on a CPU".into()));
+                return Err(Error::Device(
+                    "half precision needs a GPU: choose f32 or bf16 on a CPU".into(),
+                ));
             }
             (Precision::F16, _) => (Kind::Half, "FP16"),
         };
@@ -170,7 +170,13 @@ impl Reader {
                 _ => "cpu".to_owned(),
             },
         };
-        Ok(Self { info, images, text, options: generation, model })
+        Ok(Self {
+            info,
+            images,
+            text,
+            options: generation,
+            model,
+        })
     }
 
     /// What is loaded.
@@ -190,7 +196,9 @@ impl Reader {
         let prompt_tokens = prepared.input_ids.len();
         let mut cache = self.model.cache(prompt_tokens + options.max_new_tokens)?;
         let prefill = self.prefill(&prepared, &mut cache)?;
-        let mut logits = self.model.logits(&prefill.hidden.f_narrow(0, prompt_tokens as i64 - 1, 1)?)?;
+        let mut logits = self
+            .model
+            .logits(&prefill.hidden.f_narrow(0, prompt_tokens as i64 - 1, 1)?)?;
         drop(prefill);
 
         let mut sampler = Sampler::new(&options, &prepared.input_ids);
@@ -198,7 +206,10 @@ impl Reader {
         let mut scores = vec![0f32; self.model.config().text.vocab_size];
         let mut first = None;
         let finish_reason = loop {
-            logits.f_to_device(Device::Cpu)?.f_view([-1])?.f_copy_data(&mut scores, logits.numel())?;
+            logits
+                .f_to_device(Device::Cpu)?
+                .f_view([-1])?
+                .f_copy_data(&mut scores, logits.numel())?;
             let token = sampler.next(&mut scores)?;
             first.get_or_insert_with(|| start.elapsed());
             if let Some(reason) = answer.push(token)? {
@@ -227,22 +238,34 @@ impl Reader {
         let mut cache = self.model.cache(ids.len() + 1)?;
         let mut features = None;
         if let Some(pixels) = &prepared.pixel_values {
-            let grids: Vec<i64> =
-                prepared.grids.iter().flat_map(|g| [g.t as i64, g.h as i64, g.w as i64]).collect();
+            let grids: Vec<i64> = prepared
+                .grids
+                .iter()
+                .flat_map(|g| [g.t as i64, g.h as i64, g.w as i64])
+                .collect();
             stages.push(("pixel_values".to_owned(), pixels.shallow_clone()));
-            stages.push(("image_grid_thw".to_owned(), Tensor::f_from_slice(&grids)?.f_view([-1, 3])?));
+            stages.push((
+                "image_grid_thw".to_owned(),
+                Tensor::f_from_slice(&grids)?.f_view([-1, 3])?,
+            ));
             let f = self.model.image_features(pixels, &prepared.grids)?;
             stages.push(("image_features".to_owned(), f.shallow_clone()));
             features = Some(f);
         }
-        let prefill = self.model.prefill(ids, features.as_ref(), &prepared.grids, &mut cache)?;
+        let prefill = self
+            .model
+            .prefill(ids, features.as_ref(), &prepared.grids, &mut cache)?;
         let positions = Tensor::f_from_slice(&prefill.positions.ids.concat())?.f_view([3, -1])?;
         stages.push(("position_ids".to_owned(), positions));
         stages.push(("logits".to_owned(), self.model.logits(&prefill.hidden)?));
         stages
             .into_iter()
             .map(|(name, t)| {
-                let kind = if t.kind() == Kind::Int64 { Kind::Int64 } else { Kind::Float };
+                let kind = if t.kind() == Kind::Int64 {
+                    Kind::Int64
+                } else {
+                    Kind::Float
+                };
                 Ok((name, t.f_to_device(Device::Cpu)?.f_to_kind(kind)?.f_contiguous()?))
             })
             .collect()
@@ -253,7 +276,8 @@ impl Reader {
             Some(pixels) => Some(self.model.image_features(pixels, &prepared.grids)?),
             None => None,
         };
-        self.model.prefill(&prepared.input_ids, features.as_ref(), &prepared.grids, cache)
+        self.model
+            .prefill(&prepared.input_ids, features.as_ref(), &prepared.grids, cache)
     }
 
     /// Checks the request, then turns it into ids and patches; nothing costly happens before the checks.
@@ -268,7 +292,11 @@ impl Reader {
             })
             .sum();
         if characters > MAX_PROMPT_CHARACTERS {
-            return Err(PromptError::TooLong { characters, limit: MAX_PROMPT_CHARACTERS }.into());
+            return Err(PromptError::TooLong {
+                characters,
+                limit: MAX_PROMPT_CHARACTERS,
+            }
+            .into());
         }
         let grids = request
             .images
@@ -279,7 +307,13 @@ impl Reader {
         let (prompt_tokens, context) = (input_ids.len(), self.model.config().text.max_position_embeddings);
         let needed = prompt_tokens.saturating_add(new_tokens);
         if needed > context {
-            return Err(PromptError::ContextOverflow { needed, prompt_tokens, new_tokens, context }.into());
+            return Err(PromptError::ContextOverflow {
+                needed,
+                prompt_tokens,
+                new_tokens,
+                context,
+            }
+            .into());
         }
         let patches = request
             .images
@@ -290,7 +324,11 @@ impl Reader {
             0 => None,
             _ => Some(Tensor::f_cat(&patches, 0)?),
         };
-        Ok(Prepared { input_ids, pixel_values, grids })
+        Ok(Prepared {
+            input_ids,
+            pixel_values,
+            grids,
+        })
     }
 }
 
@@ -299,8 +337,16 @@ fn check_patches(dir: &Path, config: &Config, images: &ImageProcessor) -> Result
     let (vision, name) = (&config.vision, dir.join("preprocessor_config.json"));
     let pairs = [
         ("patch_size", vision.patch_size, images.patch_size()),
-        ("temporal_patch_size", vision.temporal_patch_size, images.temporal_patch_size()),
-        ("spatial_merge_size", vision.spatial_merge_size, images.merge_size()),
+        (
+            "temporal_patch_size",
+            vision.temporal_patch_size,
+            images.temporal_patch_size(),
+        ),
+        (
+            "spatial_merge_size",
+            vision.spatial_merge_size,
+            images.merge_size(),
+        ),
         ("in_channels", vision.in_channels, 3),
     ];
     match pairs.iter().find(|(_, model, processor)| model != processor) {

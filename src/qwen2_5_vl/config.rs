@@ -115,8 +115,8 @@ impl Config {
     pub fn from_dir(dir: &Path) -> Result<Self> {
         let path = dir.join("config.json");
         let text = std::fs::read_to_string(&path).map_err(|e| Error::io(&path, e))?;
-        let value: Value =
-            serde_json::from_str(&text).map_err(|e| Error::checkpoint(&path, format!("not valid JSON: {e}")))?;
+        let value: Value = serde_json::from_str(&text)
+            .map_err(|e| Error::checkpoint(&path, format!("not valid JSON: {e}")))?;
         Self::from_json(&path, &value)
     }
 
@@ -132,7 +132,11 @@ impl Config {
                 )));
             }
         }
-        let text = if root.map.contains_key("text_config") { root.section("text_config")? } else { root.clone() };
+        let text = if root.map.contains_key("text_config") {
+            root.section("text_config")?
+        } else {
+            root.clone()
+        };
         let vision = root.section("vision_config")?;
         let config = Self {
             text: text_config(&text)?,
@@ -164,7 +168,9 @@ fn text_config(s: &Section<'_>) -> Result<TextConfig> {
         ));
     }
     let head_dim = hidden / heads;
-    if s.flag("use_sliding_window")?.unwrap_or(false) && s.size("max_window_layers")? < s.size("num_hidden_layers")? {
+    if s.flag("use_sliding_window")?.unwrap_or(false)
+        && s.size("max_window_layers")? < s.size("num_hidden_layers")?
+    {
         return Err(s.error("\"use_sliding_window\": true is not supported"));
     }
     let (rope_theta, mrope_section) = rope(s, head_dim)?;
@@ -186,18 +192,36 @@ fn text_config(s: &Section<'_>) -> Result<TextConfig> {
 
 /// `rope_scaling` + `rope_theta` (flat) or `rope_parameters` (nested).
 fn rope(s: &Section<'_>, head_dim: usize) -> Result<(f64, [usize; 3])> {
-    let key = if s.map.contains_key("rope_parameters") { "rope_parameters" } else { "rope_scaling" };
+    let key = if s.map.contains_key("rope_parameters") {
+        "rope_parameters"
+    } else {
+        "rope_scaling"
+    };
     let rope = s.section(key)?;
-    let kind = rope.map.get("rope_type").or_else(|| rope.map.get("type")).and_then(Value::as_str);
+    let kind = rope
+        .map
+        .get("rope_type")
+        .or_else(|| rope.map.get("type"))
+        .and_then(Value::as_str);
     if !matches!(kind, Some("default" | "mrope")) {
-        return Err(rope.error("the rope type must be \"default\" or \"mrope\"; scaled variants are not supported"));
+        return Err(
+            rope.error("the rope type must be \"default\" or \"mrope\"; scaled variants are not supported")
+        );
     }
-    let theta = if rope.map.contains_key("rope_theta") { rope.positive("rope_theta")? } else { s.positive("rope_theta")? };
+    let theta = if rope.map.contains_key("rope_theta") {
+        rope.positive("rope_theta")?
+    } else {
+        s.positive("rope_theta")?
+    };
     let sections = rope.sizes("mrope_section")?;
-    let section: [usize; 3] =
-        sections.try_into().map_err(|_| rope.error("\"mrope_section\" must hold three numbers"))?;
+    let section: [usize; 3] = sections
+        .try_into()
+        .map_err(|_| rope.error("\"mrope_section\" must hold three numbers"))?;
     if section.iter().sum::<usize>() != head_dim / 2 {
-        return Err(rope.error(&format!("\"mrope_section\" must add up to half the head size ({})", head_dim / 2)));
+        return Err(rope.error(&format!(
+            "\"mrope_section\" must add up to half the head size ({})",
+            head_dim / 2
+        )));
     }
     Ok((theta, section))
 }
@@ -216,7 +240,11 @@ fn vision_config(s: &Section<'_>) -> Result<VisionConfig> {
         num_heads: heads,
         head_dim: hidden / heads,
         hidden_act: s.activation("hidden_act")?,
-        in_channels: s.size(if s.map.contains_key("in_channels") { "in_channels" } else { "in_chans" })?,
+        in_channels: s.size(if s.map.contains_key("in_channels") {
+            "in_channels"
+        } else {
+            "in_chans"
+        })?,
         patch_size: s.size("patch_size")?,
         temporal_patch_size: s.size("temporal_patch_size")?,
         spatial_merge_size: s.size("spatial_merge_size")?,
@@ -248,29 +276,48 @@ struct Section<'a> {
 impl<'a> Section<'a> {
     fn new(path: &'a Path, prefix: &str, value: &'a Value) -> Result<Self> {
         match value.as_object() {
-            Some(map) => Ok(Self { path, prefix: prefix.to_owned(), map }),
-            None => Err(Error::checkpoint(path, format!("\"{prefix}\" must be a JSON object"))),
+            Some(map) => Ok(Self {
+                path,
+                prefix: prefix.to_owned(),
+                map,
+            }),
+            None => Err(Error::checkpoint(
+                path,
+                format!("\"{prefix}\" must be a JSON object"),
+            )),
         }
     }
 
     fn error(&self, reason: &str) -> Error {
-        let place = if self.prefix.is_empty() { String::new() } else { format!("in \"{}\": ", self.prefix) };
+        let place = if self.prefix.is_empty() {
+            String::new()
+        } else {
+            format!("in \"{}\": ", self.prefix)
+        };
         Error::checkpoint(PathBuf::from(self.path), format!("{place}{reason}"))
     }
 
     fn get(&self, key: &str) -> Result<&'a Value> {
-        self.map.get(key).ok_or_else(|| self.error(&format!("required key \"{key}\" is missing")))
+        self.map
+            .get(key)
+            .ok_or_else(|| self.error(&format!("required key \"{key}\" is missing")))
     }
 
     fn section(&self, key: &str) -> Result<Section<'a>> {
-        let name = if self.prefix.is_empty() { key.to_owned() } else { format!("{}.{key}", self.prefix) };
+        let name = if self.prefix.is_empty() {
+            key.to_owned()
+        } else {
+            format!("{}.{key}", self.prefix)
+        };
         Section::new(self.path, &name, self.get(key)?)
     }
 
     fn in_range(&self, key: &str, value: &Value, low: u64) -> Result<usize> {
         match value.as_u64() {
             Some(n) if (low..=MAX_SIZE).contains(&n) => Ok(n as usize),
-            _ => Err(self.error(&format!("\"{key}\" must be a whole number from {low} to {MAX_SIZE}"))),
+            _ => Err(self.error(&format!(
+                "\"{key}\" must be a whole number from {low} to {MAX_SIZE}"
+            ))),
         }
     }
 
@@ -279,7 +326,10 @@ impl<'a> Section<'a> {
     }
 
     fn sizes(&self, key: &str) -> Result<Vec<usize>> {
-        let list = self.get(key)?.as_array().ok_or_else(|| self.error(&format!("\"{key}\" must be a list")))?;
+        let list = self
+            .get(key)?
+            .as_array()
+            .ok_or_else(|| self.error(&format!("\"{key}\" must be a list")))?;
         list.iter().map(|v| self.in_range(key, v, 0)).collect()
     }
 
@@ -303,7 +353,9 @@ impl<'a> Section<'a> {
             Some("silu" | "swish") => Ok(Activation::Silu),
             Some("gelu") => Ok(Activation::Gelu),
             Some("gelu_pytorch_tanh") => Ok(Activation::GeluTanh),
-            _ => Err(self.error(&format!("\"{key}\" must be \"silu\", \"gelu\" or \"gelu_pytorch_tanh\""))),
+            _ => Err(self.error(&format!(
+                "\"{key}\" must be \"silu\", \"gelu\" or \"gelu_pytorch_tanh\""
+            ))),
         }
     }
 }

@@ -21,12 +21,19 @@ impl Weights<'_> {
 
     pub(super) fn linear(&self, name: &str, out: usize, input: usize, bias: bool) -> Result<Linear> {
         let weight = self.tensor(&format!("{name}.weight"), &[out, input])?;
-        let bias = if bias { Some(self.tensor(&format!("{name}.bias"), &[out])?) } else { None };
+        let bias = if bias {
+            Some(self.tensor(&format!("{name}.bias"), &[out])?)
+        } else {
+            None
+        };
         Ok(Linear { weight, bias })
     }
 
     pub(super) fn rms_norm(&self, name: &str, width: usize, eps: f64) -> Result<RmsNorm> {
-        Ok(RmsNorm { weight: self.tensor(&format!("{name}.weight"), &[width])?, eps })
+        Ok(RmsNorm {
+            weight: self.tensor(&format!("{name}.weight"), &[width])?,
+            eps,
+        })
     }
 }
 

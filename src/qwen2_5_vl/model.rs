@@ -2,14 +2,14 @@
 
 use tch::{Device, Kind, Tensor};
 
+use super::Config;
 use super::language::{KvCache, LanguageModel};
 use super::layers::Weights;
 use super::positions::{Positions, rope_positions};
 use super::vision::VisionTower;
-use super::Config;
+use crate::Result;
 use crate::checkpoint::Checkpoint;
 use crate::processing::{Grid, PromptError};
-use crate::Result;
 
 /// Qwen2.5-VL.
 pub struct Model {
@@ -29,7 +29,11 @@ pub struct Prefill {
 impl Model {
     /// Builds the model of `config` from `checkpoint`; weights become `kind` on `device`.
     pub fn load(checkpoint: &Checkpoint, config: &Config, kind: Kind, device: Device) -> Result<Self> {
-        let weights = Weights { checkpoint, kind, device };
+        let weights = Weights {
+            checkpoint,
+            kind,
+            device,
+        };
         let _guard = tch::no_grad_guard();
         Ok(Self {
             vision: VisionTower::load(&weights, &config.vision)?,
@@ -63,11 +67,16 @@ impl Model {
     ) -> Result<Prefill> {
         let image = self.config.image_token_id;
         let positions = rope_positions(input_ids, image, grids, self.config.vision.spatial_merge_size)?;
-        let places: Vec<i64> =
-            (0..input_ids.len() as i64).filter(|&i| input_ids[i as usize] == image).collect();
+        let places: Vec<i64> = (0..input_ids.len() as i64)
+            .filter(|&i| input_ids[i as usize] == image)
+            .collect();
         let rows = image_features.map_or(0, |f| f.size()[0]) as usize;
         if rows != places.len() {
-            return Err(PromptError::ImageCount { places: places.len(), images: rows }.into());
+            return Err(PromptError::ImageCount {
+                places: places.len(),
+                images: rows,
+            }
+            .into());
         }
         tch::no_grad(|| {
             let mut x = self.language.embed(input_ids)?;

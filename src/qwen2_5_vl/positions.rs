@@ -39,7 +39,11 @@ pub fn rope_positions(
         let grid = grids.next().ok_or_else(mismatch)?;
         let (t, h, w) = (grid.t, grid.h / merge, grid.w / merge);
         let tokens = t * h * w;
-        let run = input_ids[at..].iter().take(tokens).filter(|&&id| id == image_token_id).count();
+        let run = input_ids[at..]
+            .iter()
+            .take(tokens)
+            .filter(|&&id| id == image_token_id)
+            .count();
         if run != tokens {
             return Err(mismatch());
         }
@@ -92,6 +96,10 @@ impl WindowPlan {
         for (place, &token) in order.iter().enumerate() {
             reverse[token as usize] = place as i64;
         }
-        Self { order, reverse, lengths }
+        Self {
+            order,
+            reverse,
+            lengths,
+        }
     }
 }

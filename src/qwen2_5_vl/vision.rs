@@ -34,14 +34,25 @@ pub(super) struct VisionTower {
 impl VisionTower {
     pub(super) fn load(w: &Weights<'_>, config: &VisionConfig) -> Result<Self> {
         let c = config;
-        let patch = [c.hidden_size, c.in_channels, c.temporal_patch_size, c.patch_size, c.patch_size];
+        let patch = [
+            c.hidden_size,
+            c.in_channels,
+            c.temporal_patch_size,
+            c.patch_size,
+            c.patch_size,
+        ];
         let embed = w.tensor("visual.patch_embed.proj.weight", &patch)?;
         let blocks = (0..c.depth)
             .map(|i| {
                 let name = format!("visual.blocks.{i}");
                 Ok(Block {
                     norm1: w.rms_norm(&format!("{name}.norm1"), c.hidden_size, EPS)?,
-                    qkv: w.linear(&format!("{name}.attn.qkv"), 3 * c.hidden_size, c.hidden_size, true)?,
+                    qkv: w.linear(
+                        &format!("{name}.attn.qkv"),
+                        3 * c.hidden_size,
+                        c.hidden_size,
+                        true,
+                    )?,
                     proj: w.linear(&format!("{name}.attn.proj"), c.hidden_size, c.hidden_size, true)?,
                     norm2: w.rms_norm(&format!("{name}.norm2"), c.hidden_size, EPS)?,
                     mlp: Mlp::load(
@@ -86,16 +97,27 @@ impl VisionTower {
         let angles = in_window_order(&self.angles(grids)?)?.f_unsqueeze(1)?;
         let (cos, sin) = (angles.f_cos()?, angles.f_sin()?);
         let windows: Vec<i64> = plan.lengths.iter().map(|&n| n as i64 * unit).collect();
-        let images: Vec<i64> =
-            grids.iter().flat_map(|g| std::iter::repeat_n((g.h * g.w) as i64, g.t)).collect();
+        let images: Vec<i64> = grids
+            .iter()
+            .flat_map(|g| std::iter::repeat_n((g.h * g.w) as i64, g.t))
+            .collect();
         for (i, block) in self.blocks.iter().enumerate() {
-            let lengths = if c.fullatt_block_indexes.contains(&i) { &images } else { &windows };
+            let lengths = if c.fullatt_block_indexes.contains(&i) {
+                &images
+            } else {
+                &windows
+            };
             let attended = self.attention(block, &block.norm1.forward(&x)?, lengths, (&cos, &sin))?;
             x = x.f_add(&attended)?;
             x = x.f_add(&block.mlp.forward(&block.norm2.forward(&x)?)?)?;
         }
-        let merged = self.merger_norm.forward(&x)?.f_reshape([x.size()[0] / unit, -1])?;
-        let merged = self.merger_out.forward(&self.merger_in.forward(&merged)?.f_gelu("none")?)?;
+        let merged = self
+            .merger_norm
+            .forward(&x)?
+            .f_reshape([x.size()[0] / unit, -1])?;
+        let merged = self
+            .merger_out
+            .forward(&self.merger_in.forward(&merged)?.f_gelu("none")?)?;
         let reverse = Tensor::f_from_slice(&plan.reverse)?.f_to_device(self.device)?;
         Ok(merged.f_index_select(0, &reverse)?)
     }
@@ -110,7 +132,11 @@ impl VisionTower {
         lengths: &[i64],
         (cos, sin): (&Tensor, &Tensor),
     ) -> Result<Tensor> {
-        let (rows, heads, dim) = (x.size()[0], self.config.num_heads as i64, self.config.head_dim as i64);
+        let (rows, heads, dim) = (
+            x.size()[0],
+            self.config.num_heads as i64,
+            self.config.head_dim as i64,
+        );
         let qkv = block.qkv.forward(x)?.f_reshape([rows, 3, heads, dim])?;
         let turn = |i| -> Result<Tensor> {
             Ok(rotate(&qkv.f_select(1, i)?.f_to_kind(Kind::Float)?, cos, sin)?.f_to_kind(self.kind)?)
@@ -125,7 +151,8 @@ impl VisionTower {
                 Ok(t.f_reshape([same as i64, n, heads, dim])?.f_transpose(1, 2)?)
             };
             let (q, k, v) = (batch(&q)?, batch(&k)?, batch(&v)?);
-            let y = Tensor::f_scaled_dot_product_attention(&q, &k, &v, None::<Tensor>, 0.0, false, None, false)?;
+            let y =
+                Tensor::f_scaled_dot_product_attention(&q, &k, &v, None::<Tensor>, 0.0, false, None, false)?;
             out.push(y.f_transpose(1, 2)?.f_reshape([n * same as i64, heads * dim])?);
             start += n * same as i64;
             i += same;
@@ -139,8 +166,9 @@ impl VisionTower {
         let (mut rows, mut columns) = (Vec::new(), Vec::new());
         for g in grids {
             for _ in 0..g.t {
-                for (top, left) in
-                    (0..g.h).step_by(m).flat_map(|y| (0..g.w).step_by(m).map(move |x| (y, x)))
+                for (top, left) in (0..g.h)
+                    .step_by(m)
+                    .flat_map(|y| (0..g.w).step_by(m).map(move |x| (y, x)))
                 {
                     for (y, x) in (0..m).flat_map(|y| (0..m).map(move |x| (y, x))) {
                         rows.push((top + y) as f32);
@@ -151,9 +179,8 @@ impl VisionTower {
         }
         let spatial = (self.config.head_dim / 2) as i64;
         let inverse = inverse_frequencies(self.config.rope_theta, spatial)?;
-        let angle = |p: &[f32]| -> Result<Tensor> {
-            Ok(Tensor::f_from_slice(p)?.f_unsqueeze(1)?.f_mul(&inverse)?)
-        };
+        let angle =
+            |p: &[f32]| -> Result<Tensor> { Ok(Tensor::f_from_slice(p)?.f_unsqueeze(1)?.f_mul(&inverse)?) };
         let (h, w) = (angle(&rows)?, angle(&columns)?);
         Ok(Tensor::f_cat(&[&h, &w, &h, &w], 1)?.f_to_device(self.device)?)
     }
@@ -161,7 +188,8 @@ impl VisionTower {
 
 /// 1 / theta^(2i / dim), `[dim / 2]` f32, computed as transformers does.
 pub(super) fn inverse_frequencies(theta: f64, dim: i64) -> Result<Tensor> {
-    let exponent = Tensor::f_arange_start_step(0, dim, 2, (Kind::Float, Device::Cpu))?.f_div_scalar(dim as f64)?;
+    let exponent =
+        Tensor::f_arange_start_step(0, dim, 2, (Kind::Float, Device::Cpu))?.f_div_scalar(dim as f64)?;
     let base = Tensor::f_full([] as [i64; 0], theta, (Kind::Float, Device::Cpu))?;
     Ok(base.f_pow(&exponent)?.f_reciprocal()?)
 }

@@ -2,6 +2,9 @@
 
 mod allocation;
 mod cli;
+mod generation;
 mod images;
 mod linking;
+mod model;
 mod server;
+mod text;

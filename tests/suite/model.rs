@@ -1,0 +1,147 @@
+//! The model against transformers' goldens, stage by stage and page by page.
+
+use std::ops::ControlFlow;
+use std::path::{Path, PathBuf};
+
+use medical_vision::checkpoint::Checkpoint;
+use medical_vision::engine::{LoadOptions, ReadRequest, Reader};
+use medical_vision::processing::{DecodeLimits, Grid, decode};
+use medical_vision::qwen2_5_vl::{Config, Model};
+use tch::{Device, Kind, Tensor};
+
+const TOLERANCE: f64 = 2e-4;
+
+fn root() -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR"))
+}
+
+fn model_dir(name: &str) -> PathBuf {
+    if name == "nano" {
+        root().join("models/qwen25-vl-nano")
+    } else {
+        root().join("tests/fixtures/models").join(name)
+    }
+}
+
+fn load(dir: &Path) -> Model {
+    let config = Config::from_dir(dir).unwrap();
+    Model::load(&Checkpoint::open(dir).unwrap(), &config, Kind::Float, Device::Cpu).unwrap()
+}
+
+fn goldens(name: &str, case: &str) -> std::collections::HashMap<String, Tensor> {
+    let file = root().join(format!("tests/fixtures/goldens/{name}-{case}.safetensors"));
+    Tensor::read_safetensors(file).unwrap().into_iter().collect()
+}
+
+fn max_abs(a: &Tensor, b: &Tensor) -> f64 {
+    assert_eq!(a.size(), b.size());
+    (a - b).abs().max().double_value(&[])
+}
+
+fn ids(t: &Tensor) -> Vec<i64> {
+    Vec::try_from(t.flatten(0, -1)).unwrap()
+}
+
+fn check(name: &str, case: &str) {
+    let model = load(&model_dir(name));
+    let golden = goldens(name, case);
+    let input_ids = ids(&golden["input_ids"]);
+    let grids: Vec<Grid> = golden.get("image_grid_thw").map_or_else(Vec::new, |t| {
+        ids(t)
+            .chunks(3)
+            .map(|g| Grid {
+                t: g[0] as usize,
+                h: g[1] as usize,
+                w: g[2] as usize,
+            })
+            .collect()
+    });
+    let features = golden
+        .get("pixel_values")
+        .map(|p| model.image_features(p, &grids).unwrap());
+    if let Some(features) = &features {
+        let worst = max_abs(features, &golden["image_features"]);
+        assert!(
+            worst <= TOLERANCE,
+            "{name}-{case}: image features differ by {worst}"
+        );
+    }
+    let mut cache = model.cache(input_ids.len() + 24).unwrap();
+    let prefill = model
+        .prefill(&input_ids, features.as_ref(), &grids, &mut cache)
+        .unwrap();
+    let positions = &prefill.positions;
+    assert_eq!(positions.ids.concat(), ids(&golden["position_ids"]));
+    assert_eq!(
+        positions.next - input_ids.len() as i64,
+        ids(&golden["rope_delta"])[0]
+    );
+    let logits = model.logits(&prefill.hidden).unwrap();
+    let worst = match golden.get("logits") {
+        Some(expected) => max_abs(&logits, expected),
+        None => max_abs(
+            &logits.narrow(0, logits.size()[0] - 8, 8),
+            &golden["logits_last8"],
+        ),
+    };
+    assert!(worst <= TOLERANCE, "{name}-{case}: logits differ by {worst}");
+    let mut next = logits.select(0, -1).argmax(None, false).int64_value(&[]);
+    let mut greedy = vec![next];
+    while greedy.len() < 24 {
+        next = model
+            .decode(next, &mut cache)
+            .unwrap()
+            .argmax(None, false)
+            .int64_value(&[]);
+        greedy.push(next);
+    }
+    assert_eq!(greedy, ids(&golden["greedy"]), "{name}-{case}: greedy tokens");
+}
+
+#[test]
+fn every_model_and_case_equals_transformers() {
+    for name in [
+        "untied-flat-sharded",
+        "nested-bf16",
+        "windows",
+        "gelu-depth3",
+        "patch8",
+        "nano",
+    ] {
+        for case in ["ragged", "several", "text"] {
+            check(name, case);
+        }
+    }
+}
+
+#[test]
+fn greedy_text_of_twenty_pages_equals_transformers() {
+    let list = std::fs::read_to_string(root().join("tests/fixtures/pages.json")).unwrap();
+    let list: serde_json::Value = serde_json::from_str(&list).unwrap();
+    let pages = list.as_array().or_else(|| list["pages"].as_array()).unwrap();
+    assert!(pages.len() >= 20);
+    let mut reader = Reader::load(&model_dir("nano"), &LoadOptions::default()).unwrap();
+    for page in pages {
+        let file = page["file"].as_str().unwrap();
+        let base = root().join("tests/fixtures");
+        let path = [base.join("pages").join(file), base.join(file)]
+            .into_iter()
+            .find(|p| p.is_file())
+            .unwrap();
+        let image = decode(&std::fs::read(path).unwrap(), &DecodeLimits::default()).unwrap();
+        let mut request = ReadRequest::page(page["prompt"].as_str().unwrap(), image);
+        request.overrides.max_new_tokens = Some(640);
+        let reading = reader.read(&request, &mut |_| ControlFlow::Continue(())).unwrap();
+        assert_eq!(reading.text, page["text"].as_str().unwrap(), "{file}");
+        assert_eq!(
+            reading.prompt_tokens as u64,
+            page["prompt_tokens"].as_u64().unwrap(),
+            "{file}"
+        );
+        assert_eq!(
+            reading.completion_tokens as u64,
+            page["completion_tokens"].as_u64().unwrap(),
+            "{file}"
+        );
+    }
+}
