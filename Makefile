@@ -24,7 +24,7 @@ build: setup ## Build the release binaries
 	$(CARGO) build --release --locked
 
 demo: build ## Read the text of a sample page with the embedded model
-	$(BIN)/medvision extract $(SAMPLE)
+	$(BIN)/medvision extract $(SAMPLE) --model models/qwen25-vl-nano --prompt "Extract all medical terms, diagnoses, and clinical findings from this image."
 
 test: setup ## Run all tests
 	python3 -B -m unittest discover --start-directory scripts

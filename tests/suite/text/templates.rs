@@ -181,7 +181,7 @@ fn texts_may_be_trimmed_and_repeated_but_not_changed() {
     }
     assert_refused("nothing", "changes or drops a message's text");
     assert_refused(
-        "{{ messages[0]['content'][0]['text'][:12] }}",
+        "{{ messages[0]['content'][0]['text'][:8] }}",
         "changes or drops a message's text",
     );
 }
