@@ -8,7 +8,7 @@
 //! - [`generation`]: from logits to an answer: sampling, stop rules, the guard against endless repetition.
 //! - [`engine`]: a loaded model folder ([`engine::Reader`]) and the one thread that owns it ([`engine::Engine`]).
 //! - [`server`]: the REST API over the engine; it knows nothing of tensors.
-//! - [`commands`]: the subcommands of `medvision`.
+//! - [`commands`]: the subcommands of `medvision`; [`doctor`]: what is wrong with an installation.
 //! - [`cli`], [`paths`], [`device`], [`telemetry`], [`error`]: what every binary shares.
 //!
 //! Data flows one way: bytes → processing → model → engine → server and command line.
@@ -17,6 +17,7 @@ pub mod checkpoint;
 pub mod cli;
 pub mod commands;
 pub mod device;
+pub mod doctor;
 pub mod engine;
 pub mod error;
 pub mod generation;

@@ -6,7 +6,7 @@
 mod names;
 mod shard;
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -93,6 +93,17 @@ impl Checkpoint {
     /// Bytes of all tensors.
     pub fn total_bytes(&self) -> u64 {
         self.shards.iter().map(|s| s.data_bytes()).sum()
+    }
+
+    /// Values of all tensors.
+    pub fn parameters(&self) -> u64 {
+        self.shards.iter().map(|shard| shard.parameters()).sum()
+    }
+
+    /// Number formats of the tensors as safetensors names them, sorted.
+    pub fn dtypes(&self) -> Vec<String> {
+        let dtypes: BTreeSet<String> = self.shards.iter().flat_map(|shard| shard.dtypes()).collect();
+        dtypes.into_iter().collect()
     }
 
     /// The weight of canonical (hub) `name`, which must have `shape`; CPU, stored dtype, shared with the mapped file.

@@ -88,6 +88,24 @@ impl Shard {
         (self.map.len() - self.data_start) as u64
     }
 
+    /// Values of all tensors.
+    pub(super) fn parameters(&self) -> u64 {
+        self.metadata
+            .tensors()
+            .values()
+            .map(|info| info.shape.iter().product::<usize>() as u64)
+            .sum()
+    }
+
+    /// Number formats of the tensors as safetensors names them.
+    pub(super) fn dtypes(&self) -> Vec<String> {
+        self.metadata
+            .tensors()
+            .values()
+            .map(|info| format!("{:?}", info.dtype))
+            .collect()
+    }
+
     /// The tensor `name`, which must have `shape`; it shares the map's memory and must not outlive it.
     pub(super) fn tensor(&self, name: &str, shape: &[usize]) -> Result<Tensor> {
         let info = self

@@ -1,19 +1,24 @@
 //! The subcommands of `medvision`.
 
+mod doctor;
 mod extract;
 mod interrupt;
 mod options;
+mod trace;
 
 use std::ops::ControlFlow;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::Path;
 use std::process::ExitCode;
+use std::time::Instant;
 
 use clap::{Parser, Subcommand};
 
-use crate::cli::{self, EXIT_CODES_HELP, EXIT_OK};
-use crate::engine::{EXTRACTION_PROMPT, MAX_PROMPT_CHARACTERS, ReadRequest, Reader, Reading};
+use self::options::PixelArgs;
+use crate::cli::{self, CommonArgs, EXIT_CODES_HELP, EXIT_OK};
+use crate::engine::{EXTRACTION_PROMPT, LoadOptions, MAX_PROMPT_CHARACTERS, ReadRequest, Reader, Reading};
 use crate::processing::PromptError;
-use crate::{Error, Result};
+use crate::{Error, Result, telemetry};
 
 /// What `medvision` prints when it is run without a subcommand.
 const MAP: &str = "\
@@ -22,6 +27,7 @@ medvision reads medical documents with Qwen2.5-VL, on this machine alone.
   medvision extract page.png           the text of a page, as it is read
   medvision extract scans/ --json      every page of a folder, one JSON object a line
   medvision extract - < page.png       a page from standard input
+  medvision doctor                     what is installed, what is wrong, how to mend it
   medvision --help                     all commands; COMMAND --help explains one
   server                               the same over HTTP, on port 8000
 ";
@@ -38,6 +44,10 @@ struct Medvision {
 enum Command {
     /// Read pages: pictures in, text out
     Extract(Box<extract::ExtractArgs>),
+    /// Write the tensors of every stage of one page, for comparison with another implementation
+    Trace(Box<trace::TraceArgs>),
+    /// Say what is installed, what is wrong and how to mend it
+    Doctor(doctor::DoctorArgs),
 }
 
 /// Runs the command line; its exit code.
@@ -45,6 +55,8 @@ pub fn main() -> ExitCode {
     let outcome = match Medvision::parse().command {
         None => cli::print(MAP).map(|()| ExitCode::from(EXIT_OK)),
         Some(Command::Extract(args)) => extract::run(&args),
+        Some(Command::Trace(args)) => trace::run(&args),
+        Some(Command::Doctor(args)) => doctor::run(&args),
     };
     outcome.unwrap_or_else(|error| cli::fail(&error))
 }
@@ -71,4 +83,22 @@ fn read_safely(
     // The reader begins each page anew, whatever state the last one left behind.
     catch_unwind(AssertUnwindSafe(|| reader.read(request, on_text)))
         .unwrap_or_else(|_| Err(Error::Numeric("an internal error ended this page".to_owned())))
+}
+
+/// Chooses the device and loads a model folder on it.
+fn load_model(folder: &Path, common: &CommonArgs, pixels: &PixelArgs) -> Result<Reader> {
+    let selected = common.select_device()?;
+    let start = Instant::now();
+    let spinner = telemetry::spinner("loading the model");
+    let options = LoadOptions {
+        device: selected.device,
+        precision: common.precision.into(),
+        min_pixels: pixels.min_pixels,
+        max_pixels: pixels.max_pixels,
+    };
+    let reader = Reader::load(folder, &options);
+    spinner.finish_and_clear();
+    let reader = reader?;
+    tracing::info!(seconds = start.elapsed().as_secs_f64(), "model loaded");
+    Ok(reader)
 }

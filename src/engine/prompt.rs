@@ -1,12 +1,9 @@
 //! The default prompt.
 
 /// What a page is read for when nobody says otherwise: the server's `/extract` and the command line use it.
+///
+/// It is one sentence because the embedded model was trained with one short prompt: it copies pages unharmed after this
+/// one (0.98 or more of the characters on pages it knows), while one of a hundred tokens spoils its reading.
 pub const EXTRACTION_PROMPT: &str = "\
-Extract the medical information from this document. Report, under these headings and only where the document has it:
-1. Diagnoses and conditions
-2. Medications, each with its dosage and route
-3. Laboratory values, each with its unit and reference range
-4. Vital signs
-5. Procedures
-6. Recommendations and follow-up
-Copy every number exactly as it is shown. Add nothing that the document does not say.";
+Extract diagnoses, medications with dosage and route, laboratory values with units and reference ranges, vital signs, \
+procedures and recommendations, structured, with every number exactly as shown.";

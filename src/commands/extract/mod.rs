@@ -18,9 +18,9 @@ use self::inputs::Source;
 use self::output::{PageRecord, PageWriter, Style};
 use super::interrupt::Interrupt;
 use super::options::{GenerationArgs, PixelArgs};
-use super::{prompt_or_default, read_safely};
+use super::{load_model, prompt_or_default, read_safely};
 use crate::cli::{CommonArgs, EXIT_CODES_HELP, EXIT_FAILURE, EXIT_INTERRUPTED, EXIT_OK};
-use crate::engine::{LoadOptions, ReadRequest, Reader, Reading};
+use crate::engine::{ReadRequest, Reader, Reading};
 use crate::generation::FinishReason;
 use crate::processing::{DecodeLimits, PromptError, decode};
 use crate::telemetry::{self, Level};
@@ -190,19 +190,9 @@ impl Extraction<'_> {
     }
 
     fn load(&self) -> anyhow::Result<Loaded> {
-        let selected = self.bar.suspend(|| self.args.common.select_device())?;
-        let start = Instant::now();
-        let spinner = telemetry::spinner("loading the model");
-        let options = LoadOptions {
-            device: selected.device,
-            precision: self.args.common.precision.into(),
-            min_pixels: self.args.pixels.min_pixels,
-            max_pixels: self.args.pixels.max_pixels,
-        };
-        let reader = Reader::load(&self.model, &options);
-        spinner.finish_and_clear();
-        let reader = reader?;
-        tracing::info!(seconds = start.elapsed().as_secs_f64(), "model loaded");
+        let reader = self
+            .bar
+            .suspend(|| load_model(&self.model, &self.args.common, &self.args.pixels))?;
         let interrupt = Interrupt::install().context("cannot listen for Ctrl-C")?;
         Ok(Loaded { reader, interrupt })
     }

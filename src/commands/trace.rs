@@ -1,0 +1,150 @@
+//! `medvision trace`: the tensors of every stage, for whoever compares two implementations.
+
+use std::borrow::Cow;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use anyhow::Context;
+use safetensors::tensor::{Dtype, View};
+use tch::{Device, Kind, Tensor};
+
+use super::options::PixelArgs;
+use super::{load_model, prompt_or_default};
+use crate::cli::{CommonArgs, EXIT_CODES_HELP, EXIT_OK};
+use crate::engine::ReadRequest;
+use crate::paths::write_atomically;
+use crate::processing::{DecodeLimits, decode};
+use crate::telemetry::{self, Level};
+use crate::{Error, Result};
+
+/// Write the tensors of every stage of one page, for comparison with another implementation
+///
+/// The safetensors file holds input_ids, pixel_values, image_grid_thw, image_features, position_ids and
+/// logits: ids as i64, everything else as f32.
+#[derive(Debug, clap::Args)]
+#[command(after_help = EXIT_CODES_HELP)]
+pub(super) struct TraceArgs {
+    /// Picture of the page
+    #[arg(long, value_name = "FILE", env = "MVP_IMAGE", hide_env_values = true)]
+    image: PathBuf,
+
+    /// What to do with the page [default: as for extract]
+    #[arg(short, long, value_name = "TEXT", env = "MVP_PROMPT", hide_env_values = true)]
+    prompt: Option<String>,
+
+    /// File to write, replaced if it is there
+    #[arg(
+        short,
+        long,
+        value_name = "FILE.safetensors",
+        env = "MVP_OUT",
+        hide_env_values = true
+    )]
+    out: PathBuf,
+
+    #[command(flatten)]
+    pixels: PixelArgs,
+
+    #[command(flatten)]
+    common: CommonArgs,
+}
+
+/// Runs the stages once and writes their tensors.
+pub(super) fn run(args: &TraceArgs) -> anyhow::Result<ExitCode> {
+    args.common.start_logging(Level::WARN);
+    let prompt = prompt_or_default(args.prompt.as_deref())?;
+    let model = args.common.model_folder(&args.common.project()?)?;
+    let bytes = std::fs::read(&args.image).map_err(|error| Error::io(&args.image, error))?;
+    let page = decode(&bytes, &DecodeLimits::default()).with_context(|| args.image.display().to_string())?;
+    let mut reader = load_model(&model.path, &args.common, &args.pixels)?;
+    let tensors = reader.trace(&ReadRequest::page(prompt, page))?;
+    write_tensors(&args.out, &tensors)?;
+    let names: Vec<String> = tensors
+        .iter()
+        .map(|(name, tensor)| format!("{name} {:?}", tensor.size()))
+        .collect();
+    telemetry::say(
+        Level::INFO,
+        &format!("{}: {}", args.out.display(), names.join(", ")),
+    );
+    Ok(ExitCode::from(EXIT_OK))
+}
+
+/// One tensor in the CPU's memory: whole numbers as i64, all others as f32.
+struct Plain {
+    tensor: Tensor,
+    shape: Vec<usize>,
+    dtype: Dtype,
+}
+
+impl Plain {
+    fn new(tensor: &Tensor) -> Result<Self> {
+        let (kind, dtype) = match tensor.f_kind()? {
+            Kind::Int64 | Kind::Int => (Kind::Int64, Dtype::I64),
+            _ => (Kind::Float, Dtype::F32),
+        };
+        let tensor = tensor.f_to_device(Device::Cpu)?.f_to_kind(kind)?.f_contiguous()?;
+        let shape = tensor.size().iter().map(|&length| length as usize).collect();
+        Ok(Self { tensor, shape, dtype })
+    }
+}
+
+impl View for &Plain {
+    fn dtype(&self) -> Dtype {
+        self.dtype
+    }
+
+    fn shape(&self) -> &[usize] {
+        &self.shape
+    }
+
+    fn data(&self) -> Cow<'_, [u8]> {
+        let mut bytes = vec![0; self.data_len()];
+        self.tensor.copy_data_u8(&mut bytes, self.tensor.numel());
+        bytes.into()
+    }
+
+    fn data_len(&self) -> usize {
+        self.tensor.numel() * self.tensor.kind().elt_size_in_bytes()
+    }
+}
+
+/// Writes a safetensors file, or leaves `path` as it was.
+fn write_tensors(path: &Path, tensors: &[(String, Tensor)]) -> Result<()> {
+    let plain = tensors
+        .iter()
+        .map(|(name, tensor)| Ok((name, Plain::new(tensor)?)))
+        .collect::<Result<Vec<_>>>()?;
+    let views = plain.iter().map(|(name, tensor)| (name, tensor));
+    let bytes =
+        safetensors::serialize(views, None).map_err(|error| Error::io(path, std::io::Error::other(error)))?;
+    write_atomically(path, |file| file.write_all(&bytes))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tensors_come_back_as_they_were() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("trace.safetensors");
+        let halves = Tensor::from_slice(&[0.5f32, -2.0]).to_kind(Kind::BFloat16);
+        let transposed = Tensor::arange(6, (Kind::Int64, Device::Cpu)).view([2, 3]).tr();
+        write_tensors(
+            &path,
+            &[("ids".to_owned(), transposed), ("logits".to_owned(), halves)],
+        )
+        .unwrap();
+
+        let bytes = std::fs::read(&path).unwrap();
+        let file = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+        let ids = file.tensor("ids").unwrap();
+        assert_eq!((ids.dtype(), ids.shape()), (Dtype::I64, &[3, 2][..]));
+        assert_eq!(ids.data(), bytemuck::cast_slice::<i64, u8>(&[0, 3, 1, 4, 2, 5]));
+        let logits = file.tensor("logits").unwrap();
+        assert_eq!(logits.dtype(), Dtype::F32);
+        assert_eq!(logits.data(), bytemuck::cast_slice::<f32, u8>(&[0.5, -2.0]));
+    }
+}

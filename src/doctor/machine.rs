@@ -1,0 +1,205 @@
+//! Operating system, processor, memory, disk, port.
+
+use std::ffi::CString;
+use std::fs;
+use std::io;
+use std::net::{Ipv4Addr, TcpListener};
+use std::num::NonZeroUsize;
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+use std::thread::available_parallelism;
+
+use serde::Serialize;
+
+use super::{Checks, Status, gib};
+use crate::device;
+use crate::paths::Project;
+
+/// The server's port.
+const PORT: u16 = 8000;
+/// Room that the 7B model takes, and a little more.
+const BASE_MODEL_BYTES: u64 = 20 << 30;
+/// Instruction sets that make a difference to the model's speed, as Linux names them.
+const CPU_FEATURES: [&str; 7] = [
+    "avx2",
+    "fma",
+    "avx512f",
+    "avx512_bf16",
+    "avx512_vnni",
+    "amx_bf16",
+    "asimd",
+];
+
+/// What the machine is.
+#[derive(Debug, Clone, Serialize)]
+pub struct Machine {
+    /// Distribution and kernel.
+    pub os: String,
+    /// Processor's name.
+    pub cpu: String,
+    /// Physical cores this process may use, where the system tells.
+    pub physical_cores: Option<usize>,
+    /// Threads this process may run at once.
+    pub threads: usize,
+    /// Instruction sets that matter here.
+    pub cpu_features: Vec<&'static str>,
+    /// Memory of the machine or of the control group, bytes.
+    pub memory_total_bytes: Option<u64>,
+    /// What of it can be had, bytes.
+    pub memory_available_bytes: Option<u64>,
+    /// Free space at the project folder, bytes.
+    pub disk_free_bytes: Option<u64>,
+    /// Something listens on port 8000 already.
+    pub port_8000_in_use: bool,
+}
+
+pub(super) fn examine(project: &Project, checks: &mut Checks) -> Machine {
+    let memory = device::host_memory();
+    let machine = Machine {
+        os: os(),
+        cpu: cpu_info("model name").unwrap_or_else(|| "unknown".to_owned()),
+        physical_cores: device::physical_cores(),
+        threads: available_parallelism().map_or(1, NonZeroUsize::get),
+        cpu_features: cpu_features(),
+        memory_total_bytes: memory.map(|memory| memory.total_bytes),
+        memory_available_bytes: memory.map(|memory| memory.available_bytes),
+        disk_free_bytes: disk_free(project.root()).ok(),
+        port_8000_in_use: port_in_use(PORT),
+    };
+    checks.add("Machine", Status::Info, format!("OS: {}", machine.os));
+    check_cpu(&machine, checks);
+    if let Some(memory) = memory {
+        let (total, available) = (gib(memory.total_bytes), gib(memory.available_bytes));
+        checks.add(
+            "Machine",
+            Status::Info,
+            format!("memory: {total} in all, {available} available"),
+        );
+    }
+    check_project(project, &machine, checks);
+    if machine.port_8000_in_use {
+        let hint = "end the other program, or choose another port: server --port 8001";
+        checks.add_with_hint("Machine", Status::Warn, format!("port {PORT} is in use"), hint);
+    } else {
+        checks.add("Machine", Status::Pass, format!("port {PORT} is free"));
+    }
+    machine
+}
+
+fn check_cpu(machine: &Machine, checks: &mut Checks) {
+    let cores = machine.physical_cores.map_or_else(
+        || format!("{} threads", machine.threads),
+        |cores| {
+            if cores == 1 {
+                "1 core".to_owned()
+            } else {
+                format!("{cores} cores")
+            }
+        },
+    );
+    let features = machine.cpu_features.join(" ");
+    let message = format!("CPU: {}, {cores}, {features}", machine.cpu);
+    if cfg!(target_arch = "x86_64") && !machine.cpu_features.contains(&"avx2") {
+        let hint = "reading on this processor is several times slower than on one with AVX2";
+        checks.add_with_hint("Machine", Status::Warn, message, hint);
+    } else {
+        checks.add("Machine", Status::Info, message);
+    }
+}
+
+fn check_project(project: &Project, machine: &Machine, checks: &mut Checks) {
+    let root = project.root();
+    let shown = fs::canonicalize(root).unwrap_or_else(|_| root.to_owned());
+    let free = machine
+        .disk_free_bytes
+        .map_or_else(String::new, |bytes| format!(", {} free", gib(bytes)));
+    let message = format!("project folder: {}{free}", shown.display());
+    if tempfile::tempfile_in(root).is_err() {
+        let hint = "reading pages works; what writes records or models needs --root with a folder that can be written";
+        checks.add_with_hint(
+            "Machine",
+            Status::Warn,
+            format!("{message}, cannot be written"),
+            hint,
+        );
+    } else if machine
+        .disk_free_bytes
+        .is_some_and(|bytes| bytes < BASE_MODEL_BYTES)
+    {
+        let hint = format!("the 7B model takes {}", gib(BASE_MODEL_BYTES));
+        checks.add_with_hint("Machine", Status::Warn, message, hint);
+    } else {
+        checks.add("Machine", Status::Pass, message);
+    }
+}
+
+fn os() -> String {
+    let release = fs::read_to_string("/etc/os-release").unwrap_or_default();
+    let name = release.lines().find_map(|line| line.strip_prefix("PRETTY_NAME="));
+    let name = name.map_or("unknown distribution", |name| name.trim_matches('"'));
+    let kernel = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+    format!(
+        "{name}, {} {}, {}",
+        std::env::consts::OS,
+        kernel.trim(),
+        std::env::consts::ARCH
+    )
+}
+
+/// The first value of `key` in `/proc/cpuinfo`.
+fn cpu_info(key: &str) -> Option<String> {
+    let text = fs::read_to_string("/proc/cpuinfo").ok()?;
+    let value = text
+        .lines()
+        .filter_map(|line| line.split_once(':'))
+        .find(|(name, _)| name.trim() == key)?
+        .1;
+    Some(value.trim().to_owned())
+}
+
+fn cpu_features() -> Vec<&'static str> {
+    // "flags" on x86, "Features" on ARM.
+    let flags = cpu_info("flags")
+        .or_else(|| cpu_info("Features"))
+        .unwrap_or_default();
+    let present = |feature: &&str| flags.split(' ').any(|flag| flag == *feature);
+    CPU_FEATURES.into_iter().filter(present).collect()
+}
+
+/// Bytes that this user can still write at `path`.
+fn disk_free(path: &Path) -> io::Result<u64> {
+    let path = CString::new(path.as_os_str().as_bytes())?;
+    let mut statistics = std::mem::MaybeUninit::<libc::statvfs>::uninit();
+    // SAFETY: the path is terminated and the structure is the one the call fills.
+    if unsafe { libc::statvfs(path.as_ptr(), statistics.as_mut_ptr()) } != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the call succeeded and has filled the structure.
+    let statistics = unsafe { statistics.assume_init() };
+    Ok(statistics.f_bavail.saturating_mul(statistics.f_frsize))
+}
+
+fn port_in_use(port: u16) -> bool {
+    TcpListener::bind((Ipv4Addr::LOCALHOST, port))
+        .is_err_and(|error| error.kind() == io::ErrorKind::AddrInUse)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_port_in_use_is_seen() {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        let port = listener.local_addr().unwrap().port();
+        assert!(port_in_use(port));
+        drop(listener);
+        assert!(!port_in_use(port));
+    }
+
+    #[test]
+    fn free_space_is_told_and_a_missing_folder_is_not() {
+        assert!(disk_free(Path::new("/")).unwrap() > 0);
+        assert!(disk_free(Path::new("/does/not/exist")).is_err());
+    }
+}

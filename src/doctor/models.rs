@@ -1,0 +1,223 @@
+//! Model folders: complete, consistent, and small enough for the device.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use serde::Serialize;
+
+use super::{Accelerators, Checks, Machine, Status, gib};
+use crate::Result;
+use crate::checkpoint::Checkpoint;
+use crate::cli::{CommonArgs, PrecisionArg};
+use crate::device::DeviceChoice;
+use crate::generation::GenerationOptions;
+use crate::paths::{BASE_MODEL, GET_BASE_MODEL, Project};
+use crate::processing::{ImageProcessor, TextProcessor};
+use crate::qwen2_5_vl::Config;
+
+const SECTION: &str = "Models";
+/// Most positions that the estimate counts a key-value cache for.
+const CACHED_POSITIONS: usize = 8192;
+/// What libtorch, the picture and the activations take beside weights and cache, roughly.
+const OVERHEAD_BYTES: u64 = 512 << 20;
+
+/// One model folder.
+#[derive(Debug, Clone, Serialize)]
+pub struct ModelReport {
+    /// The folder.
+    pub path: PathBuf,
+    /// A run with the same flags would use it.
+    pub selected: bool,
+    /// Every file that is needed is there and fits the others.
+    pub usable: bool,
+    /// What is wrong with it.
+    pub problem: Option<String>,
+    /// Its sizes, where it is usable.
+    pub sizes: Option<ModelSizes>,
+}
+
+/// How large a model is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct ModelSizes {
+    /// Weights on disk, bytes.
+    pub weight_bytes: u64,
+    /// Number of weights.
+    pub parameters: u64,
+    /// Number formats of the weights on disk.
+    pub dtypes: Vec<String>,
+    /// Most positions: prompt, image and answer together.
+    pub context_tokens: usize,
+    /// Memory that reading a page takes on the device, estimated, bytes.
+    pub needed_bytes: u64,
+    /// Memory that the device has free, bytes.
+    pub available_bytes: Option<u64>,
+}
+
+/// Where the model would run.
+struct Target {
+    name: String,
+    available_bytes: Option<u64>,
+    bytes_per_value: u64,
+}
+
+impl Target {
+    fn new(common: &CommonArgs, machine: &Machine, accelerators: &Accelerators) -> Self {
+        let gpu = match common.device {
+            DeviceChoice::Cpu => None,
+            DeviceChoice::Auto => accelerators.gpus.iter().find(|gpu| gpu.index == 0 && gpu.works),
+            DeviceChoice::Cuda(index) => accelerators
+                .gpus
+                .iter()
+                .find(|gpu| gpu.index == index && gpu.works),
+        };
+        let (name, available_bytes) = match gpu {
+            Some(gpu) => (format!("cuda:{}", gpu.index), gpu.free_bytes),
+            None => ("cpu".to_owned(), machine.memory_available_bytes),
+        };
+        let bytes_per_value = match (common.precision, gpu) {
+            (PrecisionArg::F32, _) | (PrecisionArg::Auto, None) => 4,
+            _ => 2,
+        };
+        Self {
+            name,
+            available_bytes,
+            bytes_per_value,
+        }
+    }
+
+    /// Weights, with the fifth that loading may take beside them, key-value cache, and the rest.
+    fn needed_bytes(&self, parameters: u64, config: &Config) -> u64 {
+        let text = &config.text;
+        let positions = text.max_position_embeddings.min(CACHED_POSITIONS);
+        let cached = 2 * text.num_hidden_layers * text.num_key_value_heads * text.head_dim * positions;
+        parameters * self.bytes_per_value * 6 / 5 + cached as u64 * self.bytes_per_value + OVERHEAD_BYTES
+    }
+}
+
+pub(super) fn examine(
+    project: &Project,
+    common: &CommonArgs,
+    machine: &Machine,
+    accelerators: &Accelerators,
+    checks: &mut Checks,
+) -> Vec<ModelReport> {
+    let target = Target::new(common, machine, accelerators);
+    let mut reports = Vec::new();
+    match project.model_folder(common.model.as_deref()) {
+        Ok(folder) => {
+            if folder.stands_in {
+                let message = format!(
+                    "{} is not there: the small model stands in",
+                    project.models().join(BASE_MODEL).display()
+                );
+                checks.add_with_hint(
+                    SECTION,
+                    Status::Warn,
+                    message,
+                    format!("to get it: {GET_BASE_MODEL}"),
+                );
+            }
+            reports.push(examine_folder(&folder.path, true, &target, checks));
+        }
+        Err(error) => checks.add(SECTION, Status::Error, error.to_string()),
+    }
+    for path in model_folders(&project.models()) {
+        if !reports.iter().any(|report| same(&report.path, &path)) {
+            reports.push(examine_folder(&path, false, &target, checks));
+        }
+    }
+    reports
+}
+
+/// Folders with a `config.json`, by name.
+fn model_folders(models: &Path) -> Vec<PathBuf> {
+    let entries = fs::read_dir(models).into_iter().flatten().flatten();
+    let mut folders: Vec<PathBuf> = entries
+        .map(|entry| entry.path())
+        .filter(|path| path.join("config.json").is_file())
+        .collect();
+    folders.sort();
+    folders
+}
+
+fn same(one: &Path, other: &Path) -> bool {
+    matches!((fs::canonicalize(one), fs::canonicalize(other)), (Ok(one), Ok(other)) if one == other)
+}
+
+fn examine_folder(path: &Path, selected: bool, target: &Target, checks: &mut Checks) -> ModelReport {
+    let result = sizes(path, target);
+    match &result {
+        Ok(sizes) => check_sizes(path, selected, target, sizes, checks),
+        Err(error) => {
+            let status = if selected { Status::Error } else { Status::Warn };
+            checks.add(
+                SECTION,
+                status,
+                format!("{} cannot be used: {error}", path.display()),
+            );
+        }
+    }
+    ModelReport {
+        path: path.to_owned(),
+        selected,
+        usable: result.is_ok(),
+        problem: result.as_ref().err().map(ToString::to_string),
+        sizes: result.ok(),
+    }
+}
+
+/// Reads everything in the folder but the weights themselves.
+fn sizes(path: &Path, target: &Target) -> Result<ModelSizes> {
+    let config = Config::from_dir(path)?;
+    TextProcessor::from_dir(path)?;
+    ImageProcessor::from_dir(path)?;
+    GenerationOptions::from_dir(path)?;
+    let checkpoint = Checkpoint::open(path)?;
+    let parameters = checkpoint.parameters();
+    Ok(ModelSizes {
+        weight_bytes: checkpoint.total_bytes(),
+        parameters,
+        dtypes: checkpoint.dtypes(),
+        context_tokens: config.text.max_position_embeddings,
+        needed_bytes: target.needed_bytes(parameters, &config),
+        available_bytes: target.available_bytes,
+    })
+}
+
+fn check_sizes(path: &Path, selected: bool, target: &Target, sizes: &ModelSizes, checks: &mut Checks) {
+    let used = if selected {
+        ", used unless --model says otherwise"
+    } else {
+        ""
+    };
+    let message = format!(
+        "{}: {} parameters in {}, complete; takes about {} on {}{used}",
+        path.display(),
+        count(sizes.parameters),
+        sizes.dtypes.join("+"),
+        gib(sizes.needed_bytes),
+        target.name,
+    );
+    match sizes.available_bytes {
+        Some(available) if sizes.needed_bytes > available => {
+            let half = if target.bytes_per_value == 4 {
+                "; --precision bf16 takes about half"
+            } else {
+                ""
+            };
+            let hint = format!("{} has {} free{half}", target.name, gib(available));
+            checks.add_with_hint(SECTION, Status::Warn, message, hint);
+        }
+        _ => checks.add(SECTION, Status::Pass, message),
+    }
+}
+
+/// 13300000 as "13.3M".
+fn count(parameters: u64) -> String {
+    let parameters = parameters as f64;
+    if parameters >= 1e9 {
+        format!("{:.1}B", parameters / 1e9)
+    } else {
+        format!("{:.1}M", parameters / 1e6)
+    }
+}
