@@ -1,7 +1,8 @@
 //! Image bytes → 8-bit RGB.
 //!
 //! Colour rules: palettes and 1, 2 and 4-bit samples are expanded, grey is replicated, 16-bit samples become
-//! `(v + 128) / 257`, alpha is composited on white, the EXIF orientation is applied, embedded colour profiles are not.
+//! `(v + 128) / 257`, alpha (and what a GIF's first frame leaves uncovered) is composited on white, the EXIF orientation
+//! is applied, embedded colour profiles are not.
 
 use std::cell::Cell;
 use std::panic::{self, AssertUnwindSafe};

@@ -4,6 +4,7 @@ mod goldens;
 mod hostile;
 mod settings;
 mod size;
+mod tiff;
 
 use std::path::{Path, PathBuf};
 

@@ -299,7 +299,8 @@ fn mutated_files_end_in_a_picture_or_an_error() {
             repair_png(&mut file);
         }
         let start = Instant::now();
-        let result = decode(&file, &limits);
+        let (result, peak) = peak_allocation(|| decode(&file, &limits));
+        assert!(peak < 64 << 20, "{name}, round {round}: {peak} bytes");
         slowest = slowest.max((start.elapsed(), name));
         match result {
             Ok(page) => {
