@@ -24,6 +24,14 @@ pub enum Error {
         /// What is wrong with it (key, tensor, shape) and what to do.
         reason: String,
     },
+    /// A record of the pipeline is broken, lacks a key or is a newer program's.
+    #[error("{}: {reason}", path.display())]
+    Record {
+        /// The file at fault.
+        path: PathBuf,
+        /// What is wrong with it (line, key) and what to do.
+        reason: String,
+    },
     /// A file could not be read or written.
     #[error("{}: {source}", path.display())]
     Io {
@@ -47,6 +55,14 @@ impl Error {
     /// An error about one file of a model folder.
     pub fn checkpoint(path: impl AsRef<Path>, reason: impl Into<String>) -> Self {
         Self::Checkpoint {
+            path: path.as_ref().to_owned(),
+            reason: reason.into(),
+        }
+    }
+
+    /// An error about one record.
+    pub fn record(path: impl AsRef<Path>, reason: impl Into<String>) -> Self {
+        Self::Record {
             path: path.as_ref().to_owned(),
             reason: reason.into(),
         }

@@ -8,6 +8,7 @@
 //! - [`generation`]: from logits to an answer: sampling, stop rules, the guard against endless repetition.
 //! - [`engine`]: a loaded model folder ([`engine::Reader`]) and the one thread that owns it ([`engine::Engine`]).
 //! - [`server`]: the REST API over the engine; it knows nothing of tensors.
+//! - [`records`]: the JSON records that the pipeline's binaries leave, by the contract with the original.
 //! - [`commands`]: the subcommands of `medvision`; [`doctor`]: what is wrong with an installation.
 //! - [`cli`], [`paths`], [`device`], [`telemetry`], [`error`]: what every binary shares.
 //!
@@ -25,6 +26,7 @@ mod json;
 pub mod paths;
 pub mod processing;
 pub mod qwen2_5_vl;
+pub mod records;
 pub mod server;
 pub mod telemetry;
 

@@ -11,6 +11,12 @@ use crate::{Error, Result};
 pub const BASE_MODEL: &str = "qwen25-vl-7b-base";
 /// Folder, under `models/`, of the small model that comes with the program.
 pub const EMBEDDED_MODEL: &str = "qwen25-vl-nano";
+/// What the NF4 quantization adds to a model's name.
+pub const NF4_SUFFIX: &str = "-bnb-nf4";
+/// What the AWQ quantization adds to a model's name.
+pub const AWQ_SUFFIX: &str = "-awq-int4";
+/// What fine-tuning adds to a model's name.
+pub const LORA_SUFFIX: &str = "-medical-lora";
 /// How to get [`BASE_MODEL`].
 pub const GET_BASE_MODEL: &str =
     "hf download Qwen/Qwen2.5-VL-7B-Instruct --local-dir models/qwen25-vl-7b-base";
@@ -64,6 +70,11 @@ impl Project {
         }
     }
 
+    /// A file or folder below the project folder, such as one of [`records::paths`](crate::records::paths).
+    pub fn file(&self, relative: impl AsRef<Path>) -> PathBuf {
+        self.root.join(relative)
+    }
+
     /// Where models lie.
     pub fn models(&self) -> PathBuf {
         self.root.join("models")
@@ -102,6 +113,18 @@ impl Project {
             first,
             &format!("a model folder; to get the 7B model: {GET_BASE_MODEL}"),
         ))
+    }
+
+    /// Folder of what is made from the model in `base`: `models/NAME` and one of the suffixes; a trailing `-base` is dropped.
+    pub fn derived_model(&self, base: &Path, suffix: &str) -> PathBuf {
+        // Only a path such as "." or "models/x/.." has no name of its own.
+        let path = match base.file_name() {
+            Some(_) => base.to_owned(),
+            None => base.canonicalize().unwrap_or_default(),
+        };
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        let stem = name.strip_suffix("-base").unwrap_or(&name);
+        self.models().join(format!("{stem}{suffix}"))
     }
 
     /// Places a chosen model may be in; the first is the one to name in an error.
@@ -208,6 +231,24 @@ mod tests {
             assert_eq!(folder.path, path);
             assert_eq!(folder.notice(), None);
         }
+    }
+
+    #[test]
+    fn what_is_made_from_a_model_is_named_after_it() {
+        let (folder, project) = project(&["mine"]);
+        for (base, derived) in [
+            ("models/qwen25-vl-7b-base", "qwen25-vl-7b-bnb-nf4"),
+            ("/elsewhere/qwen25-vl-nano/", "qwen25-vl-nano-bnb-nf4"),
+            ("base", "base-bnb-nf4"),
+        ] {
+            let found = project.derived_model(Path::new(base), NF4_SUFFIX);
+            assert_eq!(found, folder.path().join("models").join(derived));
+        }
+        let unnamed = project.models().join("mine/.");
+        assert_eq!(
+            project.derived_model(&unnamed.join(".."), AWQ_SUFFIX),
+            folder.path().join("models/models-awq-int4")
+        );
     }
 
     #[test]

@@ -6,5 +6,6 @@ mod generation;
 mod images;
 mod linking;
 mod model;
+mod records;
 mod server;
 mod text;

@@ -1,0 +1,132 @@
+//! `benchmarks/baseline_fp16.json`, `quantized_int4.json`, `quantized_awq.json`, `finetuned_standard_bench.json`: one
+//! model reading the five test documents.
+
+use serde::{Deserialize, Serialize};
+
+use super::{Accuracy, Extra, GpuMemory, LatencyStats};
+
+/// One model's reading of the test documents.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Benchmark {
+    /// The model that ran.
+    pub model_name: String,
+    /// The contract's word for the weights: "FP16" for a base model, "NF4 (bitsandbytes)", "AWQ INT4"; what they were
+    /// computed in is [`RunDetails::compute_dtype`].
+    pub precision: String,
+    /// How the weights were quantized; not in the baseline's record.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub quantization_method: Option<String>,
+    /// The adapter; only in the fine-tuned model's record.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub adapter_path: Option<String>,
+    /// The model's folder.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub model_dir: Option<String>,
+    /// From nothing to a model that can read, seconds.
+    pub load_time_seconds: Option<f64>,
+    /// GPU memory.
+    pub vram: MemoryStages,
+    /// One a document.
+    pub inference_results: Vec<InferenceResult>,
+    /// Over the documents.
+    pub latency_stats: Option<LatencyStats>,
+    /// What really ran, ours.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub run: Option<RunDetails>,
+    /// Keys that no field knows.
+    #[serde(flatten)]
+    pub extra: Extra,
+}
+
+/// GPU memory before loading, after loading and at its highest.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct MemoryStages {
+    /// Before the model was loaded.
+    pub pre_load_mb: Option<GpuMemory>,
+    /// When it was loaded.
+    pub post_load_mb: Option<GpuMemory>,
+    /// When every document was read.
+    pub peak_mb: Option<GpuMemory>,
+    /// Keys that no field knows.
+    #[serde(flatten)]
+    pub extra: Extra,
+}
+
+/// One document's reading.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct InferenceResult {
+    /// File name of the page.
+    pub image: String,
+    /// What was asked.
+    pub prompt: String,
+    /// What was answered.
+    pub response: String,
+    /// From decoded page to the last token, seconds.
+    pub latency_seconds: f64,
+    /// From decoded page to the first token, seconds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub time_to_first_token_seconds: Option<f64>,
+    /// Tokens a second after the first.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tokens_per_second: Option<f64>,
+    /// Tokens of prompt and page.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub prompt_tokens: Option<u64>,
+    /// Tokens of the answer.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub completion_tokens: Option<u64>,
+    /// "stop", "length" or "repetition".
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub finish_reason: Option<String>,
+    /// The answer's score, where the document tells what is expected.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub accuracy: Option<Accuracy>,
+    /// Keys that no field knows.
+    #[serde(flatten)]
+    pub extra: Extra,
+}
+
+/// What really ran, and the figures that the contract doesn't ask for.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct RunDetails {
+    /// When the run ended.
+    pub timestamp: Option<String>,
+    /// "cpu" or "cuda:N".
+    pub device: Option<String>,
+    /// The GPU's or the processor's name.
+    pub device_name: Option<String>,
+    /// Number format of the computation: "FP32", "BF16", "FP16".
+    pub compute_dtype: Option<String>,
+    /// CPU threads.
+    pub cpu_threads: Option<u64>,
+    /// Bytes of the model's weight files.
+    pub weight_file_bytes: Option<u64>,
+    /// Memory of the process.
+    pub resident_memory: Option<ResidentMemory>,
+    /// The first reading, whose figures count nowhere else, seconds.
+    pub warm_up_seconds: Option<f64>,
+    /// Time to the first token, seconds.
+    pub time_to_first_token_stats: Option<LatencyStats>,
+    /// Mean over the documents.
+    pub avg_tokens_per_second: Option<f64>,
+    /// Most tokens an answer might have had.
+    pub max_new_tokens: Option<u64>,
+    /// Mean score over the documents that tell what is expected, percent.
+    pub avg_combined_accuracy_pct: Option<f64>,
+    /// Version and commit of the program.
+    pub tool_version: Option<String>,
+    /// Keys that no field knows.
+    #[serde(flatten)]
+    pub extra: Extra,
+}
+
+/// Resident memory of the process at the stages of [`MemoryStages`], MiB, 2 decimals.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
+pub struct ResidentMemory {
+    /// Before the model was loaded.
+    pub pre_load_mb: Option<f64>,
+    /// When it was loaded.
+    pub post_load_mb: Option<f64>,
+    /// Most ever.
+    pub peak_mb: Option<f64>,
+}

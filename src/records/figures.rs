@@ -1,0 +1,160 @@
+//! Figures that several records share, and how they are rounded.
+
+use serde::{Deserialize, Serialize};
+
+use super::Extra;
+
+const MIB: f64 = 1_048_576.0;
+
+/// `value` to `decimals` places, halves away from zero.
+pub fn round_to(value: f64, decimals: i32) -> f64 {
+    let scale = 10f64.powi(decimals);
+    let rounded = (value * scale).round() / scale;
+    // Too large to be scaled: it has no decimals to round.
+    if rounded.is_finite() { rounded } else { value }
+}
+
+/// A duration for a record: 4 decimals.
+pub fn seconds(value: f64) -> f64 {
+    round_to(value, 4)
+}
+
+/// Bytes as MiB, 2 decimals.
+pub fn mib(bytes: u64) -> f64 {
+    round_to(bytes as f64 / MIB, 2)
+}
+
+/// Bytes as GiB, 2 decimals.
+pub fn gib(bytes: u64) -> f64 {
+    round_to(bytes as f64 / (MIB * 1024.0), 2)
+}
+
+/// `part` of `whole` in percent, 2 decimals; `None` where the whole is nothing.
+pub fn percent(part: f64, whole: f64) -> Option<f64> {
+    let percent = part / whole * 100.0;
+    (whole != 0.0 && percent.is_finite()).then(|| round_to(percent, 2))
+}
+
+/// What libtorch's caching allocator holds on a GPU, MiB, 2 decimals; zeros on a CPU.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct GpuMemory {
+    /// In tensors.
+    pub allocated_mb: f64,
+    /// Taken from the driver: tensors and what is kept for the next ones.
+    pub reserved_mb: f64,
+    /// Most that was ever in tensors.
+    pub max_allocated_mb: f64,
+    /// Keys that no field knows.
+    #[serde(flatten)]
+    pub extra: Extra,
+}
+
+impl GpuMemory {
+    /// From bytes.
+    pub fn from_bytes(allocated: u64, reserved: u64, max_allocated: u64) -> Self {
+        Self {
+            allocated_mb: mib(allocated),
+            reserved_mb: mib(reserved),
+            max_allocated_mb: mib(max_allocated),
+            extra: Extra::new(),
+        }
+    }
+}
+
+/// Memory in a record that holds one number, MiB, or all of [`GpuMemory`]: ours are numbers, the original's may be either.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(
+    untagged,
+    expecting = "expected MiB, or an object with allocated_mb, reserved_mb and max_allocated_mb"
+)]
+pub enum MemoryFigure {
+    /// MiB in tensors.
+    Megabytes(f64),
+    /// Everything the allocator tells.
+    Allocator(GpuMemory),
+}
+
+impl MemoryFigure {
+    /// MiB in tensors.
+    pub fn allocated_mb(&self) -> f64 {
+        match self {
+            Self::Megabytes(megabytes) => *megabytes,
+            Self::Allocator(memory) => memory.allocated_mb,
+        }
+    }
+
+    /// Most MiB that were in tensors, as far as the figure tells.
+    pub fn peak_mb(&self) -> f64 {
+        match self {
+            Self::Megabytes(megabytes) => *megabytes,
+            Self::Allocator(memory) => memory.max_allocated_mb,
+        }
+    }
+}
+
+/// Latencies of several readings, seconds, 4 decimals.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct LatencyStats {
+    /// Mean.
+    pub avg_seconds: f64,
+    /// Shortest.
+    pub min_seconds: f64,
+    /// Longest.
+    pub max_seconds: f64,
+    /// Median, the higher one of two: `sorted[n / 2]`.
+    pub p50_seconds: f64,
+    /// Keys that no field knows.
+    #[serde(flatten)]
+    pub extra: Extra,
+}
+
+impl LatencyStats {
+    /// From latencies in seconds; `None` without any.
+    pub fn from_seconds(latencies: &[f64]) -> Option<Self> {
+        let mut sorted = latencies.to_vec();
+        sorted.sort_by(f64::total_cmp);
+        let (min, max) = (sorted.first()?, sorted.last()?);
+        Some(Self {
+            avg_seconds: seconds(sorted.iter().sum::<f64>() / sorted.len() as f64),
+            min_seconds: seconds(*min),
+            max_seconds: seconds(*max),
+            p50_seconds: seconds(*sorted.get(sorted.len() / 2)?),
+            extra: Extra::new(),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn memory_is_rounded_to_two_decimals() {
+        let memory = GpuMemory::from_bytes(1_234_567_890, 1_300_000_000, u64::from(u32::MAX));
+        assert_eq!(
+            (memory.allocated_mb, memory.reserved_mb, memory.max_allocated_mb),
+            (1177.38, 1239.78, 4096.0)
+        );
+        assert_eq!(GpuMemory::from_bytes(0, 0, 0), GpuMemory::default());
+        assert_eq!(gib(16_594_821_939), 15.46);
+    }
+
+    #[test]
+    fn latencies_are_rounded_to_four_decimals_and_the_median_is_the_higher_one() {
+        let stats = LatencyStats::from_seconds(&[3.0, 1.0, 2.000_05, 4.0]).unwrap();
+        assert_eq!(stats.avg_seconds, 2.5);
+        assert_eq!((stats.min_seconds, stats.max_seconds), (1.0, 4.0));
+        assert_eq!(stats.p50_seconds, 3.0);
+        let one = LatencyStats::from_seconds(&[31.123_456]).unwrap();
+        assert_eq!(one.p50_seconds, 31.1235);
+        assert_eq!(one.avg_seconds, 31.1235);
+        assert_eq!(LatencyStats::from_seconds(&[]), None);
+    }
+
+    #[test]
+    fn a_share_of_nothing_is_unknown() {
+        assert_eq!(percent(5664.0, 15820.0), Some(35.8));
+        assert_eq!(percent(1.0, 0.0), None);
+        assert_eq!(percent(f64::NAN, 1.0), None);
+    }
+}

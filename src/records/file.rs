@@ -1,0 +1,122 @@
+//! Reading and writing a record's file.
+
+use std::fs::File;
+use std::io::{self, BufWriter, ErrorKind, Read, Write};
+use std::path::Path;
+
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+
+use crate::paths::write_atomically;
+use crate::{Error, Result};
+
+/// Version of the records that [`write`] makes.
+pub const VERSION: u64 = 1;
+const VERSION_KEY: &str = "record_version";
+/// Largest file read: a training split of a hundred thousand samples fits.
+const MAX_BYTES: u64 = 1 << 30;
+
+/// Reads a record; the error names the file, and the key or the line at fault.
+pub fn read<T: DeserializeOwned>(path: &Path) -> Result<T> {
+    read_if_present(path)?.ok_or_else(|| Error::io(path, ErrorKind::NotFound.into()))
+}
+
+/// Reads a record; `None` where there is no such file.
+pub fn read_if_present<T: DeserializeOwned>(path: &Path) -> Result<Option<T>> {
+    let Some(text) = text(path)? else {
+        return Ok(None);
+    };
+    let mut value: Value = serde_json::from_str(&text)
+        .map_err(|error| Error::record(path, format!("not valid JSON: {error}; delete it and run again")))?;
+    if let Value::Object(map) = &mut value
+        && let Some(version) = map.remove(VERSION_KEY)
+    {
+        check_version(path, &version)?;
+    }
+    serde_path_to_error::deserialize(value)
+        .map(Some)
+        .map_err(|error| {
+            let (key, reason) = (error.path().to_string(), error.inner());
+            let reason = match key.as_str() {
+                "." => reason.to_string(),
+                key => format!("\"{key}\": {reason}"),
+            };
+            Error::record(path, reason)
+        })
+}
+
+fn check_version(path: &Path, version: &Value) -> Result<()> {
+    match version.as_u64() {
+        Some(1..=VERSION) => Ok(()),
+        Some(newer) if newer > VERSION => Err(Error::record(
+            path,
+            format!(
+                "\"{VERSION_KEY}\" is {newer}, this program knows {VERSION}: a newer program wrote it; use that one, \
+                 or move the file away"
+            ),
+        )),
+        _ => Err(Error::record(
+            path,
+            format!("\"{VERSION_KEY}\" must be a whole number, 1 or more"),
+        )),
+    }
+}
+
+fn text(path: &Path) -> Result<Option<String>> {
+    let read = || {
+        let file = File::open(path)?;
+        if !file.metadata()?.is_file() {
+            return Err(io::Error::other("not a regular file"));
+        }
+        let mut bytes = Vec::new();
+        file.take(MAX_BYTES + 1).read_to_end(&mut bytes)?;
+        if bytes.len() as u64 > MAX_BYTES {
+            return Err(io::Error::other("larger than 1 GiB; no record is that large"));
+        }
+        Ok(bytes)
+    };
+    let bytes = match read() {
+        Ok(bytes) => bytes,
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(Error::io(path, error)),
+    };
+    String::from_utf8(bytes)
+        .map(Some)
+        .map_err(|error| Error::record(path, format!("not UTF-8: {}", error.utf8_error())))
+}
+
+/// A record as it is written.
+#[derive(Serialize)]
+struct Versioned<'a, T> {
+    #[serde(flatten)]
+    record: &'a T,
+    record_version: u64,
+}
+
+/// Writes a record, indented by 2, whole or not at all; makes the folder where it is missing.
+pub fn write<T: Serialize>(path: &Path, record: &T) -> Result<()> {
+    let record_version = VERSION;
+    write_json(
+        path,
+        &Versioned {
+            record,
+            record_version,
+        },
+    )
+}
+
+/// Writes a record that is a list; otherwise as [`write`]. A list has no `record_version`.
+pub fn write_list<T: Serialize>(path: &Path, records: &[T]) -> Result<()> {
+    write_json(path, &records)
+}
+
+fn write_json(path: &Path, content: &impl Serialize) -> Result<()> {
+    if let Some(folder) = path.parent() {
+        std::fs::create_dir_all(folder).map_err(|error| Error::io(folder, error))?;
+    }
+    write_atomically(path, |file: &mut BufWriter<File>| {
+        serde_json::to_writer_pretty(&mut *file, content)?;
+        file.write_all(b"\n")
+    })
+}
