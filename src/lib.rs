@@ -7,6 +7,8 @@
 //! - [`qwen2_5_vl`]: the model and nothing else: vision tower, language model, rotary positions, KV cache.
 //! - [`generation`]: from logits to an answer: sampling, stop rules, the guard against endless repetition.
 //! - [`engine`]: a loaded model folder ([`engine::Reader`]) and the one thread that owns it ([`engine::Engine`]).
+//! - [`hub`]: models and datasets from a Hugging Face hub, resumed and checked.
+//! - [`data`]: published datasets → raw records → pages and their texts.
 //! - [`server`]: the REST API over the engine; it knows nothing of tensors.
 //! - [`records`]: the JSON records that the pipeline's binaries leave, by the contract with the original.
 //! - [`commands`]: the subcommands of `medvision`; [`doctor`]: what is wrong with an installation.
@@ -17,11 +19,13 @@
 pub mod checkpoint;
 pub mod cli;
 pub mod commands;
+pub mod data;
 pub mod device;
 pub mod doctor;
 pub mod engine;
 pub mod error;
 pub mod generation;
+pub mod hub;
 mod json;
 pub mod paths;
 pub mod processing;

@@ -1,0 +1,165 @@
+//! The hub's two checksums: SHA-256 for files in large-file storage, git's blob id (SHA-1) for small ones.
+
+use std::fmt;
+use std::fs::File;
+use std::io::Read;
+use std::path::Path;
+use std::str::FromStr;
+
+use sha1::Sha1;
+use sha2::{Digest, Sha256};
+
+use crate::{Error, Result};
+
+/// What the bytes of a file must hash to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Checksum {
+    /// SHA-256 of the bytes.
+    Sha256([u8; 32]),
+    /// SHA-1 of `"blob SIZE\0"` and the bytes, as git names them.
+    GitBlob([u8; 20]),
+}
+
+impl Checksum {
+    /// A hasher of this kind for a file of `size` bytes.
+    pub fn hasher(&self, size: u64) -> Hasher {
+        match self {
+            Self::Sha256(_) => Self::sha256_hasher(),
+            Self::GitBlob(_) => Hasher::GitBlob(Sha1::new_with_prefix(format!("blob {size}\0"))),
+        }
+    }
+
+    /// A hasher for SHA-256.
+    pub fn sha256_hasher() -> Hasher {
+        Hasher::Sha256(Sha256::new())
+    }
+}
+
+impl fmt::Display for Checksum {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let bytes: &[u8] = match self {
+            Self::Sha256(bytes) => bytes,
+            Self::GitBlob(bytes) => bytes,
+        };
+        bytes.iter().try_for_each(|byte| write!(formatter, "{byte:02x}"))
+    }
+}
+
+impl FromStr for Checksum {
+    type Err = String;
+
+    /// 64 hexadecimal digits are SHA-256, 40 a git blob's id.
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text.len() {
+            64 => unhex(text).map(Self::Sha256),
+            40 => unhex(text).map(Self::GitBlob),
+            _ => None,
+        }
+        .ok_or_else(|| "expected 64 (SHA-256) or 40 (git blob) hexadecimal digits".to_owned())
+    }
+}
+
+fn unhex<const N: usize>(text: &str) -> Option<[u8; N]> {
+    let digits: Option<Vec<u8>> = text
+        .chars()
+        .map(|digit| digit.to_digit(16).map(|value| value as u8))
+        .collect();
+    let (pairs, rest) = digits.as_ref()?.as_chunks::<2>();
+    let mut bytes = [0; N];
+    if pairs.len() != N || !rest.is_empty() {
+        return None;
+    }
+    for (byte, [high, low]) in bytes.iter_mut().zip(pairs) {
+        *byte = high << 4 | low;
+    }
+    Some(bytes)
+}
+
+/// Hashes bytes as they come.
+#[derive(Debug, Clone)]
+pub enum Hasher {
+    /// For [`Checksum::Sha256`].
+    Sha256(Sha256),
+    /// For [`Checksum::GitBlob`].
+    GitBlob(Sha1),
+}
+
+impl Hasher {
+    /// Takes more bytes.
+    pub fn update(&mut self, bytes: &[u8]) {
+        match self {
+            Self::Sha256(hasher) => hasher.update(bytes),
+            Self::GitBlob(hasher) => hasher.update(bytes),
+        }
+    }
+
+    /// The checksum of everything taken.
+    pub fn finish(self) -> Checksum {
+        match self {
+            Self::Sha256(hasher) => Checksum::Sha256(hasher.finalize().into()),
+            Self::GitBlob(hasher) => Checksum::GitBlob(hasher.finalize().into()),
+        }
+    }
+
+    /// Takes everything `reader` yields; how many bytes that was. `on_bytes` hears of every piece.
+    pub fn update_from(
+        &mut self,
+        mut reader: impl Read,
+        mut on_bytes: impl FnMut(u64),
+    ) -> std::io::Result<u64> {
+        let mut buffer = vec![0; 1 << 20];
+        let mut total = 0;
+        loop {
+            let read = match reader.read(&mut buffer) {
+                Ok(0) => return Ok(total),
+                Ok(read) => read,
+                Err(error) if error.kind() == std::io::ErrorKind::Interrupted => continue,
+                Err(error) => return Err(error),
+            };
+            self.update(&buffer[..read]);
+            total += read as u64;
+            on_bytes(read as u64);
+        }
+    }
+
+    /// The checksum of the file at `path`, by `hasher`.
+    pub fn hash_file(path: &Path, mut hasher: Hasher) -> Result<Checksum> {
+        File::open(path)
+            .and_then(|file| hasher.update_from(file, |_| {}))
+            .map_err(|error| Error::io(path, error))?;
+        Ok(hasher.finish())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn checksums_are_those_of_sha256sum_and_git() {
+        let mut hasher = Checksum::sha256_hasher();
+        hasher.update(b"hello\n");
+        let sha256 = "5891b5b522d5df086d0ff0b110fbd9d21bb4fc7163af34d08286a2e846f6be03";
+        assert_eq!(hasher.finish().to_string(), sha256);
+        // `echo hello | git hash-object --stdin`
+        let blob: Checksum = "ce013625030ba8dba906f756967f9e9ca394464a".parse().unwrap();
+        let mut hasher = blob.hasher(6);
+        hasher.update(b"hel");
+        hasher.update(b"lo\n");
+        assert_eq!(hasher.finish(), blob);
+    }
+
+    #[test]
+    fn anything_but_hexadecimal_digits_of_the_right_number_is_refused() {
+        for text in [
+            "",
+            "abc",
+            &"g".repeat(64),
+            &"é".repeat(32),
+            &"0".repeat(63),
+            &"+0".repeat(20),
+        ] {
+            assert!(text.parse::<Checksum>().is_err(), "{text}");
+        }
+    }
+}
