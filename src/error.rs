@@ -43,6 +43,9 @@ pub enum Error {
     /// The requested device cannot be used.
     #[error("{0}")]
     Device(String),
+    /// The caller wanted to stop.
+    #[error("interrupted; what is finished is kept, and the next run goes on")]
+    Interrupted,
     /// The model produced something that is not a number.
     #[error("numeric fault: {0}")]
     Numeric(String),

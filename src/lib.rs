@@ -5,6 +5,7 @@
 //! - [`processing`]: image bytes → RGB → patches; messages → chat template → token ids; ids → text.
 //! - [`checkpoint`]: Hugging Face model folders: `config.json` and memory-mapped, sharded safetensors.
 //! - [`qwen2_5_vl`]: the model and nothing else: vision tower, language model, rotary positions, KV cache.
+//! - [`quant`]: weights in four bits: bitsandbytes' NF4 and FP4.
 //! - [`generation`]: from logits to an answer: sampling, stop rules, the guard against endless repetition.
 //! - [`engine`]: a loaded model folder ([`engine::Reader`]) and the one thread that owns it ([`engine::Engine`]).
 //! - [`hub`]: models and datasets from a Hugging Face hub, resumed and checked.
@@ -29,6 +30,7 @@ pub mod hub;
 mod json;
 pub mod paths;
 pub mod processing;
+pub mod quant;
 pub mod qwen2_5_vl;
 pub mod records;
 pub mod server;

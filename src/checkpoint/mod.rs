@@ -3,8 +3,12 @@
 //! Everything in a folder is hostile until checked: headers are capped, offsets and sizes are verified before a byte is
 //! read, shard names cannot leave the folder, and no format that can run code is ever opened.
 
+mod manifest;
 mod names;
+mod raw;
 mod shard;
+mod staging;
+mod writer;
 
 use std::collections::{BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
@@ -13,8 +17,12 @@ use std::sync::Arc;
 use serde::Deserialize;
 use tch::{Device, Kind, Tensor};
 
+pub use self::manifest::{FileDigest, MANIFEST, Manifest, Origin, digest_of, revision};
 pub use self::names::canonical_name;
+pub use self::raw::{MappedBytes, StoredTensor};
 use self::shard::Shard;
+pub use self::staging::{Staged, Staging};
+pub use self::writer::{MAX_NOTE_BYTES, TensorFile, TensorPlan};
 use crate::{Error, Result};
 
 /// An index file larger than this is refused.

@@ -1,6 +1,7 @@
 //! One safetensors file, memory-mapped.
 
 use std::fs::File;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use memmap2::Mmap;
@@ -78,6 +79,22 @@ impl Shard {
 
     pub(super) fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// Dtype and shape of the tensor `name`, and where its bytes lie in the file.
+    pub(super) fn place(&self, name: &str) -> Option<(Dtype, Vec<usize>, Range<usize>)> {
+        let info = self.metadata.info(name)?;
+        let (begin, end) = info.data_offsets;
+        Some((
+            info.dtype,
+            info.shape.clone(),
+            self.data_start + begin..self.data_start + end,
+        ))
+    }
+
+    /// The file's bytes.
+    pub(super) fn bytes(&self) -> &[u8] {
+        &self.map
     }
 
     pub(super) fn names(&self) -> Vec<String> {

@@ -167,7 +167,7 @@ fn cpu_features() -> Vec<&'static str> {
 }
 
 /// Bytes that this user can still write at `path`.
-fn disk_free(path: &Path) -> io::Result<u64> {
+pub(crate) fn disk_free(path: &Path) -> io::Result<u64> {
     let path = CString::new(path.as_os_str().as_bytes())?;
     let mut statistics = std::mem::MaybeUninit::<libc::statvfs>::uninit();
     // SAFETY: the path is terminated and the structure is the one the call fills.

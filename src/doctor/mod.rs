@@ -10,6 +10,7 @@ use chrono::{SecondsFormat, Utc};
 use serde::Serialize;
 
 pub use self::machine::Machine;
+pub(crate) use self::machine::disk_free;
 pub use self::models::{ModelReport, ModelSizes};
 pub use self::torch::{Accelerators, GpuReport, Libtorch};
 use crate::cli::{self, CommonArgs};

@@ -6,6 +6,7 @@ mod generation;
 mod images;
 mod linking;
 mod model;
+mod quant;
 mod records;
 mod server;
 mod text;

@@ -1,0 +1,93 @@
+//! Tensors as bytes: of any dtype, where they lie in the files.
+
+use std::ops::{Deref, Range};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use safetensors::Dtype;
+
+use super::shard::Shard;
+use super::{Checkpoint, canonical_name};
+use crate::{Error, Result};
+
+/// Where a tensor lies.
+#[derive(Debug, Clone, PartialEq)]
+pub struct StoredTensor {
+    /// Name in the file.
+    pub name: String,
+    /// The hub's name.
+    pub canonical: String,
+    /// Number format.
+    pub dtype: Dtype,
+    /// Shape.
+    pub shape: Vec<usize>,
+    /// The file.
+    pub file: PathBuf,
+    /// Its bytes in the file.
+    pub place: Range<usize>,
+}
+
+/// A tensor's bytes, shared with the mapped file.
+#[derive(Clone)]
+pub struct MappedBytes {
+    shard: Arc<Shard>,
+    place: Range<usize>,
+}
+
+impl Deref for MappedBytes {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        &self.shard.bytes()[self.place.clone()]
+    }
+}
+
+impl Checkpoint {
+    /// Every tensor, in the order of the files and of the bytes in them.
+    pub fn stored(&self) -> Vec<StoredTensor> {
+        let mut all: Vec<StoredTensor> = self
+            .shards
+            .iter()
+            .flat_map(|shard| {
+                let file = shard.path().to_owned();
+                shard.names().into_iter().filter_map(move |name| {
+                    let (dtype, shape, place) = shard.place(&name)?;
+                    Some(StoredTensor {
+                        canonical: canonical_name(&name),
+                        name,
+                        dtype,
+                        shape,
+                        file: file.clone(),
+                        place,
+                    })
+                })
+            })
+            .collect();
+        all.sort_by(|a, b| (&a.file, a.place.start).cmp(&(&b.file, b.place.start)));
+        all
+    }
+
+    /// The files that hold the tensors.
+    pub fn files(&self) -> Vec<PathBuf> {
+        self.shards.iter().map(|shard| shard.path().to_owned()).collect()
+    }
+
+    /// The file that holds canonical (hub) `name`, and the tensor's dtype, shape and bytes.
+    pub fn bytes(&self, name: &str) -> Result<(&Path, Dtype, Vec<usize>, MappedBytes)> {
+        let found = self.tensors.get(name).and_then(|(shard, stored)| {
+            let shard = &self.shards[*shard];
+            let (dtype, shape, place) = shard.place(stored)?;
+            let bytes = MappedBytes {
+                shard: Arc::clone(shard),
+                place,
+            };
+            Some((shard.path(), dtype, shape, bytes))
+        });
+        found.ok_or_else(|| {
+            Error::checkpoint(
+                &self.dir,
+                format!("tensor \"{name}\" is missing: the weights are incomplete or of another model"),
+            )
+        })
+    }
+}

@@ -1,0 +1,72 @@
+//! Weights in four bits: making them, storing them as other programs read them, and computing with them.
+//!
+//! A method takes a model folder and writes another one, which transformers loads as it stands: [`nf4::quantize_folder`].
+//! What every method shares is [`Source`], the model folder it reads, and
+//! [`Staging`](crate::checkpoint::Staging), the folder in the making.
+
+mod config;
+pub mod nf4;
+mod source;
+
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use serde::{Deserialize, Serialize};
+
+pub use self::config::{BitsAndBytes, Quantization};
+pub use self::source::Source;
+use crate::{Error, Result};
+
+/// A way of quantizing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Method {
+    /// bitsandbytes' NormalFloat 4.
+    #[serde(rename = "bitsandbytes_NF4")]
+    Nf4,
+    /// Activation-aware weight quantization.
+    #[serde(rename = "AWQ_INT4")]
+    Awq,
+}
+
+impl Method {
+    /// Its name in the records.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Nf4 => "bitsandbytes_NF4",
+            Self::Awq => "AWQ_INT4",
+        }
+    }
+}
+
+/// How a caller watches and stops a quantization.
+#[derive(Clone, Copy)]
+pub struct Watch<'a> {
+    /// Told of every few megabytes of the source that are done: how many bytes more.
+    pub progress: &'a (dyn Fn(u64) + Sync),
+    /// Set to stop; what is finished is kept for the next run.
+    pub stop: &'a AtomicBool,
+}
+
+impl Watch<'_> {
+    /// `bytes` more are done; the error that ends the work where the caller wants to stop.
+    pub fn done(&self, bytes: u64) -> Result<()> {
+        (self.progress)(bytes);
+        if self.stop.load(Ordering::Relaxed) {
+            return Err(Error::Interrupted);
+        }
+        Ok(())
+    }
+}
+
+/// What a quantization made.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Outcome {
+    /// The folder.
+    pub folder: PathBuf,
+    /// It was there before, made from the same source in the same way.
+    pub up_to_date: bool,
+    /// Weights of the source.
+    pub parameters: u64,
+    /// Bytes of the folder's weights.
+    pub bytes: u64,
+}

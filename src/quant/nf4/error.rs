@@ -1,0 +1,148 @@
+//! How far quantized weights are from what they were.
+
+use std::collections::BTreeMap;
+
+use rayon::prelude::*;
+use serde::{Deserialize, Serialize};
+
+use super::codebook::QuantType;
+use super::dequantize::{dequantize_run, pair_table};
+use super::quantize::{Room, Values, task_values};
+use crate::Result;
+
+/// Distance of a quantized weight from the original.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct WeightError {
+    /// Number of weights.
+    pub values: u64,
+    /// Root of the mean squared difference.
+    pub rmse: f64,
+    /// Largest difference.
+    pub max_abs: f64,
+    /// Root of the mean squared weight, to compare `rmse` with.
+    pub rms: f64,
+    /// Root of the mean squared weight after.
+    pub rms_restored: f64,
+    /// Cosine of the angle between the two.
+    pub cosine: f64,
+}
+
+/// Sums from which a [`WeightError`] is computed.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct ErrorSums {
+    values: u64,
+    error: f64,
+    largest: f32,
+    before: f64,
+    after: f64,
+    product: f64,
+}
+
+impl ErrorSums {
+    fn of(before: &[f32], after: &[f32]) -> Self {
+        let mut sums = Self {
+            values: before.len() as u64,
+            ..Self::default()
+        };
+        for (&a, &b) in before.iter().zip(after) {
+            let difference = a - b;
+            sums.largest = sums.largest.max(difference.abs());
+            let (a, b, difference) = (f64::from(a), f64::from(b), f64::from(difference));
+            sums.error += difference * difference;
+            sums.before += a * a;
+            sums.after += b * b;
+            sums.product += a * b;
+        }
+        sums
+    }
+
+    fn plus(self, other: Self) -> Self {
+        Self {
+            values: self.values + other.values,
+            error: self.error + other.error,
+            largest: self.largest.max(other.largest),
+            before: self.before + other.before,
+            after: self.after + other.after,
+            product: self.product + other.product,
+        }
+    }
+
+    fn finish(self) -> WeightError {
+        let n = (self.values as f64).max(1.0);
+        let lengths = (self.before * self.after).sqrt();
+        WeightError {
+            values: self.values,
+            rmse: (self.error / n).sqrt(),
+            max_abs: f64::from(self.largest),
+            rms: (self.before / n).sqrt(),
+            rms_restored: (self.after / n).sqrt(),
+            cosine: if lengths > 0.0 {
+                self.product / lengths
+            } else {
+                1.0
+            },
+        }
+    }
+}
+
+/// Compares `weights` with their codes `packed` and final `scales`.
+pub(super) fn compare(
+    weights: &impl Values,
+    packed: &[u8],
+    scales: &[f32],
+    quant_type: QuantType,
+    blocksize: usize,
+) -> Result<WeightError> {
+    let (n, step) = (weights.len(), task_values(blocksize));
+    let pairs = pair_table(quant_type.table());
+    let tasks = packed
+        .par_chunks(step / 2)
+        .zip(scales.par_chunks(step / blocksize));
+    // Collected, so that the sums are added in the same order whatever the threads do.
+    let sums = tasks
+        .enumerate()
+        .map_init(
+            || (Room::default(), Vec::new()),
+            |(room, restored), (task, (packed, scales))| {
+                let start = task * step;
+                weights.read(start..n.min(start + step), room)?;
+                restored.resize(room.values.len(), 0.0);
+                dequantize_run(packed, &pairs, scales, blocksize, restored);
+                Ok(ErrorSums::of(&room.values, restored))
+            },
+        )
+        .collect::<Result<Vec<_>>>()?;
+    Ok(sums
+        .into_iter()
+        .fold(ErrorSums::default(), ErrorSums::plus)
+        .finish())
+}
+
+/// The error of all `tensors` together.
+pub(super) fn total<'a>(tensors: impl IntoIterator<Item = &'a WeightError>) -> WeightError {
+    let sums = |error: &WeightError| {
+        let n = error.values as f64;
+        ErrorSums {
+            values: error.values,
+            error: error.rmse * error.rmse * n,
+            largest: error.max_abs as f32,
+            before: error.rms * error.rms * n,
+            after: error.rms_restored * error.rms_restored * n,
+            product: error.cosine * error.rms * error.rms_restored * n,
+        }
+    };
+    tensors
+        .into_iter()
+        .map(sums)
+        .fold(ErrorSums::default(), ErrorSums::plus)
+        .finish()
+}
+
+/// `quantization_report.json`: the error of every tensor and of all together.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct WeightErrors {
+    /// All together.
+    pub total: WeightError,
+    /// By tensor, as it is called in the folder.
+    pub tensors: BTreeMap<String, WeightError>,
+}

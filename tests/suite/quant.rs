@@ -1,0 +1,9 @@
+//! Four-bit weights: bitsandbytes' bytes, its folders both ways, and what the loaded weights compute.
+
+mod quantizer;
+
+use std::path::{Path, PathBuf};
+
+fn fixtures() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures")
+}
