@@ -11,6 +11,7 @@
 //! - [`hub`]: models and datasets from a Hugging Face hub, resumed and checked.
 //! - [`data`]: published datasets → raw records → pages and their texts.
 //! - [`server`]: the REST API over the engine; it knows nothing of tensors.
+//! - [`evaluation`]: documents whose content is known, and how an answer about one is scored.
 //! - [`records`]: the JSON records that the pipeline's binaries leave, by the contract with the original.
 //! - [`commands`]: the subcommands of `medvision`; [`doctor`]: what is wrong with an installation.
 //! - [`cli`], [`paths`], [`device`], [`telemetry`], [`error`]: what every binary shares.
@@ -25,6 +26,7 @@ pub mod device;
 pub mod doctor;
 pub mod engine;
 pub mod error;
+pub mod evaluation;
 pub mod generation;
 pub mod hub;
 mod json;

@@ -2,6 +2,7 @@
 
 mod allocation;
 mod cli;
+mod documents;
 mod generation;
 mod images;
 mod linking;

@@ -1,0 +1,217 @@
+//! Sets of documents: the project's own test documents and evaluation cases, or any others of the same form.
+
+use std::collections::HashSet;
+use std::fs::File;
+use std::io::Read;
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+
+use crate::{Error, Result};
+
+const TEST: &str = include_str!("../../datasets/documents/test_documents.json");
+const EVALUATION: &str = include_str!("../../datasets/documents/evaluation_cases.json");
+/// A set may not be larger; every page of it is drawn and read.
+const MAX_BYTES: u64 = 16 << 20;
+
+/// A page's text, what is asked about it and what an answer must name.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Document {
+    /// Its name in records.
+    pub id: String,
+    /// File name of its page, `NAME.png`.
+    pub filename: String,
+    /// Heading of the page.
+    pub title: String,
+    /// Lines below the heading.
+    pub content: Vec<String>,
+    /// What is asked.
+    pub prompt: String,
+    /// Words that the answer must hold: drugs, diagnoses, findings, abbreviations.
+    pub expected_terms: Vec<String>,
+    /// Figures that the answer must hold, with their units and frequencies.
+    pub expected_values: Vec<String>,
+}
+
+/// Documents that are measured together: `{"documents": [...]}`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DocumentSet {
+    /// One or more; ids and file names differ.
+    pub documents: Vec<Document>,
+}
+
+impl DocumentSet {
+    /// The five documents of the benchmarks.
+    pub fn test() -> Self {
+        shipped(TEST)
+    }
+
+    /// The five cases of the evaluation.
+    pub fn evaluation() -> Self {
+        shipped(EVALUATION)
+    }
+
+    /// The set in a file (`--documents FILE.json`); the error names the document and the key at fault.
+    pub fn load(path: &Path) -> Result<Self> {
+        let mut text = String::new();
+        File::open(path)
+            .and_then(|file| file.take(MAX_BYTES + 1).read_to_string(&mut text))
+            .map_err(|error| Error::io(path, error))?;
+        if text.len() as u64 > MAX_BYTES {
+            return Err(Error::record(
+                path,
+                "larger than 16 MiB; no set of documents is that large",
+            ));
+        }
+        Self::parse(&text).map_err(|reason| Error::record(path, reason))
+    }
+
+    fn parse(text: &str) -> Result<Self, String> {
+        let set: Self =
+            serde_json::from_str(text).map_err(|error| format!("not a set of documents: {error}"))?;
+        set.check()?;
+        Ok(set)
+    }
+
+    fn check(&self) -> Result<(), String> {
+        if self.documents.is_empty() {
+            return Err("\"documents\" is empty".to_owned());
+        }
+        let (mut ids, mut filenames) = (HashSet::new(), HashSet::new());
+        for (index, document) in self.documents.iter().enumerate() {
+            let fault = |reason: &str| Err(format!("document {} ({:?}): {reason}", index + 1, document.id));
+            if document.id.trim().is_empty() {
+                return fault("\"id\" is empty");
+            }
+            if !ids.insert(&document.id) {
+                return fault("\"id\" occurs twice");
+            }
+            if !is_page_name(&document.filename) {
+                return fault("\"filename\" must be a plain file name that ends in .png");
+            }
+            if !filenames.insert(document.filename.to_lowercase()) {
+                return fault("\"filename\" occurs twice");
+            }
+            if document.content.iter().all(|line| line.trim().is_empty()) {
+                return fault("\"content\" has no text");
+            }
+            if document.prompt.trim().is_empty() {
+                return fault("\"prompt\" is empty");
+            }
+            let mut expected = document.expected_terms.iter().chain(&document.expected_values);
+            if expected.any(|item| item.trim().is_empty()) {
+                return fault("an expected term or value is empty");
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Pages are written under their file names: none may lead out of their folder or hide.
+fn is_page_name(name: &str) -> bool {
+    let stem = name.strip_suffix(".png").unwrap_or_default();
+    name.len() <= 255
+        && !stem.is_empty()
+        && !stem.starts_with('.')
+        && !name.contains(['/', '\\', ':'])
+        && !name.chars().any(char::is_control)
+}
+
+fn shipped(text: &str) -> DocumentSet {
+    DocumentSet::parse(text).expect("shipped documents are checked by the tests")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::{Value, json};
+
+    fn document(change: impl FnOnce(&mut Value)) -> Value {
+        let mut document = json!({
+            "id": "one", "filename": "one.png", "title": "ONE", "content": ["a line"], "prompt": "Read.",
+            "expected_terms": ["line"], "expected_values": [],
+        });
+        change(&mut document);
+        document
+    }
+
+    fn fault(documents: &[Value]) -> String {
+        DocumentSet::parse(&json!({ "documents": documents }).to_string()).unwrap_err()
+    }
+
+    #[test]
+    fn a_set_of_the_form_is_read() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("mine.json");
+        let set = json!({"documents": [document(|_| ())], "comment": "kept by its author"});
+        std::fs::write(&path, set.to_string()).unwrap();
+        let read = DocumentSet::load(&path).unwrap();
+        assert_eq!(read.documents.len(), 1);
+        assert_eq!(read.documents[0].content, ["a line"]);
+    }
+
+    #[test]
+    fn what_is_wrong_is_named() {
+        assert!(fault(&[]).contains("empty"));
+        for name in [
+            "",
+            "one.jpg",
+            ".png",
+            ".x.png",
+            "../one.png",
+            "a/b.png",
+            "a\\b.png",
+            "a\nb.png",
+        ] {
+            let reason = fault(&[document(|d| d["filename"] = json!(name))]);
+            assert!(reason.contains("\"filename\" must be"), "{name:?}: {reason}");
+        }
+        let twice = fault(&[document(|_| ()), document(|d| d["filename"] = json!("two.png"))]);
+        assert!(
+            twice.contains("document 2 (\"one\"): \"id\" occurs twice"),
+            "{twice}"
+        );
+        let twice = fault(&[
+            document(|_| ()),
+            document(|d| {
+                d["id"] = json!("two");
+                d["filename"] = json!("ONE.png");
+            }),
+        ]);
+        assert!(twice.contains("\"filename\" occurs twice"), "{twice}");
+        for (key, value) in [
+            ("id", json!(" ")),
+            ("content", json!([])),
+            ("content", json!([" "])),
+            ("prompt", json!("\n")),
+            ("expected_terms", json!([""])),
+            ("expected_values", json!([" "])),
+        ] {
+            let reason = fault(&[document(|d| d[key] = value)]);
+            assert!(reason.contains("document 1"), "{key}: {reason}");
+        }
+    }
+
+    #[test]
+    fn a_missing_key_a_wrong_type_and_a_missing_file_are_named() {
+        for key in [
+            "id",
+            "filename",
+            "title",
+            "content",
+            "prompt",
+            "expected_terms",
+            "expected_values",
+        ] {
+            let reason = fault(&[document(|d| {
+                d.as_object_mut().unwrap().remove(key);
+            })]);
+            assert!(reason.contains(&format!("`{key}`")), "{reason}");
+        }
+        assert!(fault(&[document(|d| d["content"] = json!("text"))]).contains("sequence"));
+        let error = DocumentSet::load(Path::new("absent.json"))
+            .unwrap_err()
+            .to_string();
+        assert!(error.starts_with("absent.json: "), "{error}");
+    }
+}
