@@ -6,6 +6,7 @@
 //! - [`checkpoint`]: Hugging Face model folders: `config.json` and memory-mapped, sharded safetensors.
 //! - [`qwen2_5_vl`]: the model and nothing else: vision tower, language model, rotary positions, KV cache.
 //! - [`quant`]: weights in four bits: bitsandbytes' NF4 and FP4.
+//! - [`kernels`]: what makes the model fast where libtorch's own operations do not.
 //! - [`generation`]: from logits to an answer: sampling, stop rules, the guard against endless repetition.
 //! - [`engine`]: a loaded model folder ([`engine::Reader`]) and the one thread that owns it ([`engine::Engine`]).
 //! - [`hub`]: models and datasets from a Hugging Face hub, resumed and checked.
@@ -30,6 +31,7 @@ pub mod evaluation;
 pub mod generation;
 pub mod hub;
 mod json;
+pub mod kernels;
 pub mod paths;
 pub mod processing;
 pub mod quant;

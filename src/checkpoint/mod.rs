@@ -114,19 +114,30 @@ impl Checkpoint {
         dtypes.into_iter().collect()
     }
 
+    /// The stored dtype of the weight of canonical (hub) `name`.
+    pub fn kind(&self, name: &str) -> Result<Kind> {
+        let (shard, stored) = self.place(name)?;
+        shard.kind(stored)
+    }
+
     /// The weight of canonical (hub) `name`, which must have `shape`; CPU, stored dtype, shared with the mapped file.
     pub fn mapped(&self, name: &str, shape: &[usize]) -> Result<MappedTensor> {
-        let Some((shard, stored)) = self.tensors.get(name) else {
-            return Err(Error::checkpoint(
-                &self.dir,
-                format!("tensor \"{name}\" is missing: the weights are incomplete or of another model"),
-            ));
-        };
-        let shard = &self.shards[*shard];
+        let (shard, stored) = self.place(name)?;
         Ok(MappedTensor {
             tensor: shard.tensor(stored, shape)?,
             _shard: Arc::clone(shard),
         })
+    }
+
+    /// The shard that holds canonical `name`, and what it is called there.
+    fn place(&self, name: &str) -> Result<(&Arc<Shard>, &str)> {
+        match self.tensors.get(name) {
+            Some((shard, stored)) => Ok((&self.shards[*shard], stored)),
+            None => Err(Error::checkpoint(
+                &self.dir,
+                format!("tensor \"{name}\" is missing: the weights are incomplete or of another model"),
+            )),
+        }
     }
 
     /// The weight of canonical (hub) `name` as an owned tensor of `kind` on `device`.

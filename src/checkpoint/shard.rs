@@ -5,7 +5,7 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use memmap2::Mmap;
-use safetensors::tensor::Metadata;
+use safetensors::tensor::{Metadata, TensorInfo};
 use safetensors::{Dtype, SafeTensors};
 use tch::{Kind, Tensor};
 
@@ -123,12 +123,28 @@ impl Shard {
             .collect()
     }
 
+    fn info(&self, name: &str) -> Result<&TensorInfo> {
+        self.metadata
+            .info(name)
+            .ok_or_else(|| Error::checkpoint(&self.path, format!("tensor \"{name}\" is missing")))
+    }
+
+    /// The dtype of the tensor `name`.
+    pub(super) fn kind(&self, name: &str) -> Result<Kind> {
+        match self.info(name)?.dtype {
+            Dtype::F32 => Ok(Kind::Float),
+            Dtype::F16 => Ok(Kind::Half),
+            Dtype::BF16 => Ok(Kind::BFloat16),
+            other => Err(Error::checkpoint(
+                &self.path,
+                format!("tensor \"{name}\" is {other:?}; F32, F16 and BF16 weights are supported"),
+            )),
+        }
+    }
+
     /// The tensor `name`, which must have `shape`; it shares the map's memory and must not outlive it.
     pub(super) fn tensor(&self, name: &str, shape: &[usize]) -> Result<Tensor> {
-        let info = self
-            .metadata
-            .info(name)
-            .ok_or_else(|| Error::checkpoint(&self.path, format!("tensor \"{name}\" is missing")))?;
+        let info = self.info(name)?;
         if info.shape != shape {
             return Err(Error::checkpoint(
                 &self.path,
@@ -138,17 +154,7 @@ impl Shard {
                 ),
             ));
         }
-        let kind = match info.dtype {
-            Dtype::F32 => Kind::Float,
-            Dtype::F16 => Kind::Half,
-            Dtype::BF16 => Kind::BFloat16,
-            other => {
-                return Err(Error::checkpoint(
-                    &self.path,
-                    format!("tensor \"{name}\" is {other:?}; F32, F16 and BF16 weights are supported"),
-                ));
-            }
-        };
+        let kind = self.kind(name)?;
         let (begin, end) = info.data_offsets;
         let bytes = &self.map[self.data_start + begin..self.data_start + end];
         let sizes: Vec<i64> = shape.iter().map(|&n| n as i64).collect();

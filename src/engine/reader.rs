@@ -11,7 +11,7 @@ use super::answer::Answer;
 use crate::checkpoint::Checkpoint;
 use crate::generation::{FinishReason, GenerationOptions, GenerationOverrides, Sampler};
 use crate::processing::{Content, Grid, ImageProcessor, Message, PromptError, RgbPage, Role, TextProcessor};
-use crate::qwen2_5_vl::{Config, KvCache, Model, Prefill};
+use crate::qwen2_5_vl::{Config, KvCache, Model, Prefill, Wanted};
 use crate::{Error, Result};
 
 /// Number format of activations.
@@ -195,11 +195,7 @@ impl Reader {
         let prepared = self.prepare(request, options.max_new_tokens)?;
         let prompt_tokens = prepared.input_ids.len();
         let mut cache = self.model.cache(prompt_tokens + options.max_new_tokens)?;
-        let prefill = self.prefill(&prepared, &mut cache)?;
-        let mut logits = self
-            .model
-            .logits(&prefill.hidden.f_narrow(0, prompt_tokens as i64 - 1, 1)?)?;
-        drop(prefill);
+        let mut logits = self.model.logits(&self.prefill(&prepared, &mut cache)?.hidden)?;
 
         let mut sampler = Sampler::new(&options, &prepared.input_ids);
         let mut answer = Answer::new(&self.text, &options, on_text);
@@ -254,7 +250,7 @@ impl Reader {
         }
         let prefill = self
             .model
-            .prefill(ids, features.as_ref(), &prepared.grids, &mut cache)?;
+            .prefill(ids, features.as_ref(), &prepared.grids, &mut cache, Wanted::All)?;
         let positions = Tensor::f_from_slice(&prefill.positions.ids.concat())?.f_view([3, -1])?;
         stages.push(("position_ids".to_owned(), positions));
         stages.push(("logits".to_owned(), self.model.logits(&prefill.hidden)?));
@@ -276,8 +272,9 @@ impl Reader {
             Some(pixels) => Some(self.model.image_features(pixels, &prepared.grids)?),
             None => None,
         };
+        let (ids, grids) = (&prepared.input_ids, &prepared.grids);
         self.model
-            .prefill(&prepared.input_ids, features.as_ref(), &prepared.grids, cache)
+            .prefill(ids, features.as_ref(), grids, cache, Wanted::Last)
     }
 
     /// Checks the request, then turns it into ids and patches; nothing costly happens before the checks.

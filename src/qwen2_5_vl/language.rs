@@ -3,28 +3,33 @@
 use tch::{Device, Kind, Tensor};
 
 use super::TextConfig;
-use super::layers::{Linear, Mlp, RmsNorm, Weights, rotate};
+use super::decoder::StepRoom;
+use super::layers::{Mlp, RmsNorm, Weights, rotate};
+use super::linear::{Linear, LinearWeight};
 use super::vision::inverse_frequencies;
 use crate::Result;
+use crate::kernels::cpu::Heads;
 
-struct Layer {
-    input_norm: RmsNorm,
-    q: Linear,
-    k: Linear,
-    v: Linear,
-    o: Linear,
-    post_norm: RmsNorm,
-    mlp: Mlp,
+pub(super) struct Layer {
+    pub(super) input_norm: RmsNorm,
+    pub(super) q: Linear,
+    pub(super) k: Linear,
+    pub(super) v: Linear,
+    pub(super) o: Linear,
+    pub(super) post_norm: RmsNorm,
+    pub(super) mlp: Mlp,
 }
 
 /// Keys and values of one sequence, allocated once for all its tokens.
 pub struct KvCache {
     /// Per layer: keys and values, each `[1, kv_heads, capacity, head_dim]`.
-    layers: Vec<(Tensor, Tensor)>,
-    length: i64,
-    capacity: i64,
+    pub(super) layers: Vec<(Tensor, Tensor)>,
+    pub(super) length: i64,
+    pub(super) capacity: i64,
     /// Position of the next token on all three axes.
     pub(super) next_position: i64,
+    /// What one step on the CPU works in.
+    pub(super) room: StepRoom,
 }
 
 impl KvCache {
@@ -44,23 +49,32 @@ impl KvCache {
     }
 }
 
+/// Which hidden states of a prompt are wanted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Wanted {
+    /// Those of every token.
+    All,
+    /// That of the last token: the last layer is computed for it alone.
+    Last,
+}
+
 /// Decoder layers, embedding and head.
 pub(super) struct LanguageModel {
-    config: TextConfig,
-    embed: Tensor,
-    layers: Vec<Layer>,
-    norm: RmsNorm,
-    head: Linear,
-    inverse: Tensor,
-    kind: Kind,
-    device: Device,
+    pub(super) config: TextConfig,
+    pub(super) embed: Tensor,
+    pub(super) layers: Vec<Layer>,
+    pub(super) norm: RmsNorm,
+    pub(super) head: Linear,
+    pub(super) inverse: Tensor,
+    pub(super) kind: Kind,
+    pub(super) device: Device,
 }
 
 impl LanguageModel {
     pub(super) fn load(w: &Weights<'_>, config: &TextConfig, tied: bool) -> Result<Self> {
         let c = config;
         let kv = c.num_key_value_heads * c.head_dim;
-        let embed = w.tensor("model.embed_tokens.weight", &[c.vocab_size, c.hidden_size])?;
+        let embed = w.matrix("model.embed_tokens.weight", &[c.vocab_size, c.hidden_size])?;
         let layers = (0..c.num_hidden_layers)
             .map(|i| {
                 let name = format!("model.layers.{i}");
@@ -91,10 +105,7 @@ impl LanguageModel {
             })
             .collect::<Result<Vec<_>>>()?;
         let head = if tied {
-            Linear {
-                weight: embed.shallow_clone(),
-                bias: None,
-            }
+            Linear::new(LinearWeight::Dense(embed.shallow_clone()), None, &w.scratch)
         } else {
             w.linear("lm_head", c.vocab_size, c.hidden_size, false)?
         };
@@ -129,33 +140,44 @@ impl LanguageModel {
             length: 0,
             capacity: capacity as i64,
             next_position: 0,
+            room: StepRoom::default(),
         })
     }
 
     /// ids: `[rows]` → `[rows, hidden]`.
     pub(super) fn embed(&self, ids: &[i64]) -> Result<Tensor> {
-        Ok(self
-            .embed
-            .f_index_select(0, &Tensor::f_from_slice(ids)?.f_to_device(self.device)?)?)
+        let ids = Tensor::f_from_slice(ids)?.f_to_device(self.device)?;
+        Ok(self.embed.f_index_select(0, &ids)?.f_to_kind(self.kind)?)
     }
 
-    /// x: `[rows, hidden]` at `positions` (three axes) → hidden states `[rows, hidden]`; appends to the cache.
+    /// x: `[rows, hidden]` at `positions` (three axes) → hidden states `[rows or 1, hidden]`; appends to the cache.
     pub(super) fn forward(
         &self,
         mut x: Tensor,
         positions: &[Vec<i64>; 3],
         cache: &mut KvCache,
+        wanted: Wanted,
     ) -> Result<Tensor> {
         let rows = x.size()[0];
-        let (cos, sin) = self.rotary(positions)?;
-        for (layer, (keys, values)) in self.layers.iter().zip(&cache.layers) {
-            let normed = layer.input_norm.forward(&x)?;
-            let attended = self.attention(layer, &normed, (&cos, &sin), (keys, values), cache.length)?;
-            x = x.f_add(&attended)?;
-            x = x.f_add(&layer.mlp.forward(&layer.post_norm.forward(&x)?)?)?;
+        let rotary = self.rotary(positions)?;
+        let mut delta = None;
+        for (i, (layer, kept)) in self.layers.iter().zip(&cache.layers).enumerate() {
+            let normed = layer.input_norm.after(&mut x, delta.as_ref())?;
+            let queries = if wanted == Wanted::Last && i + 1 == self.layers.len() {
+                x = x.f_narrow(0, rows - 1, 1)?;
+                1
+            } else {
+                rows
+            };
+            let attended = self.attention(layer, &normed, queries, &rotary, (kept, cache.length))?;
+            let normed = layer.post_norm.after(&mut x, Some(&attended))?;
+            delta = Some(layer.mlp.forward(&normed)?);
         }
         cache.length += rows;
-        Ok(x)
+        match delta {
+            Some(delta) => Ok(x.f_add_(&delta)?),
+            None => Ok(x),
+        }
     }
 
     /// Hidden states `[rows, hidden]` → logits `[rows, vocab]` f32.
@@ -166,38 +188,55 @@ impl LanguageModel {
             .f_to_kind(Kind::Float)?)
     }
 
+    /// Attention of the last `queries` rows of x: `[rows, hidden]` → `[queries, hidden]`.
     fn attention(
         &self,
         layer: &Layer,
         x: &Tensor,
-        (cos, sin): (&Tensor, &Tensor),
-        (keys, values): (&Tensor, &Tensor),
-        past: i64,
+        queries: i64,
+        (cos, sin): &(Tensor, Tensor),
+        ((keys, values), past): (&(Tensor, Tensor), i64),
     ) -> Result<Tensor> {
         let c = &self.config;
         let (rows, dim) = (x.size()[0], c.head_dim as i64);
-        let split = |t: Tensor| t.f_reshape([rows, -1, dim]);
-        let q = rotate(&split(layer.q.forward(x)?)?, cos, sin)?
-            .f_transpose(0, 1)?
-            .f_unsqueeze(0)?;
-        let k = rotate(&split(layer.k.forward(x)?)?, cos, sin)?.f_transpose(0, 1)?;
-        let v = split(layer.v.forward(x)?)?.f_transpose(0, 1)?;
-        keys.f_narrow(2, past, rows)?.f_copy_(&k.f_unsqueeze(0)?)?;
-        values.f_narrow(2, past, rows)?.f_copy_(&v.f_unsqueeze(0)?)?;
+        let last = |t: &Tensor| t.f_narrow(0, rows - queries, queries);
+        let turn = |t: Tensor, count: usize, cos: &Tensor, sin: &Tensor| {
+            let heads = Heads {
+                count,
+                dim: c.head_dim,
+            };
+            rotate(t, heads, cos, sin)
+        };
+        let by_head = |t: &Tensor, rows: i64| -> Result<Tensor> {
+            Ok(t.f_view([rows, -1, dim])?.f_transpose(0, 1)?.f_unsqueeze(0)?)
+        };
+        let q = layer.q.forward(&last(x)?)?;
+        let q = turn(q, c.num_attention_heads, &last(cos)?, &last(sin)?)?;
+        let k = turn(layer.k.forward(x)?, c.num_key_value_heads, cos, sin)?;
+        let v = layer.v.forward(x)?;
+        keys.f_narrow(2, past, rows)?.f_copy_(&by_head(&k, rows)?)?;
+        values.f_narrow(2, past, rows)?.f_copy_(&by_head(&v, rows)?)?;
         let (k, v) = (
             keys.f_narrow(2, 0, past + rows)?,
             values.f_narrow(2, 0, past + rows)?,
         );
         let grouped = c.num_attention_heads != c.num_key_value_heads;
-        let causal = rows > 1; // a prompt goes in at once, on an empty cache
-        let y =
-            Tensor::f_scaled_dot_product_attention(&q, &k, &v, None::<Tensor>, 0.0, causal, None, grouped)?;
-        layer
-            .o
-            .forward(&y.f_squeeze_dim(0)?.f_transpose(0, 1)?.f_reshape([rows, -1])?)
+        let causal = queries > 1; // a prompt goes in at once, on an empty cache
+        let y = Tensor::f_scaled_dot_product_attention(
+            &by_head(&q, queries)?,
+            &k,
+            &v,
+            None::<Tensor>,
+            0.0,
+            causal,
+            None,
+            grouped,
+        )?;
+        let y = y.f_squeeze_dim(0)?.f_transpose(0, 1)?;
+        layer.o.forward(&y.f_reshape([queries, -1])?)
     }
 
-    /// cos and sin `[rows, 1, head_dim]`: each frequency follows the axis its mrope section names.
+    /// cos and sin `[rows, head_dim]`: each frequency follows the axis its mrope section names.
     fn rotary(&self, positions: &[Vec<i64>; 3]) -> Result<(Tensor, Tensor)> {
         let (mut parts, mut start) = (Vec::new(), 0);
         for (axis, &width) in positions.iter().zip(&self.config.mrope_section) {
@@ -209,7 +248,7 @@ impl LanguageModel {
             start += width as i64;
         }
         let half = Tensor::f_cat(&parts, 1)?;
-        let angles = Tensor::f_cat(&[&half, &half], 1)?.f_unsqueeze(1)?;
+        let angles = Tensor::f_cat(&[&half, &half], 1)?;
         Ok((
             angles.f_cos()?.f_to_kind(self.kind)?,
             angles.f_sin()?.f_to_kind(self.kind)?,

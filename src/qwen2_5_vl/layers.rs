@@ -3,30 +3,45 @@
 use tch::{Device, Kind, Tensor};
 
 use super::Activation;
+use super::linear::{Linear, LinearWeight, Scratch};
 use crate::Result;
 use crate::checkpoint::Checkpoint;
+use crate::kernels::cpu;
 
 /// Where weights come from and what they become.
 pub(super) struct Weights<'a> {
     pub(super) checkpoint: &'a Checkpoint,
-    /// Dtype of the weights in memory.
+    /// Dtype of the computation.
     pub(super) kind: Kind,
     pub(super) device: Device,
+    pub(super) scratch: Scratch,
 }
 
 impl Weights<'_> {
+    /// A tensor in the dtype of the computation.
     pub(super) fn tensor(&self, name: &str, shape: &[usize]) -> Result<Tensor> {
         self.checkpoint.load(name, shape, self.kind, self.device)
     }
 
+    /// A matrix at rest: bf16 stays bf16 on the CPU, where widening it is exact and reading it twice as fast as f32.
+    pub(super) fn matrix(&self, name: &str, shape: &[usize]) -> Result<Tensor> {
+        let stored = self.checkpoint.kind(name)?;
+        let kind = if self.device == Device::Cpu && self.kind == Kind::Float && stored == Kind::BFloat16 {
+            stored
+        } else {
+            self.kind
+        };
+        self.checkpoint.load(name, shape, kind, self.device)
+    }
+
     pub(super) fn linear(&self, name: &str, out: usize, input: usize, bias: bool) -> Result<Linear> {
-        let weight = self.tensor(&format!("{name}.weight"), &[out, input])?;
+        let weight = self.matrix(&format!("{name}.weight"), &[out, input])?;
         let bias = if bias {
             Some(self.tensor(&format!("{name}.bias"), &[out])?)
         } else {
             None
         };
-        Ok(Linear { weight, bias })
+        Ok(Linear::new(LinearWeight::Dense(weight), bias, &self.scratch))
     }
 
     pub(super) fn rms_norm(&self, name: &str, width: usize, eps: f64) -> Result<RmsNorm> {
@@ -37,42 +52,44 @@ impl Weights<'_> {
     }
 }
 
-/// y = x Wᵀ + b.
-pub(super) struct Linear {
-    /// `[out, in]`
-    pub(super) weight: Tensor,
-    /// `[out]`
-    pub(super) bias: Option<Tensor>,
-}
-
-impl Linear {
-    /// x: `[.., in]` → `[.., out]`.
-    pub(super) fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        Ok(x.f_linear(&self.weight, self.bias.as_ref())?)
-    }
-}
-
 /// x / rms(x) · weight, the mean square in f32.
 pub(super) struct RmsNorm {
-    weight: Tensor,
-    eps: f64,
+    pub(super) weight: Tensor,
+    pub(super) eps: f64,
 }
 
 impl RmsNorm {
     /// x: `[.., width]`, same shape and dtype out.
     pub(super) fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        if cpu::applies(x) {
+            return cpu::rms_norm(x, &self.weight, self.eps);
+        }
         let f = x.f_to_kind(Kind::Float)?;
         let mean_square = f.f_square()?.f_mean_dim(&[-1i64][..], true, Kind::Float)?;
         let normed = f.f_mul(&mean_square.f_add_scalar(self.eps)?.f_rsqrt()?)?;
         Ok(normed.f_to_kind(x.kind())?.f_mul(&self.weight)?)
     }
+
+    /// Adds `delta`, what the layer before made, to the residual x in place; then the norm of x.
+    pub(super) fn after(&self, x: &mut Tensor, delta: Option<&Tensor>) -> Result<Tensor> {
+        match delta {
+            None => self.forward(x),
+            Some(delta) if cpu::applies(x) && cpu::applies(delta) => {
+                cpu::add_rms_norm(x, delta, &self.weight, self.eps)
+            }
+            Some(delta) => {
+                *x = x.f_add(delta)?;
+                self.forward(x)
+            }
+        }
+    }
 }
 
 /// down(act(gate(x)) · up(x)).
 pub(super) struct Mlp {
-    gate: Linear,
-    up: Linear,
-    down: Linear,
+    pub(super) gate: Linear,
+    pub(super) up: Linear,
+    pub(super) down: Linear,
     activation: Activation,
 }
 
@@ -94,19 +111,45 @@ impl Mlp {
 
     /// x: `[rows, hidden]`, same shape out.
     pub(super) fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        let mut gate = self.gate.forward(x)?;
+        self.down.forward(&self.inner(x)?)
+    }
+
+    /// act(gate(x)) · up(x): `[rows, intermediate]`.
+    pub(super) fn inner(&self, x: &Tensor) -> Result<Tensor> {
+        let (mut gate, up) = (self.gate.forward(x)?, self.up.forward(x)?);
+        if self.activation == Activation::Silu && cpu::applies(&gate) && cpu::applies(&up) {
+            cpu::swiglu(&mut gate, &up);
+            return Ok(gate);
+        }
         let mut gate = match self.activation {
             Activation::Silu => gate.f_silu_()?,
             Activation::Gelu => gate.f_gelu("none")?,
             Activation::GeluTanh => gate.f_gelu("tanh")?,
         };
-        self.down.forward(&gate.f_mul_(&self.up.forward(x)?)?)
+        Ok(gate.f_mul_(&up)?)
     }
 }
 
-/// Rotates halves: x · cos + rotate_half(x) · sin. x: `[rows, heads, head_dim]`; cos, sin: `[rows, 1, head_dim]`.
-pub(super) fn rotate(x: &Tensor, cos: &Tensor, sin: &Tensor) -> Result<Tensor> {
-    let half = x.size()[2] / 2;
-    let turned = Tensor::f_cat(&[x.f_narrow(2, half, half)?.f_neg()?, x.f_narrow(2, 0, half)?], 2)?;
-    Ok(x.f_mul(cos)?.f_add(&turned.f_mul(sin)?)?)
+/// Rotates the first `heads` of each row: x · cos + rotate_half(x) · sin, in f32, back in x's dtype.
+///
+/// x: `[rows, ..]`, at least `heads.count * heads.dim` values a row; cos, sin: `[rows, heads.dim]`.
+pub(super) fn rotate(mut x: Tensor, heads: cpu::Heads, cos: &Tensor, sin: &Tensor) -> Result<Tensor> {
+    if cpu::applies(&x) {
+        cpu::rotate_halves(&mut x, heads, cos, sin);
+        return Ok(x);
+    }
+    let (rows, dim) = (x.size()[0], heads.dim as i64);
+    let (count, half) = (heads.count as i64, dim / 2);
+    let part = x.f_narrow(1, 0, count * dim)?.f_reshape([rows, count, dim])?;
+    let part = part.f_to_kind(cos.kind())?;
+    let turned = Tensor::f_cat(
+        &[part.f_narrow(2, half, half)?.f_neg()?, part.f_narrow(2, 0, half)?],
+        2,
+    )?;
+    let rotated = part
+        .f_mul(&cos.f_unsqueeze(1)?)?
+        .f_add(&turned.f_mul(&sin.f_unsqueeze(1)?)?)?;
+    let mut target = x.f_narrow(1, 0, count * dim)?;
+    target.f_copy_(&rotated.f_reshape([rows, -1])?)?;
+    Ok(x)
 }

@@ -3,13 +3,15 @@
 //! Reference: `transformers/models/qwen2_5_vl/modeling_qwen2_5_vl.py` of transformers 5.17.
 
 mod config;
+mod decoder;
 mod language;
 mod layers;
+mod linear;
 mod model;
 mod positions;
 mod vision;
 
 pub use self::config::{Activation, Config, TextConfig, VisionConfig};
-pub use self::language::KvCache;
+pub use self::language::{KvCache, Wanted};
 pub use self::model::{Model, Prefill};
 pub use self::positions::{Positions, WindowPlan, rope_positions};

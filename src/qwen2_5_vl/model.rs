@@ -3,8 +3,9 @@
 use tch::{Device, Kind, Tensor};
 
 use super::Config;
-use super::language::{KvCache, LanguageModel};
+use super::language::{KvCache, LanguageModel, Wanted};
 use super::layers::Weights;
+use super::linear::Scratch;
 use super::positions::{Positions, rope_positions};
 use super::vision::VisionTower;
 use crate::Result;
@@ -20,7 +21,7 @@ pub struct Model {
 
 /// A prompt after its pass through the model.
 pub struct Prefill {
-    /// `[rows, hidden]`: hidden states of every prompt token, before the final norm.
+    /// `[rows, hidden]`: hidden states of the prompt's tokens that were wanted, before the final norm.
     pub hidden: Tensor,
     /// Rotary positions of the prompt.
     pub positions: Positions,
@@ -33,6 +34,7 @@ impl Model {
             checkpoint,
             kind,
             device,
+            scratch: Scratch::new(kind, device)?,
         };
         let _guard = tch::no_grad_guard();
         Ok(Self {
@@ -64,6 +66,7 @@ impl Model {
         image_features: Option<&Tensor>,
         grids: &[Grid],
         cache: &mut KvCache,
+        wanted: Wanted,
     ) -> Result<Prefill> {
         let image = self.config.image_token_id;
         let positions = rope_positions(input_ids, image, grids, self.config.vision.spatial_merge_size)?;
@@ -84,7 +87,7 @@ impl Model {
                 let at = Tensor::f_from_slice(&places)?.f_to_device(x.device())?;
                 x = x.f_index_copy(0, &at, &features.f_to_kind(x.kind())?)?;
             }
-            let hidden = self.language.forward(x, &positions.ids, cache)?;
+            let hidden = self.language.forward(x, &positions.ids, cache, wanted)?;
             cache.next_position = positions.next;
             Ok(Prefill { hidden, positions })
         })
@@ -98,10 +101,14 @@ impl Model {
     /// Runs one more token; logits `[1, vocab]` f32 of what follows it.
     pub fn decode(&self, token: i64, cache: &mut KvCache) -> Result<Tensor> {
         tch::no_grad(|| {
-            let at = vec![cache.next_position];
-            let x = self.language.embed(&[token])?;
-            let hidden = self.language.forward(x, &[at.clone(), at.clone(), at], cache)?;
+            let position = cache.next_position;
             cache.next_position += 1;
+            if self.language.steps_on_cpu() {
+                return self.language.step(token, position, cache);
+            }
+            let x = self.language.embed(&[token])?;
+            let at = [vec![position], vec![position], vec![position]];
+            let hidden = self.language.forward(x, &at, cache, Wanted::Last)?;
             self.language.logits(&hidden)
         })
     }

@@ -3,9 +3,11 @@
 use tch::{Device, Kind, Tensor};
 
 use super::VisionConfig;
-use super::layers::{Linear, Mlp, RmsNorm, Weights, rotate};
+use super::layers::{Mlp, RmsNorm, Weights, rotate};
+use super::linear::{Linear, LinearWeight};
 use super::positions::WindowPlan;
 use crate::Result;
+use crate::kernels::cpu::Heads;
 use crate::processing::Grid;
 
 /// The published models' constant; the vision tower's config has no key for it.
@@ -41,7 +43,7 @@ impl VisionTower {
             c.patch_size,
             c.patch_size,
         ];
-        let embed = w.tensor("visual.patch_embed.proj.weight", &patch)?;
+        let embed = w.matrix("visual.patch_embed.proj.weight", &patch)?;
         let blocks = (0..c.depth)
             .map(|i| {
                 let name = format!("visual.blocks.{i}");
@@ -67,10 +69,11 @@ impl VisionTower {
             .collect::<Result<Vec<_>>>()?;
         let merged = c.hidden_size * c.spatial_merge_size * c.spatial_merge_size;
         Ok(Self {
-            patch_embed: Linear {
-                weight: embed.f_reshape([c.hidden_size as i64, c.patch_values() as i64])?,
-                bias: None,
-            },
+            patch_embed: Linear::new(
+                LinearWeight::Dense(embed.f_reshape([c.hidden_size as i64, c.patch_values() as i64])?),
+                None,
+                &w.scratch,
+            ),
             blocks,
             merger_norm: w.rms_norm("visual.merger.ln_q", c.hidden_size, EPS)?,
             merger_in: w.linear("visual.merger.mlp.0", merged, merged, true)?,
@@ -94,26 +97,28 @@ impl VisionTower {
         };
         let pixels = pixel_values.f_to_device(self.device)?.f_to_kind(self.kind)?;
         let mut x = in_window_order(&self.patch_embed.forward(&pixels)?)?;
-        let angles = in_window_order(&self.angles(grids)?)?.f_unsqueeze(1)?;
+        let angles = in_window_order(&self.angles(grids)?)?;
         let (cos, sin) = (angles.f_cos()?, angles.f_sin()?);
         let windows: Vec<i64> = plan.lengths.iter().map(|&n| n as i64 * unit).collect();
         let images: Vec<i64> = grids
             .iter()
             .flat_map(|g| std::iter::repeat_n((g.h * g.w) as i64, g.t))
             .collect();
+        let mut delta = None;
         for (i, block) in self.blocks.iter().enumerate() {
             let lengths = if c.fullatt_block_indexes.contains(&i) {
                 &images
             } else {
                 &windows
             };
-            let attended = self.attention(block, &block.norm1.forward(&x)?, lengths, (&cos, &sin))?;
-            x = x.f_add(&attended)?;
-            x = x.f_add(&block.mlp.forward(&block.norm2.forward(&x)?)?)?;
+            let normed = block.norm1.after(&mut x, delta.as_ref())?;
+            let attended = self.attention(block, &normed, lengths, (&cos, &sin))?;
+            let normed = block.norm2.after(&mut x, Some(&attended))?;
+            delta = Some(block.mlp.forward(&normed)?);
         }
         let merged = self
             .merger_norm
-            .forward(&x)?
+            .after(&mut x, delta.as_ref())?
             .f_reshape([x.size()[0] / unit, -1])?;
         let merged = self
             .merger_out
@@ -137,18 +142,20 @@ impl VisionTower {
             self.config.num_heads as i64,
             self.config.head_dim as i64,
         );
-        let qkv = block.qkv.forward(x)?.f_reshape([rows, 3, heads, dim])?;
-        let turn = |i| -> Result<Tensor> {
-            Ok(rotate(&qkv.f_select(1, i)?.f_to_kind(Kind::Float)?, cos, sin)?.f_to_kind(self.kind)?)
+        let turned = Heads {
+            count: 2 * self.config.num_heads,
+            dim: self.config.head_dim,
         };
-        let (q, k, v) = (turn(0)?, turn(1)?, qkv.f_select(1, 2)?);
+        // Queries and keys, which come first; cos and sin repeat for both.
+        let qkv = rotate(block.qkv.forward(x)?, turned, cos, sin)?.f_view([rows, 3, heads, dim])?;
+        let (q, k, v) = (qkv.f_select(1, 0)?, qkv.f_select(1, 1)?, qkv.f_select(1, 2)?);
         let (mut out, mut start, mut i) = (Vec::new(), 0, 0);
         while i < lengths.len() {
             let n = lengths[i];
             let same = lengths[i..].iter().take_while(|&&m| m == n).count();
             let batch = |t: &Tensor| -> Result<Tensor> {
                 let t = t.f_narrow(0, start, n * same as i64)?;
-                Ok(t.f_reshape([same as i64, n, heads, dim])?.f_transpose(1, 2)?)
+                Ok(t.f_unflatten(0, [same as i64, n])?.f_transpose(1, 2)?)
             };
             let (q, k, v) = (batch(&q)?, batch(&k)?, batch(&v)?);
             let y =

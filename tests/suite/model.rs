@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use medical_vision::checkpoint::Checkpoint;
 use medical_vision::engine::{LoadOptions, ReadRequest, Reader};
 use medical_vision::processing::{DecodeLimits, Grid, decode};
-use medical_vision::qwen2_5_vl::{Config, Model};
+use medical_vision::qwen2_5_vl::{Config, Model, Wanted};
 use tch::{Device, Kind, Tensor};
 
 const TOLERANCE: f64 = 2e-4;
@@ -68,7 +68,7 @@ fn check(name: &str, case: &str) {
     }
     let mut cache = model.cache(input_ids.len() + 24).unwrap();
     let prefill = model
-        .prefill(&input_ids, features.as_ref(), &grids, &mut cache)
+        .prefill(&input_ids, features.as_ref(), &grids, &mut cache, Wanted::All)
         .unwrap();
     let positions = &prefill.positions;
     assert_eq!(positions.ids.concat(), ids(&golden["position_ids"]));

@@ -1,0 +1,205 @@
+//! The threads that libtorch's CPU operations run on, for our own kernels.
+//!
+//! libtorch's team is OpenMP's: after an operation its threads spin for a while, so that a second pool of threads beside
+//! it would fight it for the cores. Where libtorch was built with another runtime than GNU's, rayon's pool is used.
+
+use std::ffi::{c_int, c_uint, c_void};
+use std::ops::Range;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Mutex, OnceLock, PoisonError};
+
+use libloading::os::unix::Library;
+
+/// One thread of a running team.
+pub struct Member<'a> {
+    /// From 0.
+    pub index: usize,
+    /// Threads of the team.
+    pub count: usize,
+    barrier: &'a Barrier,
+}
+
+impl Member<'_> {
+    /// This member's part of `0..items` in steps of `grain`; the parts of all members cover it once.
+    pub fn share(&self, items: usize, grain: usize) -> Range<usize> {
+        let steps = items.div_ceil(grain);
+        let bound = |index: usize| (steps * index / self.count * grain).min(items);
+        bound(self.index)..bound(self.index + 1)
+    }
+
+    /// Waits until every member has come here; what they wrote before is seen by all after.
+    pub fn wait(&self) {
+        self.barrier.wait(self.count);
+    }
+}
+
+/// Spins, since the parts between two meetings take microseconds; yields when a core is not to be had.
+#[derive(Default)]
+struct Barrier {
+    arrived: AtomicUsize,
+    round: AtomicUsize,
+    /// A member panicked: nobody waits for it.
+    broken: AtomicBool,
+}
+
+impl Barrier {
+    fn wait(&self, count: usize) {
+        let round = self.round.load(Ordering::Acquire);
+        if self.arrived.fetch_add(1, Ordering::AcqRel) + 1 == count {
+            self.arrived.store(0, Ordering::Relaxed);
+            self.round.store(round.wrapping_add(1), Ordering::Release);
+            return;
+        }
+        let mut spins = 0u32;
+        while self.round.load(Ordering::Acquire) == round {
+            assert!(
+                !self.broken.load(Ordering::Relaxed),
+                "another thread of the team failed"
+            );
+            spins += 1;
+            if spins < 20_000 {
+                std::hint::spin_loop();
+            } else {
+                std::thread::yield_now();
+            }
+        }
+    }
+}
+
+type Body = unsafe extern "C" fn(*mut c_void);
+
+/// GNU OpenMP's entry points (<https://gcc.gnu.org/onlinedocs/libgomp/Implementing-PARALLEL-construct.html>).
+struct OpenMp {
+    parallel: unsafe extern "C" fn(Body, *mut c_void, c_uint, c_uint),
+    thread: unsafe extern "C" fn() -> c_int,
+    threads: unsafe extern "C" fn() -> c_int,
+}
+
+fn gnu_open_mp() -> Option<&'static OpenMp> {
+    static OPEN_MP: OnceLock<Option<OpenMp>> = OnceLock::new();
+    OPEN_MP
+        .get_or_init(|| {
+            // libtorch_cpu is linked to it, so that it is among this program's own symbols.
+            let program = Library::this();
+            // SAFETY: the types are the functions' C signatures, which GCC keeps stable.
+            unsafe {
+                Some(OpenMp {
+                    parallel: *program.get(b"GOMP_parallel\0").ok()?,
+                    thread: *program.get(b"omp_get_thread_num\0").ok()?,
+                    threads: *program.get(b"omp_get_num_threads\0").ok()?,
+                })
+            }
+        })
+        .as_ref()
+}
+
+struct Job<'a> {
+    work: &'a (dyn Fn(&Member<'_>) + Sync),
+    barrier: Barrier,
+    panic: Mutex<Option<Box<dyn std::any::Any + Send>>>,
+}
+
+impl Job<'_> {
+    fn take_part(&self, index: usize, count: usize) {
+        let member = Member {
+            index,
+            count,
+            barrier: &self.barrier,
+        };
+        if let Err(panic) = catch_unwind(AssertUnwindSafe(|| (self.work)(&member))) {
+            let mut first = self.panic.lock().unwrap_or_else(PoisonError::into_inner);
+            first.get_or_insert(panic);
+            drop(first);
+            self.barrier.broken.store(true, Ordering::Relaxed);
+        }
+    }
+}
+
+/// Runs `work` once on each thread of a team of at most `threads`; returns when all are done.
+///
+/// A panic of a member comes out here. Teams do not nest: a team inside a member has one thread.
+pub fn run(threads: usize, work: impl Fn(&Member<'_>) + Sync) {
+    let job = Job {
+        work: &work,
+        barrier: Barrier::default(),
+        panic: Mutex::new(None),
+    };
+    match gnu_open_mp() {
+        _ if threads <= 1 => job.take_part(0, 1),
+        Some(open_mp) => {
+            unsafe extern "C" fn body(job: *mut c_void) {
+                // SAFETY: the pointer is the `job` above, which outlives the parallel region.
+                let job = unsafe { &*job.cast::<Job<'_>>() };
+                if let Some(open_mp) = gnu_open_mp() {
+                    // SAFETY: plain queries of the region this thread is in.
+                    let (index, count) = unsafe { ((open_mp.thread)(), (open_mp.threads)()) };
+                    job.take_part(index.max(0) as usize, count.max(1) as usize);
+                }
+            }
+            let threads = c_uint::try_from(threads).unwrap_or(c_uint::MAX);
+            let data = std::ptr::from_ref(&job).cast_mut().cast();
+            // SAFETY: `body` has the expected signature and does not unwind; it uses the job by shared reference.
+            unsafe { (open_mp.parallel)(body, data, threads, 0) }
+        }
+        // Of the global pool; a member that is not one of its threads waits for them.
+        None => {
+            rayon::broadcast(|context| job.take_part(context.index(), context.num_threads()));
+        }
+    }
+    let panic = job.panic.lock().unwrap_or_else(PoisonError::into_inner).take();
+    if let Some(panic) = panic {
+        resume_unwind(panic);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::atomic::AtomicU64;
+
+    #[test]
+    fn libtorchs_own_threads_are_found() {
+        assert!(gnu_open_mp().is_some());
+    }
+
+    #[test]
+    fn every_item_is_done_once() {
+        for threads in [1, 2, 3, 5] {
+            for (items, grain) in [(0, 4), (1, 4), (17, 4), (64, 1), (3, 16)] {
+                let counts: Vec<AtomicU64> = (0..items).map(|_| AtomicU64::new(0)).collect();
+                run(threads, |member| {
+                    for item in member.share(items, grain) {
+                        counts[item].fetch_add(1, Ordering::Relaxed);
+                    }
+                });
+                assert!(counts.iter().all(|count| count.load(Ordering::Relaxed) == 1));
+            }
+        }
+    }
+
+    #[test]
+    fn members_meet() {
+        let steps = 200;
+        let counts: Vec<AtomicUsize> = (0..steps).map(|_| AtomicUsize::new(0)).collect();
+        run(3, |member| {
+            for count in &counts {
+                count.fetch_add(1, Ordering::Relaxed);
+                member.wait();
+                assert_eq!(count.load(Ordering::Relaxed), member.count);
+            }
+        });
+    }
+
+    #[test]
+    fn a_panic_comes_out_and_the_next_team_works() {
+        let panic = catch_unwind(|| {
+            run(3, |member| {
+                assert!(member.index > 0, "the first fails");
+                member.wait();
+            });
+        });
+        assert!(panic.is_err());
+        run(3, |member| member.wait());
+    }
+}

@@ -1,0 +1,135 @@
+//! Linear layers over weights as they rest in memory.
+
+use std::ops::Range;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use half::bf16;
+use tch::{Device, Kind, Tensor};
+
+use crate::Result;
+use crate::kernels::cpu::{Matrix, RowProduct};
+
+/// A weight matrix `[out, in]` at rest.
+pub(super) enum LinearWeight {
+    /// Dense, in the dtype of the computation or in bf16, whose widening to f32 is exact.
+    Dense(Tensor),
+}
+
+/// A buffer in the dtype of the computation, for weights at rest in another form: one matrix at a time, reused by all.
+#[derive(Clone)]
+pub(super) struct Scratch {
+    buffer: Arc<Mutex<Tensor>>,
+    kind: Kind,
+}
+
+impl Scratch {
+    pub(super) fn new(kind: Kind, device: Device) -> Result<Self> {
+        let buffer = Tensor::f_empty([0], (kind, device))?;
+        Ok(Self {
+            buffer: Arc::new(Mutex::new(buffer)),
+            kind,
+        })
+    }
+
+    /// Hands `[out, in]` of the buffer to `fill`, then to `work`.
+    fn with<T>(
+        &self,
+        shape: (i64, i64),
+        fill: impl FnOnce(&mut Tensor) -> Result<()>,
+        work: impl FnOnce(&Tensor) -> Result<T>,
+    ) -> Result<T> {
+        let mut buffer = self.buffer.lock().unwrap_or_else(PoisonError::into_inner);
+        let needed = shape.0 * shape.1;
+        if buffer.size()[0] < needed {
+            // The old one goes before the new one comes.
+            *buffer = Tensor::f_empty([0], (self.kind, buffer.device()))?;
+            *buffer = Tensor::f_empty([needed], (self.kind, buffer.device()))?;
+        }
+        let mut matrix = buffer.f_narrow(0, 0, needed)?.f_view(shape)?;
+        fill(&mut matrix)?;
+        work(&matrix)
+    }
+}
+
+/// y = x Wᵀ + b.
+pub(super) struct Linear {
+    weight: LinearWeight,
+    /// `[out]`, in the dtype of the computation.
+    bias: Option<Tensor>,
+    scratch: Scratch,
+}
+
+impl Linear {
+    pub(super) fn new(weight: LinearWeight, bias: Option<Tensor>, scratch: &Scratch) -> Self {
+        Self {
+            weight,
+            bias,
+            scratch: scratch.clone(),
+        }
+    }
+
+    /// x: `[.., in]` → `[.., out]`.
+    pub(super) fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        let bias = self.bias.as_ref();
+        match &self.weight {
+            LinearWeight::Dense(w) if w.kind() == x.kind() => Ok(x.f_linear(w, bias)?),
+            LinearWeight::Dense(w) => self.scratch.with(
+                w.size2()?,
+                |wide| Ok(wide.f_copy_(w)?),
+                |wide| Ok(x.f_linear(wide, bias)?),
+            ),
+        }
+    }
+
+    /// This layer for one row at a time on the CPU, in f32; threads share it.
+    pub(super) fn rows(&self) -> LinearRows<'_> {
+        LinearRows {
+            weight: match &self.weight {
+                LinearWeight::Dense(w) => dense(w),
+            },
+            bias: self.bias.as_ref().map(floats),
+        }
+    }
+}
+
+/// A [`Linear`] whose rows threads compute apart.
+pub(super) struct LinearRows<'a> {
+    weight: Matrix<'a>,
+    bias: Option<&'a [f32]>,
+}
+
+impl LinearRows<'_> {
+    /// `out[i] = W[rows.start + i] · x + b[rows.start + i]`.
+    pub(super) fn product(&self, x: &[f32], rows: Range<usize>, out: &mut [f32]) {
+        self.weight.product(x, rows.clone(), out);
+        if let Some(bias) = self.bias {
+            for (out, bias) in out.iter_mut().zip(&bias[rows]) {
+                *out += bias;
+            }
+        }
+    }
+}
+
+/// A dense weight's values: f32 or bf16, contiguous, on the CPU.
+fn dense(weight: &Tensor) -> Matrix<'_> {
+    let columns = weight.size()[1] as usize;
+    match weight.kind() {
+        Kind::BFloat16 => Matrix::Bf16(values::<bf16>(weight, Kind::BFloat16), columns),
+        _ => Matrix::F32(floats(weight), columns),
+    }
+}
+
+/// The values of an f32 tensor on the CPU.
+pub(super) fn floats(tensor: &Tensor) -> &[f32] {
+    values(tensor, Kind::Float)
+}
+
+fn values<T>(tensor: &Tensor, kind: Kind) -> &[T] {
+    assert!(tensor.kind() == kind && tensor.device() == Device::Cpu && tensor.is_contiguous());
+    if tensor.numel() == 0 {
+        return &[];
+    }
+    // SAFETY: contiguous, of T's dtype (callers pair them), on the CPU; it lives as long as the slice, and weights are
+    // not written to.
+    unsafe { std::slice::from_raw_parts(tensor.data_ptr().cast(), tensor.numel()) }
+}
