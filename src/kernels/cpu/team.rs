@@ -6,7 +6,7 @@
 use std::ffi::{c_int, c_uint, c_void};
 use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Mutex, OnceLock, PoisonError};
 
 use libloading::os::unix::Library;
@@ -34,36 +34,58 @@ impl Member<'_> {
     }
 }
 
-/// Spins, since the parts between two meetings take microseconds; yields when a core is not to be had.
+/// Spins first, since the parts between two meetings take microseconds, then sleeps: a member that waits for one whose
+/// core other programs have must not keep a core itself.
 #[derive(Default)]
 struct Barrier {
-    arrived: AtomicUsize,
-    round: AtomicUsize,
+    arrived: AtomicU32,
+    round: AtomicU32,
+    sleepers: AtomicU32,
     /// A member panicked: nobody waits for it.
     broken: AtomicBool,
 }
 
+/// About 20 µs.
+const SPINS: u32 = 1_000;
+
 impl Barrier {
     fn wait(&self, count: usize) {
-        let round = self.round.load(Ordering::Acquire);
-        if self.arrived.fetch_add(1, Ordering::AcqRel) + 1 == count {
+        let round = self.round.load(Ordering::SeqCst);
+        self.check();
+        if self.arrived.fetch_add(1, Ordering::AcqRel) as usize + 1 == count {
             self.arrived.store(0, Ordering::Relaxed);
-            self.round.store(round.wrapping_add(1), Ordering::Release);
-            return;
-        }
-        let mut spins = 0u32;
-        while self.round.load(Ordering::Acquire) == round {
-            assert!(
-                !self.broken.load(Ordering::Relaxed),
-                "another thread of the team failed"
-            );
-            spins += 1;
-            if spins < 20_000 {
-                std::hint::spin_loop();
-            } else {
-                std::thread::yield_now();
+            self.next_round();
+        } else if (0..SPINS).all(|_| {
+            std::hint::spin_loop();
+            self.round.load(Ordering::Acquire) == round
+        }) {
+            self.sleepers.fetch_add(1, Ordering::SeqCst);
+            while self.round.load(Ordering::SeqCst) == round {
+                atomic_wait::wait(&self.round, round);
             }
+            self.sleepers.fetch_sub(1, Ordering::SeqCst);
         }
+        self.check();
+    }
+
+    fn check(&self) {
+        assert!(
+            !self.broken.load(Ordering::SeqCst),
+            "another thread of the team failed"
+        );
+    }
+
+    fn next_round(&self) {
+        self.round.fetch_add(1, Ordering::SeqCst);
+        // A member that counts itself after this look finds the new round and does not sleep.
+        if self.sleepers.load(Ordering::SeqCst) > 0 {
+            atomic_wait::wake_all(&self.round);
+        }
+    }
+
+    fn give_up(&self) {
+        self.broken.store(true, Ordering::SeqCst);
+        self.next_round();
     }
 }
 
@@ -111,7 +133,7 @@ impl Job<'_> {
             let mut first = self.panic.lock().unwrap_or_else(PoisonError::into_inner);
             first.get_or_insert(panic);
             drop(first);
-            self.barrier.broken.store(true, Ordering::Relaxed);
+            self.barrier.give_up();
         }
     }
 }
@@ -156,7 +178,7 @@ pub fn run(threads: usize, work: impl Fn(&Member<'_>) + Sync) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::sync::atomic::AtomicU64;
+    use std::sync::atomic::{AtomicU64, AtomicUsize};
 
     #[test]
     fn libtorchs_own_threads_are_found() {
