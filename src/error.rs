@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use crate::hub::HubError;
 use crate::processing::{ImageError, PromptError};
 
 /// The library's result.
@@ -40,6 +41,9 @@ pub enum Error {
         /// The operating system's word.
         source: std::io::Error,
     },
+    /// Something could not be had from the hub.
+    #[error(transparent)]
+    Hub(#[from] HubError),
     /// The requested device cannot be used.
     #[error("{0}")]
     Device(String),

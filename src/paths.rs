@@ -18,8 +18,7 @@ pub const AWQ_SUFFIX: &str = "-awq-int4";
 /// What fine-tuning adds to a model's name.
 pub const LORA_SUFFIX: &str = "-medical-lora";
 /// How to get [`BASE_MODEL`].
-pub const GET_BASE_MODEL: &str =
-    "hf download Qwen/Qwen2.5-VL-7B-Instruct --local-dir models/qwen25-vl-7b-base";
+pub const GET_BASE_MODEL: &str = "download_model (about 16 GB)";
 
 /// The project folder: everything the pipeline reads and writes lies under it.
 #[derive(Debug, Clone)]
@@ -113,6 +112,22 @@ impl Project {
             first,
             &format!("a model folder; to get the 7B model: {GET_BASE_MODEL}"),
         ))
+    }
+
+    /// Folder for a model that may not be there yet: `choice`, a path or a name under `models/`, or else `models/DEFAULT`.
+    pub fn new_model(&self, choice: Option<&Path>, default: &str) -> PathBuf {
+        let Some(choice) = choice else {
+            return self.models().join(default);
+        };
+        let is_name = choice.components().count() == 1 && choice.is_relative();
+        let there = self.chosen(choice).into_iter().find(|path| path.is_dir());
+        there.unwrap_or_else(|| {
+            if is_name {
+                self.models().join(choice)
+            } else {
+                self.root.join(choice)
+            }
+        })
     }
 
     /// Folder of what is made from the model in `base`: `models/NAME` and one of the suffixes; a trailing `-base` is dropped.

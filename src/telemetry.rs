@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use chrono::{SecondsFormat, Utc};
 use clap::ValueEnum;
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 use tracing_subscriber::EnvFilter;
 
 pub use tracing::Level;
@@ -142,6 +142,28 @@ pub fn spinner(message: &'static str) -> ProgressBar {
         bar.enable_steady_tick(Duration::from_millis(120));
     }
     bar
+}
+
+/// A block of progress bars on standard error, one a file; hidden as [`progress_bar`] is.
+#[derive(Debug, Clone)]
+pub struct Bars(MultiProgress);
+
+/// An empty block of progress bars.
+pub fn transfer_bars() -> Bars {
+    Bars(MultiProgress::with_draw_target(draw_target()))
+}
+
+impl Bars {
+    /// A bar for `bytes` bytes of the file `name`.
+    pub fn add(&self, name: &str, bytes: u64) -> ProgressBar {
+        let bar = self.0.add(ProgressBar::new(bytes));
+        let template = "{bar:24} {bytes:>10}/{total_bytes:10} {bytes_per_sec:>12} {eta:>4} {wide_msg}";
+        if let Ok(style) = ProgressStyle::with_template(template) {
+            bar.set_style(style);
+        }
+        bar.set_message(without_control_characters(name));
+        bar
+    }
 }
 
 fn draw_target() -> ProgressDrawTarget {

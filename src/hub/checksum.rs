@@ -101,33 +101,29 @@ impl Hasher {
         }
     }
 
-    /// Takes everything `reader` yields; how many bytes that was. `on_bytes` hears of every piece.
-    pub fn update_from(
-        &mut self,
-        mut reader: impl Read,
-        mut on_bytes: impl FnMut(u64),
-    ) -> std::io::Result<u64> {
-        let mut buffer = vec![0; 1 << 20];
-        let mut total = 0;
-        loop {
-            let read = match reader.read(&mut buffer) {
-                Ok(0) => return Ok(total),
-                Ok(read) => read,
-                Err(error) if error.kind() == std::io::ErrorKind::Interrupted => continue,
-                Err(error) => return Err(error),
-            };
-            self.update(&buffer[..read]);
-            total += read as u64;
-            on_bytes(read as u64);
-        }
-    }
-
     /// The checksum of the file at `path`, by `hasher`.
     pub fn hash_file(path: &Path, mut hasher: Hasher) -> Result<Checksum> {
         File::open(path)
-            .and_then(|file| hasher.update_from(file, |_| {}))
+            .and_then(|file| read_pieces(file, |piece| hasher.update(piece)))
             .map_err(|error| Error::io(path, error))?;
         Ok(hasher.finish())
+    }
+}
+
+/// Gives `on_piece` everything that `reader` yields; how many bytes that was.
+pub(super) fn read_pieces(mut reader: impl Read, mut on_piece: impl FnMut(&[u8])) -> std::io::Result<u64> {
+    let mut buffer = vec![0; 1 << 20];
+    let mut total = 0;
+    loop {
+        match reader.read(&mut buffer) {
+            Ok(0) => return Ok(total),
+            Ok(read) => {
+                on_piece(&buffer[..read]);
+                total += read as u64;
+            }
+            Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
     }
 }
 

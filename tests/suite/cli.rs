@@ -134,7 +134,7 @@ fn a_missing_model_folder_is_named_with_the_way_to_get_one() {
     let message = stderr(&output);
     assert!(message.contains("models/absent: no such folder"), "{message}");
     assert!(
-        message.contains("hf download Qwen/Qwen2.5-VL-7B-Instruct"),
+        message.contains("to get the 7B model: download_model"),
         "{message}"
     );
 }

@@ -4,6 +4,7 @@ mod allocation;
 mod cli;
 mod documents;
 mod generation;
+mod hub;
 mod images;
 mod linking;
 mod model;

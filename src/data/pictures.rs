@@ -1,0 +1,161 @@
+//! Pictures that rows name by path: files below a folder, or in zip archives there.
+
+use std::collections::HashMap;
+use std::fs::{self, File};
+use std::io::{Read, Seek};
+use std::path::{Path, PathBuf};
+
+use zip::ZipArchive;
+
+use crate::{Error, Result};
+
+/// A picture may not be larger.
+pub(super) const MAX_PICTURE_BYTES: u64 = 64 << 20;
+const MAX_DEPTH: usize = 6;
+const MAX_PLACES: usize = 4_000_000;
+
+/// What a zip archive is read from.
+pub(super) trait ReadSeek: Read + Seek + Send {}
+impl<T: Read + Seek + Send> ReadSeek for T {}
+
+#[derive(Debug, Clone, Copy)]
+enum Place {
+    File(usize),
+    Archive { archive: usize, entry: usize },
+}
+
+/// Finds pictures by path, or by name where the path is not there: archives are published to be unpacked anywhere.
+pub(super) struct Pictures {
+    root: PathBuf,
+    files: Vec<PathBuf>,
+    archives: Vec<ZipArchive<Box<dyn ReadSeek>>>,
+    by_path: HashMap<String, Place>,
+    by_name: HashMap<String, Place>,
+}
+
+impl Pictures {
+    /// Everything below `root`.
+    pub(super) fn below(root: &Path) -> Result<Self> {
+        let mut pictures = Self::empty(root);
+        pictures.walk(root, 0)?;
+        Ok(pictures)
+    }
+
+    /// Nothing yet.
+    pub(super) fn empty(root: &Path) -> Self {
+        Self {
+            root: root.to_owned(),
+            files: Vec::new(),
+            archives: Vec::new(),
+            by_path: HashMap::new(),
+            by_name: HashMap::new(),
+        }
+    }
+
+    fn walk(&mut self, folder: &Path, depth: usize) -> Result<()> {
+        let entries = fs::read_dir(folder).map_err(|error| Error::io(folder, error))?;
+        let mut paths: Vec<PathBuf> = entries.flatten().map(|entry| entry.path()).collect();
+        paths.sort();
+        for path in paths {
+            if path.is_dir() {
+                if depth < MAX_DEPTH {
+                    self.walk(&path, depth + 1)?;
+                }
+            } else if path.extension().is_some_and(|suffix| suffix == "zip") {
+                let file = File::open(&path).map_err(|error| Error::io(&path, error))?;
+                self.add_archive(&path, Box::new(file))?;
+            } else if let Some(name) = path.strip_prefix(&self.root).ok().and_then(Path::to_str) {
+                let name = name.to_owned();
+                self.files.push(path);
+                self.add(&name, Place::File(self.files.len() - 1));
+            }
+            if self.by_path.len() > MAX_PLACES {
+                return Err(Error::checkpoint(
+                    &self.root,
+                    "holds too many files; name the dataset's own folder",
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    /// Adds the pictures of a zip archive, which is called `name` in errors.
+    pub(super) fn add_archive(&mut self, name: &Path, reader: Box<dyn ReadSeek>) -> Result<()> {
+        let archive = ZipArchive::new(reader).map_err(|error| {
+            Error::checkpoint(name, format!("not a zip archive, or a damaged one ({error})"))
+        })?;
+        let entries: Vec<Option<String>> = archive
+            .file_names()
+            .map(|name| name.ok().map(|name| name.into_owned()))
+            .collect();
+        self.archives.push(archive);
+        let archive = self.archives.len() - 1;
+        for (entry, name) in entries.into_iter().enumerate() {
+            if let Some(name) = name {
+                self.add(&name, Place::Archive { archive, entry });
+            }
+        }
+        Ok(())
+    }
+
+    fn add(&mut self, path: &str, place: Place) {
+        self.by_path.entry(path.to_owned()).or_insert(place);
+        self.by_name.entry(base_name(path).to_owned()).or_insert(place);
+    }
+
+    fn place(&self, path: &str) -> Option<Place> {
+        let path = path.trim_start_matches("./");
+        let found = self
+            .by_path
+            .get(path)
+            .or_else(|| self.by_name.get(base_name(path)));
+        found.copied()
+    }
+
+    /// There is such a picture.
+    pub(super) fn has(&self, path: &str) -> bool {
+        self.place(path).is_some()
+    }
+
+    /// The bytes of the picture at `path`; none where there is no such picture or it is too large.
+    pub(super) fn read(&mut self, path: &str) -> Result<Option<Vec<u8>>> {
+        let Some(place) = self.place(path) else {
+            return Ok(None);
+        };
+        let fault = |error| Error::io(self.root.join(path), error);
+        let bytes = match place {
+            Place::File(index) => match self.files.get(index) {
+                Some(file) => File::open(file).and_then(bounded).map_err(fault)?,
+                None => None,
+            },
+            Place::Archive { archive, entry } => match self.archives.get_mut(archive) {
+                Some(archive) => {
+                    let entry = archive.by_index(entry).map_err(std::io::Error::from);
+                    match entry.and_then(bounded) {
+                        // A damaged entry is a broken picture, and no more than that.
+                        Err(error) if is_damage(&error) => Some(Vec::new()),
+                        outcome => outcome.map_err(fault)?,
+                    }
+                }
+                None => None,
+            },
+        };
+        Ok(bytes)
+    }
+}
+
+/// The name without its folders.
+pub(super) fn base_name(path: &str) -> &str {
+    path.rsplit('/').next().unwrap_or(path)
+}
+
+fn is_damage(error: &std::io::Error) -> bool {
+    use std::io::ErrorKind::{InvalidData, InvalidInput, Other, UnexpectedEof};
+    matches!(error.kind(), InvalidData | InvalidInput | Other | UnexpectedEof)
+}
+
+fn bounded(reader: impl Read) -> std::io::Result<Option<Vec<u8>>> {
+    let mut bytes = Vec::new();
+    reader.take(MAX_PICTURE_BYTES + 1).read_to_end(&mut bytes)?;
+    Ok((bytes.len() as u64 <= MAX_PICTURE_BYTES).then_some(bytes))
+}

@@ -1,0 +1,121 @@
+//! Local copies of published data sets (`--source`).
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+
+use super::published::{DATASETS, Dataset, Publication};
+use crate::hub::{Checksum, Hasher, HubError, ManifestFile, files_below, is_pickle};
+use crate::{Error, Result};
+
+/// A file or folder on this machine, and which data set it is.
+#[derive(Debug, Clone)]
+pub struct LocalSource {
+    name: Option<&'static str>,
+    path: PathBuf,
+}
+
+impl FromStr for LocalSource {
+    type Err = String;
+
+    /// `PATH`, or `NAME=PATH` where the path's name does not tell.
+    fn from_str(text: &str) -> Result<Self, String> {
+        if let Some((name, path)) = text.split_once('=')
+            && let Some(dataset) = Dataset::named(name)
+        {
+            let (name, path) = (Some(dataset.name), PathBuf::from(path));
+            return Ok(Self { name, path });
+        }
+        let source = Self {
+            name: None,
+            path: PathBuf::from(text),
+        };
+        if DATASETS.iter().all(|dataset| source.of(dataset).is_none()) {
+            let names = DATASETS.map(|dataset| dataset.name).join(", ");
+            return Err(format!(
+                "its name does not tell which data set it is; write NAME={text} with one of {names}"
+            ));
+        }
+        Ok(source)
+    }
+}
+
+impl LocalSource {
+    /// The copy of `dataset` that this is or holds.
+    pub(super) fn of(&self, dataset: &Dataset) -> Option<(PathBuf, &'static Publication)> {
+        let named = |path: &Path| dataset.publication_of(path.file_name()?.to_str()?);
+        if let Some(name) = self.name {
+            let first = Dataset::named(name)?.publications.first()?;
+            return (name == dataset.name).then(|| (self.path.clone(), named(&self.path).unwrap_or(first)));
+        }
+        if let Some(publication) = named(&self.path) {
+            return Some((self.path.clone(), publication));
+        }
+        let mut inside: Vec<PathBuf> = fs::read_dir(&self.path)
+            .ok()?
+            .flatten()
+            .map(|entry| entry.path())
+            .collect();
+        inside.sort();
+        inside
+            .into_iter()
+            .find_map(|path| named(&path).map(|publication| (path.clone(), publication)))
+    }
+}
+
+/// The files of rows of a local copy, in order, and the folder its pictures lie in.
+pub(super) fn local_files(path: &Path, publication: &Publication) -> Result<(Vec<PathBuf>, PathBuf)> {
+    let unsuitable = |reason: &str| HubError::Unsuitable {
+        repository: path.display().to_string(),
+        reason: reason.to_owned(),
+    };
+    if is_pickle(&path.to_string_lossy()) {
+        return Err(unsuitable(PICKLE).into());
+    }
+    if path.is_file() {
+        let folder = path.parent().unwrap_or(Path::new(""));
+        let folder = if folder.as_os_str().is_empty() {
+            Path::new(".")
+        } else {
+            folder
+        };
+        return Ok((vec![path.to_owned()], folder.to_owned()));
+    }
+    if !path.is_dir() {
+        return Err(Error::checkpoint(
+            path,
+            "no such file or folder; --source names a copy of a data set",
+        ));
+    }
+    let names = files_below(path)?;
+    let files = publication.row_files(names.iter().map(String::as_str));
+    if files.is_empty() {
+        let pickled = names.iter().any(|name| is_pickle(name));
+        return Err(unsuitable(if pickled { PICKLE } else { NO_ROWS }).into());
+    }
+    Ok((
+        files.into_iter().map(|name| path.join(name)).collect(),
+        path.to_owned(),
+    ))
+}
+
+pub(super) const PICKLE: &str = "its rows are pickle, which can run any code when it is read, so this program never does; take Parquet, JSON or CSV";
+pub(super) const NO_ROWS: &str = "holds no .parquet, .jsonl, .json or .csv file";
+
+/// Size and SHA-256 of local files, by their names.
+pub(super) fn described(files: &[PathBuf]) -> Result<Vec<ManifestFile>> {
+    let describe = |path: &PathBuf| {
+        let size = path.metadata().map_err(|error| Error::io(path, error))?.len();
+        let sha256 = Hasher::hash_file(path, Checksum::sha256_hasher())?;
+        Ok(ManifestFile {
+            path: path
+                .file_name()
+                .unwrap_or_default()
+                .to_string_lossy()
+                .into_owned(),
+            size,
+            sha256: sha256.to_string(),
+        })
+    };
+    files.iter().map(describe).collect()
+}

@@ -1,0 +1,272 @@
+//! Many files at once: into a folder of their own, which gets its name when all of them are there.
+
+use std::ffi::CString;
+use std::fs::{self, File};
+use std::future::Future;
+use std::io;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use indicatif::HumanBytes;
+use tokio::sync::Semaphore;
+use tokio::task::{JoinSet, block_in_place};
+
+use super::local::files_below;
+use super::manifest::{DOWNLOAD_MANIFEST, DownloadManifest};
+use super::transfer::{PARTS, fetch, fetched_before, remove};
+use super::{Hub, HubError, ManifestFile, RemoteFile, Snapshot};
+use crate::cli::EXIT_INTERRUPTED;
+use crate::telemetry::{self, Bars, Level};
+use crate::{Error, Result};
+
+/// Left free on the disk.
+const MARGIN_BYTES: u64 = 64 << 20;
+
+/// Runs `work` on a runtime of its own; Ctrl-C ends the process, which loses nothing: every file says by its name
+/// whether it is complete.
+pub fn run<T>(work: impl Future<Output = Result<T>>) -> Result<T> {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(4)
+        .enable_all()
+        .build()
+        .map_err(|error| Error::io("the asynchronous runtime", error))?;
+    runtime.spawn(async {
+        if tokio::signal::ctrl_c().await.is_ok() {
+            let message = "interrupted; what is there is kept, and the same command goes on from it";
+            telemetry::say(Level::WARN, message);
+            std::process::exit(i32::from(EXIT_INTERRUPTED));
+        }
+    });
+    runtime.block_on(work)
+}
+
+/// A hidden folder beside `target` that is filled and then takes its name; one run at a time holds it.
+#[derive(Debug)]
+pub struct Staging {
+    folder: PathBuf,
+    target: PathBuf,
+    _lock: File,
+}
+
+impl Staging {
+    /// The folder that grows into `target`; what an interrupted run left in it is still there.
+    pub fn open(target: &Path) -> Result<Self> {
+        let name = target
+            .file_name()
+            .ok_or_else(|| Error::checkpoint(target, "not the name of a folder to write"))?;
+        let name = name.to_string_lossy();
+        let parent = target.parent().unwrap_or(Path::new(""));
+        let folder = parent.join(format!(".{name}.incoming"));
+        fs::create_dir_all(&folder).map_err(|error| Error::io(&folder, error))?;
+        // Beside the folder and never removed: a lock on a file that goes away protects nobody.
+        let path = parent.join(format!(".{name}.lock"));
+        let lock = File::create(&path).map_err(|error| Error::io(&path, error))?;
+        match lock.try_lock() {
+            Ok(()) => {}
+            Err(fs::TryLockError::WouldBlock) => {
+                return Err(HubError::Busy(target.display().to_string()).into());
+            }
+            Err(fs::TryLockError::Error(error)) => return Err(Error::io(&path, error)),
+        }
+        Ok(Self {
+            folder,
+            target: target.to_owned(),
+            _lock: lock,
+        })
+    }
+
+    /// Removes what an interrupted run left beside `target`, which is complete.
+    pub fn discard(target: &Path) -> Result<()> {
+        let staging = Self::open(target)?;
+        fs::remove_dir_all(&staging.folder).map_err(|error| Error::io(&staging.folder, error))
+    }
+
+    /// Where files go first.
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    /// Moves everything to the target: the whole folder where there is none yet, else file by file, the manifest last.
+    pub fn install(self, manifest: &DownloadManifest) -> Result<()> {
+        let parts = self.folder.join(PARTS);
+        if parts.exists() {
+            fs::remove_dir_all(&parts).map_err(|error| Error::io(&parts, error))?;
+        }
+        // What an interrupted run left of another commit.
+        let listed = |path: &String| manifest.files.iter().any(|file| file.path == *path);
+        let staged = files_below(&self.folder)?;
+        for path in staged.iter().filter(|path| !listed(path)) {
+            let path = self.folder.join(path);
+            remove(&path).map_err(|error| Error::io(&path, error))?;
+        }
+        if !self.target.exists() {
+            manifest.write(&self.folder)?;
+            return self.rename();
+        }
+        let old = DownloadManifest::read(&self.target).unwrap_or_default();
+        let nothing_new = !staged.iter().any(listed) && old.as_ref() == Some(manifest);
+        if !nothing_new {
+            self.merge(manifest, old)?;
+        }
+        fs::remove_dir_all(&self.folder).map_err(|error| Error::io(&self.folder, error))
+    }
+
+    /// Moves file by file to the target, and removes there what the old manifest listed and the new one does not.
+    fn merge(&self, manifest: &DownloadManifest, old: Option<DownloadManifest>) -> Result<()> {
+        // From here to the new manifest the folder is not complete.
+        let manifest_path = self.target.join(DOWNLOAD_MANIFEST);
+        remove(&manifest_path).map_err(|error| Error::io(&manifest_path, error))?;
+        for file in &manifest.files {
+            let from = self.folder.join(&file.path);
+            if !from.exists() {
+                continue;
+            }
+            let to = self.target.join(&file.path);
+            let attempt = || {
+                let parent = to.parent().unwrap_or(&self.target);
+                fs::create_dir_all(parent)?;
+                fs::rename(&from, &to)?;
+                File::open(parent)?.sync_all()
+            };
+            attempt().map_err(|error| Error::io(&to, error))?;
+        }
+        let stays = |old: &ManifestFile| manifest.files.iter().any(|file| file.path == old.path);
+        for file in old.iter().flat_map(|old| &old.files).filter(|file| !stays(file)) {
+            let path = self.target.join(&file.path);
+            remove(&path).map_err(|error| Error::io(&path, error))?;
+        }
+        manifest.write(&self.target)
+    }
+
+    /// Puts the folder `name` of this one in the target's place and removes everything else.
+    pub fn replace_with(self, name: &str) -> Result<()> {
+        let (new, old) = (self.folder.join(name), self.folder.join("replaced"));
+        let attempt = || {
+            if self.target.exists() {
+                if old.exists() {
+                    fs::remove_dir_all(&old)?;
+                }
+                fs::rename(&self.target, &old)?;
+            }
+            fs::rename(&new, &self.target)?;
+            sync_parent(&self.target)?;
+            fs::remove_dir_all(&self.folder)
+        };
+        attempt().map_err(|error| Error::io(&self.target, error))
+    }
+
+    /// Gives the folder the target's name; there must be no such folder.
+    pub fn rename(self) -> Result<()> {
+        let attempt = || {
+            File::open(&self.folder)?.sync_all()?;
+            fs::rename(&self.folder, &self.target)?;
+            sync_parent(&self.target)
+        };
+        attempt().map_err(|error| Error::io(&self.target, error))
+    }
+}
+
+fn sync_parent(path: &Path) -> io::Result<()> {
+    match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => File::open(parent)?.sync_all(),
+        _ => File::open(".")?.sync_all(),
+    }
+}
+
+/// Fetches `files` of `snapshot` to their paths in `folder`, several at a time; those already there are checked and kept.
+///
+/// Nothing is fetched where the disk cannot take all of it.
+pub async fn fetch_all(
+    hub: &Arc<Hub>,
+    snapshot: &Arc<Snapshot>,
+    files: &[RemoteFile],
+    folder: &Path,
+) -> Result<Vec<ManifestFile>> {
+    fs::create_dir_all(folder).map_err(|error| Error::io(folder, error))?;
+    let (mut fetched, missing) = block_in_place(|| kept(folder, files))?;
+    let needed = missing
+        .iter()
+        .map(|file| file.size - fetched_before(folder, file));
+    require_space(folder, needed.fold(0, u64::saturating_add))?;
+    let bars = telemetry::transfer_bars();
+    let places = Arc::new(Semaphore::new(hub.settings.jobs));
+    let mut tasks = JoinSet::new();
+    for file in missing {
+        let (hub, snapshot, places) = (Arc::clone(hub), Arc::clone(snapshot), Arc::clone(&places));
+        let (folder, bars) = (folder.to_owned(), bars.clone());
+        tasks.spawn(async move { fetch_one(&hub, &snapshot, &file, &folder, &bars, &places).await });
+    }
+    while let Some(outcome) = tasks.join_next().await {
+        let outcome = outcome.unwrap_or_else(|error| {
+            let reason = format!("a download ended unexpectedly: {error}");
+            Err(Error::io(folder, io::Error::other(reason)))
+        });
+        // The other tasks end with the set: what they fetched so far is on the disk.
+        fetched.push(outcome?);
+    }
+    fetched.sort_by(|a, b| a.path.cmp(&b.path));
+    Ok(fetched)
+}
+
+async fn fetch_one(
+    hub: &Hub,
+    snapshot: &Snapshot,
+    file: &RemoteFile,
+    folder: &Path,
+    bars: &Bars,
+    places: &Semaphore,
+) -> Result<ManifestFile> {
+    // The semaphore is never closed; were it, the file would be fetched without waiting.
+    let _place = places.acquire().await.ok();
+    let bar = bars.add(&file.path, file.size);
+    let outcome = fetch(hub, snapshot, file, folder, &bar).await;
+    bar.finish_and_clear();
+    outcome
+}
+
+/// Those of `files` that are in `folder` as the hub has them, and the others.
+pub(super) fn kept(folder: &Path, files: &[RemoteFile]) -> Result<(Vec<ManifestFile>, Vec<RemoteFile>)> {
+    let bars = telemetry::transfer_bars();
+    let (mut there, mut missing) = (Vec::new(), Vec::new());
+    for file in files {
+        let bar = bars.add(&file.path, file.size);
+        let found = ManifestFile::matching(folder, &file.path, file.size, &file.checksum, &bar);
+        bar.finish_and_clear();
+        match found? {
+            Some(found) => there.push(found),
+            None => missing.push(file.clone()),
+        }
+    }
+    Ok((there, missing))
+}
+
+/// The error where the disk of `folder` cannot take `needed` bytes.
+pub(super) fn require_space(folder: &Path, needed: u64) -> Result<()> {
+    if needed == 0 {
+        return Ok(());
+    }
+    let free = free_bytes(folder).map_err(|error| Error::io(folder, error))?;
+    if needed.saturating_add(MARGIN_BYTES) > free {
+        return Err(HubError::NoSpace {
+            folder: folder.display().to_string(),
+            needed: HumanBytes(needed.saturating_add(MARGIN_BYTES)).to_string(),
+            free: HumanBytes(free).to_string(),
+        }
+        .into());
+    }
+    Ok(())
+}
+
+/// Bytes that this user may still write to the disk of `folder`.
+pub fn free_bytes(folder: &Path) -> io::Result<u64> {
+    let path = CString::new(folder.as_os_str().as_bytes())?;
+    let mut figures = std::mem::MaybeUninit::<libc::statvfs>::zeroed();
+    // SAFETY: the path ends with a zero byte and the struct is large enough for what the call writes.
+    if unsafe { libc::statvfs(path.as_ptr(), figures.as_mut_ptr()) } != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the call succeeded, and all zeroes is a valid value besides.
+    let figures = unsafe { figures.assume_init() };
+    Ok(figures.f_bavail.saturating_mul(figures.f_frsize))
+}

@@ -1,0 +1,280 @@
+//! Local copies of what the hub publishes: of another machine, of the hub's own tools, of an earlier run.
+//!
+//! What a file must hash to is known from the manifest of an earlier run, from the notes that `hf download --local-dir`
+//! leaves, or from the names that the hub's cache gives its files; else only the model's structure can be checked.
+
+use std::collections::HashMap;
+use std::fs::{self, File};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+use indicatif::ProgressBar;
+
+use super::checksum::read_pieces;
+use super::download::require_space;
+use super::manifest::{DOWNLOAD_MANIFEST, Digests, DownloadManifest};
+use super::snapshot::name_fault;
+use super::{Checksum, HubError, ManifestFile};
+use crate::telemetry;
+use crate::{Error, Result};
+
+/// Folders in a model folder are not this deep.
+const MAX_DEPTH: usize = 8;
+const MAX_FILES: usize = 4_000_000;
+/// A note of the hub's tools is three short lines.
+const MAX_NOTE_BYTES: u64 = 4096;
+
+/// A folder and what is known of its files.
+#[derive(Debug)]
+pub(super) struct LocalCopy {
+    folder: PathBuf,
+    /// Sorted by path.
+    pub files: Vec<LocalFile>,
+    manifest: Option<DownloadManifest>,
+    commit: Option<String>,
+}
+
+/// One file of a local copy.
+#[derive(Debug)]
+pub(super) struct LocalFile {
+    /// Relative to the folder.
+    pub path: String,
+    size: u64,
+    expected: Option<Checksum>,
+}
+
+impl LocalCopy {
+    /// Lists `folder` and reads what is known of its files.
+    pub(super) fn open(folder: &Path) -> Result<Self> {
+        if !folder.is_dir() {
+            return Err(Error::checkpoint(
+                folder,
+                "no such folder; --source names one that holds a model",
+            ));
+        }
+        let manifest = DownloadManifest::read(folder)?;
+        let names = files_below(folder)?;
+        let announced: HashMap<&str, &ManifestFile> = manifest
+            .iter()
+            .flat_map(|manifest| &manifest.files)
+            .map(|file| (file.path.as_str(), file))
+            .collect();
+        if let Some(missing) = announced
+            .keys()
+            .find(|name| !names.iter().any(|found| found == *name))
+        {
+            return Err(Error::checkpoint(folder.join(missing), MISSING));
+        }
+        let mut commit = manifest.as_ref().and_then(|manifest| manifest.commit.clone());
+        let mut files = Vec::new();
+        for path in names {
+            let full = folder.join(&path);
+            let size = full.metadata().map_err(|error| Error::io(&full, error))?.len();
+            let expected = match announced.get(path.as_str()) {
+                Some(file) => file.sha256.parse().ok(),
+                None => match Note::read(folder, &path) {
+                    Some(note) => {
+                        commit.get_or_insert(note.commit);
+                        note.checksum
+                    }
+                    None => cached_name(&full),
+                },
+            };
+            files.push(LocalFile { path, size, expected });
+        }
+        Ok(Self {
+            folder: folder.to_owned(),
+            files,
+            manifest,
+            commit,
+        })
+    }
+
+    /// A manifest without files: the copy's own, or one that says what could be checked.
+    pub(super) fn manifest(&self, id: &str, revision: &str) -> DownloadManifest {
+        let known = self.files.iter().filter(|file| file.expected.is_some()).count();
+        let checked_against = match known {
+            0 => "structure",
+            known if known < self.files.len() => "structure and, where it has any, notes of the local copy",
+            _ => "notes of the local copy",
+        };
+        match &self.manifest {
+            Some(manifest) => DownloadManifest {
+                files: Vec::new(),
+                ..manifest.clone()
+            },
+            None => DownloadManifest::new(id, revision, self.commit.as_deref(), checked_against),
+        }
+    }
+
+    /// Hashes the files that `wanted` names where they lie.
+    pub(super) fn verify(&self, wanted: impl Fn(&str) -> bool) -> Result<Vec<ManifestFile>> {
+        self.each(wanted, |file, bar| {
+            let path = self.folder.join(&file.path);
+            let mut digests = Digests::new(file.expected.as_ref(), file.size);
+            let attempt = File::open(&path).and_then(|open| digests.update_from(open, bar));
+            let size = attempt.map_err(|error| Error::io(&path, error))?;
+            self.described(file, size, digests)
+        })
+    }
+
+    /// Copies the files that `wanted` names into `folder`; those already there are checked and kept.
+    pub(super) fn copy_to(&self, folder: &Path, wanted: impl Fn(&str) -> bool) -> Result<Vec<ManifestFile>> {
+        let there = |file: &LocalFile| {
+            let known = file.expected.map(|checksum| {
+                ManifestFile::matching(folder, &file.path, file.size, &checksum, &ProgressBar::hidden())
+            });
+            known.transpose().map(Option::flatten)
+        };
+        let sizes = self.files.iter().filter(|file| wanted(&file.path));
+        require_space(folder, sizes.map(|file| file.size).fold(0, u64::saturating_add))?;
+        self.each(wanted, |file, bar| match there(file)? {
+            Some(found) => Ok(found),
+            None => self.copy_one(file, folder, bar),
+        })
+    }
+
+    fn each(
+        &self,
+        wanted: impl Fn(&str) -> bool,
+        work: impl Fn(&LocalFile, &ProgressBar) -> Result<ManifestFile>,
+    ) -> Result<Vec<ManifestFile>> {
+        let bars = telemetry::transfer_bars();
+        let files = self.files.iter().filter(|file| wanted(&file.path));
+        files
+            .map(|file| {
+                let bar = bars.add(&file.path, file.size);
+                let done = work(file, &bar);
+                bar.finish_and_clear();
+                done
+            })
+            .collect()
+    }
+
+    fn copy_one(&self, file: &LocalFile, folder: &Path, bar: &ProgressBar) -> Result<ManifestFile> {
+        let (from, to) = (self.folder.join(&file.path), folder.join(&file.path));
+        let source = File::open(&from).map_err(|error| Error::io(&from, error))?;
+        if let Some(parent) = to.parent() {
+            fs::create_dir_all(parent).map_err(|error| Error::io(parent, error))?;
+        }
+        let mut target = File::create(&to).map_err(|error| Error::io(&to, error))?;
+        let mut digests = Digests::new(file.expected.as_ref(), file.size);
+        let mut written = Ok(());
+        let size = read_pieces(source, |piece| {
+            digests.update(piece);
+            if written.is_ok() {
+                written = target.write_all(piece);
+            }
+            bar.inc(piece.len() as u64);
+        })
+        .map_err(|error| Error::io(&from, error))?;
+        written
+            .and_then(|()| target.sync_all())
+            .map_err(|error| Error::io(&to, error))?;
+        self.described(file, size, digests)
+    }
+
+    fn described(&self, file: &LocalFile, size: u64, digests: Digests) -> Result<ManifestFile> {
+        let sha256 = digests.finish(file.expected.as_ref()).map_err(|found| {
+            let path = self.folder.join(&file.path);
+            Error::checkpoint(
+                path,
+                format!("is damaged: its checksum is {found}; take another copy, or the hub's"),
+            )
+        })?;
+        Ok(ManifestFile {
+            path: file.path.clone(),
+            size,
+            sha256,
+        })
+    }
+}
+
+const MISSING: &str = "is missing, though the folder's manifest lists it; take another copy, or the hub's";
+
+/// What `hf download --local-dir` notes of a file: commit and checksum.
+struct Note {
+    commit: String,
+    checksum: Option<Checksum>,
+}
+
+impl Note {
+    fn read(folder: &Path, path: &str) -> Option<Self> {
+        let note = folder
+            .join(".cache/huggingface/download")
+            .join(format!("{path}.metadata"));
+        if note.metadata().ok()?.len() > MAX_NOTE_BYTES {
+            return None;
+        }
+        let text = fs::read_to_string(note).ok()?;
+        let mut lines = text.lines();
+        Some(Self {
+            commit: lines.next()?.trim().to_owned(),
+            checksum: lines.next()?.trim().parse().ok(),
+        })
+    }
+}
+
+/// In the hub's cache a file is a link to `blobs/CHECKSUM`.
+fn cached_name(path: &Path) -> Option<Checksum> {
+    let target = fs::canonicalize(path).ok()?;
+    let in_blobs = target.parent()?.file_name()? == "blobs";
+    in_blobs
+        .then(|| target.file_name()?.to_str()?.parse().ok())
+        .flatten()
+}
+
+/// Paths of the files below `folder`, sorted, every name checked; without hidden ones.
+pub(crate) fn files_below(folder: &Path) -> Result<Vec<String>> {
+    let mut names = Vec::new();
+    list(folder, "", 0, &mut names)?;
+    names.sort();
+    Ok(names)
+}
+
+/// Files below `folder`; hidden folders hold the notes of tools, hidden files are `.gitattributes` and the like.
+fn list(folder: &Path, prefix: &str, depth: usize, names: &mut Vec<String>) -> Result<()> {
+    let place = folder.join(prefix);
+    let entries = fs::read_dir(&place).map_err(|error| Error::io(&place, error))?;
+    for entry in entries {
+        let name = entry.map_err(|error| Error::io(&place, error))?.file_name();
+        let Some(name) = name.to_str() else {
+            continue;
+        };
+        let path = if prefix.is_empty() {
+            name.to_owned()
+        } else {
+            format!("{prefix}/{name}")
+        };
+        let full = folder.join(&path);
+        if name.starts_with('.') || path == DOWNLOAD_MANIFEST {
+            continue;
+        }
+        if full.is_dir() {
+            if depth < MAX_DEPTH {
+                list(folder, &path, depth + 1, names)?;
+            }
+        } else if full.is_file() {
+            if let Some(reason) = name_fault(&path) {
+                return Err(Error::from(HubError::UnsafeName {
+                    repository: folder.display().to_string(),
+                    name: path,
+                    reason,
+                }));
+            }
+            names.push(path);
+        }
+        if names.len() > MAX_FILES {
+            return Err(Error::checkpoint(
+                folder,
+                "holds too many files for a model or a data set",
+            ));
+        }
+    }
+    Ok(())
+}
+
+/// Both name the same folder.
+pub(super) fn same(one: &Path, other: &Path) -> bool {
+    matches!((fs::canonicalize(one), fs::canonicalize(other)), (Ok(one), Ok(other)) if one == other)
+}

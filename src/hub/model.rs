@@ -1,0 +1,271 @@
+//! A model folder: from the hub or from a local copy, complete, checked, described by its manifest.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::task::block_in_place;
+
+use super::download::{Staging, fetch_all, kept};
+use super::local::{self, LocalCopy};
+use super::manifest::DownloadManifest;
+use super::{Hub, HubError, HubSettings, RemoteFile, Repository, RepositoryKind};
+use crate::checkpoint::Checkpoint;
+use crate::paths::{BASE_MODEL, EMBEDDED_MODEL};
+use crate::records::{self, DownloadInfo};
+use crate::telemetry::{self, Level};
+use crate::{Error, Result};
+
+/// The model that the pipeline is made for.
+pub const MODEL_ID: &str = "Qwen/Qwen2.5-VL-7B-Instruct";
+
+/// Which model, and where to.
+#[derive(Debug, Clone)]
+pub struct ModelRequest {
+    /// `OWNER/NAME` on the hub.
+    pub id: String,
+    /// Branch, tag or commit.
+    pub revision: String,
+    /// The folder to fill.
+    pub folder: PathBuf,
+    /// A local copy, used instead of the hub.
+    pub source: Option<PathBuf>,
+    /// Use no network.
+    pub offline: bool,
+}
+
+/// A complete model folder.
+#[derive(Debug, Clone)]
+pub struct ModelDownload {
+    /// Its files.
+    pub manifest: DownloadManifest,
+    /// Bytes that were not there before.
+    pub new_bytes: u64,
+}
+
+/// The name under `models/` of the model `id`.
+pub fn model_name(id: &str) -> &str {
+    match id {
+        MODEL_ID => BASE_MODEL,
+        _ => id.rsplit('/').next().unwrap_or(id),
+    }
+}
+
+impl ModelDownload {
+    /// The record of a download to `folder` that took `elapsed`.
+    pub fn record(&self, folder: &Path, elapsed: Duration) -> DownloadInfo {
+        let manifest = &self.manifest;
+        let extra = serde_json::json!({
+            "revision": manifest.commit,
+            "requested_revision": manifest.requested_revision,
+            "checked_against": manifest.checked_against,
+            "files": manifest.files.len(),
+            "bytes": manifest.total_bytes(),
+            "new_bytes": self.new_bytes,
+        });
+        DownloadInfo {
+            model_id: manifest.repository.clone(),
+            local_dir: folder.display().to_string(),
+            model_size_gb: Some(records::gib(manifest.total_bytes())),
+            download_time_seconds: Some(records::seconds(elapsed.as_secs_f64())),
+            extra: extra.as_object().cloned().unwrap_or_default(),
+        }
+    }
+}
+
+/// Fills the folder of `request`, or checks what is in it.
+///
+/// The folder gets its name when it is complete; one that is there is brought to the revision file by file.
+pub fn download_model(request: &ModelRequest, settings: HubSettings) -> Result<ModelDownload> {
+    let repository = Repository::new(RepositoryKind::Model, &request.id, &request.revision)?;
+    refuse_other_models(request)?;
+    let download = super::run(async {
+        match &request.source {
+            Some(source) => block_in_place(|| copy(source, request)),
+            None if request.offline => block_in_place(|| check(request)),
+            None => fetch(&repository, request, settings).await,
+        }
+    })?;
+    // The checksums are right; this finds a repository that is broken itself.
+    Checkpoint::open(&request.folder)?;
+    Ok(download)
+}
+
+/// A folder that holds something else is not written to.
+fn refuse_other_models(request: &ModelRequest) -> Result<()> {
+    let refused = |what: String| {
+        let reason = format!("{what}, which is not replaced; name another folder with --model");
+        Err(Error::checkpoint(&request.folder, reason))
+    };
+    if request
+        .folder
+        .file_name()
+        .is_some_and(|name| name == EMBEDDED_MODEL)
+    {
+        return refused("this is the model that comes with the program".to_owned());
+    }
+    match DownloadManifest::read(&request.folder)? {
+        Some(manifest) if manifest.repository != request.id => {
+            refused(format!("holds {}", manifest.repository))
+        }
+        _ => Ok(()),
+    }
+}
+
+async fn fetch(
+    repository: &Repository,
+    request: &ModelRequest,
+    settings: HubSettings,
+) -> Result<ModelDownload> {
+    let hub = Arc::new(Hub::new(settings)?);
+    let staging = Staging::open(&request.folder)?;
+    let snapshot = Arc::new(hub.snapshot(repository).await?);
+    let names = snapshot.files.iter().map(|file| file.path.as_str());
+    let wanted = wanted(&repository.id, names)?;
+    let files: Vec<RemoteFile> = snapshot
+        .files
+        .iter()
+        .filter(|file| wanted.contains(&file.path))
+        .cloned()
+        .collect();
+    let (mut there, missing) = block_in_place(|| kept(&request.folder, &files))?;
+    let new_bytes = missing.iter().map(|file| file.size).sum();
+    let fetched = fetch_all(&hub, &snapshot, &missing, staging.folder()).await?;
+    there.extend(fetched);
+    there.sort_by(|a, b| a.path.cmp(&b.path));
+    let commit = Some(snapshot.commit());
+    let mut manifest = DownloadManifest::new(&repository.id, &request.revision, commit, "hub");
+    manifest.files = there;
+    block_in_place(|| staging.install(&manifest))?;
+    Ok(ModelDownload { manifest, new_bytes })
+}
+
+fn copy(source: &Path, request: &ModelRequest) -> Result<ModelDownload> {
+    let copy = LocalCopy::open(source)?;
+    let names = copy.files.iter().map(|file| file.path.as_str());
+    let wanted = wanted(&source.display().to_string(), names)?;
+    if local::same(source, &request.folder) {
+        return verified(copy, &wanted, request);
+    }
+    let staging = Staging::open(&request.folder)?;
+    let files = copy.copy_to(staging.folder(), |path| wanted.iter().any(|name| name == path))?;
+    let new_bytes = files.iter().map(|file| file.size).sum();
+    let mut manifest = copy.manifest(&request.id, &request.revision);
+    manifest.files = files;
+    staging.install(&manifest)?;
+    Ok(ModelDownload { manifest, new_bytes })
+}
+
+/// Offline: the folder itself is the local copy.
+fn check(request: &ModelRequest) -> Result<ModelDownload> {
+    if !request.folder.is_dir() {
+        return Err(HubError::Offline(format!("{} is not there", request.folder.display())).into());
+    }
+    let copy = LocalCopy::open(&request.folder)?;
+    let names = copy.files.iter().map(|file| file.path.as_str());
+    let wanted = wanted(&request.folder.display().to_string(), names)?;
+    verified(copy, &wanted, request)
+}
+
+fn verified(copy: LocalCopy, wanted: &[String], request: &ModelRequest) -> Result<ModelDownload> {
+    let files = copy.verify(|path| wanted.iter().any(|name| name == path))?;
+    let mut manifest = copy.manifest(&request.id, &request.revision);
+    manifest.files = files;
+    manifest.write(&request.folder)?;
+    Ok(ModelDownload {
+        manifest,
+        new_bytes: 0,
+    })
+}
+
+/// The names to take: all but documentation and pickle files; the error where no model is left.
+fn wanted<'a>(origin: &str, names: impl Iterator<Item = &'a str>) -> Result<Vec<String>> {
+    let (pickles, others): (Vec<&str>, Vec<&str>) = names
+        .filter(|name| !is_documentation(name))
+        .partition(|name| is_pickle(name));
+    let has = |wanted: fn(&str) -> bool| others.iter().any(|name| wanted(name));
+    let unsuitable = |reason: String| {
+        Error::from(HubError::Unsuitable {
+            repository: origin.to_owned(),
+            reason,
+        })
+    };
+    if !has(|name| name.ends_with(".safetensors")) {
+        return Err(unsuitable(match pickles.first() {
+            Some(name) => {
+                format!("its weights ({name}) are pickle, {PICKLE}; choose one with .safetensors files")
+            }
+            None => "holds no .safetensors weights; is it the name of a model?".to_owned(),
+        }));
+    }
+    if !has(|name| name == "config.json") {
+        return Err(unsuitable(
+            "holds no config.json; is it the name of a model?".to_owned(),
+        ));
+    }
+    for name in &pickles {
+        telemetry::say(
+            Level::WARN,
+            &format!("{name} is left out: it is pickle, {PICKLE}"),
+        );
+    }
+    Ok(others.into_iter().map(str::to_owned).collect())
+}
+
+const PICKLE: &str = "which can run any code when it is read, so this program never does";
+
+/// `*.md`, `LICENSE*`, `.gitattributes`, wherever they lie.
+fn is_documentation(path: &str) -> bool {
+    let name = path.rsplit('/').next().unwrap_or(path);
+    name.ends_with(".md") || name.starts_with("LICENSE") || name == ".gitattributes"
+}
+
+/// Formats that Python unpickles, by their usual suffixes.
+pub(crate) fn is_pickle(path: &str) -> bool {
+    const SUFFIXES: [&str; 9] = [
+        "bin", "pt", "pth", "ckpt", "pkl", "pickle", "joblib", "npy", "npz",
+    ];
+    let suffix = path.rsplit('/').next().and_then(|name| name.rsplit_once('.'));
+    suffix.is_some_and(|(_, suffix)| SUFFIXES.iter().any(|pickle| suffix.eq_ignore_ascii_case(pickle)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn documentation_and_pickles_are_left_out() {
+        let names = [
+            "config.json",
+            "README.md",
+            "a/NOTES.md",
+            "LICENSE",
+            "LICENSE.txt",
+            ".gitattributes",
+            "x.py",
+            "model.safetensors",
+            "pytorch_model.bin",
+            "training_args.BIN",
+            "optimizer.pt",
+            "binary",
+            "md",
+        ];
+        let taken = wanted("owner/name", names.into_iter()).unwrap();
+        assert_eq!(
+            taken,
+            ["config.json", "x.py", "model.safetensors", "binary", "md"]
+        );
+    }
+
+    #[test]
+    fn a_repository_without_safe_weights_is_refused_with_the_reason() {
+        let refused = |names: &[&str]| {
+            wanted("owner/name", names.iter().copied())
+                .unwrap_err()
+                .to_string()
+        };
+        assert!(refused(&["config.json", "pytorch_model.bin"]).contains("(pytorch_model.bin) are pickle"));
+        assert!(refused(&["config.json"]).contains("no .safetensors"));
+        assert!(refused(&["model.safetensors"]).contains("no config.json"));
+    }
+}

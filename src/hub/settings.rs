@@ -1,0 +1,183 @@
+//! Which hub, as whom, how patiently.
+
+use std::env;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::builder::FalseyValueParser;
+use hf_hub::Cache;
+use reqwest::Url;
+use reqwest::header::HeaderValue;
+
+use super::HubError;
+
+/// Where models and datasets come from unless `HF_ENDPOINT` says otherwise.
+pub const DEFAULT_ENDPOINT: &str = "https://huggingface.co";
+
+/// Flags of the programs that download.
+///
+/// `HF_ENDPOINT` (the hub), `HF_TOKEN` (or the token that `hf auth login` stored) and `HF_HUB_OFFLINE` are honoured as
+/// by the hub's own tools.
+#[derive(Debug, Clone, clap::Args)]
+#[command(next_help_heading = "Download options")]
+pub struct HubArgs {
+    /// Use no network: check what is there, and fail where something is missing (also HF_HUB_OFFLINE=1)
+    #[arg(long, env = "MVP_OFFLINE", value_parser = FalseyValueParser::new(), hide_env_values = true)]
+    pub offline: bool,
+
+    /// Files downloaded at the same time
+    #[arg(long, value_name = "N", env = "MVP_JOBS", default_value_t = 4, hide_env_values = true,
+          value_parser = clap::value_parser!(u16).range(1..=32))]
+    pub jobs: u16,
+
+    /// Attempts after a failed one that brought nothing new
+    #[arg(long, value_name = "N", env = "MVP_RETRIES", default_value_t = 6, hide_env_values = true,
+          value_parser = clap::value_parser!(u32).range(0..=100))]
+    pub retries: u32,
+
+    /// Give up a connection on which nothing has come for this long
+    #[arg(long, value_name = "SECONDS", env = "MVP_STALL_SECONDS", default_value_t = 30.0, hide_env_values = true,
+          value_parser = positive_seconds)]
+    pub stall_seconds: f64,
+
+    /// Pause before the first repeated attempt; each further one doubles it
+    #[arg(long, value_name = "SECONDS", env = "MVP_RETRY_SECONDS", default_value_t = 1.0, hide_env_values = true,
+          value_parser = positive_seconds)]
+    pub retry_seconds: f64,
+}
+
+fn positive_seconds(text: &str) -> Result<f64, String> {
+    match text.parse() {
+        Ok(seconds) if (0.001..=86_400.0).contains(&seconds) => Ok(seconds),
+        _ => Err("expected a number of seconds from 0.001 to 86400".to_owned()),
+    }
+}
+
+impl HubArgs {
+    /// `--offline`, or `HF_HUB_OFFLINE` in any of its spellings.
+    pub fn offline(&self) -> bool {
+        self.offline || env_flag("HF_HUB_OFFLINE")
+    }
+
+    /// The settings of a run.
+    pub fn settings(&self) -> Result<HubSettings, HubError> {
+        Ok(HubSettings {
+            endpoint: endpoint()?,
+            token: token()?,
+            jobs: usize::from(self.jobs),
+            retries: self.retries,
+            stall: Duration::from_secs_f64(self.stall_seconds),
+            first_pause: Duration::from_secs_f64(self.retry_seconds),
+        })
+    }
+}
+
+/// Which hub, as whom, how patiently.
+#[derive(Clone)]
+pub struct HubSettings {
+    /// Without a slash at its end.
+    pub endpoint: Url,
+    /// Sent to the endpoint's host and no other.
+    pub token: Option<Token>,
+    /// Files at the same time.
+    pub jobs: usize,
+    /// Attempts after a failed one that brought nothing new.
+    pub retries: u32,
+    /// Longest silence on a connection.
+    pub stall: Duration,
+    /// Pause before the first repeated attempt.
+    pub first_pause: Duration,
+}
+
+/// A secret: it has no `Debug` or `Display` that shows it.
+#[derive(Clone)]
+pub struct Token(String);
+
+impl Token {
+    /// The text of the `Authorization` header, marked as not to be logged.
+    pub(super) fn header(&self) -> Option<HeaderValue> {
+        let mut header = HeaderValue::from_str(&format!("Bearer {}", self.0)).ok()?;
+        header.set_sensitive(true);
+        Some(header)
+    }
+}
+
+impl std::fmt::Debug for Token {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.write_str("Token(hidden)")
+    }
+}
+
+impl std::fmt::Debug for HubSettings {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(formatter, "HubSettings({}, {:?})", self.endpoint, self.token)
+    }
+}
+
+fn endpoint() -> Result<Url, HubError> {
+    let text = env_text("HF_ENDPOINT").unwrap_or_else(|| DEFAULT_ENDPOINT.to_owned());
+    let refused = |reason: &str| HubError::Setting {
+        variable: "HF_ENDPOINT",
+        reason: format!("{reason}; expected an address such as {DEFAULT_ENDPOINT}"),
+    };
+    let url = Url::parse(text.trim_end_matches('/')).map_err(|error| refused(&error.to_string()))?;
+    if !matches!(url.scheme(), "http" | "https") || url.host().is_none() {
+        return Err(refused("not an http or https address"));
+    }
+    if !url.username().is_empty() || url.password().is_some() || url.query().is_some() {
+        return Err(refused("must hold neither a login nor a query"));
+    }
+    Ok(url)
+}
+
+/// `HF_TOKEN`, the file that `HF_TOKEN_PATH` names, or the one that `hf auth login` wrote.
+fn token() -> Result<Option<Token>, HubError> {
+    let refused = |variable, reason: &str| HubError::Setting {
+        variable,
+        reason: reason.to_owned(),
+    };
+    let (variable, text) = if let Some(token) = env_text("HF_TOKEN") {
+        ("HF_TOKEN", token)
+    } else if env_flag("HF_HUB_DISABLE_IMPLICIT_TOKEN") {
+        return Ok(None);
+    } else if let Some(path) = env_text("HF_TOKEN_PATH") {
+        let text = std::fs::read_to_string(path)
+            .map_err(|error| refused("HF_TOKEN_PATH", &format!("cannot be read: {error}")))?;
+        ("HF_TOKEN_PATH", text)
+    } else {
+        match cache().token() {
+            Some(text) => ("the stored token", text),
+            None => return Ok(None),
+        }
+    };
+    let token = Token(text.trim().to_owned());
+    if token.0.is_empty() {
+        return Ok(None);
+    }
+    match token.0.bytes().all(|byte| byte.is_ascii_graphic()) {
+        true => Ok(Some(token)),
+        false => Err(refused(variable, "holds characters that no token has")),
+    }
+}
+
+/// hf-hub's cache folder, of which only the token is used; it cannot be found without a home folder.
+pub(super) fn cache() -> Cache {
+    if env_text("HF_HOME").is_some() || env::home_dir().is_some() {
+        Cache::from_env()
+    } else {
+        Cache::new(PathBuf::from("/nonexistent/hub"))
+    }
+}
+
+fn env_text(name: &str) -> Option<String> {
+    env::var(name).ok().filter(|text| !text.trim().is_empty())
+}
+
+fn env_flag(name: &str) -> bool {
+    env_text(name).is_some_and(|text| {
+        matches!(
+            text.trim().to_ascii_lowercase().as_str(),
+            "1" | "on" | "yes" | "true"
+        )
+    })
+}

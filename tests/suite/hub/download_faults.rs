@@ -1,0 +1,253 @@
+//! `download_model` and everything that happens to a download.
+
+use std::fs;
+use std::thread;
+use std::time::Duration;
+
+use super::fake::{FakeHub, Fault};
+use super::support::{
+    MODEL, assert_complete, assert_holds, download_model, fail, folder, model_files, succeed, with_full_disk,
+};
+
+const SHARD: &str = "model-00001-of-00002.safetensors";
+
+fn published() -> (FakeHub, tempfile::TempDir, Vec<(&'static str, Vec<u8>)>) {
+    let hub = FakeHub::start();
+    let files = model_files();
+    hub.publish(MODEL, 'a', &files);
+    (hub, tempfile::tempdir().unwrap(), files)
+}
+
+fn status(status: u16, headers: &[(&'static str, &str)]) -> Fault {
+    let headers = headers.iter().map(|(name, value)| (*name, (*value).to_owned()));
+    Fault::Status(status, headers.collect())
+}
+
+#[test]
+fn a_broken_off_file_is_continued_where_it_ended() {
+    let (hub, root, files) = published();
+    hub.fail(
+        SHARD,
+        [Fault::Truncate(100_000), Fault::Truncate(50_000), Fault::Reset],
+    );
+    succeed(&mut download_model(root.path(), &hub));
+    assert_complete(&folder(root.path()), &files);
+    let requests = hub.take_requests();
+    let storage = requests
+        .iter()
+        .filter(|one| one.path.starts_with("/storage/") && one.path.contains(SHARD));
+    let starts: Vec<_> = storage
+        .map(|request| request.range_start().unwrap_or(0))
+        .collect();
+    assert_eq!(starts, [0, 100_000, 150_000, 150_000]);
+}
+
+#[test]
+fn every_passing_fault_is_outlived() {
+    let (hub, root, files) = published();
+    let date = "Sun, 06 Nov 1994 08:49:37 GMT";
+    hub.fail(
+        "info",
+        [
+            status(500, &[]),
+            status(429, &[("Retry-After", "0")]),
+            Fault::Truncate(10),
+            Fault::Reset,
+        ],
+    );
+    hub.fail(
+        SHARD,
+        [
+            status(429, &[("Retry-After", "0")]),
+            status(429, &[("Retry-After", date)]),
+            status(500, &[]),
+            status(502, &[]),
+            status(503, &[("Retry-After", "never")]),
+            // Progress: the failures are counted anew.
+            Fault::Truncate(270_000),
+            Fault::WrongRange,
+            Fault::Truncate(1000),
+            Fault::IgnoreRange,
+        ],
+    );
+    // A signed address that has run out: the hub gives a new one.
+    hub.fail(
+        "model-00002-of-00002.safetensors",
+        [status(403, &[]), Fault::LieLength(7), Fault::Garble],
+    );
+    hub.fail("config.json", [Fault::Garble, Fault::Truncate(3), Fault::Garble]);
+    succeed(download_model(root.path(), &hub).args(["--retries", "8"]));
+    assert_complete(&folder(root.path()), &files);
+    assert_eq!(hub.faults_left(), 0);
+}
+
+#[test]
+fn silence_on_the_connection_is_a_failure() {
+    let (hub, root, files) = published();
+    hub.fail(SHARD, [Fault::Stall(10_000), Fault::Stall(0)]);
+    hub.fail("info", [Fault::Stall(20)]);
+    succeed(download_model(root.path(), &hub).args(["--stall-seconds", "0.2"]));
+    assert_complete(&folder(root.path()), &files);
+    hub.fail_always("config.json", Fault::Stall(3));
+    fs::remove_dir_all(folder(root.path())).unwrap();
+    fail(
+        download_model(root.path(), &hub).args(["--stall-seconds", "0.1", "--retries", "1"]),
+        &[
+            "config.json",
+            "nothing came for too long",
+            "2 attempts",
+            "the same command goes on",
+        ],
+    );
+}
+
+#[test]
+fn other_bytes_than_announced_never_get_a_name() {
+    let (hub, root, files) = published();
+    for fault in [Fault::Garble, Fault::LieLength(1)] {
+        hub.fail_always(SHARD, fault);
+        fail(
+            &mut download_model(root.path(), &hub),
+            &[SHARD, "3 times", "discarded", "proxy"],
+        );
+        assert!(!folder(root.path()).exists());
+    }
+    hub.mend();
+    hub.announce_size(MODEL, "config.json", 5);
+    fail(
+        &mut download_model(root.path(), &hub),
+        &["config.json", "where the hub announces 5"],
+    );
+    assert!(!folder(root.path()).exists());
+    hub.publish(MODEL, 'a', &files);
+    succeed(&mut download_model(root.path(), &hub));
+    assert_complete(&folder(root.path()), &files);
+}
+
+#[test]
+fn a_hub_that_stays_broken_ends_the_run_and_the_next_goes_on() {
+    let (hub, root, files) = published();
+    hub.fail(SHARD, [Fault::Truncate(200_000)]);
+    hub.fail_always(SHARD, status(503, &[]));
+    fail(
+        download_model(root.path(), &hub).args(["--retries", "2"]),
+        &[SHARD, "HTTP 503", "the same command goes on from there"],
+    );
+    assert!(!folder(root.path()).exists());
+    hub.mend();
+    hub.take_requests();
+    succeed(&mut download_model(root.path(), &hub));
+    assert_complete(&folder(root.path()), &files);
+    let requests = hub.take_requests();
+    let shard = requests
+        .iter()
+        .find(|one| one.path.starts_with("/storage/") && one.path.contains(SHARD));
+    assert_eq!(shard.unwrap().range_start(), Some(200_000));
+}
+
+#[test]
+fn a_wait_that_nobody_wants_is_said() {
+    let (hub, root, _) = published();
+    hub.fail_always("info", status(429, &[("Retry-After", "86400")]));
+    fail(
+        &mut download_model(root.path(), &hub),
+        &["asks to wait 86400 s", "HTTP 429"],
+    );
+}
+
+#[test]
+fn no_hub_at_all_is_said() {
+    let (hub, root, _) = published();
+    let mut command = download_model(root.path(), &hub);
+    command.args(["--retries", "1"]);
+    // A port that nobody listens on: bound and released.
+    let free = std::net::TcpListener::bind("127.0.0.1:0")
+        .unwrap()
+        .local_addr()
+        .unwrap();
+    command.env("HF_ENDPOINT", format!("http://{free}"));
+    fail(
+        &mut command,
+        &["owner/tiny", "no connection to the hub", "2 attempts"],
+    );
+    hub.fail_always("info", status(200, &[]));
+    fail(
+        &mut download_model(root.path(), &hub),
+        &["cannot be understood", "HF_ENDPOINT"],
+    );
+}
+
+#[test]
+fn a_full_disk_is_said_and_the_next_run_goes_on() {
+    let (hub, root, files) = published();
+    let mut command = download_model(root.path(), &hub);
+    with_full_disk(&mut command, 100_000);
+    fail(&mut command, &["File too large"]);
+    assert!(!folder(root.path()).exists());
+    assert!(!root.path().join("benchmarks/download_info.json").exists());
+    succeed(&mut download_model(root.path(), &hub));
+    assert_complete(&folder(root.path()), &files);
+}
+
+#[test]
+fn killed_at_any_moment_the_next_run_goes_on() {
+    let (hub, root, files) = published();
+    for (name, _) in &files {
+        hub.fail_always(name, Fault::Slow(Duration::from_millis(2)));
+    }
+    let (mut runs, mut continued) = (0, 0);
+    loop {
+        let mut child = download_model(root.path(), &hub).spawn().unwrap();
+        hub.wait_for("/api/");
+        thread::sleep(Duration::from_millis(5 + 40 * runs));
+        runs += 1;
+        child.kill().unwrap();
+        let status = child.wait().unwrap();
+        // The folder has its name when it is complete, and never before.
+        if folder(root.path()).exists() {
+            assert_holds(&folder(root.path()), &files);
+        }
+        let requests = hub.take_requests();
+        continued += requests
+            .iter()
+            .filter(|request| request.range_start().is_some())
+            .count();
+        if status.code() == Some(0) {
+            break;
+        }
+        assert!(runs < 200, "no progress");
+    }
+    assert!(runs > 2, "killed too late to tell anything");
+    assert!(continued > 0, "nothing was continued in {runs} runs");
+    assert_complete(&folder(root.path()), &files);
+}
+
+#[test]
+fn two_runs_do_not_share_a_folder() {
+    let (hub, root, files) = published();
+    hub.fail_always("info", Fault::Stall(0));
+    let mut first = download_model(root.path(), &hub).spawn().unwrap();
+    hub.wait_for("/api/");
+    fail(
+        &mut download_model(root.path(), &hub),
+        &["another download writes this folder"],
+    );
+    first.kill().unwrap();
+    first.wait().unwrap();
+    hub.mend();
+    succeed(&mut download_model(root.path(), &hub));
+    assert_complete(&folder(root.path()), &files);
+}
+
+#[test]
+fn interrupted_by_ctrl_c_it_says_so() {
+    let (hub, root, _) = published();
+    hub.fail_always(SHARD, Fault::Stall(100_000));
+    let child = download_model(root.path(), &hub).spawn().unwrap();
+    hub.wait_for("/storage/");
+    // SAFETY: the process is a child of this one and has not been waited for.
+    unsafe { libc::kill(child.id() as i32, libc::SIGINT) };
+    let output = child.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(130));
+    assert!(super::support::stderr(&output).contains("interrupted"));
+}

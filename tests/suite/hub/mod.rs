@@ -1,0 +1,7 @@
+//! Downloads, against a hub on this machine.
+
+mod download_datasets;
+mod download_faults;
+mod download_model;
+mod fake;
+mod support;
