@@ -187,6 +187,10 @@ pub fn fail(error: &anyhow::Error) -> ExitCode {
     if error.chain().any(reader_left) {
         return ExitCode::from(EXIT_OK);
     }
+    if matches!(error.downcast_ref(), Some(Error::Interrupted)) {
+        telemetry::say(Level::WARN, &format!("{error:#}"));
+        return ExitCode::from(EXIT_INTERRUPTED);
+    }
     telemetry::say(Level::ERROR, &format!("{error:#}"));
     let usage = matches!(
         error.downcast_ref(),

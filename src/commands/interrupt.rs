@@ -1,4 +1,4 @@
-//! Ctrl-C: once to stop after the next token, twice to stop at once.
+//! Ctrl-C: once to stop as soon as what is finished is kept, twice to stop at once.
 
 use std::process;
 use std::sync::Arc;
@@ -10,11 +10,13 @@ use crate::telemetry::{self, Level};
 
 /// Tells whether Ctrl-C was pressed.
 #[derive(Debug, Clone)]
-pub(super) struct Interrupt(Arc<AtomicBool>);
+pub struct Interrupt(Arc<AtomicBool>);
 
 impl Interrupt {
     /// From now on Ctrl-C no longer ends the process at once; the second one does.
-    pub(super) fn install() -> std::io::Result<Self> {
+    ///
+    /// `notice` is what the first one is answered with.
+    pub fn install(notice: &'static str) -> std::io::Result<Self> {
         let pressed = Arc::new(AtomicBool::new(false));
         let flag = Arc::clone(&pressed);
         let runtime = tokio::runtime::Builder::new_current_thread()
@@ -28,10 +30,7 @@ impl Interrupt {
             runtime.block_on(async {
                 signal.recv().await;
                 flag.store(true, Ordering::Relaxed);
-                telemetry::say(
-                    Level::WARN,
-                    "stopping after the next token; Ctrl-C again stops at once",
-                );
+                telemetry::say(Level::WARN, notice);
                 signal.recv().await;
                 process::exit(i32::from(EXIT_INTERRUPTED));
             });
@@ -40,7 +39,11 @@ impl Interrupt {
     }
 
     /// Ctrl-C was pressed.
-    pub(super) fn pressed(&self) -> bool {
+    pub fn pressed(&self) -> bool {
         self.0.load(Ordering::Relaxed)
+    }
+    /// Set when Ctrl-C is pressed.
+    pub fn flag(&self) -> &AtomicBool {
+        &self.0
     }
 }

@@ -14,6 +14,7 @@ use std::time::Instant;
 
 use clap::{Parser, Subcommand};
 
+pub use self::interrupt::Interrupt;
 use self::options::PixelArgs;
 use crate::cli::{self, CommonArgs, EXIT_CODES_HELP, EXIT_OK};
 use crate::engine::{EXTRACTION_PROMPT, LoadOptions, MAX_PROMPT_CHARACTERS, ReadRequest, Reader, Reading};

@@ -11,6 +11,7 @@ use super::answer::Answer;
 use crate::checkpoint::Checkpoint;
 use crate::generation::{FinishReason, GenerationOptions, GenerationOverrides, Sampler};
 use crate::processing::{Content, Grid, ImageProcessor, Message, PromptError, RgbPage, Role, TextProcessor};
+use crate::quant::Quantization;
 use crate::qwen2_5_vl::{Config, KvCache, Model, Prefill, Wanted};
 use crate::{Error, Result};
 
@@ -56,7 +57,7 @@ impl Default for LoadOptions {
 pub struct ModelInfo {
     /// Folder name of the model.
     pub model_name: String,
-    /// "FP32", "BF16", "FP16".
+    /// "FP32", "BF16", "FP16"; of quantized weights "NF4 (bitsandbytes)" or "FP4 (bitsandbytes)".
     pub precision: String,
     /// Adapter attached, if any.
     pub lora_adapter: Option<String>,
@@ -163,7 +164,10 @@ impl Reader {
                 .file_name()
                 .map(|n| n.to_string_lossy().into_owned())
                 .unwrap_or_default(),
-            precision: precision.to_owned(),
+            precision: Quantization::from_dir(dir)?
+                .precision()
+                .unwrap_or(precision)
+                .to_owned(),
             lora_adapter: None,
             device: match options.device {
                 Device::Cuda(n) => format!("cuda:{n}"),

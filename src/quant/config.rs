@@ -39,6 +39,17 @@ impl Quantization {
         }
     }
 
+    /// What weights are stored as, for the reader; `None` where that is the number format of the computation.
+    pub fn precision(&self) -> Option<&'static str> {
+        match self {
+            Self::None => None,
+            Self::BitsAndBytes(settings) => Some(match settings.quant_type {
+                QuantType::Nf4 => "NF4 (bitsandbytes)",
+                QuantType::Fp4 => "FP4 (bitsandbytes)",
+            }),
+        }
+    }
+
     /// Reads a parsed `config.json`; `path` is for errors alone.
     pub fn from_json(path: &Path, config: &Map<String, Value>) -> Result<Self> {
         let error = |reason: String| Error::checkpoint(path, format!("in \"quantization_config\": {reason}"));

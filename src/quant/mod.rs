@@ -4,8 +4,10 @@
 //! What every method shares is [`Source`], the model folder it reads, and
 //! [`Staging`](crate::checkpoint::Staging), the folder in the making.
 
+mod base;
 mod config;
 pub mod nf4;
+mod options;
 mod source;
 
 use std::path::PathBuf;
@@ -13,7 +15,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use serde::{Deserialize, Serialize};
 
+pub use self::base::{BaseRun, quantize_base};
 pub use self::config::{BitsAndBytes, Quantization};
+pub use self::options::{QuantizeArgs, summary};
 pub use self::source::Source;
 use crate::{Error, Result};
 
@@ -41,6 +45,8 @@ impl Method {
 /// How a caller watches and stops a quantization.
 #[derive(Clone, Copy)]
 pub struct Watch<'a> {
+    /// Told how many bytes of the source are to be done.
+    pub total: &'a (dyn Fn(u64) + Sync),
     /// Told of every few megabytes of the source that are done: how many bytes more.
     pub progress: &'a (dyn Fn(u64) + Sync),
     /// Set to stop; what is finished is kept for the next run.

@@ -74,7 +74,7 @@ impl LanguageModel {
     pub(super) fn load(w: &Weights<'_>, config: &TextConfig, tied: bool) -> Result<Self> {
         let c = config;
         let kv = c.num_key_value_heads * c.head_dim;
-        let embed = w.matrix("model.embed_tokens.weight", &[c.vocab_size, c.hidden_size])?;
+        let embed = w.embedding("model.embed_tokens.weight", &[c.vocab_size, c.hidden_size], tied)?;
         let layers = (0..c.num_hidden_layers)
             .map(|i| {
                 let name = format!("model.layers.{i}");
@@ -146,8 +146,9 @@ impl LanguageModel {
 
     /// ids: `[rows]` → `[rows, hidden]`.
     pub(super) fn embed(&self, ids: &[i64]) -> Result<Tensor> {
-        let ids = Tensor::f_from_slice(ids)?.f_to_device(self.device)?;
-        Ok(self.embed.f_index_select(0, &ids)?.f_to_kind(self.kind)?)
+        let ids = Tensor::f_from_slice(ids)?.f_to_device(self.embed.device())?;
+        let rows = self.embed.f_index_select(0, &ids)?;
+        Ok(rows.f_to_device(self.device)?.f_to_kind(self.kind)?)
     }
 
     /// x: `[rows, hidden]` at `positions` (three axes) → hidden states `[rows or 1, hidden]`; appends to the cache.

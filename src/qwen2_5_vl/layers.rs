@@ -7,6 +7,8 @@ use super::linear::{Linear, LinearWeight, Scratch};
 use crate::Result;
 use crate::checkpoint::Checkpoint;
 use crate::kernels::cpu;
+use crate::quant::Quantization;
+use crate::quant::nf4::Nf4Weight;
 
 /// Where weights come from and what they become.
 pub(super) struct Weights<'a> {
@@ -15,6 +17,8 @@ pub(super) struct Weights<'a> {
     pub(super) kind: Kind,
     pub(super) device: Device,
     pub(super) scratch: Scratch,
+    /// How the folder stores weights.
+    pub(super) quantization: Quantization,
 }
 
 impl Weights<'_> {
@@ -25,23 +29,47 @@ impl Weights<'_> {
 
     /// A matrix at rest: bf16 stays bf16 on the CPU, where widening it is exact and reading it twice as fast as f32.
     pub(super) fn matrix(&self, name: &str, shape: &[usize]) -> Result<Tensor> {
+        self.checkpoint
+            .load(name, shape, self.kind_at_rest(name)?, self.device)
+    }
+
+    fn kind_at_rest(&self, name: &str) -> Result<Kind> {
         let stored = self.checkpoint.kind(name)?;
-        let kind = if self.device == Device::Cpu && self.kind == Kind::Float && stored == Kind::BFloat16 {
-            stored
-        } else {
-            self.kind
-        };
-        self.checkpoint.load(name, shape, kind, self.device)
+        let wide = self.device == Device::Cpu && self.kind == Kind::Float && stored == Kind::BFloat16;
+        Ok(if wide { stored } else { self.kind })
+    }
+
+    /// An embedding table. Beside weights in four bits it would be a fifth of a GPU's memory, and only some rows of it are
+    /// ever read: unless it is the output head too, it stays with the host.
+    pub(super) fn embedding(&self, name: &str, shape: &[usize], is_head: bool) -> Result<Tensor> {
+        if is_head || self.quantization == Quantization::None {
+            return self.matrix(name, shape);
+        }
+        self.checkpoint
+            .load(name, shape, self.kind_at_rest(name)?, Device::Cpu)
     }
 
     pub(super) fn linear(&self, name: &str, out: usize, input: usize, bias: bool) -> Result<Linear> {
-        let weight = self.matrix(&format!("{name}.weight"), &[out, input])?;
+        let weight = self.linear_weight(&format!("{name}.weight"), [out, input])?;
         let bias = if bias {
             Some(self.tensor(&format!("{name}.bias"), &[out])?)
         } else {
             None
         };
-        Ok(Linear::new(LinearWeight::Dense(weight), bias, &self.scratch))
+        Ok(Linear::new(weight, bias, &self.scratch))
+    }
+
+    fn linear_weight(&self, name: &str, shape: [usize; 2]) -> Result<LinearWeight> {
+        let quantized = match &self.quantization {
+            Quantization::None => None,
+            Quantization::BitsAndBytes(_) => {
+                Nf4Weight::load(self.checkpoint, name, shape, self.device)?.map(LinearWeight::Nf4)
+            }
+        };
+        match quantized {
+            Some(weight) => Ok(weight),
+            None => Ok(LinearWeight::Dense(self.matrix(name, &shape)?)),
+        }
     }
 
     pub(super) fn rms_norm(&self, name: &str, width: usize, eps: f64) -> Result<RmsNorm> {

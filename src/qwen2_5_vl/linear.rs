@@ -7,12 +7,15 @@ use half::bf16;
 use tch::{Device, Kind, Tensor};
 
 use crate::Result;
-use crate::kernels::cpu::{Matrix, RowProduct};
+use crate::kernels::cpu::{CodedMatrix, Matrix, RowProduct};
+use crate::quant::nf4::Nf4Weight;
 
 /// A weight matrix `[out, in]` at rest.
 pub(super) enum LinearWeight {
     /// Dense, in the dtype of the computation or in bf16, whose widening to f32 is exact.
     Dense(Tensor),
+    /// bitsandbytes' four bits.
+    Nf4(Nf4Weight),
 }
 
 /// A buffer in the dtype of the computation, for weights at rest in another form: one matrix at a time, reused by all.
@@ -78,6 +81,11 @@ impl Linear {
                 |wide| Ok(wide.f_copy_(w)?),
                 |wide| Ok(x.f_linear(wide, bias)?),
             ),
+            LinearWeight::Nf4(w) => self.scratch.with(
+                w.shape(),
+                |values| w.dequantize_into(values),
+                |values| Ok(x.f_linear(values, bias)?),
+            ),
         }
     }
 
@@ -85,7 +93,8 @@ impl Linear {
     pub(super) fn rows(&self) -> LinearRows<'_> {
         LinearRows {
             weight: match &self.weight {
-                LinearWeight::Dense(w) => dense(w),
+                LinearWeight::Dense(w) => Rows::Dense(dense(w)),
+                LinearWeight::Nf4(w) => Rows::Nf4(w.matrix()),
             },
             bias: self.bias.as_ref().map(floats),
         }
@@ -94,14 +103,22 @@ impl Linear {
 
 /// A [`Linear`] whose rows threads compute apart.
 pub(super) struct LinearRows<'a> {
-    weight: Matrix<'a>,
+    weight: Rows<'a>,
     bias: Option<&'a [f32]>,
+}
+
+enum Rows<'a> {
+    Dense(Matrix<'a>),
+    Nf4(CodedMatrix<'a>),
 }
 
 impl LinearRows<'_> {
     /// `out[i] = W[rows.start + i] · x + b[rows.start + i]`.
     pub(super) fn product(&self, x: &[f32], rows: Range<usize>, out: &mut [f32]) {
-        self.weight.product(x, rows.clone(), out);
+        match &self.weight {
+            Rows::Dense(matrix) => matrix.product(x, rows.clone(), out),
+            Rows::Nf4(matrix) => matrix.product(x, rows.clone(), out),
+        }
         if let Some(bias) = self.bias {
             for (out, bias) in out.iter_mut().zip(&bias[rows]) {
                 *out += bias;

@@ -11,6 +11,7 @@ use super::vision::VisionTower;
 use crate::Result;
 use crate::checkpoint::Checkpoint;
 use crate::processing::{Grid, PromptError};
+use crate::quant::Quantization;
 
 /// Qwen2.5-VL.
 pub struct Model {
@@ -35,6 +36,7 @@ impl Model {
             kind,
             device,
             scratch: Scratch::new(kind, device)?,
+            quantization: Quantization::from_dir(checkpoint.dir())?,
         };
         let _guard = tch::no_grad_guard();
         Ok(Self {

@@ -1,5 +1,6 @@
 //! Four-bit weights: bitsandbytes' bytes, its folders both ways, and what the loaded weights compute.
 
+mod folders;
 mod quantizer;
 
 use std::path::{Path, PathBuf};

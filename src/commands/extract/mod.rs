@@ -99,6 +99,9 @@ pub(super) fn run(args: &ExtractArgs) -> anyhow::Result<ExitCode> {
     extraction.run(sources, &mut PageWriter::new(io::stdout(), style))
 }
 
+/// What Ctrl-C is answered with.
+const STOPPING: &str = "stopping after the next token; Ctrl-C again stops at once";
+
 /// A model ready to read.
 struct Loaded {
     reader: Reader,
@@ -193,7 +196,7 @@ impl Extraction<'_> {
         let reader = self
             .bar
             .suspend(|| load_model(&self.model, &self.args.common, &self.args.pixels))?;
-        let interrupt = Interrupt::install().context("cannot listen for Ctrl-C")?;
+        let interrupt = Interrupt::install(STOPPING).context("cannot listen for Ctrl-C")?;
         Ok(Loaded { reader, interrupt })
     }
 

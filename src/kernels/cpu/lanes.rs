@@ -43,6 +43,16 @@ pub unsafe trait Lanes: Copy {
     unsafe fn scale(self, exponent: Self) -> Self;
     /// The sum of all lanes.
     unsafe fn sum(self) -> f32;
+    /// `low` in the lower eight lanes, `high` in the upper eight.
+    unsafe fn halves(low: f32, high: f32) -> Self;
+    /// Sums of products of the values of the 128 four-bit codes in the 64 bytes at `codes` with the 128 whole numbers at
+    /// `x`, which stand where [`Self::code_place`] says: those of codes 0 to 63 in the lower eight lanes, those of the rest
+    /// in the upper eight. The values are in units of 1 / [`CODE_UNIT`], the numbers no larger than [`CODE_FACTOR`].
+    unsafe fn code_dots(codes: *const u8, x: *const i16, table: &CodeTable) -> Self;
+    /// Asks for the 64 bytes at `from`, which need not exist, to be brought near.
+    unsafe fn prefetch(from: *const u8);
+    /// Which of the 128 codes is multiplied with number `i`; the first code of a byte is its high half.
+    fn code_place(i: usize) -> usize;
     /// The largest lane.
     unsafe fn largest(self) -> f32;
 
@@ -73,6 +83,49 @@ pub unsafe trait Lanes: Copy {
             let e = Self::splat(0.0).sub(self).exp();
             self.div(e.add(Self::splat(1.0)))
         }
+    }
+}
+
+/// What 1 is in [`CodeTable`].
+pub const CODE_UNIT: f32 = 16384.0;
+/// Largest magnitude of a number that is multiplied with a [`CodeTable`]'s value: eight products fit in 32 bits.
+pub const CODE_FACTOR: f32 = 16383.0;
+
+/// The sixteen values from -1 to 1 that four-bit codes stand for, in the forms that processors look things up.
+#[derive(Debug, Clone)]
+#[repr(C, align(64))]
+pub struct CodeTable {
+    /// Twice, since the processor heeds five bits of a place.
+    words: [[i16; 16]; 2],
+    /// Lower and upper byte of each.
+    bytes: [[u8; 16]; 2],
+    /// The two of each byte.
+    word_pairs: [[i16; 2]; 256],
+    values: [f32; 16],
+    pairs: [[f32; 2]; 256],
+}
+
+impl CodeTable {
+    /// Of code 0, code 1, ...
+    pub fn new(values: &[f32; 16]) -> Self {
+        let words = values.map(|value| (value.clamp(-1.0, 1.0) * CODE_UNIT).round() as i16);
+        Self {
+            words: [words; 2],
+            bytes: std::array::from_fn(|byte| words.map(|word| word.to_le_bytes()[byte])),
+            word_pairs: std::array::from_fn(|byte| [words[byte >> 4], words[byte & 15]]),
+            values: *values,
+            pairs: std::array::from_fn(|byte| [values[byte >> 4], values[byte & 15]]),
+        }
+    }
+
+    /// The values.
+    pub fn values(&self) -> &[f32; 16] {
+        &self.values
+    }
+
+    /// What the codes in the high and in the low half of each byte stand for.
+    pub fn pairs(&self) -> &[[f32; 2]; 256] {
+        &self.pairs
     }
 }
 
@@ -162,6 +215,37 @@ unsafe impl Lanes for Portable {
         v[0]
     }
     #[inline(always)]
+    unsafe fn halves(low: f32, high: f32) -> Self {
+        Self(std::array::from_fn(|i| if i < LANES / 2 { low } else { high }))
+    }
+    #[inline(always)]
+    unsafe fn code_dots(codes: *const u8, x: *const i16, table: &CodeTable) -> Self {
+        // SAFETY: readable for 64 bytes and 128 numbers.
+        let (codes, x) = unsafe { (&*codes.cast::<[u8; 64]>(), &*x.cast::<[i16; 128]>()) };
+        let mut values = [0i16; 128];
+        for (value, &byte) in values.as_chunks_mut::<2>().0.iter_mut().zip(codes) {
+            *value = table.word_pairs[usize::from(byte)];
+        }
+        // Wrapping, since checks for what cannot happen would cost the processor's wide instructions.
+        let dot = |values: &[i16], x: &[i16]| {
+            let products = values
+                .iter()
+                .zip(x)
+                .map(|(a, b)| i32::from(*a).wrapping_mul(i32::from(*b)));
+            products.fold(0i32, i32::wrapping_add)
+        };
+        Self(std::array::from_fn(|lane| {
+            let part = lane * 8..lane * 8 + 8;
+            dot(&values[part.clone()], &x[part]) as f32
+        }))
+    }
+    #[inline(always)]
+    unsafe fn prefetch(_from: *const u8) {}
+    #[inline(always)]
+    fn code_place(i: usize) -> usize {
+        i
+    }
+    #[inline(always)]
     unsafe fn largest(self) -> f32 {
         self.0.iter().copied().fold(f32::NEG_INFINITY, f32::max)
     }
@@ -174,7 +258,7 @@ pub(super) use self::x86::{Avx2, Avx512};
 mod x86 {
     use std::arch::x86_64::*;
 
-    use super::Lanes;
+    use super::{CodeTable, Lanes};
 
     /// AVX-512F.
     #[derive(Clone, Copy)]
@@ -256,6 +340,51 @@ mod x86 {
             unsafe { _mm512_reduce_add_ps(self.0) }
         }
         #[inline(always)]
+        unsafe fn halves(low: f32, high: f32) -> Self {
+            // SAFETY: see the trait.
+            unsafe {
+                Self(_mm512_mask_blend_ps(
+                    0xff00,
+                    _mm512_set1_ps(low),
+                    _mm512_set1_ps(high),
+                ))
+            }
+        }
+        #[inline(always)]
+        unsafe fn code_dots(codes: *const u8, x: *const i16, table: &CodeTable) -> Self {
+            // SAFETY: see the trait; 64 bytes and 128 numbers are readable.
+            unsafe {
+                let codes = _mm512_loadu_si512(codes.cast());
+                let table = _mm512_load_si512(table.words.as_ptr().cast());
+                // The lookup heeds the low five bits of each word alone.
+                macro_rules! product {
+                    ($part:literal, $codes:expr) => {
+                        _mm512_madd_epi16(
+                            _mm512_permutexvar_epi16($codes, table),
+                            _mm512_loadu_si512(x.add($part * 32).cast()),
+                        )
+                    };
+                }
+                let sum = _mm512_add_epi32(
+                    _mm512_add_epi32(product!(0, codes), product!(1, _mm512_srli_epi16::<4>(codes))),
+                    _mm512_add_epi32(
+                        product!(2, _mm512_srli_epi16::<8>(codes)),
+                        product!(3, _mm512_srli_epi16::<12>(codes)),
+                    ),
+                );
+                Self(_mm512_cvtepi32_ps(sum))
+            }
+        }
+        #[inline(always)]
+        unsafe fn prefetch(from: *const u8) {
+            // SAFETY: a hint, whatever the address.
+            unsafe { _mm_prefetch::<_MM_HINT_T1>(from.cast()) }
+        }
+        #[inline(always)]
+        fn code_place(i: usize) -> usize {
+            i % 32 * 4 + ((i / 32) ^ 1)
+        }
+        #[inline(always)]
         unsafe fn largest(self) -> f32 {
             // SAFETY: see the trait.
             unsafe { _mm512_reduce_max_ps(self.0) }
@@ -267,6 +396,44 @@ mod x86 {
     pub(in super::super) struct Avx2(__m256, __m256);
 
     impl Avx2 {
+        /// Sums of products of the values of 64 codes with `x`.
+        #[inline(always)]
+        unsafe fn half_dots(codes: __m256i, x: *const i16, table: &CodeTable) -> __m256i {
+            // SAFETY: AVX2, as the callers'; `x` holds 64 numbers.
+            unsafe {
+                let mask = _mm256_set1_epi8(15);
+                let (low, high) = (
+                    _mm256_and_si256(codes, mask),
+                    _mm256_and_si256(_mm256_srli_epi16::<4>(codes), mask),
+                );
+                _mm256_add_epi32(
+                    Self::byte_dots(low, x, table),
+                    Self::byte_dots(high, x.add(32), table),
+                )
+            }
+        }
+
+        /// Sums of products of the values of 32 codes, one a byte, with `x`. Each value is put together from its two bytes:
+        /// the processor looks up bytes.
+        #[inline(always)]
+        unsafe fn byte_dots(codes: __m256i, x: *const i16, table: &CodeTable) -> __m256i {
+            // SAFETY: AVX2, as the callers'; the tables are sixteen bytes each, `x` holds 32 numbers.
+            unsafe {
+                let lower = _mm256_broadcastsi128_si256(_mm_load_si128(table.bytes[0].as_ptr().cast()));
+                let upper = _mm256_broadcastsi128_si256(_mm_load_si128(table.bytes[1].as_ptr().cast()));
+                let (lower, upper) = (
+                    _mm256_shuffle_epi8(lower, codes),
+                    _mm256_shuffle_epi8(upper, codes),
+                );
+                let first = _mm256_unpacklo_epi8(lower, upper);
+                let second = _mm256_unpackhi_epi8(lower, upper);
+                _mm256_add_epi32(
+                    _mm256_madd_epi16(first, _mm256_loadu_si256(x.cast())),
+                    _mm256_madd_epi16(second, _mm256_loadu_si256(x.add(16).cast())),
+                )
+            }
+        }
+
         #[inline(always)]
         unsafe fn widen(bits: __m128i) -> __m256 {
             // SAFETY: AVX2, as the callers'.
@@ -383,6 +550,36 @@ mod x86 {
                 let v = _mm_add_ps(v, _mm_movehl_ps(v, v));
                 _mm_cvtss_f32(_mm_add_ss(v, _mm_movehdup_ps(v)))
             }
+        }
+        #[inline(always)]
+        unsafe fn halves(low: f32, high: f32) -> Self {
+            // SAFETY: see the trait.
+            unsafe { Self(_mm256_set1_ps(low), _mm256_set1_ps(high)) }
+        }
+        #[inline(always)]
+        unsafe fn code_dots(codes: *const u8, x: *const i16, table: &CodeTable) -> Self {
+            // SAFETY: see the trait; 64 bytes and 128 numbers are readable.
+            unsafe {
+                let (first, second) = (
+                    _mm256_loadu_si256(codes.cast()),
+                    _mm256_loadu_si256(codes.add(32).cast()),
+                );
+                Self(
+                    _mm256_cvtepi32_ps(Self::half_dots(first, x, table)),
+                    _mm256_cvtepi32_ps(Self::half_dots(second, x.add(64), table)),
+                )
+            }
+        }
+        #[inline(always)]
+        unsafe fn prefetch(from: *const u8) {
+            // SAFETY: a hint, whatever the address.
+            unsafe { _mm_prefetch::<_MM_HINT_T1>(from.cast()) }
+        }
+        #[inline(always)]
+        fn code_place(i: usize) -> usize {
+            let (half, vector, word) = (i / 64, i / 16 % 4, i % 16);
+            let byte = word / 8 * 16 + vector % 2 * 8 + word % 8;
+            half * 64 + byte * 2 + usize::from(vector < 2)
         }
         #[inline(always)]
         unsafe fn largest(self) -> f32 {

@@ -5,14 +5,16 @@ mod fused;
 mod lanes;
 mod level;
 mod matrix;
+mod nf4;
 mod shared;
 mod team;
 
 pub use self::attention::{AttentionShape, Partial, attend, combine, stretch};
 pub use self::fused::{Heads, add_rms_norm, applies, rms_norm, rotate_halves, rotate_head, swiglu};
 pub(crate) use self::fused::{rms_norm_row, swiglu_row};
-pub use self::lanes::{LANES, Lanes};
+pub use self::lanes::{CodeTable, LANES, Lanes};
 pub use self::level::{Kernel, Level};
 pub use self::matrix::{Matrix, RowProduct};
+pub use self::nf4::{BlockScales, CodedMatrix};
 pub use self::shared::Shared;
 pub use self::team::{Member, run};

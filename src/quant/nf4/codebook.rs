@@ -4,6 +4,8 @@ use std::sync::LazyLock;
 
 use serde::{Deserialize, Serialize};
 
+use crate::kernels::cpu::CodeTable;
+
 /// Bits of each entry of [`QuantType::Nf4`]'s table: quantiles of the normal distribution, from the QLoRA paper
 /// (<https://arxiv.org/abs/2305.14314>, appendix E), as bitsandbytes stores them in `weight.quant_map`.
 const NF4: [f32; 16] = [
@@ -63,6 +65,13 @@ impl QuantType {
             Self::Nf4 => &NF4,
             Self::Fp4 => &FP4,
         }
+    }
+
+    /// The same, as CPU kernels look it up.
+    pub(super) fn code_table(self) -> &'static CodeTable {
+        static TABLES: LazyLock<[CodeTable; 2]> =
+            LazyLock::new(|| [CodeTable::new(&NF4), CodeTable::new(&FP4)]);
+        &TABLES[self as usize]
     }
 
     /// Where values are rounded to: the midpoints between neighbours, ascending, and the code of each interval.

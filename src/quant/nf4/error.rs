@@ -6,9 +6,9 @@ use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
 use super::codebook::QuantType;
-use super::dequantize::{dequantize_run, pair_table};
 use super::quantize::{Room, Values, task_values};
 use crate::Result;
+use crate::kernels::cpu::{BlockScales, CodedMatrix};
 
 /// Distance of a quantized weight from the original.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
@@ -94,20 +94,24 @@ pub(super) fn compare(
     blocksize: usize,
 ) -> Result<WeightError> {
     let (n, step) = (weights.len(), task_values(blocksize));
-    let pairs = pair_table(quant_type.table());
-    let tasks = packed
-        .par_chunks(step / 2)
-        .zip(scales.par_chunks(step / blocksize));
+    let matrix = CodedMatrix {
+        packed,
+        table: quant_type.code_table(),
+        scales: BlockScales::Plain(scales),
+        blocksize,
+        rows: 1,
+        columns: n,
+    };
     // Collected, so that the sums are added in the same order whatever the threads do.
-    let sums = tasks
-        .enumerate()
+    let sums = (0..n.div_ceil(step))
+        .into_par_iter()
         .map_init(
             || (Room::default(), Vec::new()),
-            |(room, restored), (task, (packed, scales))| {
-                let start = task * step;
-                weights.read(start..n.min(start + step), room)?;
-                restored.resize(room.values.len(), 0.0);
-                dequantize_run(packed, &pairs, scales, blocksize, restored);
+            |(room, restored), task| {
+                let range = task * step..n.min((task + 1) * step);
+                weights.read(range.clone(), room)?;
+                restored.resize(range.len(), 0.0);
+                matrix.dequantize(range, restored);
                 Ok(ErrorSums::of(&room.values, restored))
             },
         )

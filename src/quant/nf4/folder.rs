@@ -14,15 +14,17 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
 use super::codebook::{QuantType, dynamic_map};
-use super::dequantize::restore_scales;
 use super::error::{WeightError, WeightErrors, compare, total};
 use super::quantize::{quantize, quantize_scales};
 use super::state::{BLOCKSIZES, QuantState};
-use crate::checkpoint::{Manifest, Origin, Staged, Staging, StoredTensor, TensorFile, TensorPlan};
+use crate::checkpoint::{
+    FileDigest, Manifest, Origin, Staged, Staging, StoredTensor, TensorFile, TensorPlan, digest_of,
+};
 use crate::doctor::disk_free;
 use crate::processing::PromptError;
 use crate::quant::source::FileValues;
 use crate::quant::{Method, Outcome, Source, Watch};
+use crate::records::{self, Nf4Config, Nf4QuantizationConfig};
 use crate::{Error, Result};
 
 /// The errors of every weight, beside the weights.
@@ -126,6 +128,7 @@ pub fn quantize_folder(
     };
     check_space(&plan, &staging)?;
     let mut errors = read_errors(&staging);
+    (watch.total)(plan.files.iter().map(PlannedFile::source_bytes).sum());
     for file in &plan.files {
         if staging.has(&file.name) {
             watch.done(file.source_bytes())?;
@@ -144,10 +147,10 @@ pub fn quantize_folder(
         staging.write(INDEX, plan.index().as_bytes())?;
     }
     source.copy_side_files(&mut staging)?;
-    staging.write(
-        "quantization_config.json",
-        contract_config(&source, options).as_bytes(),
-    )?;
+    let record = records::paths::NF4_QUANTIZATION_CONFIG;
+    records::write(&staging.dir().join(record), &contract_config(&source, options))?;
+    let digest = digest_of(&staging.dir().join(record))?;
+    staging.add(record, digest)?;
     let config = source.config_with(&options.config(&plan.skipped))?;
     staging.write("config.json", config.as_bytes())?;
     let manifest = staging.finish()?;
@@ -155,18 +158,24 @@ pub fn quantize_folder(
 }
 
 /// The original project's file: how the folder was made.
-fn contract_config(source: &Source, options: &Nf4Options) -> String {
-    json_text(&json!({
-        "method": Method::Nf4.name(),
-        "base_model_dir": source.dir().display().to_string(),
-        "config": {
-            "load_in_4bit": true,
-            "bnb_4bit_quant_type": options.quant_type.name(),
-            "bnb_4bit_compute_dtype": "bfloat16",
-            "bnb_4bit_use_double_quant": options.double_quant,
+fn contract_config(source: &Source, options: &Nf4Options) -> Nf4QuantizationConfig {
+    let own = json!({"blocksize": options.blocksize, "skip_modules": options.skip_modules});
+    Nf4QuantizationConfig {
+        method: Method::Nf4.name().to_owned(),
+        base_model_dir: source.dir().display().to_string(),
+        config: Nf4Config {
+            load_in_4bit: true,
+            bnb_4bit_quant_type: options.quant_type.name().to_owned(),
+            bnb_4bit_compute_dtype: "bfloat16".to_owned(),
+            bnb_4bit_use_double_quant: options.double_quant,
+            extra: own.as_object().cloned().unwrap_or_default(),
         },
-        "notes": "The quantized weights are in this folder; transformers with bitsandbytes loads it as it stands.",
-    }))
+        notes: Some(
+            "The quantized weights are in this folder; transformers with bitsandbytes loads it as it stands."
+                .to_owned(),
+        ),
+        extra: Map::new(),
+    }
 }
 
 fn json_text(value: &impl Serialize) -> String {
@@ -404,7 +413,7 @@ impl PlannedFile {
         staging: &Staging,
         options: &Nf4Options,
         watch: Watch<'_>,
-    ) -> Result<(crate::checkpoint::FileDigest, BTreeMap<String, WeightError>)> {
+    ) -> Result<(FileDigest, BTreeMap<String, WeightError>)> {
         let (plans, notes) = self.plans();
         let state = format!(".bitsandbytes__{}", options.quant_type.name());
         let notes = notes.into_iter().map(|name| name + &state).collect();
@@ -470,7 +479,7 @@ impl PlannedTensor {
             write(".absmax", &nested.codes)?;
             write(".nested_absmax", &little_endian(&nested.absmax))?;
             write(".nested_quant_map", &little_endian(dynamic_map()))?;
-            (restore_scales(&nested), Some(nested.offset))
+            (nested.restore(), Some(nested.offset))
         } else {
             write(".absmax", &little_endian(&made.absmax))?;
             (made.absmax, None)

@@ -4,14 +4,15 @@
 //! codes for what is left, two a byte. With double quantization the scales are quantized again, in runs of 256.
 
 mod codebook;
-mod dequantize;
 mod error;
 mod folder;
 mod quantize;
 mod state;
+mod weight;
 
 pub use self::codebook::{QuantType, dynamic_map};
 pub use self::error::{WeightError, WeightErrors};
 pub use self::folder::{Nf4Options, REPORT, quantize_folder};
 pub use self::quantize::{Blocks, NestedScales, Room, Values, Weights, quantize, quantize_scales};
 pub use self::state::{BLOCKSIZES, QuantState};
+pub use self::weight::Nf4Weight;

@@ -11,8 +11,9 @@ use half::{bf16, f16};
 use rayon::prelude::*;
 use tch::{Kind, Tensor};
 
-use super::codebook::{QuantType, Rounding, dynamic_code};
+use super::codebook::{QuantType, Rounding, dynamic_code, dynamic_map};
 use crate::Result;
+use crate::kernels::cpu::BlockScales;
 
 /// Blocks of scales that share one scale of their own.
 pub(super) const NESTED_BLOCKSIZE: usize = 256;
@@ -123,6 +124,22 @@ pub struct NestedScales {
     pub absmax: Vec<f32>,
     /// Mean of the scales.
     pub offset: f32,
+}
+
+impl NestedScales {
+    /// The scales that are left.
+    pub fn restore(&self) -> Vec<f32> {
+        let mut scales = vec![0.0; self.codes.len()];
+        let nested = BlockScales::Nested {
+            codes: &self.codes,
+            absmax: &self.absmax,
+            map: dynamic_map(),
+            offset: self.offset,
+            blocksize: NESTED_BLOCKSIZE,
+        };
+        nested.read(0, &mut scales);
+        scales
+    }
 }
 
 /// Quantizes the scales themselves.

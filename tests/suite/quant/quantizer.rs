@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 
 use half::{bf16, f16};
+use medical_vision::kernels::cpu::{BlockScales, CodeTable, CodedMatrix};
 use medical_vision::quant::nf4::{QuantState, QuantType, Weights, quantize, quantize_scales};
 use safetensors::{Dtype, SafeTensors};
 
@@ -87,6 +88,38 @@ fn every_byte_is_bitsandbytes() {
         assert_eq!(nested.absmax, absmax, "{case}: scales of scales");
         let state = QuantState::new(quant_type, blocksize, dtype, shape, Some(nested.offset));
         assert_eq!(state.to_json(), json, "{case}");
+    }
+}
+
+#[test]
+fn restored_values_are_bitsandbytes() {
+    let file = std::fs::read(fixtures().join("nf4/quantizer.safetensors")).unwrap();
+    let golden = Golden(SafeTensors::deserialize(&file).unwrap());
+    for case in golden.cases() {
+        let (state, _) = golden.state(&case, "single");
+        let scales = values::<f32>(golden.bytes(&format!("{case}.single.absmax")));
+        let matrix = CodedMatrix {
+            packed: golden.bytes(&format!("{case}.weight")),
+            table: &CodeTable::new(state.quant_type.table()),
+            scales: BlockScales::Plain(&scales),
+            blocksize: state.blocksize,
+            rows: 1,
+            columns: state.shape.iter().product(),
+        };
+        let mut restored = vec![0.0; matrix.columns];
+        matrix.dequantize(0..matrix.columns, &mut restored);
+        let exact = values::<f32>(golden.bytes(&format!("{case}.restored.float32")));
+        // What is too small for a normal number becomes 0 on some processors, here and there.
+        let normal = |value: f32| if value.is_subnormal() { 0.0 } else { value };
+        let normal = |values: &[f32]| values.iter().copied().map(normal).collect::<Vec<_>>();
+        assert_eq!(normal(&restored), normal(&exact), "{case}");
+        let rounded = values::<bf16>(golden.bytes(&format!("{case}.restored.bfloat16")));
+        let ours: Vec<f32> = restored
+            .iter()
+            .map(|&value| bf16::from_f32(value).to_f32())
+            .collect();
+        let theirs: Vec<f32> = rounded.iter().map(|value| value.to_f32()).collect();
+        assert_eq!(normal(&ours), normal(&theirs), "{case}");
     }
 }
 

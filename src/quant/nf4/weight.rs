@@ -1,0 +1,279 @@
+//! A weight at rest in four bits, and its values when they are wanted.
+
+use tch::{Device, Kind, Tensor};
+
+use safetensors::Dtype;
+
+use super::codebook::{QuantType, dynamic_map};
+use super::state::QuantState;
+use crate::checkpoint::{Checkpoint, MappedBytes};
+use crate::kernels::cpu::{BlockScales, CodedMatrix, Shared, run};
+use crate::{Error, Result};
+
+/// Values that are restored at a time where libtorch does it: the indices and products of a chunk take 50 MB.
+const CHUNK_VALUES: usize = 4 << 20;
+/// Values that a thread restores at a time.
+const GRAIN_VALUES: usize = 1 << 14;
+/// How far a folder's table of values may be from this crate's: roundings differ between bitsandbytes' versions.
+const TABLE_TOLERANCE: f32 = 1e-5;
+
+/// A weight `[rows, columns]` as bitsandbytes stores it.
+pub struct Nf4Weight {
+    quant_type: QuantType,
+    rows: usize,
+    columns: usize,
+    blocksize: usize,
+    /// u8, two codes each.
+    packed: Tensor,
+    scales: Scales,
+    /// f32 `[256, 2]`, on the weight's device: what the codes of each byte stand for.
+    pairs: Tensor,
+}
+
+enum Scales {
+    /// f32, one a block.
+    Plain(Tensor),
+    Nested {
+        /// u8, one a block.
+        codes: Tensor,
+        /// f32, one for each run of `blocksize` codes.
+        absmax: Tensor,
+        /// f32 `[256]`, on the weight's device.
+        map: Tensor,
+        offset: f32,
+        blocksize: usize,
+    },
+}
+
+impl Nf4Weight {
+    /// The weight of canonical `name`, which must be `[rows, columns]`, on `device`; `None` where it is not quantized.
+    pub fn load(
+        checkpoint: &Checkpoint,
+        name: &str,
+        [rows, columns]: [usize; 2],
+        device: Device,
+    ) -> Result<Option<Self>> {
+        let key = |quant_type: QuantType| format!("{name}.quant_state.bitsandbytes__{}", quant_type.name());
+        let types = [QuantType::Nf4, QuantType::Fp4];
+        let Some(quant_type) = types.into_iter().find(|&one| checkpoint.contains(&key(one))) else {
+            return Ok(None);
+        };
+        let parts = Parts { checkpoint, name };
+        let state = parts.state(&key(quant_type), quant_type, [rows, columns])?;
+        let values = rows * columns;
+        let blocks = values.div_ceil(state.blocksize);
+        parts.check_table("quant_map", quant_type.table())?;
+        let scales = match (state.nested_blocksize, state.nested_offset) {
+            (Some(blocksize), Some(offset)) => {
+                parts.check_table("nested_quant_map", dynamic_map())?;
+                Scales::Nested {
+                    codes: parts.tensor("absmax", Dtype::U8, blocks, device)?,
+                    absmax: parts.tensor("nested_absmax", Dtype::F32, blocks.div_ceil(blocksize), device)?,
+                    map: Tensor::f_from_slice(dynamic_map())?.f_to_device(device)?,
+                    offset: offset as f32,
+                    blocksize,
+                }
+            }
+            _ => Scales::Plain(parts.tensor("absmax", Dtype::F32, blocks, device)?),
+        };
+        let pairs = Tensor::f_from_slice(quant_type.code_table().pairs().as_flattened())?;
+        Ok(Some(Self {
+            quant_type,
+            rows,
+            columns,
+            blocksize: state.blocksize,
+            packed: parts.tensor("", Dtype::U8, values.div_ceil(2), device)?,
+            scales,
+            pairs: pairs.f_view([256, 2])?.f_to_device(device)?,
+        }))
+    }
+
+    /// `[rows, columns]`.
+    pub fn shape(&self) -> (i64, i64) {
+        (self.rows as i64, self.columns as i64)
+    }
+
+    /// The weight as CPU kernels multiply with it; it must be on the CPU.
+    pub fn matrix(&self) -> CodedMatrix<'_> {
+        CodedMatrix {
+            packed: slice(&self.packed, Kind::Uint8),
+            table: self.quant_type.code_table(),
+            scales: match &self.scales {
+                Scales::Plain(scales) => BlockScales::Plain(slice(scales, Kind::Float)),
+                Scales::Nested {
+                    codes,
+                    absmax,
+                    offset,
+                    blocksize,
+                    ..
+                } => BlockScales::Nested {
+                    codes: slice(codes, Kind::Uint8),
+                    absmax: slice(absmax, Kind::Float),
+                    map: dynamic_map(),
+                    offset: *offset,
+                    blocksize: *blocksize,
+                },
+            },
+            blocksize: self.blocksize,
+            rows: self.rows,
+            columns: self.columns,
+        }
+    }
+
+    /// Writes the values, `code * scale` in f32 and then in `out`'s dtype, into `out`: contiguous `[rows, columns]` on the
+    /// weight's device.
+    pub fn dequantize_into(&self, out: &mut Tensor) -> Result<()> {
+        assert!(out.numel() == self.rows * self.columns && out.is_contiguous());
+        if out.device() == Device::Cpu && out.kind() == Kind::Float {
+            self.restore_floats(slice_mut(out));
+            return Ok(());
+        }
+        self.restore_with_tensors(out)
+    }
+
+    fn restore_floats(&self, out: &mut [f32]) {
+        let (matrix, n) = (self.matrix(), out.len());
+        let out = Shared::new(out);
+        run(tch::get_num_threads().max(1) as usize, |member| {
+            let share = member.share(n, GRAIN_VALUES);
+            // SAFETY: shares do not meet.
+            let out = unsafe { out.write(share.clone()) };
+            matrix.dequantize(share, out);
+        });
+    }
+
+    fn restore_with_tensors(&self, out: &mut Tensor) -> Result<()> {
+        let (n, blocksize) = (self.rows * self.columns, self.blocksize);
+        let scales = self.scale_tensor()?;
+        let out = out.f_view([-1])?;
+        for start in (0..n).step_by(CHUNK_VALUES) {
+            let length = CHUNK_VALUES.min(n - start);
+            let (whole, rest) = (length / blocksize, length % blocksize);
+            let narrow = |t: &Tensor, start: usize, length: usize| t.f_narrow(0, start as i64, length as i64);
+            let bytes = narrow(&self.packed, start / 2, length.div_ceil(2))?.f_to_kind(Kind::Int)?;
+            let values = self.pairs.f_index_select(0, &bytes)?.f_view([-1])?;
+            let block = start / blocksize;
+            let _ = narrow(&values, 0, whole * blocksize)?
+                .f_view([whole as i64, blocksize as i64])?
+                .f_mul_(&narrow(&scales, block, whole)?.f_unsqueeze(1)?)?;
+            if rest > 0 {
+                let _ =
+                    narrow(&values, whole * blocksize, rest)?.f_mul_(&narrow(&scales, block + whole, 1)?)?;
+            }
+            narrow(&out, start, length)?.f_copy_(&narrow(&values, 0, length)?)?;
+        }
+        Ok(())
+    }
+
+    /// f32, one a block.
+    fn scale_tensor(&self) -> Result<Tensor> {
+        match &self.scales {
+            Scales::Plain(scales) => Ok(scales.shallow_clone()),
+            Scales::Nested {
+                codes,
+                absmax,
+                map,
+                offset,
+                blocksize,
+            } => {
+                let blocks = codes.size()[0];
+                let runs = absmax.f_repeat_interleave_self_int(*blocksize as i64, 0, None)?;
+                let scales = map.f_index_select(0, &codes.f_to_kind(Kind::Int)?)?;
+                let scales = scales.f_mul(&runs.f_narrow(0, 0, blocks)?)?;
+                Ok(scales.f_add_scalar(f64::from(*offset))?)
+            }
+        }
+    }
+}
+
+/// The tensors of one weight in a folder.
+struct Parts<'a> {
+    checkpoint: &'a Checkpoint,
+    name: &'a str,
+}
+
+impl Parts<'_> {
+    fn state(&self, key: &str, quant_type: QuantType, shape: [usize; 2]) -> Result<QuantState> {
+        let (path, dtype, _, bytes) = self.checkpoint.bytes(key)?;
+        let fault = |reason: String| Error::checkpoint(path, format!("tensor \"{key}\" {reason}"));
+        if dtype != Dtype::U8 {
+            return Err(fault(format!("is {dtype}, not the U8 of JSON bytes")));
+        }
+        let state = QuantState::from_json(&bytes).map_err(fault)?;
+        if state.quant_type != quant_type {
+            let name = state.quant_type.name();
+            return Err(fault(format!("speaks of {name:?}, against its own name")));
+        }
+        if state.shape != shape {
+            return Err(fault(format!(
+                "has shape {:?}, but config.json asks for {shape:?}",
+                state.shape
+            )));
+        }
+        Ok(state)
+    }
+
+    /// The bytes of the part `suffix`, which must hold `values` of `dtype` in any shape.
+    fn bytes(&self, suffix: &str, dtype: Dtype, values: usize) -> Result<MappedBytes> {
+        let dot = if suffix.is_empty() { "" } else { "." };
+        let name = format!("{}{dot}{suffix}", self.name);
+        let (path, found, shape, bytes) = self.checkpoint.bytes(&name)?;
+        if found != dtype || shape.iter().product::<usize>() != values {
+            let reason = format!(
+                "tensor \"{name}\" is {found} {shape:?}; its state asks for {values} values of {dtype}"
+            );
+            return Err(Error::checkpoint(path, reason));
+        }
+        Ok(bytes)
+    }
+
+    fn tensor(&self, suffix: &str, dtype: Dtype, values: usize, device: Device) -> Result<Tensor> {
+        let kind = if dtype == Dtype::U8 {
+            Kind::Uint8
+        } else {
+            Kind::Float
+        };
+        let bytes = self.bytes(suffix, dtype, values)?;
+        Ok(Tensor::f_from_data_size(&bytes, &[values as i64], kind)?.f_to_device(device)?)
+    }
+
+    /// The table in the folder must be the one that this crate computes with.
+    fn check_table(&self, suffix: &str, table: &[f32]) -> Result<()> {
+        let bytes = self.bytes(suffix, Dtype::F32, table.len())?;
+        let values = bytes
+            .as_chunks::<4>()
+            .0
+            .iter()
+            .map(|&bytes| f32::from_le_bytes(bytes));
+        let near = |(found, known): (f32, &f32)| (found - known).abs() <= TABLE_TOLERANCE;
+        if values.zip(table).all(near) {
+            return Ok(());
+        }
+        let reason = format!(
+            "tensor \"{}.{suffix}\" is not the table of bitsandbytes' format: such weights are not supported",
+            self.name
+        );
+        Err(Error::checkpoint(self.checkpoint.dir(), reason))
+    }
+}
+
+/// The values of a tensor of `kind`, which must be T's, on the CPU.
+fn slice<T>(tensor: &Tensor, kind: Kind) -> &[T] {
+    assert!(tensor.kind() == kind && tensor.device() == Device::Cpu && tensor.is_contiguous());
+    if tensor.numel() == 0 {
+        return &[];
+    }
+    // SAFETY: contiguous, of T's dtype (callers pair them), on the CPU; it lives as long as the slice, and weights are not
+    // written to.
+    unsafe { std::slice::from_raw_parts(tensor.data_ptr().cast(), tensor.numel()) }
+}
+
+/// The values of an f32 tensor on the CPU that nobody else looks at.
+fn slice_mut(tensor: &mut Tensor) -> &mut [f32] {
+    let length = slice::<f32>(tensor, Kind::Float).len();
+    if length == 0 {
+        return &mut [];
+    }
+    // SAFETY: checked by `slice`; borrowed mutably.
+    unsafe { std::slice::from_raw_parts_mut(tensor.data_ptr().cast(), length) }
+}

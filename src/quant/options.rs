@@ -1,0 +1,146 @@
+//! The command line of `quantize_base`, and what it says at the end.
+
+use clap::builder::FalseyValueParser;
+use clap::{Args, ValueEnum};
+
+use super::Method;
+use super::nf4::{Nf4Options, QuantType};
+use crate::records::{AwqAttempt, BnbSetup, QuantizationInfo};
+
+/// Options of `quantize_base`.
+#[derive(Debug, Clone, Args)]
+pub struct QuantizeArgs {
+    /// Make this one and use it [default: make both and use the more accurate one]
+    #[arg(long, value_name = "METHOD", env = "MVP_QUANT_METHOD", hide_env_values = true)]
+    method: Option<MethodArg>,
+
+    /// Linear layers to leave as they are, by name or by the beginning or the end of one: visual, model.layers.0, down_proj
+    #[arg(
+        long,
+        value_name = "MODULE,...",
+        env = "MVP_SKIP_MODULES",
+        value_delimiter = ',',
+        hide_env_values = true
+    )]
+    skip_modules: Vec<String>,
+
+    /// NF4: weights that share a scale
+    #[arg(
+        long,
+        value_name = "N",
+        env = "MVP_BLOCKSIZE",
+        default_value_t = 64,
+        hide_env_values = true
+    )]
+    blocksize: usize,
+
+    /// NF4: leave the scales as they are, instead of quantizing them too
+    #[arg(long, env = "MVP_NO_DOUBLE_QUANT", value_parser = FalseyValueParser::new(), hide_env_values = true)]
+    no_double_quant: bool,
+
+    /// Number format of the four bits, where NF4 is made
+    #[arg(
+        long,
+        value_name = "TYPE",
+        env = "MVP_QUANT_TYPE",
+        default_value = "nf4",
+        hide_env_values = true
+    )]
+    quant_type: TypeArg,
+}
+
+/// `--method` as typed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum MethodArg {
+    /// bitsandbytes' NormalFloat 4
+    Nf4,
+    /// Activation-aware quantization
+    Awq,
+}
+
+/// `--quant-type` as typed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum TypeArg {
+    /// Sixteen quantiles of the normal distribution
+    Nf4,
+    /// Sign, two bits of exponent, one of mantissa
+    Fp4,
+}
+
+impl QuantizeArgs {
+    /// The one method wanted.
+    pub fn method(&self) -> Option<Method> {
+        self.method.map(|method| match method {
+            MethodArg::Nf4 => Method::Nf4,
+            MethodArg::Awq => Method::Awq,
+        })
+    }
+
+    /// Options of NF4.
+    pub fn nf4(&self) -> Nf4Options {
+        Nf4Options {
+            quant_type: match self.quant_type {
+                TypeArg::Nf4 => QuantType::Nf4,
+                TypeArg::Fp4 => QuantType::Fp4,
+            },
+            blocksize: self.blocksize,
+            double_quant: !self.no_double_quant,
+            skip_modules: self.skip_modules.clone(),
+        }
+    }
+}
+
+/// What was made, for the person who ran it.
+pub fn summary(info: &QuantizationInfo) -> String {
+    let mut text = nf4_lines(&info.bnb_setup) + &awq_lines(&info.awq_attempt);
+    match (&info.active_method, info.extra.get("active_reason")) {
+        (Some(method), Some(reason)) => {
+            text += &format!("active: {method} ({})\n", reason.as_str().unwrap_or_default());
+        }
+        _ => text += "active: none\n",
+    }
+    text
+}
+
+fn nf4_lines(setup: &BnbSetup) -> String {
+    let dir = setup.output_dir.as_deref().unwrap_or_default();
+    if let Some(error) = &setup.error {
+        return format!("NF4: {error}\n");
+    }
+    let figure = |key: &str| setup.extra.get(key).and_then(serde_json::Value::as_f64);
+    let mut text = format!("NF4: {dir}");
+    if setup.extra.get("up_to_date").and_then(serde_json::Value::as_bool) == Some(true) {
+        text += " (was up to date)";
+    }
+    if let (Some(parameters), Some(bytes)) = (setup.total_params, figure("output_bytes")) {
+        text += &format!(
+            "\n  {:.1} M parameters, {:.1} MiB",
+            parameters as f64 / 1e6,
+            bytes / f64::from(1 << 20)
+        );
+    }
+    if let Some(seconds) = setup.time_seconds {
+        text += &format!("\n  made in {seconds:.1} s");
+    }
+    if let Some(peak) = figure("peak_memory_mb") {
+        text += &format!(" with {peak:.0} MiB of memory");
+    }
+    if let Some(seconds) = setup.load_time_seconds {
+        text += &format!("; loads in {seconds:.1} s");
+    }
+    if let Some(error) = setup.extra.get("weight_error") {
+        let value = |key: &str| error.get(key).and_then(serde_json::Value::as_f64);
+        if let (Some(rmse), Some(rms), Some(largest)) = (value("rmse"), value("rms"), value("max_abs")) {
+            text += &format!("\n  weights: RMSE {rmse:.3e} (of RMS {rms:.3e}), largest error {largest:.3e}");
+        }
+    }
+    text + "\n"
+}
+
+fn awq_lines(attempt: &AwqAttempt) -> String {
+    let dir = attempt.output_dir.as_deref().unwrap_or_default();
+    match &attempt.error {
+        Some(error) => format!("AWQ: {error}\n"),
+        None => format!("AWQ: {dir}\n"),
+    }
+}
