@@ -14,11 +14,13 @@
 //! - [`server`]: the REST API over the engine; it knows nothing of tensors.
 //! - [`evaluation`]: documents whose content is known, and how an answer about one is scored.
 //! - [`records`]: the JSON records that the pipeline's binaries leave, by the contract with the original.
+//! - [`environment`]: what the machine and the software on it are, as a record; [`blackwell_compat`]: what one GPU needs.
 //! - [`commands`]: the subcommands of `medvision`; [`doctor`]: what is wrong with an installation.
 //! - [`cli`], [`paths`], [`device`], [`telemetry`], [`error`]: what every binary shares.
 //!
 //! Data flows one way: bytes → processing → model → engine → server and command line.
 
+pub mod blackwell_compat;
 pub mod checkpoint;
 pub mod cli;
 pub mod commands;
@@ -26,6 +28,7 @@ pub mod data;
 pub mod device;
 pub mod doctor;
 pub mod engine;
+pub mod environment;
 pub mod error;
 pub mod evaluation;
 pub mod generation;

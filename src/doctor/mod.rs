@@ -11,6 +11,7 @@ use serde::Serialize;
 
 pub use self::machine::Machine;
 pub(crate) use self::machine::disk_free;
+pub(crate) use self::models::SECTION as MODELS;
 pub use self::models::{ModelReport, ModelSizes};
 pub use self::torch::{Accelerators, GpuReport, Libtorch};
 use crate::cli::{self, CommonArgs};

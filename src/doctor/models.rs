@@ -15,7 +15,7 @@ use crate::paths::{BASE_MODEL, GET_BASE_MODEL, Project};
 use crate::processing::{ImageProcessor, TextProcessor};
 use crate::qwen2_5_vl::Config;
 
-const SECTION: &str = "Models";
+pub(crate) const SECTION: &str = "Models";
 /// Most positions that the estimate counts a key-value cache for.
 const CACHED_POSITIONS: usize = 8192;
 /// What libtorch, the picture and the activations take beside weights and cache, roughly.

@@ -13,6 +13,8 @@ use crate::device::{self, CudaUnavailable, DeviceChoice, Gpu};
 pub struct Libtorch {
     /// Version, such as "2.11.0+cu130"; `None` where its folder does not tell.
     pub version: Option<String>,
+    /// The CUDA that it was built for, such as "13.0"; `None` where it has no CUDA or its folder does not tell.
+    pub cuda_version: Option<String>,
     /// Folder of its libraries.
     pub folder: Option<PathBuf>,
 }
@@ -56,10 +58,17 @@ pub(super) fn examine_libtorch(checks: &mut Checks) -> Libtorch {
     );
     let number = version.as_deref().unwrap_or("of unknown version");
     checks.add("Libraries", Status::Pass, format!("libtorch {number} in {place}"));
-    Libtorch { version, folder }
+    Libtorch {
+        cuda_version: folder
+            .as_deref()
+            .and_then(|folder| cuda_version(version.as_deref(), folder)),
+        version,
+        folder,
+    }
 }
 
-/// The version that the folder above the libraries tells: a Python wheel's `version.py`, a libtorch archive's `build-version`.
+/// The version that the folder above the libraries tells: a Python wheel's `version.py`, a libtorch archive's
+/// `build-version`, or the name of the wheel's record beside it, which `make setup` keeps.
 fn version(libraries: &Path) -> Option<String> {
     let folder = libraries.parent()?;
     if let Ok(text) = fs::read_to_string(folder.join("version.py")) {
@@ -68,8 +77,35 @@ fn version(libraries: &Path) -> Option<String> {
             .find_map(|line| line.strip_prefix("__version__ = "))?;
         return Some(value.trim_matches(['\'', '"']).to_owned());
     }
-    let text = fs::read_to_string(folder.join("build-version")).ok()?;
-    Some(text.trim().to_owned())
+    if let Ok(text) = fs::read_to_string(folder.join("build-version")) {
+        return Some(text.trim().to_owned());
+    }
+    wheel_version(folder.parent()?, "torch-")
+}
+
+/// "13.0" for a version such as "2.11.0+cu130", else by the CUDA runtime's wheel beside it.
+fn cuda_version(version: Option<&str>, libraries: &Path) -> Option<String> {
+    match version.and_then(|version| version.split_once('+')) {
+        Some((_, build)) => {
+            let digits = build.strip_prefix("cu")?;
+            let (major, minor) = digits.split_at_checked(digits.len().checked_sub(1)?)?;
+            (!major.is_empty()).then(|| format!("{major}.{minor}"))
+        }
+        None if !libraries.join("libtorch_cuda.so").is_file() => None,
+        None => {
+            let runtime = wheel_version(libraries.parent()?.parent()?, "nvidia_cuda_runtime-")?;
+            let mut parts = runtime.split('.');
+            Some(format!("{}.{}", parts.next()?, parts.next()?))
+        }
+    }
+}
+
+/// The version in the name of a wheel's record, `NAME-VERSION.dist-info`.
+fn wheel_version(folder: &Path, prefix: &str) -> Option<String> {
+    fs::read_dir(folder).ok()?.flatten().find_map(|entry| {
+        let name = entry.file_name().into_string().ok()?;
+        Some(name.strip_prefix(prefix)?.strip_suffix(".dist-info")?.to_owned())
+    })
 }
 
 pub(super) fn examine_accelerators(choice: DeviceChoice, checks: &mut Checks) -> Accelerators {
@@ -144,4 +180,51 @@ fn examine_gpu(gpu: Gpu, checks: &mut Checks) -> GpuReport {
         Some(reason) => checks.add_with_hint("Accelerator", Status::Warn, message, reason),
     }
     report
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_libtorch_in_use_tells_its_version() {
+        let libtorch = examine_libtorch(&mut Checks::default());
+        assert!(libtorch.version.unwrap().starts_with("2."));
+    }
+
+    #[test]
+    fn versions_are_found_in_every_layout() {
+        let folder = tempfile::tempdir().unwrap();
+        let libraries = folder.path().join("torch/lib");
+        fs::create_dir_all(&libraries).unwrap();
+        assert_eq!(version(&libraries), None);
+        assert_eq!(cuda_version(None, &libraries), None);
+        fs::create_dir(folder.path().join("torch-2.11.0.dist-info")).unwrap();
+        fs::create_dir(folder.path().join("nvidia_cuda_runtime-13.0.96.dist-info")).unwrap();
+        assert_eq!(version(&libraries).unwrap(), "2.11.0");
+        // The CPU's part of a wheel that was built for CUDA.
+        assert_eq!(cuda_version(Some("2.11.0"), &libraries), None);
+        fs::write(libraries.join("libtorch_cuda.so"), "").unwrap();
+        assert_eq!(cuda_version(Some("2.11.0"), &libraries).unwrap(), "13.0");
+        fs::write(folder.path().join("torch/build-version"), "2.11.0+cpu\n").unwrap();
+        assert_eq!(version(&libraries).unwrap(), "2.11.0+cpu");
+        fs::write(
+            folder.path().join("torch/version.py"),
+            "__all__ = []\n__version__ = '2.11.0+cu130'\n",
+        )
+        .unwrap();
+        assert_eq!(version(&libraries).unwrap(), "2.11.0+cu130");
+        for (version, cuda) in [
+            ("2.11.0+cu130", Some("13.0")),
+            ("2.11.0.dev20260206+cu128", Some("12.8")),
+            ("2.11.0+cpu", None),
+            ("2.11.0+cu", None),
+        ] {
+            assert_eq!(
+                cuda_version(Some(version), &libraries).as_deref(),
+                cuda,
+                "{version}"
+            );
+        }
+    }
 }

@@ -3,6 +3,7 @@
 mod allocation;
 mod cli;
 mod documents;
+mod environment;
 mod generation;
 mod hub;
 mod images;
