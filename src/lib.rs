@@ -14,6 +14,7 @@
 //! - [`server`]: the REST API over the engine; it knows nothing of tensors.
 //! - [`evaluation`]: documents whose content is known, and how an answer about one is scored.
 //! - [`records`]: the JSON records that the pipeline's binaries leave, by the contract with the original.
+//! - [`report`]: all records in one: JSON, Markdown, HTML and plots.
 //! - [`environment`]: what the machine and the software on it are, as a record; [`blackwell_compat`]: what one GPU needs.
 //! - [`commands`]: the subcommands of `medvision`; [`doctor`]: what is wrong with an installation.
 //! - [`cli`], [`paths`], [`device`], [`telemetry`], [`error`]: what every binary shares.
@@ -40,6 +41,7 @@ pub mod processing;
 pub mod quant;
 pub mod qwen2_5_vl;
 pub mod records;
+pub mod report;
 pub mod server;
 pub mod telemetry;
 

@@ -11,5 +11,6 @@ mod linking;
 mod model;
 mod quant;
 mod records;
+mod report;
 mod server;
 mod text;
