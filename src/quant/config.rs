@@ -14,6 +14,17 @@ pub enum Quantization {
     None,
     /// bitsandbytes, 4 bits.
     BitsAndBytes(BitsAndBytes),
+    /// AWQ, 4 bits, in AutoAWQ's GEMM layout.
+    Awq(Awq),
+}
+
+/// AWQ's settings.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Awq {
+    /// Inputs that share a scale and a zero point; `None` for all of a row (`-1` in the file).
+    pub group_size: Option<usize>,
+    /// Modules whose weights are stored as numbers.
+    pub modules_to_not_convert: Option<Vec<String>>,
 }
 
 /// bitsandbytes' settings.
@@ -43,6 +54,7 @@ impl Quantization {
     pub fn precision(&self) -> Option<&'static str> {
         match self {
             Self::None => None,
+            Self::Awq(_) => Some("INT4 (AWQ)"),
             Self::BitsAndBytes(settings) => Some(match settings.quant_type {
                 QuantType::Nf4 => "NF4 (bitsandbytes)",
                 QuantType::Fp4 => "FP4 (bitsandbytes)",
@@ -60,13 +72,55 @@ impl Quantization {
         };
         match map.get("quant_method").and_then(Value::as_str) {
             Some("bitsandbytes") => bits_and_bytes(map).map(Self::BitsAndBytes).map_err(error),
+            Some("awq") => awq(map).map(Self::Awq).map_err(error),
             other => Err(error(format!(
-                "\"quant_method\" is {}; \"bitsandbytes\" is supported: \
+                "\"quant_method\" is {}; \"bitsandbytes\" and \"awq\" are supported: \
                  quantize the original model with quantize_base",
                 other.map_or("missing".to_owned(), |name| format!("{name:?}"))
             ))),
         }
     }
+}
+
+fn awq(map: &Map<String, Value>) -> Result<Awq, String> {
+    let get = |key: &str| map.get(key).filter(|value| !value.is_null());
+    // The first name is AutoAWQ's in a model folder, the second the one of its own older files.
+    let either = |keys: [&str; 2]| keys.iter().find_map(|key| get(key));
+    match either(["bits", "w_bit"]) {
+        Some(bits) if bits.as_u64() != Some(4) => return Err(format!("\"bits\" is {bits}; 4 is supported")),
+        Some(_) => {}
+        None => return Err("\"bits\" is missing; 4 is supported".to_owned()),
+    }
+    if get("zero_point").is_some_and(|flag| flag != &Value::Bool(true)) {
+        return Err("\"zero_point\" must be true".to_owned());
+    }
+    let version = get("version").map_or(Some("gemm"), Value::as_str);
+    if !version.is_some_and(|name| name.eq_ignore_ascii_case("gemm")) {
+        let found = get("version").unwrap_or(&Value::Null);
+        return Err(format!(
+            "\"version\" is {found}; AutoAWQ's \"gemm\" layout is supported"
+        ));
+    }
+    let group_size = match either(["group_size", "q_group_size"]) {
+        Some(value) if value.as_i64() == Some(-1) => None,
+        Some(value) => match value.as_u64().and_then(|size| usize::try_from(size).ok()) {
+            Some(size) if size >= 8 && size.is_multiple_of(8) => Some(size),
+            _ => {
+                return Err(format!(
+                    "\"group_size\" is {value}; a multiple of 8 or -1 is supported"
+                ));
+            }
+        },
+        None => return Err("\"group_size\" is missing".to_owned()),
+    };
+    let modules_to_not_convert = get("modules_to_not_convert")
+        .map(|value| serde_json::from_value(value.clone()))
+        .transpose()
+        .map_err(|_| "\"modules_to_not_convert\" must be a list of module names".to_owned())?;
+    Ok(Awq {
+        group_size,
+        modules_to_not_convert,
+    })
 }
 
 fn bits_and_bytes(map: &Map<String, Value>) -> Result<BitsAndBytes, String> {
@@ -160,12 +214,54 @@ mod tests {
     }
 
     #[test]
+    fn what_autoawq_writes_is_read() {
+        let config = json!({
+            "bits": 4, "group_size": 128, "modules_to_not_convert": ["visual"], "quant_method": "awq",
+            "version": "GEMM", "zero_point": true
+        });
+        let expected = Awq {
+            group_size: Some(128),
+            modules_to_not_convert: Some(vec!["visual".to_owned()]),
+        };
+        assert_eq!(read(config).unwrap(), Quantization::Awq(expected));
+        let older = json!({"quant_method": "awq", "w_bit": 4, "q_group_size": -1, "zero_point": true});
+        let expected = Awq {
+            group_size: None,
+            modules_to_not_convert: None,
+        };
+        assert_eq!(read(older).unwrap(), Quantization::Awq(expected));
+    }
+
+    #[test]
     fn what_is_not_supported_is_named() {
         let base = |key: &str, value: Value| {
             let mut config = json!({"quant_method": "bitsandbytes", "load_in_4bit": true});
             config[key] = value;
             read(config).unwrap_err().to_string()
         };
+        let awq = |key: &str, value: Value| {
+            let mut config = json!({"quant_method": "awq", "bits": 4, "group_size": 128, "version": "gemm"});
+            config[key] = value;
+            read(config).unwrap_err().to_string()
+        };
+        for (key, value, words) in [
+            ("bits", json!(8), ["\"bits\" is 8", "4 is supported"]),
+            ("bits", Value::Null, ["\"bits\" is missing", "4 is supported"]),
+            ("zero_point", json!(false), ["zero_point", "true"]),
+            ("version", json!("gemv"), ["\"gemv\"", "gemm"]),
+            ("version", json!(3), ["is 3", "gemm"]),
+            ("group_size", json!(12), ["is 12", "multiple of 8"]),
+            ("group_size", json!(0), ["is 0", "multiple of 8"]),
+            ("group_size", Value::Null, ["group_size", "missing"]),
+            (
+                "modules_to_not_convert",
+                json!("visual"),
+                ["modules_to_not_convert", "list"],
+            ),
+        ] {
+            let message = awq(key, value);
+            assert!(words.iter().all(|word| message.contains(word)), "{message}");
+        }
         for (key, value, words) in [
             ("quant_method", json!("gptq"), ["\"gptq\"", "\"bitsandbytes\""]),
             ("quant_method", json!(4), ["missing", "\"bitsandbytes\""]),

@@ -4,6 +4,8 @@
 //! What every method shares is [`Source`], the model folder it reads, and
 //! [`Staging`](crate::checkpoint::Staging), the folder in the making.
 
+mod accuracy;
+pub mod awq;
 mod base;
 mod config;
 pub mod nf4;
@@ -15,8 +17,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use serde::{Deserialize, Serialize};
 
+pub use self::accuracy::{CalibrationPage, Measured, OutputError, PageAccuracy, measure};
 pub use self::base::{BaseRun, quantize_base};
-pub use self::config::{BitsAndBytes, Quantization};
+pub use self::config::{Awq, BitsAndBytes, Quantization};
 pub use self::options::{QuantizeArgs, summary};
 pub use self::source::Source;
 use crate::{Error, Result};

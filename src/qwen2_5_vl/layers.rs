@@ -8,6 +8,7 @@ use crate::Result;
 use crate::checkpoint::Checkpoint;
 use crate::kernels::cpu;
 use crate::quant::Quantization;
+use crate::quant::awq::AwqWeight;
 use crate::quant::nf4::Nf4Weight;
 
 /// Where weights come from and what they become.
@@ -64,6 +65,9 @@ impl Weights<'_> {
             Quantization::None => None,
             Quantization::BitsAndBytes(_) => {
                 Nf4Weight::load(self.checkpoint, name, shape, self.device)?.map(LinearWeight::Nf4)
+            }
+            Quantization::Awq(settings) => {
+                AwqWeight::load(self.checkpoint, settings, name, shape, self.device)?.map(LinearWeight::Awq)
             }
         };
         match quantized {

@@ -7,7 +7,8 @@ use half::bf16;
 use tch::{Device, Kind, Tensor};
 
 use crate::Result;
-use crate::kernels::cpu::{CodedMatrix, Matrix, RowProduct};
+use crate::kernels::cpu::{CodedMatrix, GroupedMatrix, Matrix, RowProduct};
+use crate::quant::awq::AwqWeight;
 use crate::quant::nf4::Nf4Weight;
 
 /// A weight matrix `[out, in]` at rest.
@@ -16,6 +17,8 @@ pub(super) enum LinearWeight {
     Dense(Tensor),
     /// bitsandbytes' four bits.
     Nf4(Nf4Weight),
+    /// AWQ's four bits.
+    Awq(AwqWeight),
 }
 
 /// A buffer in the dtype of the computation, for weights at rest in another form: one matrix at a time, reused by all.
@@ -81,6 +84,11 @@ impl Linear {
                 |wide| Ok(wide.f_copy_(w)?),
                 |wide| Ok(x.f_linear(wide, bias)?),
             ),
+            LinearWeight::Awq(w) => self.scratch.with(
+                w.shape(),
+                |values| w.dequantize_into(values),
+                |values| Ok(x.f_linear(values, bias)?),
+            ),
             LinearWeight::Nf4(w) => self.scratch.with(
                 w.shape(),
                 |values| w.dequantize_into(values),
@@ -95,6 +103,7 @@ impl Linear {
             weight: match &self.weight {
                 LinearWeight::Dense(w) => Rows::Dense(dense(w)),
                 LinearWeight::Nf4(w) => Rows::Nf4(w.matrix()),
+                LinearWeight::Awq(w) => Rows::Awq(w.matrix()),
             },
             bias: self.bias.as_ref().map(floats),
         }
@@ -110,6 +119,7 @@ pub(super) struct LinearRows<'a> {
 enum Rows<'a> {
     Dense(Matrix<'a>),
     Nf4(CodedMatrix<'a>),
+    Awq(GroupedMatrix<'a>),
 }
 
 impl LinearRows<'_> {
@@ -118,6 +128,7 @@ impl LinearRows<'_> {
         match &self.weight {
             Rows::Dense(matrix) => matrix.product(x, rows.clone(), out),
             Rows::Nf4(matrix) => matrix.product(x, rows.clone(), out),
+            Rows::Awq(matrix) => matrix.product(x, rows.clone(), out),
         }
         if let Some(bias) = self.bias {
             for (out, bias) in out.iter_mut().zip(&bias[rows]) {

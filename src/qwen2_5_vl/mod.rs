@@ -4,6 +4,7 @@
 
 mod config;
 mod decoder;
+mod front;
 mod language;
 mod layers;
 mod linear;
@@ -12,6 +13,7 @@ mod positions;
 mod vision;
 
 pub use self::config::{Activation, Config, TextConfig, VisionConfig};
+pub use self::front::Front;
 pub use self::language::{KvCache, Wanted};
 pub use self::model::{Model, Prefill};
 pub use self::positions::{Positions, WindowPlan, rope_positions};

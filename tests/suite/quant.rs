@@ -1,5 +1,7 @@
 //! Four-bit weights: bitsandbytes' bytes, its folders both ways, and what the loaded weights compute.
 
+mod awq;
+mod awq_folders;
 mod folders;
 mod quantizer;
 

@@ -1,6 +1,7 @@
 //! CPU kernels: one generic source over [`Lanes`], compiled for AVX-512, AVX2 and any processor; see [`Level`].
 
 mod attention;
+mod awq;
 mod fused;
 mod lanes;
 mod level;
@@ -10,6 +11,7 @@ mod shared;
 mod team;
 
 pub use self::attention::{AttentionShape, Partial, attend, combine, stretch};
+pub use self::awq::GroupedMatrix;
 pub use self::fused::{Heads, add_rms_norm, applies, rms_norm, rotate_halves, rotate_head, swiglu};
 pub(crate) use self::fused::{rms_norm_row, swiglu_row};
 pub use self::lanes::{CodeTable, LANES, Lanes};

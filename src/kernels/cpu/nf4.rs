@@ -3,6 +3,9 @@
 use std::cell::RefCell;
 use std::ops::Range;
 
+use half::f16;
+use half::slice::HalfFloatSliceExt;
+
 use super::lanes::{CODE_FACTOR, CODE_UNIT, CodeTable, Lanes};
 use super::level::{Kernel, Level};
 use super::matrix::RowProduct;
@@ -19,6 +22,8 @@ const ROWS: usize = 4;
 pub enum BlockScales<'a> {
     /// One number each.
     Plain(&'a [f32]),
+    /// The same in half precision.
+    Half(&'a [f16]),
     /// Quantized themselves: `map[code] * absmax + offset`.
     Nested {
         /// One a block.
@@ -39,6 +44,7 @@ impl BlockScales<'_> {
     pub fn at(&self, block: usize) -> f32 {
         match self {
             Self::Plain(scales) => scales[block],
+            Self::Half(scales) => scales[block].to_f32(),
             Self::Nested {
                 codes,
                 absmax,
@@ -53,6 +59,7 @@ impl BlockScales<'_> {
     pub fn read(&self, first: usize, out: &mut [f32]) {
         match self {
             Self::Plain(scales) => out.copy_from_slice(&scales[first..first + out.len()]),
+            Self::Half(scales) => scales[first..first + out.len()].convert_to_f32_slice(out),
             Self::Nested {
                 codes,
                 absmax,

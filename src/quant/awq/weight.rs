@@ -1,0 +1,205 @@
+//! A weight at rest in AWQ's four bits, and its values when they are wanted.
+
+use half::f16;
+use rayon::prelude::*;
+use safetensors::Dtype;
+use tch::{Device, Kind, Tensor};
+
+use super::layout::{ORDER, PER_WORD, unpack};
+use crate::checkpoint::{Checkpoint, MappedBytes};
+use crate::kernels::cpu::{GroupedMatrix, Shared, run};
+use crate::quant::Awq;
+use crate::{Error, Result};
+
+/// Values that are restored at a time where libtorch does it.
+const CHUNK_VALUES: usize = 4 << 20;
+/// Words that are turned at a time: a cache line of each row.
+const TILE_WORDS: usize = 16;
+
+/// A weight `[rows, columns]` in AWQ's codes.
+///
+/// The folder's layout has an input's codes of all outputs side by side, as a CUDA kernel wants them; here an output's codes
+/// of all inputs are, as every other weight has them. The size is the same.
+pub struct AwqWeight {
+    rows: usize,
+    columns: usize,
+    group: usize,
+    /// u8 `[rows, columns / 2]`: two codes each, the first in the high half.
+    packed: Tensor,
+    /// f16 `[rows, columns / group]`.
+    scales: Tensor,
+    /// u8 `[rows, columns / group]`.
+    zeros: Tensor,
+}
+
+impl AwqWeight {
+    /// The weight of canonical `name` (`….weight`), which must be `[rows, columns]`, on `device`; `None` where it is not
+    /// quantized.
+    pub fn load(
+        checkpoint: &Checkpoint,
+        settings: &Awq,
+        name: &str,
+        [rows, columns]: [usize; 2],
+        device: Device,
+    ) -> Result<Option<Self>> {
+        let module = name.strip_suffix(".weight").unwrap_or(name);
+        if !checkpoint.contains(&format!("{module}.qweight")) {
+            return Ok(None);
+        }
+        let group = settings.group_size.unwrap_or(columns);
+        if !columns.is_multiple_of(group) || !group.is_multiple_of(2) || !rows.is_multiple_of(PER_WORD) {
+            return Err(Error::checkpoint(
+                checkpoint.dir(),
+                format!(
+                    "tensor \"{module}.qweight\" cannot stand for {rows} x {columns} values in groups of {group} \
+                     (\"group_size\" in config.json)"
+                ),
+            ));
+        }
+        let (groups, words) = (columns / group, rows / PER_WORD);
+        let part = |suffix: &str, dtype, shape: [usize; 2]| {
+            bytes(checkpoint, &format!("{module}.{suffix}"), dtype, shape)
+        };
+        let qweight = part("qweight", Dtype::I32, [columns, words])?;
+        let qzeros = part("qzeros", Dtype::I32, [groups, words])?;
+        let stored = part("scales", Dtype::F16, [groups, rows])?;
+        let shape = [rows as i64, groups as i64];
+        let scales = Tensor::f_from_data_size(&stored, &[shape[1], shape[0]], Kind::Half)?;
+        if scales.f_isfinite()?.f_all()?.f_int64_value(&[])? == 0 {
+            return Err(Error::checkpoint(
+                checkpoint.dir(),
+                format!(
+                    "tensor \"{module}.scales\" holds values that are no finite numbers: the folder is damaged"
+                ),
+            ));
+        }
+        let place = |tensor: Tensor| tensor.f_contiguous()?.f_to_device(device);
+        let zeros = unpack(&integers(&qzeros));
+        let zeros = Tensor::f_from_data_size(&zeros, &[shape[1], shape[0]], Kind::Uint8)?;
+        let packed = turn(&qweight, rows, columns);
+        let packed = Tensor::f_from_data_size(&packed, &[shape[0], columns as i64 / 2], Kind::Uint8)?;
+        Ok(Some(Self {
+            rows,
+            columns,
+            group,
+            packed: place(packed)?,
+            scales: place(scales.f_tr()?)?,
+            zeros: place(zeros.f_tr()?)?,
+        }))
+    }
+
+    /// `[rows, columns]`.
+    pub fn shape(&self) -> (i64, i64) {
+        (self.rows as i64, self.columns as i64)
+    }
+
+    /// The weight as CPU kernels multiply with it; it must be on the CPU.
+    pub fn matrix(&self) -> GroupedMatrix<'_> {
+        GroupedMatrix {
+            packed: slice(&self.packed, Kind::Uint8),
+            scales: slice::<f16>(&self.scales, Kind::Half),
+            zeros: slice(&self.zeros, Kind::Uint8),
+            group: self.group,
+            rows: self.rows,
+            columns: self.columns,
+        }
+    }
+
+    /// Writes the values, `(code - zero) * scale` in f32 and then in `out`'s dtype, into `out`: contiguous
+    /// `[rows, columns]` on the weight's device.
+    pub fn dequantize_into(&self, out: &mut Tensor) -> Result<()> {
+        assert!(out.numel() == self.rows * self.columns && out.is_contiguous());
+        if out.device() == Device::Cpu && out.kind() == Kind::Float && out.numel() > 0 {
+            assert_eq!(slice::<f32>(out, Kind::Float).len(), self.rows * self.columns);
+            // SAFETY: f32, contiguous, on the CPU (`slice` checks); borrowed mutably.
+            let out = unsafe { std::slice::from_raw_parts_mut(out.data_ptr().cast(), out.numel()) };
+            self.restore_floats(out);
+            return Ok(());
+        }
+        self.restore_with_tensors(out)
+    }
+
+    fn restore_floats(&self, out: &mut [f32]) {
+        let (matrix, rows, columns) = (self.matrix(), self.rows, self.columns);
+        let out = Shared::new(out);
+        run(tch::get_num_threads().max(1) as usize, |member| {
+            let share = member.share(rows, 1);
+            // SAFETY: shares do not meet.
+            let out = unsafe { out.write(share.start * columns..share.end * columns) };
+            matrix.dequantize(share, out);
+        });
+    }
+
+    fn restore_with_tensors(&self, out: &Tensor) -> Result<()> {
+        let (group, columns) = (self.group as i64, self.columns as i64);
+        let step = (CHUNK_VALUES / self.columns.max(1)).max(1);
+        let out = out.f_view([self.rows as i64, columns])?;
+        for start in (0..self.rows).step_by(step) {
+            let (start, rows) = (start as i64, step.min(self.rows - start) as i64);
+            let part = |t: &Tensor| t.f_narrow(0, start, rows);
+            let bytes = part(&self.packed)?;
+            let codes = Tensor::f_stack(
+                &[
+                    bytes.f_bitwise_right_shift_tensor_scalar(4)?,
+                    bytes.f_bitwise_and(15)?,
+                ],
+                -1,
+            )?;
+            let values = codes.f_view([rows, -1, group])?.f_to_kind(Kind::Float)?;
+            let values = values
+                .f_sub(&part(&self.zeros)?.f_unsqueeze(-1)?)?
+                .f_mul_(&part(&self.scales)?.f_to_kind(Kind::Float)?.f_unsqueeze(-1)?)?;
+            part(&out)?.f_copy_(&values.f_view([rows, columns])?)?;
+        }
+        Ok(())
+    }
+}
+
+/// The bytes of the tensor of canonical `name`, which must be `shape` of `dtype`.
+fn bytes(checkpoint: &Checkpoint, name: &str, dtype: Dtype, shape: [usize; 2]) -> Result<MappedBytes> {
+    let (path, found, found_shape, bytes) = checkpoint.bytes(name)?;
+    if found != dtype || found_shape != shape {
+        let reason =
+            format!("tensor \"{name}\" is {found} {found_shape:?}; config.json asks for {dtype} {shape:?}");
+        return Err(Error::checkpoint(path, reason));
+    }
+    Ok(bytes)
+}
+
+fn integers(bytes: &[u8]) -> Vec<i32> {
+    let words = bytes.as_chunks::<4>().0.iter();
+    words.map(|&word| i32::from_le_bytes(word)).collect()
+}
+
+/// Words `[columns, rows / 8]` → two codes a byte, `[rows, columns / 2]`.
+fn turn(words: &[u8], rows: usize, columns: usize) -> Vec<u8> {
+    let (words, per_row) = (words.as_chunks::<4>().0, rows / PER_WORD);
+    let row_bytes = columns / 2;
+    let mut out = vec![0u8; rows * row_bytes];
+    let tiles = out.par_chunks_mut((TILE_WORDS * PER_WORD * row_bytes).max(1));
+    tiles.enumerate().for_each(|(tile, out)| {
+        let width = out.len() / row_bytes / PER_WORD;
+        for pair in 0..row_bytes {
+            for word in 0..width {
+                let at = 2 * pair * per_row + tile * TILE_WORDS + word;
+                let [first, second] = [words[at], words[at + per_row]].map(u32::from_le_bytes);
+                for (nibble, row) in ORDER.iter().enumerate() {
+                    let code = |word: u32| (word >> (4 * nibble)) as u8 & 15;
+                    out[(word * PER_WORD + row) * row_bytes + pair] = code(first) << 4 | code(second);
+                }
+            }
+        }
+    });
+    out
+}
+
+/// The values of a tensor of `kind`, which must be T's, on the CPU.
+fn slice<T>(tensor: &Tensor, kind: Kind) -> &[T] {
+    assert!(tensor.kind() == kind && tensor.device() == Device::Cpu && tensor.is_contiguous());
+    if tensor.numel() == 0 {
+        return &[];
+    }
+    // SAFETY: contiguous, of T's dtype (callers pair them), on the CPU; it lives as long as the slice, and weights are not
+    // written to.
+    unsafe { std::slice::from_raw_parts(tensor.data_ptr().cast(), tensor.numel()) }
+}

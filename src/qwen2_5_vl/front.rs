@@ -1,0 +1,73 @@
+//! What comes before the decoder layers, alone: for work that takes the layers one at a time.
+
+use tch::{Device, Kind, Tensor};
+
+use super::Config;
+use super::layers::Weights;
+use super::linear::Scratch;
+use super::positions::{Positions, rope_positions};
+use super::vision::VisionTower;
+use crate::Result;
+use crate::checkpoint::Checkpoint;
+use crate::processing::{Grid, PromptError};
+use crate::quant::Quantization;
+
+/// Vision tower and embedding table.
+pub struct Front {
+    config: Config,
+    vision: VisionTower,
+    embed: Tensor,
+}
+
+impl Front {
+    /// Builds it from `checkpoint`; weights become `kind` on `device`.
+    pub fn load(checkpoint: &Checkpoint, config: &Config, kind: Kind, device: Device) -> Result<Self> {
+        let weights = Weights {
+            checkpoint,
+            kind,
+            device,
+            scratch: Scratch::new(kind, device)?,
+            quantization: Quantization::None,
+        };
+        let shape = [config.text.vocab_size, config.text.hidden_size];
+        tch::no_grad(|| {
+            Ok(Self {
+                vision: VisionTower::load(&weights, &config.vision)?,
+                embed: weights.tensor("model.embed_tokens.weight", &shape)?,
+                config: config.clone(),
+            })
+        })
+    }
+
+    /// What the first decoder layer reads, `[rows, hidden]`, and the positions of its rows.
+    pub fn embed(
+        &self,
+        input_ids: &[i64],
+        pixel_values: Option<&Tensor>,
+        grids: &[Grid],
+    ) -> Result<(Tensor, Positions)> {
+        let image = self.config.image_token_id;
+        let positions = rope_positions(input_ids, image, grids, self.config.vision.spatial_merge_size)?;
+        let places: Vec<i64> = (0..input_ids.len() as i64)
+            .filter(|&i| input_ids[i as usize] == image)
+            .collect();
+        tch::no_grad(|| {
+            let ids = Tensor::f_from_slice(input_ids)?.f_to_device(self.embed.device())?;
+            let mut x = self.embed.f_index_select(0, &ids)?;
+            if let Some(pixels) = pixel_values {
+                let features = self.vision.forward(pixels, grids)?;
+                let images = features.size()[0] as usize;
+                if images != places.len() {
+                    return Err(PromptError::ImageCount {
+                        places: places.len(),
+                        images,
+                    }
+                    .into());
+                }
+                let at = Tensor::f_from_slice(&places)?.f_to_device(x.device())?;
+                x = x.f_index_copy(0, &at, &features.f_to_kind(x.kind())?)?;
+            }
+            Ok((x, positions))
+        })
+    }
+}
