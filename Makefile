@@ -52,9 +52,10 @@ $(TOOLS)/bin/cargo-deny:
 $(TOOLS)/bin/cargo-machete:
 	$(CARGO) install --locked --root $(TOOLS) cargo-machete@0.9.2
 
-bench: setup ## Measure, and compare with transformers on the same pages
+bench: setup ## Measure, and compare with transformers and Pillow on the same pages
 	$(CARGO) bench --locked
 	python3 -B benchmarks/compare_transformers.py
+	python3 -B benchmarks/compare_pil.py
 
 fmt: ## Format the sources
 	$(CARGO) fmt

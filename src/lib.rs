@@ -12,6 +12,7 @@
 //! - [`hub`]: models and datasets from a Hugging Face hub, resumed and checked.
 //! - [`data`]: published datasets → raw records → pages and their texts.
 //! - [`server`]: the REST API over the engine; it knows nothing of tensors.
+//! - [`rendering`]: text → page images, in the typeface that comes with the program.
 //! - [`evaluation`]: documents whose content is known, and how an answer about one is scored.
 //! - [`records`]: the JSON records that the pipeline's binaries leave, by the contract with the original.
 //! - [`report`]: all records in one: JSON, Markdown, HTML and plots.
@@ -41,6 +42,7 @@ pub mod processing;
 pub mod quant;
 pub mod qwen2_5_vl;
 pub mod records;
+pub mod rendering;
 pub mod report;
 pub mod server;
 pub mod telemetry;

@@ -3,14 +3,19 @@
 use std::collections::HashSet;
 use std::fs::File;
 use std::io::Read;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
+use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
+use crate::paths::write_atomically;
+use crate::processing::RgbPage;
+use crate::rendering::{PageSize, document_page, encode_rgb};
 use crate::{Error, Result};
 
 const TEST: &str = include_str!("../../datasets/documents/test_documents.json");
 const EVALUATION: &str = include_str!("../../datasets/documents/evaluation_cases.json");
+const CALIBRATION: &str = include_str!("../../datasets/documents/calibration_pages.json");
 /// A set may not be larger; every page of it is drawn and read.
 const MAX_BYTES: u64 = 16 << 20;
 
@@ -33,6 +38,13 @@ pub struct Document {
     pub expected_values: Vec<String>,
 }
 
+impl Document {
+    /// Its page: border, heading, rule, lines.
+    pub fn page(&self, size: PageSize) -> RgbPage {
+        document_page(&self.title, &self.content, size)
+    }
+}
+
 /// Documents that are measured together: `{"documents": [...]}`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DocumentSet {
@@ -51,6 +63,11 @@ impl DocumentSet {
         shipped(EVALUATION)
     }
 
+    /// Synthetic pages to calibrate a quantization on; nothing is expected of them, and no line is another set's.
+    pub fn calibration() -> Self {
+        shipped(CALIBRATION)
+    }
+
     /// The set in a file (`--documents FILE.json`); the error names the document and the key at fault.
     pub fn load(path: &Path) -> Result<Self> {
         let mut text = String::new();
@@ -64,6 +81,20 @@ impl DocumentSet {
             ));
         }
         Self::parse(&text).map_err(|reason| Error::record(path, reason))
+    }
+
+    /// Draws every page and writes it to `folder`, which is made where it is missing; the paths, in the set's order.
+    pub fn write_pages(&self, folder: &Path, size: PageSize) -> Result<Vec<PathBuf>> {
+        std::fs::create_dir_all(folder).map_err(|error| Error::io(folder, error))?;
+        self.documents
+            .par_iter()
+            .map(|document| {
+                let path = folder.join(&document.filename);
+                let page = document.page(size);
+                write_atomically(&path, |file| encode_rgb(&page, file))?;
+                Ok(path)
+            })
+            .collect()
     }
 
     fn parse(text: &str) -> Result<Self, String> {
@@ -124,6 +155,8 @@ fn shipped(text: &str) -> DocumentSet {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::processing::{DecodeLimits, decode};
+    use crate::rendering::TEST_PAGE;
     use serde_json::{Value, json};
 
     fn document(change: impl FnOnce(&mut Value)) -> Value {
@@ -148,6 +181,18 @@ mod tests {
         let read = DocumentSet::load(&path).unwrap();
         assert_eq!(read.documents.len(), 1);
         assert_eq!(read.documents[0].content, ["a line"]);
+    }
+
+    #[test]
+    fn pages_are_written_under_their_names() {
+        let folder = tempfile::tempdir().unwrap();
+        let images = folder.path().join("datasets/test_images");
+        let paths = DocumentSet::test().write_pages(&images, TEST_PAGE).unwrap();
+        assert_eq!(paths.len(), 5);
+        assert_eq!(paths[4], images.join("discharge_summary.png"));
+        let page = decode(&std::fs::read(&paths[4]).unwrap(), &DecodeLimits::default()).unwrap();
+        assert_eq!(page, DocumentSet::test().documents[4].page(TEST_PAGE));
+        assert_eq!(std::fs::read_dir(&images).unwrap().count(), 5);
     }
 
     #[test]

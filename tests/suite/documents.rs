@@ -151,3 +151,37 @@ fn every_document_has_a_prompt_of_its_own() {
     assert_eq!(prompts.len(), documents.len());
     assert!(prompts.iter().all(|prompt| (40..=200).contains(&prompt.len())));
 }
+
+#[test]
+fn nothing_of_the_measured_documents_is_calibrated_on() {
+    let measured = all();
+    let lines: HashSet<&str> = measured
+        .iter()
+        .flat_map(|document| &document.content)
+        .map(String::as_str)
+        .collect();
+    let six_words = |text: &str| -> HashSet<String> {
+        let words: Vec<&str> = text.split_whitespace().collect();
+        words
+            .windows(6)
+            .map(|words| words.join(" ").to_lowercase())
+            .collect()
+    };
+    let phrases: HashSet<String> = lines.iter().flat_map(|line| six_words(line)).collect();
+    let calibration = DocumentSet::calibration().documents;
+    assert_eq!(calibration.len(), 24);
+    for document in &calibration {
+        for line in &document.content {
+            assert!(
+                !lines.contains(line.as_str()) || line.split_whitespace().count() < 3,
+                "{line}"
+            );
+            assert!(six_words(line).is_disjoint(&phrases), "{line}");
+        }
+        assert!(
+            measured.iter().all(|other| other.prompt != document.prompt),
+            "{}",
+            document.prompt
+        );
+    }
+}

@@ -1,0 +1,121 @@
+//! Which samples say the same, letter case, punctuation and spacing aside.
+
+use std::collections::HashMap;
+
+use sha2::{Digest, Sha256};
+use unicode_normalization::UnicodeNormalization;
+
+/// What a text is told by: 16 hexadecimal digits of the SHA-256 of its words, in small letters and compatibility form.
+pub(super) fn text_key(text: &str) -> String {
+    let mut hasher = Sha256::new();
+    let mut between = true;
+    for character in text.nfkc().flat_map(char::to_lowercase) {
+        if character.is_alphanumeric() {
+            hasher.update(character.encode_utf8(&mut [0; 4]).as_bytes());
+            between = false;
+        } else if !between {
+            hasher.update(b" ");
+            between = true;
+        }
+    }
+    // The last word ends as any other does, whatever follows it.
+    if !between {
+        hasher.update(b" ");
+    }
+    short_hex(hasher)
+}
+
+/// The first 16 hexadecimal digits of a hash.
+pub(super) fn short_hex(hasher: Sha256) -> String {
+    hasher
+        .finalize()
+        .iter()
+        .take(8)
+        .map(|byte| format!("{byte:02x}"))
+        .collect()
+}
+
+/// Puts items that share a key into one group: each item's group, numbered by first appearance.
+pub(super) fn groups<'a>(keys: impl Iterator<Item = [&'a str; 2]>) -> Vec<usize> {
+    let mut parents: Vec<usize> = Vec::new();
+    let mut owners: HashMap<&str, usize> = HashMap::new();
+    for (item, keys) in keys.enumerate() {
+        parents.push(item);
+        for key in keys {
+            let owner = *owners.entry(key).or_insert(item);
+            let (a, b) = (root(&mut parents, owner), root(&mut parents, item));
+            parents[a.max(b)] = a.min(b);
+        }
+    }
+    let mut numbers = HashMap::new();
+    (0..parents.len())
+        .map(|item| {
+            let root = root(&mut parents, item);
+            let next = numbers.len();
+            *numbers.entry(root).or_insert(next)
+        })
+        .collect()
+}
+
+fn root(parents: &mut [usize], mut item: usize) -> usize {
+    while parents[item] != item {
+        parents[item] = parents[parents[item]];
+        item = parents[item];
+    }
+    item
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn letter_case_punctuation_spacing_and_forms_make_no_difference() {
+        let key = text_key("The patient (age 50) is fine.");
+        for same in [
+            "the  PATIENT, age 50\nis fine",
+            " The patient age 50 is fine !",
+            "The patient age ５０ is ﬁne",
+        ] {
+            assert_eq!(text_key(same), key, "{same}");
+        }
+        for other in [
+            "The patient age 5 0 is fine",
+            "The patient age 50 is fine now",
+            "Thepatient age 50 is fine",
+            "",
+        ] {
+            assert_ne!(text_key(other), key, "{other}");
+        }
+        assert_eq!(key.len(), 16);
+    }
+
+    #[test]
+    fn a_shared_key_joins_groups_also_at_second_hand() {
+        let keys = [
+            ["a", "1"],
+            ["b", "2"],
+            ["c", "3"],
+            ["a", "2"],
+            ["d", "4"],
+            ["d", "5"],
+        ];
+        assert_eq!(groups(keys.into_iter()), [0, 0, 1, 0, 2, 2]);
+        assert_eq!(groups([].into_iter()), [0; 0]);
+    }
+
+    proptest! {
+        #[test]
+        fn items_that_share_a_key_share_a_group(keys in proptest::collection::vec(("[a-f]", "[1-9]"), 0..40)) {
+            let numbers = groups(keys.iter().map(|(a, b)| [a.as_str(), b.as_str()]));
+            for (one, a) in keys.iter().enumerate() {
+                for (two, b) in keys.iter().enumerate() {
+                    if a.0 == b.0 || a.1 == b.1 {
+                        prop_assert_eq!(numbers[one], numbers[two]);
+                    }
+                }
+            }
+        }
+    }
+}

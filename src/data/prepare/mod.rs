@@ -1,0 +1,239 @@
+//! Raw datasets → pages, prompts and answers in three splits: `datasets/formatted/`.
+//!
+//! ```text
+//! images/              pages drawn and pictures taken over, each named after its content
+//! train.json val.json test.json
+//! data_summary.json    written last: without it the rest is not complete
+//! ```
+//!
+//! An image is there whole or not at all, under a name that tells its content, so that a run after a kill keeps what was made.
+
+mod groups;
+mod images;
+mod samples;
+mod split;
+mod summary;
+
+use std::collections::HashMap;
+use std::fs::{self, File, TryLockError};
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use rayon::prelude::*;
+
+use self::images::Images;
+use self::samples::{Candidate, Collected, collect};
+use self::summary::Inputs;
+use super::RawDataset;
+use crate::paths::Project;
+use crate::records::{self, DataSample, DataSummary, Extra};
+use crate::telemetry::{self, Level};
+use crate::{Error, Result};
+
+/// Seed of the shuffle and of the prompts, unless another is given.
+pub const DEFAULT_SEED: u64 = 42;
+
+const RAW: &str = "datasets/raw";
+const FORMATTED: &str = "datasets/formatted";
+const DATASETS: [&str; 3] = ["roco", "pubmedvision", "mtsamples"];
+
+/// How samples are told apart before they are split.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum SplitRule {
+    /// Samples of the same text or picture stay together
+    Grouped,
+    /// Each sample for itself, as the original project did: the same text lands in training and test
+    Original,
+}
+
+impl SplitRule {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Grouped => "grouped",
+            Self::Original => "original",
+        }
+    }
+}
+
+/// How to prepare.
+#[derive(Debug, Clone, Copy)]
+pub struct PrepareOptions {
+    /// How samples are told apart.
+    pub split: SplitRule,
+    /// Of the shuffle and of the prompts.
+    pub seed: u64,
+}
+
+impl Default for PrepareOptions {
+    fn default() -> Self {
+        Self {
+            split: SplitRule::Grouped,
+            seed: DEFAULT_SEED,
+        }
+    }
+}
+
+/// What a run did.
+#[derive(Debug, Clone)]
+pub struct Prepared {
+    /// As it stands in `data_summary.json`.
+    pub summary: DataSummary,
+    /// Everything was there already, made from the same raw datasets in the same way.
+    pub up_to_date: bool,
+    /// Images made by this run.
+    pub images_made: usize,
+    /// Images that an earlier run had made.
+    pub images_kept: usize,
+    /// Everything, seconds.
+    pub seconds: f64,
+}
+
+/// Prepares `datasets/formatted` from `datasets/raw`: the same input gives the same files, however many threads there are.
+pub fn prepare(project: &Project, options: &PrepareOptions) -> Result<Prepared> {
+    let start = Instant::now();
+    let datasets = open_datasets(&project.file(RAW))?;
+    let formatted = project.file(FORMATTED);
+    let folder = formatted.join("images");
+    fs::create_dir_all(&folder).map_err(|error| Error::io(&folder, error))?;
+    let _lock = lock(&formatted)?;
+    let inputs = Inputs::new(&datasets, options);
+    if let Some(summary) = inputs.finished(project) {
+        return Ok(Prepared {
+            images_kept: summary.total_samples as usize,
+            summary,
+            up_to_date: true,
+            images_made: 0,
+            seconds: start.elapsed().as_secs_f64(),
+        });
+    }
+    let mut collected = collect(&datasets, options.seed)?;
+    let images = write_images(&folder, &mut collected)?;
+    let split = split::split(&collected.candidates, options);
+    let lists = split.indices.each_ref().map(|indices| {
+        let samples = indices
+            .iter()
+            .filter_map(|index| collected.candidates.get(*index));
+        samples
+            .map(|candidate| sample(candidate, &split))
+            .collect::<Vec<_>>()
+    });
+    let summary = inputs.summary(options, &collected, &split, &lists);
+    publish(project, &lists, &summary)?;
+    images::sweep(&folder, &collected.candidates)?;
+    Ok(Prepared {
+        summary,
+        up_to_date: false,
+        images_made: images.made,
+        images_kept: images.kept,
+        seconds: start.elapsed().as_secs_f64(),
+    })
+}
+
+fn open_datasets(raw: &Path) -> Result<Vec<RawDataset>> {
+    let mut datasets = Vec::new();
+    for name in DATASETS {
+        match RawDataset::open(&raw.join(name))? {
+            Some(dataset) => datasets.push(dataset),
+            None => telemetry::say(
+                Level::WARN,
+                &format!(
+                    "{}: not downloaded, or not complete; going on without it",
+                    raw.join(name).display()
+                ),
+            ),
+        }
+    }
+    if datasets.is_empty() {
+        return Err(Error::record(
+            raw,
+            "holds no complete data set; run download_datasets first",
+        ));
+    }
+    Ok(datasets)
+}
+
+/// Keeps a second run out until this one ends, however it ends.
+fn lock(formatted: &Path) -> Result<File> {
+    let folder = File::open(formatted).map_err(|error| Error::io(formatted, error))?;
+    match folder.try_lock() {
+        Ok(()) => Ok(folder),
+        Err(TryLockError::WouldBlock) => Err(Error::record(
+            formatted,
+            "another prepare_training_data is at work here; wait for it or stop it",
+        )),
+        Err(TryLockError::Error(error)) => Err(Error::io(formatted, error)),
+    }
+}
+
+struct Written {
+    made: usize,
+    kept: usize,
+}
+
+/// Makes the images that are missing, in parallel; candidates whose picture cannot be decoded are dropped and counted.
+fn write_images(folder: &Path, collected: &mut Collected) -> Result<Written> {
+    let images = Images::new(folder);
+    let mut first: HashMap<String, usize> = HashMap::new();
+    for (index, candidate) in collected.candidates.iter().enumerate() {
+        first.entry(candidate.image.identity()).or_insert(index);
+    }
+    let unique: Vec<&Candidate> = {
+        let mut indices: Vec<usize> = first.values().copied().collect();
+        indices.sort_unstable();
+        indices
+            .iter()
+            .filter_map(|index| collected.candidates.get(*index))
+            .collect()
+    };
+    let bar = telemetry::progress_bar(unique.len() as u64).with_message("images");
+    let outcomes: Vec<(String, images::Outcome)> = unique
+        .par_iter()
+        .map(|candidate| {
+            let outcome = images.write(&candidate.image)?;
+            bar.inc(1);
+            Ok((candidate.image.identity(), outcome))
+        })
+        .collect::<Result<_>>()?;
+    bar.finish_and_clear();
+    images.sync()?;
+    let count =
+        |wanted: fn(&images::Outcome) -> bool| outcomes.iter().filter(|(_, outcome)| wanted(outcome)).count();
+    let written = Written {
+        made: count(|outcome| matches!(outcome, images::Outcome::Made { .. })),
+        kept: count(|outcome| matches!(outcome, images::Outcome::Kept { .. })),
+    };
+    collected.place(&outcomes.into_iter().collect());
+    Ok(written)
+}
+
+fn sample(candidate: &Candidate, split: &split::Split) -> DataSample {
+    let mut extra = Extra::new();
+    if split.unseen.contains(&candidate.text_key) {
+        extra.insert("unseen".to_owned(), true.into());
+    }
+    DataSample {
+        image_path: format!("{FORMATTED}/images/{}", candidate.file),
+        prompt: candidate.prompt.clone(),
+        response: candidate.response.clone(),
+        source: candidate.source.clone(),
+        extra,
+    }
+}
+
+/// The three lists, in the order train, val, test.
+fn list_paths(project: &Project) -> [PathBuf; 3] {
+    [records::paths::TRAIN, records::paths::VAL, records::paths::TEST].map(|path| project.file(path))
+}
+
+/// Takes the old summary away, writes the lists, then the new summary: a run that is killed in between leaves none.
+fn publish(project: &Project, lists: &[Vec<DataSample>; 3], summary: &DataSummary) -> Result<()> {
+    let path = project.file(records::paths::DATA_SUMMARY);
+    match fs::remove_file(&path) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(Error::io(&path, error)),
+        _ => {}
+    }
+    for (path, list) in list_paths(project).iter().zip(lists) {
+        records::write_list(path, list)?;
+    }
+    records::write(&path, summary)
+}

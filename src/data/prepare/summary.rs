@@ -1,0 +1,149 @@
+//! `data_summary.json`: the contract's counts, what was left out, how often texts repeat, and what it was made from.
+
+use std::collections::{BTreeMap, HashSet};
+
+use serde_json::{Value, json};
+use sha2::{Digest, Sha256};
+
+use super::samples::Collected;
+use super::split::Split;
+use super::{PrepareOptions, list_paths};
+use crate::data::RawDataset;
+use crate::paths::Project;
+use crate::records::{self, DataSample, DataSummary, Extra, SampleSource};
+use crate::rendering::RENDERING_VERSION;
+
+/// Changes whenever the same raw datasets would give other samples.
+const PREPARATION_VERSION: u32 = 1;
+const INPUTS: &str = "inputs_sha256";
+
+/// What the splits are made from, as one hash.
+pub(super) struct Inputs(String);
+
+impl Inputs {
+    pub(super) fn new(datasets: &[RawDataset], options: &PrepareOptions) -> Self {
+        let manifests = datasets.iter().map(RawDataset::manifest);
+        let datasets: Vec<Value> = manifests
+            .map(|raw| {
+                json!([
+                    raw.name,
+                    raw.label,
+                    raw.records,
+                    raw.records_sha256,
+                    raw.image_bytes
+                ])
+            })
+            .collect();
+        let inputs = json!([
+            PREPARATION_VERSION,
+            RENDERING_VERSION,
+            options.split.name(),
+            options.seed,
+            datasets
+        ]);
+        let digest = Sha256::digest(inputs.to_string());
+        Self(digest.iter().map(|byte| format!("{byte:02x}")).collect())
+    }
+
+    /// The summary of an earlier run that made the same, if all that it made is still there.
+    pub(super) fn finished(&self, project: &Project) -> Option<DataSummary> {
+        let summary: DataSummary = records::read(&project.file(records::paths::DATA_SUMMARY)).ok()?;
+        if summary.extra.get(INPUTS)?.as_str()? != self.0 {
+            return None;
+        }
+        let mut counts = Vec::new();
+        let mut images = HashSet::new();
+        for path in list_paths(project) {
+            let samples: Vec<DataSample> = records::read(&path).ok()?;
+            counts.push(samples.len() as u64);
+            images.extend(samples.into_iter().map(|sample| sample.image_path));
+        }
+        let all = images
+            .iter()
+            .all(|image| project.file(image).metadata().is_ok_and(|file| file.len() > 0));
+        (all && counts == [summary.train_count, summary.val_count, summary.test_count]).then_some(summary)
+    }
+
+    /// The record. `lists` are training, validation and test.
+    pub(super) fn summary(
+        &self,
+        options: &PrepareOptions,
+        collected: &Collected,
+        split: &Split,
+        lists: &[Vec<DataSample>; 3],
+    ) -> DataSummary {
+        let counts = lists.each_ref().map(|list| list.len() as u64);
+        let different = split.groups.iter().collect::<HashSet<_>>().len();
+        let skipped = collected.skipped;
+        let extra = json!({
+            "split_rule": options.split.name(),
+            "different_texts": different,
+            "duplicate_samples": collected.candidates.len() - different,
+            "test_samples_whose_text_is_trained_on": leaked(split),
+            "skipped": {
+                "without_text": skipped.without_text,
+                "shorter_than_50_characters": skipped.short,
+                "broken_image": skipped.broken_image,
+            },
+            "test": figures(split, collected, |_| true),
+            "unseen": figures(split, collected, |key| split.unseen.contains(key)),
+            INPUTS: self.0,
+        });
+        DataSummary {
+            total_samples: counts.iter().sum(),
+            train_count: counts[0],
+            val_count: counts[1],
+            test_count: counts[2],
+            source_counts: by_source(lists.iter().flatten().map(|sample| &sample.source)),
+            random_seed: options.seed,
+            split_ratio: "80/10/10".to_owned(),
+            extra: match extra {
+                Value::Object(extra) => extra,
+                _ => Extra::new(),
+            },
+        }
+    }
+}
+
+fn by_source<'a>(sources: impl Iterator<Item = &'a SampleSource>) -> BTreeMap<String, u64> {
+    let mut counts = BTreeMap::new();
+    for source in sources {
+        let name = match source {
+            SampleSource::PathVqa => "PathVQA",
+            SampleSource::PubMedVision => "PubMedVision",
+            SampleSource::MtSamples => "MTSamples",
+            SampleSource::Other(name) => name,
+        };
+        *counts.entry(name.to_owned()).or_default() += 1;
+    }
+    counts
+}
+
+/// Figures on the samples of the test split whose text is `wanted`.
+fn figures(split: &Split, collected: &Collected, wanted: impl Fn(&str) -> bool) -> Value {
+    let test = split.indices[2]
+        .iter()
+        .filter_map(|index| collected.candidates.get(*index));
+    let chosen: Vec<_> = test.filter(|candidate| wanted(&candidate.text_key)).collect();
+    let texts: HashSet<&str> = chosen
+        .iter()
+        .map(|candidate| candidate.text_key.as_str())
+        .collect();
+    json!({
+        "samples": chosen.len(),
+        "different_texts": texts.len(),
+        "source_counts": by_source(chosen.iter().map(|candidate| &candidate.source)),
+    })
+}
+
+/// Samples of the test split that the training split has, too.
+fn leaked(split: &Split) -> usize {
+    let [train, _, test] = &split.indices;
+    let trained: HashSet<usize> = train
+        .iter()
+        .filter_map(|index| split.groups.get(*index))
+        .copied()
+        .collect();
+    let tested = test.iter().filter_map(|index| split.groups.get(*index));
+    tested.filter(|group| trained.contains(group)).count()
+}

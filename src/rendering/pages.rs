@@ -1,0 +1,129 @@
+//! The two kinds of page: a document with heading and border, and plain text.
+
+use super::canvas::Canvas;
+use super::typeface::{BODY, HEADING, TEXT};
+use super::wrap::wrap;
+use crate::processing::RgbPage;
+
+/// Width and height, pixels.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PageSize {
+    /// Pixels a row.
+    pub width: u32,
+    /// Rows.
+    pub height: u32,
+}
+
+/// Pages of the test documents.
+pub const TEST_PAGE: PageSize = PageSize {
+    width: 900,
+    height: 1100,
+};
+/// Pages of the evaluation cases.
+pub const EVALUATION_PAGE: PageSize = PageSize {
+    width: 920,
+    height: 1200,
+};
+
+const BLACK: [u8; 3] = [0; 3];
+const NAVY: [u8; 3] = [0, 0, 128];
+/// From one line to the next.
+const LINE_HEIGHT: u32 = 18;
+
+/// A document: border, heading, rule and the lines that fit above the border.
+pub fn document_page(title: &str, content: &[String], size: PageSize) -> RgbPage {
+    let PageSize { width, height } = size;
+    let mut sheet = Canvas::<3>::new(width, height);
+    border(&mut sheet, size);
+    sheet.text(40, 40, title, &HEADING, NAVY);
+    sheet.fill((40, 70), (width.saturating_sub(40), 70), BLACK);
+    let tops = (85..).step_by(LINE_HEIGHT as usize);
+    for (top, line) in tops.zip(content) {
+        if top > height.saturating_sub(60) {
+            break;
+        }
+        sheet.text(40, top, line, &BODY, BLACK);
+    }
+    RgbPage {
+        width,
+        height,
+        pixels: sheet.into_bytes(),
+    }
+}
+
+/// 2 pixels wide, within the rectangle from (20, 20) to (width - 20, height - 20).
+fn border(sheet: &mut Canvas<3>, size: PageSize) {
+    let (left, top) = (20, 20);
+    let (right, bottom) = (size.width.saturating_sub(20), size.height.saturating_sub(20));
+    sheet.fill((left, top), (right, top + 1), BLACK);
+    sheet.fill((left, bottom.saturating_sub(1)), (right, bottom), BLACK);
+    sheet.fill((left, top), (left + 1, bottom), BLACK);
+    sheet.fill((right.saturating_sub(1), top), (right, bottom), BLACK);
+}
+
+/// Columns of a plain text page.
+pub const TEXT_COLUMNS: usize = 80;
+/// Lines of a plain text page.
+pub const MAX_TEXT_LINES: usize = 50;
+const TEXT_WIDTH: u32 = 800;
+const MARGIN: u32 = 30;
+
+/// A page in grey.
+#[derive(Clone, PartialEq, Eq)]
+pub struct GreyPage {
+    /// Pixels a row.
+    pub width: u32,
+    /// Rows.
+    pub height: u32,
+    /// `height * width` bytes, row by row.
+    pub pixels: Vec<u8>,
+}
+
+impl std::fmt::Debug for GreyPage {
+    /// The size alone: pixels are the document.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "GreyPage({}x{})", self.width, self.height)
+    }
+}
+
+impl GreyPage {
+    /// As a model takes it.
+    pub fn to_rgb(&self) -> RgbPage {
+        RgbPage {
+            width: self.width,
+            height: self.height,
+            pixels: self.pixels.iter().flat_map(|grey| [*grey; 3]).collect(),
+        }
+    }
+}
+
+/// Plain text: 12 px on 18, from (30, 30), 800 pixels wide and as high as the lines need, from 400 to 1200.
+///
+/// `lines` are those of [`text_lines`], or any others; more than [`MAX_TEXT_LINES`] are left out.
+pub fn text_page(lines: &[impl AsRef<str>]) -> GreyPage {
+    let lines = &lines[..lines.len().min(MAX_TEXT_LINES)];
+    let height = (2 * MARGIN + LINE_HEIGHT * lines.len() as u32).clamp(400, 1200);
+    let mut sheet = Canvas::<1>::new(TEXT_WIDTH, height);
+    let tops = (MARGIN..).step_by(LINE_HEIGHT as usize);
+    for (top, line) in tops.zip(lines) {
+        sheet.text(MARGIN, top, line.as_ref(), &TEXT, [0]);
+    }
+    GreyPage {
+        width: TEXT_WIDTH,
+        height,
+        pixels: sheet.into_bytes(),
+    }
+}
+
+/// The lines of a plain text page: each paragraph wrapped at [`TEXT_COLUMNS`], [`MAX_TEXT_LINES`] at most.
+pub fn text_lines(text: &str) -> Vec<String> {
+    let mut lines: Vec<String> = Vec::new();
+    for paragraph in text.split('\n') {
+        lines.extend(wrap(paragraph, TEXT_COLUMNS));
+        if lines.len() >= MAX_TEXT_LINES {
+            break;
+        }
+    }
+    lines.truncate(MAX_TEXT_LINES);
+    lines
+}

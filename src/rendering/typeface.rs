@@ -1,0 +1,150 @@
+//! The shipped fonts, and their glyphs as 8-bit masks.
+
+use std::sync::{LazyLock, OnceLock};
+
+use skrifa::instance::{LocationRef, Size};
+use skrifa::outline::{DrawSettings, Engine, HintingInstance, HintingOptions, OutlinePen, SmoothMode};
+use skrifa::{FontRef, GlyphId, MetadataProvider};
+use zeno::{Command, Mask, Vector};
+
+const REGULAR: &[u8] = include_bytes!("../../assets/fonts/DejaVuSansMono.ttf");
+const BOLD: &[u8] = include_bytes!("../../assets/fonts/DejaVuSansMono-Bold.ttf");
+
+/// Body of plain text pages: 12 px.
+pub(super) static TEXT: LazyLock<Face> = LazyLock::new(|| Face::shipped(REGULAR, 12));
+/// Body of documents: 13 px.
+pub(super) static BODY: LazyLock<Face> = LazyLock::new(|| Face::shipped(REGULAR, 13));
+/// Heading of documents: bold, 16 px.
+pub(super) static HEADING: LazyLock<Face> = LazyLock::new(|| Face::shipped(BOLD, 16));
+
+/// A fixed-width font at one size. A glyph is drawn once, when it is first wanted.
+pub(super) struct Face {
+    font: FontRef<'static>,
+    size: Size,
+    hinting: HintingInstance,
+    /// Glyph ids of Latin-1, which nearly all text is in.
+    latin: Vec<GlyphId>,
+    /// By glyph id.
+    glyphs: Vec<OnceLock<Glyph>>,
+    /// From the top of a line to its baseline, pixels.
+    pub(super) ascent: i32,
+    /// From one character to the next, 1/64 pixel.
+    pub(super) advance: i32,
+}
+
+/// How much of each pixel a glyph covers.
+#[derive(Debug, Default)]
+pub(super) struct Glyph {
+    /// Columns from the pen position to the mask.
+    pub(super) left: i32,
+    /// Rows from the baseline down to the mask; negative for what stands above it.
+    pub(super) top: i32,
+    /// Columns of the mask.
+    pub(super) width: usize,
+    /// Row by row, 0 to 255.
+    pub(super) coverage: Vec<u8>,
+}
+
+impl Face {
+    fn shipped(data: &'static [u8], pixels: u16) -> Self {
+        Self::open(data, pixels).expect("the shipped fonts are read by the tests")
+    }
+
+    fn open(data: &'static [u8], pixels: u16) -> Option<Self> {
+        let font = FontRef::new(data).ok()?;
+        let size = Size::new(f32::from(pixels));
+        let outlines = font.outline_glyphs();
+        // As FT_LOAD_DEFAULT.
+        let options = HintingOptions {
+            engine: Engine::Interpreter,
+            target: SmoothMode::Normal.into(),
+        };
+        let hinting = HintingInstance::new(&outlines, size, LocationRef::default(), options).ok()?;
+        let charmap = font.charmap();
+        let latin = (0..=255u8)
+            .map(|code| charmap.map(char::from(code)).unwrap_or_default())
+            .collect();
+        let space = charmap.map(' ')?;
+        let width = font
+            .glyph_metrics(size, LocationRef::default())
+            .advance_width(space)?;
+        let metrics = font.metrics(size, LocationRef::default());
+        Some(Self {
+            size,
+            hinting,
+            latin,
+            glyphs: (0..metrics.glyph_count).map(|_| OnceLock::new()).collect(),
+            ascent: metrics.ascent.ceil() as i32,
+            advance: (width * 64.0).round() as i32,
+            font,
+        })
+    }
+
+    /// The glyph of a character; the font's box for a character that it lacks.
+    pub(super) fn glyph(&self, character: char) -> &Glyph {
+        static NOTHING: Glyph = Glyph {
+            left: 0,
+            top: 0,
+            width: 0,
+            coverage: Vec::new(),
+        };
+        let id = match self.latin.get(character as usize) {
+            Some(id) => *id,
+            None => self.font.charmap().map(character).unwrap_or_default(),
+        };
+        match self.glyphs.get(id.to_u32() as usize) {
+            Some(cell) => cell.get_or_init(|| self.draw(id).unwrap_or_default()),
+            None => &NOTHING,
+        }
+    }
+
+    fn draw(&self, id: GlyphId) -> Option<Glyph> {
+        let outline = self.font.outline_glyphs().get(id)?;
+        let mut path = Path::default();
+        let hinted = outline.draw(DrawSettings::hinted(&self.hinting, false), &mut path);
+        if hinted.is_err() {
+            path = Path::default();
+            let unhinted = DrawSettings::unhinted(self.size, LocationRef::default());
+            outline.draw(unhinted, &mut path).ok()?;
+        }
+        let (coverage, place) = Mask::new(path.0.as_slice()).render();
+        Some(Glyph {
+            left: place.left,
+            top: place.top,
+            width: place.width as usize,
+            coverage,
+        })
+    }
+}
+
+/// An outline with y turned downwards.
+#[derive(Default)]
+struct Path(Vec<Command>);
+
+fn point(x: f32, y: f32) -> Vector {
+    Vector::new(x, -y)
+}
+
+impl OutlinePen for Path {
+    fn move_to(&mut self, x: f32, y: f32) {
+        self.0.push(Command::MoveTo(point(x, y)));
+    }
+
+    fn line_to(&mut self, x: f32, y: f32) {
+        self.0.push(Command::LineTo(point(x, y)));
+    }
+
+    fn quad_to(&mut self, control_x: f32, control_y: f32, x: f32, y: f32) {
+        self.0
+            .push(Command::QuadTo(point(control_x, control_y), point(x, y)));
+    }
+
+    fn curve_to(&mut self, first_x: f32, first_y: f32, second_x: f32, second_y: f32, x: f32, y: f32) {
+        let controls = (point(first_x, first_y), point(second_x, second_y));
+        self.0.push(Command::CurveTo(controls.0, controls.1, point(x, y)));
+    }
+
+    fn close(&mut self) {
+        self.0.push(Command::Close);
+    }
+}
