@@ -2,6 +2,7 @@
 
 mod doctor;
 mod extract;
+mod inputs;
 mod interrupt;
 mod options;
 mod trace;
@@ -45,7 +46,7 @@ struct Medvision {
 enum Command {
     /// Read pages: pictures in, text out
     Extract(Box<extract::ExtractArgs>),
-    /// Write the tensors of every stage of one page, for comparison with another implementation
+    /// Write the tensors of every stage of one prompt, for comparison with another implementation
     Trace(Box<trace::TraceArgs>),
     /// Say what is installed, what is wrong and how to mend it
     Doctor(doctor::DoctorArgs),

@@ -47,6 +47,22 @@ pub(super) struct GenerationArgs {
     no_repetition_detection: bool,
 }
 
+/// Which files are read at all.
+#[derive(Debug, Clone, clap::Args)]
+pub(super) struct FileArgs {
+    /// Refuse larger files
+    #[arg(long, value_name = "MIB", env = "MVP_MAX_FILE_SIZE", default_value_t = 20, hide_env_values = true,
+          value_parser = value_parser!(u64).range(1..=4096))]
+    max_file_size: u64,
+}
+
+impl FileArgs {
+    /// Most bytes of a file.
+    pub(super) fn limit(&self) -> u64 {
+        self.max_file_size << 20
+    }
+}
+
 /// How large the model sees a page.
 #[derive(Debug, Clone, clap::Args)]
 #[command(next_help_heading = "Page size")]

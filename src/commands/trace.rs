@@ -9,27 +9,36 @@ use anyhow::Context;
 use safetensors::tensor::{Dtype, View};
 use tch::{Device, Kind, Tensor};
 
-use super::options::PixelArgs;
+use super::inputs::Source;
+use super::options::{FileArgs, PixelArgs};
 use super::{load_model, prompt_or_default};
 use crate::cli::{CommonArgs, EXIT_CODES_HELP, EXIT_OK};
 use crate::engine::ReadRequest;
+use crate::generation::GenerationOverrides;
 use crate::paths::write_atomically;
-use crate::processing::{DecodeLimits, decode};
+use crate::processing::{Content, DecodeLimits, Message, RgbPage, Role, decode};
 use crate::telemetry::{self, Level};
 use crate::{Error, Result};
 
-/// Write the tensors of every stage of one page, for comparison with another implementation
+/// Write the tensors of every stage of one prompt, for comparison with another implementation
 ///
 /// The safetensors file holds input_ids, pixel_values, image_grid_thw, image_features, position_ids and
-/// logits: ids as i64, everything else as f32.
+/// logits: ids as i64, everything else as f32. The pictures stand before the prompt's text; without a
+/// picture there are no tensors of any.
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXIT_CODES_HELP)]
 pub(super) struct TraceArgs {
-    /// Picture of the page
-    #[arg(long, value_name = "FILE", env = "MVP_IMAGE", hide_env_values = true)]
-    image: PathBuf,
+    /// Picture of a page, or - for standard input (can be given several times)
+    #[arg(
+        long,
+        value_name = "FILE",
+        env = "MVP_IMAGE",
+        hide_env_values = true,
+        required_unless_present = "prompt"
+    )]
+    image: Vec<PathBuf>,
 
-    /// What to do with the page [default: as for extract]
+    /// What to do with the pages [default: as for extract]
     #[arg(short, long, value_name = "TEXT", env = "MVP_PROMPT", hide_env_values = true)]
     prompt: Option<String>,
 
@@ -44,6 +53,9 @@ pub(super) struct TraceArgs {
     out: PathBuf,
 
     #[command(flatten)]
+    files: FileArgs,
+
+    #[command(flatten)]
     pixels: PixelArgs,
 
     #[command(flatten)]
@@ -55,10 +67,14 @@ pub(super) fn run(args: &TraceArgs) -> anyhow::Result<ExitCode> {
     args.common.start_logging(Level::WARN);
     let prompt = prompt_or_default(args.prompt.as_deref())?;
     let model = args.common.model_folder(&args.common.project()?)?;
-    let bytes = std::fs::read(&args.image).map_err(|error| Error::io(&args.image, error))?;
-    let page = decode(&bytes, &DecodeLimits::default()).with_context(|| args.image.display().to_string())?;
+    check_place(&args.out)?;
+    let images = args
+        .image
+        .iter()
+        .map(|path| page(path, args.files.limit()))
+        .collect::<anyhow::Result<Vec<_>>>()?;
     let mut reader = load_model(&model.path, &args.common, &args.pixels)?;
-    let tensors = reader.trace(&ReadRequest::page(prompt, page))?;
+    let tensors = reader.trace(&request(prompt, images))?;
     write_tensors(&args.out, &tensors)?;
     let names: Vec<String> = tensors
         .iter()
@@ -69,6 +85,43 @@ pub(super) fn run(args: &TraceArgs) -> anyhow::Result<ExitCode> {
         &format!("{}: {}", args.out.display(), names.join(", ")),
     );
     Ok(ExitCode::from(EXIT_OK))
+}
+
+/// One picture; an error names its file.
+fn page(path: &Path, limit: u64) -> anyhow::Result<RgbPage> {
+    let source = Source::from(path);
+    let bytes = source.read(limit)?;
+    decode(&bytes, &DecodeLimits::default()).with_context(|| source.name())
+}
+
+/// One message: the pictures, then the text.
+fn request(prompt: String, images: Vec<RgbPage>) -> ReadRequest {
+    let mut content = vec![Content::Image; images.len()];
+    content.push(Content::Text(prompt));
+    ReadRequest {
+        messages: vec![Message {
+            role: Role::User,
+            content,
+        }],
+        images,
+        overrides: GenerationOverrides::default(),
+    }
+}
+
+/// Finds out before the work is done that its result cannot be written.
+fn check_place(out: &Path) -> Result<()> {
+    let folder = out.parent().filter(|folder| !folder.as_os_str().is_empty());
+    match folder {
+        Some(folder) if !folder.is_dir() => {
+            let reason = std::io::Error::other("no such folder; --out needs one that is there");
+            Err(Error::io(folder, reason))
+        }
+        _ if out.is_dir() => {
+            let reason = std::io::Error::other("a folder; --out needs the name of a file");
+            Err(Error::io(out, reason))
+        }
+        _ => Ok(()),
+    }
 }
 
 /// One tensor in the CPU's memory: whole numbers as i64, all others as f32.

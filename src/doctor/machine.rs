@@ -13,7 +13,7 @@ use serde::Serialize;
 
 use super::{Checks, Status, gib};
 use crate::device;
-use crate::paths::Project;
+use crate::paths::{BASE_MODEL, Project};
 
 /// The server's port.
 const PORT: u16 = 8000;
@@ -125,8 +125,12 @@ fn check_project(project: &Project, machine: &Machine, checks: &mut Checks) {
     } else if machine
         .disk_free_bytes
         .is_some_and(|bytes| bytes < BASE_MODEL_BYTES)
+        && !project.models().join(BASE_MODEL).is_dir()
     {
-        let hint = format!("the 7B model takes {}", gib(BASE_MODEL_BYTES));
+        let hint = format!(
+            "the 7B model takes {}: make room, or choose another folder with --root",
+            gib(BASE_MODEL_BYTES)
+        );
         checks.add_with_hint("Machine", Status::Warn, message, hint);
     } else {
         checks.add("Machine", Status::Pass, message);
@@ -195,6 +199,27 @@ mod tests {
         assert!(port_in_use(port));
         drop(listener);
         assert!(!port_in_use(port));
+    }
+
+    #[test]
+    fn too_little_room_for_the_base_model_is_a_warning_until_it_is_there() {
+        let folder = tempfile::tempdir().unwrap();
+        let project = Project::open(Some(folder.path())).unwrap();
+        let mut machine = examine(&project, &mut Checks::default());
+        let check = |machine: &Machine| {
+            let mut checks = Checks::default();
+            check_project(&project, machine, &mut checks);
+            checks.0.remove(0)
+        };
+        machine.disk_free_bytes = Some(BASE_MODEL_BYTES - 1);
+        let full = check(&machine);
+        assert_eq!(full.status, Status::Warn);
+        assert!(full.hint.unwrap().contains("20.0 GiB"));
+        machine.disk_free_bytes = Some(BASE_MODEL_BYTES);
+        assert_eq!(check(&machine).status, Status::Pass);
+        machine.disk_free_bytes = Some(0);
+        fs::create_dir_all(project.models().join(BASE_MODEL)).unwrap();
+        assert_eq!(check(&machine).status, Status::Pass);
     }
 
     #[test]

@@ -150,6 +150,8 @@ struct Job {
     submitted: Instant,
     cancelled: Arc<AtomicBool>,
     answer: oneshot::Sender<Result<Answer, EngineError>>,
+    /// The caller's, so that what the thread logs carries the request's id.
+    span: tracing::Span,
     _place: Place,
 }
 
@@ -300,6 +302,7 @@ impl Place {
             submitted,
             cancelled: cancelled.clone(),
             answer: sender,
+            span: tracing::Span::current(),
             _place: self,
         });
         drop(queue);
@@ -418,7 +421,10 @@ impl Shared {
     }
 
     fn read<B: Backend>(&self, backend: &mut B, job: Job) {
+        let span = job.span.clone();
+        let _entered = span.enter();
         let started = Instant::now();
+        tracing::debug!("reading begins");
         let queue_seconds = started.duration_since(job.submitted).as_secs_f64();
         let deadline = started + self.options.generation_deadline;
         let mut late = false;
@@ -432,6 +438,9 @@ impl Shared {
                 }
             })
         }));
+        if let Ok(Ok(reading)) = &outcome {
+            log_figures(reading, queue_seconds);
+        }
         let answer = match outcome {
             Err(_) => Err(EngineError::Panicked),
             Ok(_) if late => Err(EngineError::GenerationDeadline {
@@ -454,4 +463,17 @@ impl Shared {
         }
         job.finish(answer);
     }
+}
+
+/// One log line a reading: figures, and nothing of the page.
+fn log_figures(reading: &Reading, queue_seconds: f64) {
+    tracing::info!(
+        prompt_tokens = reading.prompt_tokens,
+        completion_tokens = reading.completion_tokens,
+        finish_reason = reading.finish_reason.name(),
+        seconds = reading.latency_seconds,
+        first_token_seconds = reading.time_to_first_token_seconds,
+        queue_seconds,
+        "page read",
+    );
 }

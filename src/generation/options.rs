@@ -31,6 +31,18 @@ pub enum FinishReason {
     Cancelled,
 }
 
+impl FinishReason {
+    /// As records and logs have it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Stop => "stop",
+            Self::Length => "length",
+            Self::Repetition => "repetition",
+            Self::Cancelled => "cancelled",
+        }
+    }
+}
+
 /// The guard against endless repetition; names and rule as vLLM's `repetition_detection`, plus `min_span`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]

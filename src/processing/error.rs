@@ -48,7 +48,7 @@ pub enum PromptError {
     },
     /// Prompt, image and answer together do not fit the model's context.
     #[error(
-        "the request needs {needed} tokens ({prompt_tokens} of prompt and images, {new_tokens} for the answer); the model's context holds {context}"
+        "the request needs {needed} tokens ({prompt_tokens} of prompt and images, {new_tokens} for the answer); the model's context holds {context}: ask for a shorter answer or give a smaller image"
     )]
     ContextOverflow {
         /// prompt_tokens + new_tokens.

@@ -130,14 +130,6 @@ async fn answer(state: &ServerState, upload: Upload, prompt: String) -> Result<P
         return Err(ApiError::Internal);
     };
     let figures = Figures::from(&answer);
-    tracing::info!(
-        prompt_tokens = figures.prompt_tokens,
-        completion_tokens = figures.completion_tokens,
-        finish_reason = ?figures.finish_reason,
-        seconds = figures.inference_latency_seconds,
-        queue_seconds = figures.queue_seconds,
-        "page read",
-    );
     Ok(PageAnswer {
         text: answer.reading.text,
         figures,

@@ -1,43 +1,8 @@
 //! `medvision` as a user runs it.
 
 use std::fs::{self, File};
-use std::path::Path;
-use std::process::{Command, Output, Stdio};
 
-/// The binary in the project's folder, without the caller's `MVP_*` variables.
-fn medvision(arguments: &[&str]) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_medvision"));
-    command
-        .args(arguments)
-        .current_dir(env!("CARGO_MANIFEST_DIR"))
-        .stdin(Stdio::null());
-    for (name, _) in std::env::vars_os() {
-        if name.as_encoded_bytes().starts_with(b"MVP_") {
-            command.env_remove(name);
-        }
-    }
-    command
-}
-
-fn run(arguments: &[&str]) -> Output {
-    medvision(arguments).output().unwrap()
-}
-
-fn code(output: &Output) -> i32 {
-    output.status.code().expect("ended by a signal")
-}
-
-fn stdout(output: &Output) -> String {
-    String::from_utf8(output.stdout.clone()).unwrap()
-}
-
-fn stderr(output: &Output) -> String {
-    String::from_utf8(output.stderr.clone()).unwrap()
-}
-
-fn text(path: &Path) -> &str {
-    path.to_str().unwrap()
-}
+use super::program::{code, medvision, run, stderr, stdout, text};
 
 #[test]
 fn without_a_command_it_shows_the_map() {

@@ -1,7 +1,10 @@
 //! One file a room.
 
 mod allocation;
+mod bad_input;
+mod batch;
 mod cli;
+mod doctor;
 mod documents;
 mod environment;
 mod generation;
@@ -10,9 +13,11 @@ mod images;
 mod linking;
 mod model;
 mod prepare;
+mod program;
 mod quant;
 mod records;
 mod rendering;
 mod report;
 mod server;
 mod text;
+mod trace;

@@ -1,6 +1,5 @@
 //! `medvision extract`: pages in, their text out.
 
-mod inputs;
 mod output;
 
 use std::io::{self, IsTerminal, Write};
@@ -11,13 +10,12 @@ use std::time::Instant;
 
 use anyhow::Context;
 use clap::builder::FalseyValueParser;
-use clap::value_parser;
 use indicatif::ProgressBar;
 
-use self::inputs::Source;
 use self::output::{PageRecord, PageWriter, Style};
+use super::inputs::{self, Source};
 use super::interrupt::Interrupt;
-use super::options::{GenerationArgs, PixelArgs};
+use super::options::{FileArgs, GenerationArgs, PixelArgs};
 use super::{load_model, prompt_or_default, read_safely};
 use crate::cli::{CommonArgs, EXIT_CODES_HELP, EXIT_FAILURE, EXIT_INTERRUPTED, EXIT_OK};
 use crate::engine::{ReadRequest, Reader, Reading};
@@ -51,10 +49,8 @@ pub(super) struct ExtractArgs {
     #[arg(short, long, env = "MVP_RECURSIVE", value_parser = FalseyValueParser::new(), hide_env_values = true)]
     recursive: bool,
 
-    /// Refuse larger files
-    #[arg(long, value_name = "MIB", env = "MVP_MAX_FILE_SIZE", default_value_t = 20, hide_env_values = true,
-          value_parser = value_parser!(u64).range(1..=4096))]
-    max_file_size: u64,
+    #[command(flatten)]
+    files: FileArgs,
 
     #[command(flatten)]
     generation: GenerationArgs,
@@ -168,7 +164,7 @@ impl Extraction<'_> {
             Err(error) => return Ok(self.failed("", &error)),
         };
         let name = source.name();
-        let bytes = match source.read(self.args.max_file_size << 20) {
+        let bytes = match source.read(self.args.files.limit()) {
             Ok(bytes) => bytes,
             Err(error) => return Ok(self.failed(&name, &error)),
         };
@@ -245,6 +241,7 @@ impl Extraction<'_> {
     fn failed(&self, name: &str, error: &Error) -> Outcome {
         let message = match error {
             Error::Io { .. } => error.to_string(),
+            Error::Numeric(_) => format!("{name}: {error} (model {})", self.model.display()),
             error => format!("{name}: {error}"),
         };
         self.bar.suspend(|| telemetry::say(Level::ERROR, &message));

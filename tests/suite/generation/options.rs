@@ -201,7 +201,8 @@ fn values_outside_their_range_are_named() {
             min_span: 0,
         }))
     };
-    let cases: Vec<(&str, Box<dyn Fn(&mut GenerationOverrides)>)> = vec![
+    type Case = (&'static str, Box<dyn Fn(&mut GenerationOverrides)>);
+    let cases: Vec<Case> = vec![
         ("max_new_tokens", Box::new(|o| o.max_new_tokens = Some(0))),
         (
             "max_new_tokens",

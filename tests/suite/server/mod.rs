@@ -1,7 +1,9 @@
-//! The engine and the server: a real HTTP client against the real server, with a stub in the model's place.
+//! The engine and the server: a real HTTP client against the real server, with a stub in the model's place; in `embedded`
+//! the shipped program with the embedded model.
 
 mod binary;
 mod contract;
+mod embedded;
 mod engine;
 mod leaving;
 mod limits;

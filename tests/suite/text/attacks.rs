@@ -164,7 +164,7 @@ fn a_vocabulary_that_makes_added_tokens_of_text_is_refused() {
 
 #[test]
 fn images_and_image_places_must_agree() {
-    let message = |images| user(vec![vec![Content::Image; images], vec![text("Read.")]].concat());
+    let message = |images| user([vec![Content::Image; images], vec![text("Read.")]].concat());
     for (places, images) in [(0, 1), (1, 0), (2, 1), (1, 3)] {
         let error = NANO
             .encode_chat(&message(places), &vec![GRID; images])

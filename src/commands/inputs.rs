@@ -18,6 +18,17 @@ pub(super) enum Source {
     Stdin,
 }
 
+impl From<&Path> for Source {
+    /// `-` is standard input.
+    fn from(path: &Path) -> Self {
+        if path.as_os_str() == "-" {
+            Self::Stdin
+        } else {
+            Self::File(path.to_owned())
+        }
+    }
+}
+
 impl Source {
     /// What the user calls it.
     pub(super) fn name(&self) -> String {
@@ -61,12 +72,10 @@ fn read_up_to(input: impl Read, limit: u64) -> io::Result<Vec<u8>> {
 pub(super) fn collect(inputs: &[PathBuf], recursive: bool) -> Vec<Result<Source>> {
     let mut sources = Vec::new();
     for input in inputs {
-        if input.as_os_str() == "-" {
-            sources.push(Ok(Source::Stdin));
-        } else if input.is_dir() {
+        if input.is_dir() {
             sources.extend(pictures(input, recursive));
         } else {
-            sources.push(Ok(Source::File(input.clone())));
+            sources.push(Ok(Source::from(input.as_path())));
         }
     }
     sources
