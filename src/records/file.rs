@@ -11,7 +11,7 @@ use serde_json::Value;
 use crate::paths::write_atomically;
 use crate::{Error, Result};
 
-/// Version of the records that [`write`] makes.
+/// Version of the records that [`write()`] makes.
 pub const VERSION: u64 = 1;
 const VERSION_KEY: &str = "record_version";
 /// Largest file read: a training split of a hundred thousand samples fits.
@@ -106,7 +106,7 @@ pub fn write<T: Serialize>(path: &Path, record: &T) -> Result<()> {
     )
 }
 
-/// Writes a record that is a list; otherwise as [`write`]. A list has no `record_version`.
+/// Writes a record that is a list; otherwise as [`write()`]. A list has no `record_version`.
 pub fn write_list<T: Serialize>(path: &Path, records: &[T]) -> Result<()> {
     write_json(path, &records)
 }

@@ -5,7 +5,7 @@
 //!   number; a key that is missing is read as `null` where the field is an `Option`, and is an error that names it otherwise.
 //! - Keys that nobody here knows are kept in `extra` and written back.
 //! - Keys of ours beside the contract's are left out where they have no value.
-//! - [`write`] adds `record_version`; a record without one is the original's, a higher one than [`VERSION`] is refused.
+//! - [`write()`] adds `record_version`; a record without one is the original's, a higher one than [`VERSION`] is refused.
 //!
 //! Rounding is done where a figure is made: [`GpuMemory`] 2 decimals, [`LatencyStats`] and [`seconds`] 4.
 
