@@ -7,7 +7,7 @@ use clap::builder::PossibleValuesParser;
 use medical_vision::cli::{CommonArgs, EXIT_CODES_HELP, EXIT_FAILURE, EXIT_OK, fail, print, version};
 use medical_vision::data::{DATASETS, Dataset, DatasetsRequest, LocalSource, download_datasets};
 use medical_vision::hub::HubArgs;
-use medical_vision::records::{self, DownloadSummary};
+use medical_vision::records;
 use medical_vision::telemetry::{Level, say};
 
 /// Downloads the data sets for fine-tuning, checked file by file and row by row
@@ -65,7 +65,7 @@ fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
     };
     let summary = download_datasets(&request, arguments.hub.settings()?)?;
     records::write(&project.file(records::paths::DOWNLOAD_SUMMARY), &summary)?;
-    print(&table(&summary))?;
+    print(&summary.to_string())?;
     for (name, error) in summary
         .datasets
         .iter()
@@ -79,21 +79,4 @@ fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
         say(Level::ERROR, "too few data sets to go on with");
     }
     Ok(ExitCode::from(if enough { EXIT_OK } else { EXIT_FAILURE }))
-}
-
-fn table(summary: &DownloadSummary) -> String {
-    let mut text = String::new();
-    for dataset in &summary.datasets {
-        let state = if dataset.success { "complete" } else { "missing" };
-        let seconds = dataset.time_seconds.unwrap_or_default();
-        text.push_str(&format!(
-            "{:14} {state:8} {:>7} samples {seconds:>8.1} s\n",
-            dataset.name, dataset.count
-        ));
-    }
-    text.push_str(&format!(
-        "{} data sets, {} samples\n",
-        summary.total_successful, summary.total_samples
-    ));
-    text
 }

@@ -339,3 +339,112 @@ fn sync_files(folder: &Path) -> Result<()> {
     };
     attempt().map_err(|error| Error::io(folder, error))
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+
+    fn record(row: u64) -> RawRecord {
+        RawRecord {
+            row,
+            image: None,
+            question: None,
+            text: format!("text {row}"),
+            specialty: None,
+        }
+    }
+
+    fn written() -> (tempfile::TempDir, RawDataset) {
+        let folder = tempfile::tempdir().unwrap();
+        let mut writer = RawWriter::create(folder.path()).unwrap();
+        writer.push(record(0), Some((b"a picture", "png"))).unwrap();
+        writer.push(record(7), None).unwrap();
+        assert!(
+            RawDataset::open(folder.path()).unwrap().is_none(),
+            "not complete yet"
+        );
+        let manifest = RawManifest {
+            format: 0,
+            name: "name".to_owned(),
+            label: "Label".to_owned(),
+            source: "local".to_owned(),
+            revision: None,
+            source_files: Vec::new(),
+            row_limit: None,
+            rows: 8,
+            records: 0,
+            skipped: SkippedRows::default(),
+            records_sha256: String::new(),
+            image_bytes: 0,
+            tool: String::new(),
+        };
+        writer.finish(manifest).unwrap();
+        let dataset = RawDataset::open(folder.path()).unwrap().unwrap();
+        (folder, dataset)
+    }
+
+    #[test]
+    fn what_is_written_is_read_again() {
+        let (_folder, dataset) = written();
+        dataset.verify().unwrap();
+        let records: Vec<RawRecord> = dataset.records().unwrap().map(Result::unwrap).collect();
+        assert_eq!(records[0].image.as_deref(), Some("images/000000.png"));
+        assert_eq!(
+            fs::read(dataset.image_path(&records[0]).unwrap()).unwrap(),
+            b"a picture"
+        );
+        assert_eq!(records[1], record(7));
+        let manifest = dataset.manifest();
+        assert_eq!(
+            (manifest.format, manifest.records, manifest.image_bytes),
+            (RAW_FORMAT, 2, 9)
+        );
+    }
+
+    #[test]
+    fn anything_changed_or_missing_is_found() {
+        let change = |name: &str, bytes: &[u8]| {
+            let (folder, dataset) = written();
+            fs::write(folder.path().join(name), bytes).unwrap();
+            dataset.verify().unwrap_err().to_string()
+        };
+        assert!(change("images/000000.png", b"shorter").contains("missing or changed"));
+        assert!(change("records.jsonl", b"{}").contains("not what its manifest describes"));
+        let (folder, dataset) = written();
+        fs::remove_file(folder.path().join("images/000000.png")).unwrap();
+        assert!(dataset.verify().unwrap_err().to_string().contains("000000.png"));
+    }
+
+    #[test]
+    fn hostile_records_and_manifests_are_refused() {
+        let (folder, dataset) = written();
+        for line in [
+            r#"{"row": 0, "text": "x", "image": "../../etc/passwd"}"#,
+            r#"{"row": 0, "text": "x", "image": "/etc/passwd"}"#,
+            r#"{"row": 0}"#,
+            "[]",
+            "\u{0}",
+        ] {
+            fs::write(folder.path().join(RECORDS), line).unwrap();
+            let mut records = dataset.records().unwrap();
+            let error = records.next().unwrap().unwrap_err().to_string();
+            assert!(
+                error.contains("line 1") && error.contains("download_datasets"),
+                "{error}"
+            );
+            assert!(records.next().is_none());
+        }
+        let manifest = fs::read_to_string(folder.path().join(MANIFEST)).unwrap();
+        fs::write(
+            folder.path().join(MANIFEST),
+            manifest.replace("\"format\": 1", "\"format\": 2"),
+        )
+        .unwrap();
+        let error = RawDataset::open(folder.path()).unwrap_err().to_string();
+        assert!(error.contains("layout 2"), "{error}");
+        fs::write(folder.path().join(MANIFEST), "{").unwrap();
+        assert!(RawDataset::open(folder.path()).is_err());
+    }
+}

@@ -16,6 +16,8 @@ use crate::{Error, Result};
 
 /// A row in text may not be longer.
 const MAX_LINE_BYTES: u64 = 16 << 20;
+/// Rows of a Parquet file that are in memory, each with its picture.
+const ROWS_AT_ONCE: usize = 32;
 
 /// What hears of each row; `None` is one that cannot be understood. `Break` ends the reading.
 pub(super) type OnRow<'a> = dyn FnMut(Option<Row>) -> Result<ControlFlow<()>> + 'a;
@@ -65,6 +67,7 @@ pub(super) fn read_rows(path: &Path, on_row: &mut OnRow<'_>) -> Result<()> {
         false => Box::new(file),
     };
     let mut reader = BufReader::with_capacity(1 << 18, reader);
+    skip_byte_order_mark(&mut reader).map_err(|error| Error::io(path, error))?;
     match format {
         Format::JsonLines => json_lines(path, reader, on_row),
         // Many a .json holds lines.
@@ -105,7 +108,8 @@ fn parquet(path: &Path, file: File, on_row: &mut OnRow<'_>) -> Result<()> {
     let panicked = |_| Err(damaged(path, "its structure makes no sense"));
     let guarded = catch_unwind(AssertUnwindSafe(|| {
         let reader = SerializedFileReader::new(file).map_err(|error| damaged(path, error))?;
-        for row in reader.get_row_iter(None).map_err(|error| damaged(path, error))? {
+        let rows = reader.get_row_iter(None).map_err(|error| damaged(path, error))?;
+        for row in rows.with_batch_size(ROWS_AT_ONCE) {
             let row = row.map_err(|error| damaged(path, error))?;
             if on_row(Some(Row::from(&row)))?.is_break() {
                 break;
@@ -138,6 +142,14 @@ fn json_lines(path: &Path, mut reader: impl BufRead, on_row: &mut OnRow<'_>) -> 
             return Ok(());
         }
     }
+}
+
+/// Spreadsheets begin UTF-8 text with one.
+fn skip_byte_order_mark(reader: &mut impl BufRead) -> std::io::Result<()> {
+    const MARK: &[u8] = b"\xef\xbb\xbf";
+    let marked = reader.fill_buf()?.starts_with(MARK);
+    reader.consume(if marked { MARK.len() } else { 0 });
+    Ok(())
 }
 
 fn starts_with_list(reader: &mut impl BufRead) -> std::io::Result<bool> {
@@ -309,6 +321,8 @@ mod tests {
             Some("say \"two\"".to_owned()),
         ];
         assert_eq!(texts("a.csv", csv, 99).unwrap(), expected);
+        let marked = [b"\xef\xbb\xbftext\n".as_slice(), b"one\n"].concat();
+        assert_eq!(texts("a.csv", &marked, 99).unwrap(), [Some("one".to_owned())]);
     }
 
     #[test]

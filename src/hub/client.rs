@@ -97,6 +97,7 @@ impl Hub {
             let announced = self.announced(&snapshot.repository, &file).await?;
             snapshot.files.push(announced);
         }
+        snapshot.files.sort_by(|a, b| a.path.cmp(&b.path));
         Ok(snapshot)
     }
 

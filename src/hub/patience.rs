@@ -10,8 +10,11 @@ use super::client::text_of;
 use super::repository::Subject;
 use super::{HubError, HubSettings};
 use crate::Result;
+use crate::telemetry::{self, Level};
 
 const MAX_PAUSE: Duration = Duration::from_secs(60);
+/// A pause that a person would wonder about.
+const NOTICEABLE: Duration = Duration::from_secs(2);
 /// A `Retry-After` longer than this ends the run.
 const MAX_WAIT: Duration = Duration::from_secs(300);
 
@@ -105,6 +108,13 @@ impl<'a> Patience<'a> {
             attempt = self.failures,
             "next attempt"
         );
+        if pause >= NOTICEABLE {
+            let (name, seconds) = (subject.name(), pause.as_secs());
+            telemetry::say(
+                Level::WARN,
+                &format!("{name}: {reason}; next attempt in {seconds} s"),
+            );
+        }
         tokio::time::sleep(pause).await;
         Ok(())
     }

@@ -3,6 +3,7 @@
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use indicatif::ProgressBar;
 use reqwest::header::{
@@ -24,6 +25,9 @@ pub(super) const PARTS: &str = ".parts";
 const MAX_CORRUPT: u32 = 3;
 /// So much is progress, after which failures are counted anew; less might go on for ever.
 const PROGRESS_BYTES: u64 = 256 << 10;
+
+/// Less than this in four times the longest silence is no transfer.
+const TRICKLE_BYTES: u64 = 64 << 10;
 
 /// The incomplete copy of a file. Its name is the checksum, so a file that changes on the hub starts anew.
 #[derive(Debug)]
@@ -155,6 +159,38 @@ struct Transfer<'a> {
     bar: &'a ProgressBar,
 }
 
+/// Tells a connection that lives from one that trickles: each byte in time, and no file before next year.
+struct Watch {
+    span: Duration,
+    since: Instant,
+    length: u64,
+}
+
+impl Watch {
+    fn new(stall: Duration, length: u64) -> Self {
+        Self {
+            span: stall * 4,
+            since: Instant::now(),
+            length,
+        }
+    }
+
+    fn check(&mut self, length: u64) -> Result<(), Failure> {
+        if self.since.elapsed() < self.span {
+            return Ok(());
+        }
+        let come = length - self.length;
+        if come < TRICKLE_BYTES {
+            let seconds = self.span.as_secs_f64();
+            return Err(Failure::transient(format!(
+                "only {come} bytes came in {seconds} s"
+            )));
+        }
+        (self.since, self.length) = (Instant::now(), length);
+        Ok(())
+    }
+}
+
 /// A part that bytes are added to.
 struct Growing {
     file: File,
@@ -223,6 +259,7 @@ impl Transfer<'_> {
         let url = self.hub.file_url(self.subject.repository, &self.file.path)?;
         let mut answer = self.hub.request(Method::GET, url, headers, self.subject).await?;
         self.accept(&answer, growing)?;
+        let mut watch = Watch::new(self.hub.settings.stall, growing.length);
         while let Some(chunk) = answer.response.chunk().await.map_err(broken_off)? {
             if growing.length + chunk.len() as u64 > self.file.size {
                 return Err(Failure::Corrupt(format!(
@@ -237,6 +274,7 @@ impl Transfer<'_> {
             growing.digests.update(&chunk);
             growing.length += chunk.len() as u64;
             self.bar.inc(chunk.len() as u64);
+            watch.check(growing.length)?;
         }
         if growing.length < self.file.size {
             return Err(Failure::transient(format!(

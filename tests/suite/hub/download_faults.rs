@@ -102,6 +102,31 @@ fn silence_on_the_connection_is_a_failure() {
 }
 
 #[test]
+fn a_trickle_is_a_failure_too() {
+    let (hub, root, _) = published();
+    hub.fail_always(SHARD, Fault::Slow(Duration::from_millis(150)));
+    let mut command = download_model(root.path(), &hub);
+    command.args(["--stall-seconds", "0.3", "--retries", "1"]);
+    fail(&mut command, &[SHARD, "came", "2 attempts"]);
+}
+
+#[test]
+fn a_circle_of_redirects_ends() {
+    let (hub, root, _) = published();
+    let circle = format!("/owner/tiny/resolve/{}/config.json", "a".repeat(40));
+    hub.fail_always("config.json", status(302, &[("Location", circle.as_str())]));
+    fail(
+        &mut download_model(root.path(), &hub),
+        &["config.json", "redirects in a circle"],
+    );
+    hub.fail_always("config.json", status(307, &[("Location", "file:///etc/passwd")]));
+    fail(
+        &mut download_model(root.path(), &hub),
+        &["config.json", "redirects to nowhere"],
+    );
+}
+
+#[test]
 fn other_bytes_than_announced_never_get_a_name() {
     let (hub, root, files) = published();
     for fault in [Fault::Garble, Fault::LieLength(1)] {

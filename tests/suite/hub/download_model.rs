@@ -5,7 +5,7 @@ use std::os::unix::fs::symlink;
 
 use serde_json::Value;
 
-use super::fake::{FakeHub, checksum};
+use super::fake::{FakeHub, Fault, checksum};
 use super::support::{
     MODEL, assert_complete, download_model, fail, folder, model_files, safetensors, stderr, succeed, wanted,
 };
@@ -287,5 +287,34 @@ fn a_wrong_setting_is_named() {
     fail(
         download_model(root.path(), &hub).args(["--model-id", "../x"]),
         &["OWNER/NAME"],
+    );
+}
+
+#[test]
+fn a_hub_that_lists_names_alone_is_asked_for_each_checksum() {
+    let (hub, root, files) = published();
+    hub.be_terse(MODEL);
+    succeed(&mut download_model(root.path(), &hub));
+    assert_complete(&folder(root.path()), &files);
+    let requests = hub.take_requests();
+    assert!(
+        requests
+            .iter()
+            .any(|request| request.method == "HEAD" && request.is_for("config.json"))
+    );
+}
+
+#[test]
+fn neither_the_token_nor_a_signed_address_is_shown() {
+    let (hub, root, _) = published();
+    hub.fail_always("model-00001-of-00002.safetensors", Fault::Truncate(5));
+    let mut command = download_model(root.path(), &hub);
+    command
+        .args(["-vvv", "--retries", "1"])
+        .env("HF_TOKEN", "hf_canary");
+    let text = fail(&mut command, &["the connection"]);
+    assert!(
+        !text.contains("hf_canary") && !text.contains("signature=secret"),
+        "{text}"
     );
 }

@@ -57,6 +57,8 @@ struct Repo {
     files: BTreeMap<String, Vec<u8>>,
     /// Announced in place of the truth.
     sizes: HashMap<String, u64>,
+    /// The description gives names alone.
+    terse: bool,
     /// Status and error code of every answer.
     refusal: Option<(u16, &'static str)>,
 }
@@ -127,6 +129,11 @@ impl FakeHub {
         let mut state = self.state();
         let repo = state.repositories.get_mut(repository).unwrap();
         repo.sizes.insert(file.to_owned(), size);
+    }
+
+    /// Describes `repository` by names alone, as some mirrors do.
+    pub fn be_terse(&self, repository: &str) {
+        self.state().repositories.get_mut(repository).unwrap().terse = true;
     }
 
     /// The next answers for `file` (or for "info") go wrong, one fault each.
@@ -316,7 +323,10 @@ fn answer(request: &Request, hub: SocketAddr, state: &mut State) -> (Answer, Opt
         let (key, file) = path.split_once("/-/").unwrap_or_default();
         let fault = state.next_fault(file);
         let bytes = state.repositories[key].files[file].clone();
-        return (content(request, &bytes, Vec::new(), &fault), fault);
+        return (
+            content(request, &bytes, checksum(file, &bytes), Vec::new(), &fault),
+            fault,
+        );
     }
     let path = path.trim_start_matches('/');
     let Some((name, rest)) = path.split_once("/resolve/") else {
@@ -357,7 +367,10 @@ fn answer(request: &Request, hub: SocketAddr, state: &mut State) -> (Answer, Opt
         );
     }
     let fault = state.next_fault(file);
-    (content(request, bytes, headers, &fault), fault)
+    (
+        content(request, bytes, checksum(file, bytes), headers, &fault),
+        fault,
+    )
 }
 
 impl State {
@@ -401,6 +414,7 @@ fn describe(path: &str, state: &State) -> Answer {
             let size = repo.sizes.get(name).copied().unwrap_or(bytes.len() as u64);
             let sum = checksum(name, bytes).to_string();
             match is_lfs(name) {
+                _ if repo.terse => json!({"rfilename": name}),
                 true => json!({"rfilename": name, "size": size, "blobId": "0".repeat(40),
                                "lfs": {"sha256": sum, "size": size, "pointerSize": 134}}),
                 false => json!({"rfilename": name, "size": size, "blobId": sum}),
@@ -419,10 +433,11 @@ fn describe(path: &str, state: &State) -> Answer {
 fn content(
     request: &Request,
     bytes: &[u8],
+    etag: Checksum,
     mut headers: Vec<(&'static str, String)>,
     fault: &Option<Fault>,
 ) -> Answer {
-    headers.push(("ETag", format!("\"{}\"", checksum("x.bin", bytes))));
+    headers.push(("ETag", format!("\"{etag}\"")));
     let whole = |headers| Answer {
         status: 200,
         headers,
