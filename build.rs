@@ -40,6 +40,7 @@ fn link_libtorch() {
             libtorch.display()
         ));
     }
+    compile_allocator(&libtorch);
     let lib = lib.canonicalize().unwrap_or(lib);
     for folder in RELATIVE_LIBRARY_FOLDERS
         .map(Path::new)
@@ -48,6 +49,23 @@ fn link_libtorch() {
     {
         println!("cargo::rustc-link-arg=-Wl,-rpath,{}", folder.display());
     }
+}
+
+/// The few lines of C++ that tell what libtorch's allocator holds, which tch does not bind.
+fn compile_allocator(libtorch: &Path) {
+    let source = "src/device/allocator.cpp";
+    println!("cargo::rerun-if-changed={source}");
+    println!("cargo::rerun-if-env-changed=LIBTORCH_CXX11_ABI");
+    let abi = env::var("LIBTORCH_CXX11_ABI").unwrap_or_else(|_| "1".to_owned());
+    cc::Build::new()
+        .cpp(true)
+        .std("c++17")
+        .file(source)
+        .include(libtorch.join("include"))
+        .define("_GLIBCXX_USE_CXX11_ABI", abi.as_str())
+        // libtorch's headers are not ours to mend.
+        .warnings(false)
+        .compile("medvision_allocator");
 }
 
 /// The version in libtorch's own headers; `None` where they do not tell.

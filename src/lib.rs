@@ -14,6 +14,7 @@
 //! - [`server`]: the REST API over the engine; it knows nothing of tensors.
 //! - [`rendering`]: text → page images, in the typeface that comes with the program.
 //! - [`evaluation`]: documents whose content is known, and how an answer about one is scored.
+//! - [`benchmark`]: one model reading the test documents, measured.
 //! - [`records`]: the JSON records that the pipeline's binaries leave, by the contract with the original.
 //! - [`report`]: all records in one: JSON, Markdown, HTML and plots.
 //! - [`environment`]: what the machine and the software on it are, as a record; [`blackwell_compat`]: what one GPU needs.
@@ -22,6 +23,7 @@
 //!
 //! Data flows one way: bytes → processing → model → engine → server and command line.
 
+pub mod benchmark;
 pub mod blackwell_compat;
 pub mod checkpoint;
 pub mod cli;

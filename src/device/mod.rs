@@ -1,5 +1,6 @@
 //! Where the model runs: choosing CPU or CUDA, CPU threads, memory figures.
 
+mod allocator;
 mod cuda;
 mod memory;
 mod threads;
@@ -7,6 +8,7 @@ mod threads;
 use std::fmt;
 use std::str::FromStr;
 
+pub use self::allocator::{allocator_memory, reset_allocator_peak};
 pub use self::cuda::{CudaUnavailable, Gpu, GpuMemory, driver_version, gpu_memory, gpus, libtorch_folder};
 pub use self::memory::{HostMemory, ProcessMemory, host_memory, process_memory};
 pub use self::threads::{default_threads, physical_cores, set_threads};

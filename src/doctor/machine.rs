@@ -57,7 +57,7 @@ pub(super) fn examine(project: &Project, checks: &mut Checks) -> Machine {
     let memory = device::host_memory();
     let machine = Machine {
         os: os(),
-        cpu: cpu_info("model name").unwrap_or_else(|| "unknown".to_owned()),
+        cpu: cpu_name(),
         physical_cores: device::physical_cores(),
         threads: available_parallelism().map_or(1, NonZeroUsize::get),
         cpu_features: cpu_features(),
@@ -151,6 +151,11 @@ fn os() -> String {
 }
 
 /// The first value of `key` in `/proc/cpuinfo`.
+/// The processor's name.
+pub(crate) fn cpu_name() -> String {
+    cpu_info("model name").unwrap_or_else(|| "unknown".to_owned())
+}
+
 fn cpu_info(key: &str) -> Option<String> {
     let text = fs::read_to_string("/proc/cpuinfo").ok()?;
     let value = text

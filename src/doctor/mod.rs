@@ -10,7 +10,7 @@ use chrono::{SecondsFormat, Utc};
 use serde::Serialize;
 
 pub use self::machine::Machine;
-pub(crate) use self::machine::disk_free;
+pub(crate) use self::machine::{cpu_name, disk_free};
 pub(crate) use self::models::SECTION as MODELS;
 pub use self::models::{ModelReport, ModelSizes};
 pub use self::torch::{Accelerators, GpuReport, Libtorch};

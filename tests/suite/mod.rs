@@ -3,6 +3,7 @@
 mod allocation;
 mod bad_input;
 mod batch;
+mod benchmarks;
 mod cli;
 mod doctor;
 mod documents;

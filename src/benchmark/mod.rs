@@ -1,0 +1,11 @@
+//! One model reading the test documents: memory, load time, latency, and how much of each page is in the answer.
+
+mod args;
+mod quantized;
+mod run;
+mod tables;
+
+pub use self::args::{BenchmarkArgs, Pages};
+pub use self::quantized::{QuantizedBenchmark, QuantizedMethod};
+pub use self::run::{BenchmarkRun, benchmark};
+pub use self::tables::{comparison_table, summary_table};

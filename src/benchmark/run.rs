@@ -1,0 +1,243 @@
+//! Running one benchmark.
+
+use std::fs;
+use std::ops::ControlFlow;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
+
+use tch::Device;
+
+use super::{BenchmarkArgs, Pages};
+use crate::device::{Selected, allocator_memory, process_memory, reset_allocator_peak};
+use crate::engine::{LoadOptions, Precision, ReadRequest, Reader, Reading};
+use crate::evaluation::{Document, score};
+use crate::generation::FinishReason;
+use crate::paths::Project;
+use crate::processing::RgbPage;
+use crate::quant::Quantization;
+use crate::records::{
+    Benchmark, Extra, GpuMemory, InferenceResult, LatencyStats, MemoryStages, ResidentMemory, RunDetails,
+    mib, round_to, seconds, timestamp,
+};
+use crate::{Error, Result, cli, doctor};
+
+/// Tokens of the reading that does not count: enough for every kernel to have run.
+const WARM_UP_TOKENS: usize = 16;
+
+/// What to measure.
+pub struct BenchmarkRun<'a> {
+    /// Where the pages lie.
+    pub project: &'a Project,
+    /// The model.
+    pub model: PathBuf,
+    /// Where it runs.
+    pub selected: &'a Selected,
+    /// Number format of the computation.
+    pub precision: Precision,
+    /// Documents and limits.
+    pub args: &'a BenchmarkArgs,
+    /// What to do where pages lie already.
+    pub pages: Pages,
+    /// Told of each document that was read, and how many there are.
+    pub progress: &'a dyn Fn(usize, usize),
+    /// Set to stop after the next token; then there is no record.
+    pub stop: &'a AtomicBool,
+}
+
+/// Loads the model, reads every document and says what it took.
+///
+/// The record's `precision` is the contract's "FP16" for weights that are not quantized, whatever they are computed in:
+/// `run.compute_dtype` tells.
+pub fn benchmark(run: &BenchmarkRun<'_>) -> Result<Benchmark> {
+    let documents = run.args.documents()?;
+    let pages = run.pages.of(&documents, run.project)?;
+    let device = run.selected.device;
+    reset_allocator_peak(device);
+    let pre_load = stage(device);
+    let start = Instant::now();
+    let options = LoadOptions {
+        device,
+        precision: run.precision,
+        ..LoadOptions::default()
+    };
+    let mut reader = Reader::load(&run.model, &options)?;
+    synchronise(device);
+    let load_time = start.elapsed().as_secs_f64();
+    let post_load = stage(device);
+
+    let warm_up = match (documents.first(), pages.first()) {
+        (Some(document), Some(page)) if !run.args.no_warm_up => {
+            Some(read(&mut reader, document, page, WARM_UP_TOKENS, run.stop)?)
+        }
+        _ => None,
+    };
+    let mut results = Vec::new();
+    for (document, page) in documents.iter().zip(&pages) {
+        let limit = run.args.max_new_tokens as usize;
+        let reading = read(&mut reader, document, page, limit, run.stop)?;
+        results.push(result(document, reading));
+        (run.progress)(results.len(), documents.len());
+    }
+    synchronise(device);
+    let peak = stage(device);
+
+    let info = reader.info();
+    let stored = Quantization::from_dir(&run.model)?.precision();
+    let latencies: Vec<f64> = results.iter().map(|result| result.latency_seconds).collect();
+    Ok(Benchmark {
+        model_name: info.model_name.clone(),
+        precision: stored.unwrap_or("FP16").to_owned(),
+        quantization_method: None,
+        adapter_path: info.lora_adapter.clone(),
+        model_dir: Some(run.model.display().to_string()),
+        load_time_seconds: Some(seconds(load_time)),
+        latency_stats: LatencyStats::from_seconds(&latencies),
+        run: Some(RunDetails {
+            warm_up_seconds: warm_up.map(|reading| seconds(reading.latency_seconds)),
+            resident_memory: Some(ResidentMemory {
+                pre_load_mb: pre_load.resident_mb,
+                post_load_mb: post_load.resident_mb,
+                peak_mb: peak.peak_resident_mb,
+            }),
+            ..details(run, &results)
+        }),
+        vram: MemoryStages {
+            pre_load_mb: pre_load.gpu,
+            post_load_mb: post_load.gpu,
+            peak_mb: peak.gpu,
+            extra: Extra::new(),
+        },
+        inference_results: results,
+        extra: Extra::new(),
+    })
+}
+
+fn read(
+    reader: &mut Reader,
+    document: &Document,
+    page: &RgbPage,
+    max_new_tokens: usize,
+    stop: &AtomicBool,
+) -> Result<Reading> {
+    let mut request = ReadRequest::page(&document.prompt, page.clone());
+    request.overrides.max_new_tokens = Some(max_new_tokens);
+    // Always the likeliest token: two runs give the same answers.
+    request.overrides.temperature = Some(0.0);
+    let reading = reader.read(&request, &mut |_| {
+        if stop.load(Ordering::Relaxed) {
+            ControlFlow::Break(())
+        } else {
+            ControlFlow::Continue(())
+        }
+    })?;
+    if reading.finish_reason == FinishReason::Cancelled {
+        return Err(Error::Interrupted);
+    }
+    Ok(reading)
+}
+
+fn result(document: &Document, reading: Reading) -> InferenceResult {
+    let (terms, values) = (&document.expected_terms, &document.expected_values);
+    let expects = !terms.is_empty() || !values.is_empty();
+    InferenceResult {
+        image: document.filename.clone(),
+        prompt: document.prompt.clone(),
+        latency_seconds: seconds(reading.latency_seconds),
+        time_to_first_token_seconds: Some(seconds(reading.time_to_first_token_seconds)),
+        tokens_per_second: reading.tokens_per_second().map(|speed| round_to(speed, 2)),
+        prompt_tokens: Some(reading.prompt_tokens as u64),
+        completion_tokens: Some(reading.completion_tokens as u64),
+        finish_reason: serde_json::to_value(reading.finish_reason)
+            .ok()
+            .and_then(|reason| Some(reason.as_str()?.to_owned())),
+        accuracy: expects.then(|| score(&reading.text, terms, values)),
+        response: reading.text,
+        extra: Extra::new(),
+    }
+}
+
+fn details(run: &BenchmarkRun<'_>, results: &[InferenceResult]) -> RunDetails {
+    let first_tokens: Vec<f64> = results
+        .iter()
+        .filter_map(|result| result.time_to_first_token_seconds)
+        .collect();
+    let mean = |figures: Vec<f64>| {
+        let sum: f64 = figures.iter().sum();
+        (!figures.is_empty()).then(|| round_to(sum / figures.len() as f64, 2))
+    };
+    let on_gpu = run.selected.gpu.as_ref();
+    RunDetails {
+        timestamp: Some(timestamp()),
+        device: Some(match run.selected.device {
+            Device::Cuda(index) => format!("cuda:{index}"),
+            _ => "cpu".to_owned(),
+        }),
+        device_name: Some(on_gpu.map_or_else(doctor::cpu_name, |gpu| gpu.name.clone())),
+        compute_dtype: Some(compute_dtype(run.precision, run.selected.device).to_owned()),
+        cpu_threads: u64::try_from(tch::get_num_threads()).ok(),
+        weight_file_bytes: weight_file_bytes(&run.model),
+        time_to_first_token_stats: LatencyStats::from_seconds(&first_tokens),
+        avg_tokens_per_second: mean(
+            results
+                .iter()
+                .filter_map(|result| result.tokens_per_second)
+                .collect(),
+        ),
+        max_new_tokens: Some(run.args.max_new_tokens.into()),
+        avg_combined_accuracy_pct: mean(
+            results
+                .iter()
+                .filter_map(|result| Some(result.accuracy.as_ref()?.combined_accuracy))
+                .collect(),
+        ),
+        tool_version: Some(cli::version().to_owned()),
+        ..RunDetails::default()
+    }
+}
+
+fn compute_dtype(precision: Precision, device: Device) -> &'static str {
+    match (precision, device) {
+        (Precision::F32, _) | (Precision::Auto, Device::Cpu) => "FP32",
+        (Precision::Bf16 | Precision::Auto, _) => "BF16",
+        (Precision::F16, _) => "FP16",
+    }
+}
+
+/// Bytes of the weight files in a model folder.
+fn weight_file_bytes(model: &Path) -> Option<u64> {
+    let files = fs::read_dir(model).ok()?.flatten().filter(|entry| {
+        let name = entry.file_name();
+        name.as_encoded_bytes().ends_with(b".safetensors")
+    });
+    // Through links, as the hub's cache lays its files out.
+    Some(
+        files
+            .filter_map(|file| fs::metadata(file.path()).ok())
+            .map(|file| file.len())
+            .sum(),
+    )
+}
+
+/// Memory at one moment.
+struct Stage {
+    gpu: Option<GpuMemory>,
+    resident_mb: Option<f64>,
+    peak_resident_mb: Option<f64>,
+}
+
+fn stage(device: Device) -> Stage {
+    let process = process_memory();
+    Stage {
+        gpu: allocator_memory(device),
+        resident_mb: process.map(|memory| mib(memory.resident_bytes)),
+        peak_resident_mb: process.map(|memory| mib(memory.peak_resident_bytes)),
+    }
+}
+
+/// Waits for what was sent to a GPU.
+fn synchronise(device: Device) {
+    if let Device::Cuda(index) = device {
+        tch::Cuda::synchronize(index as i64);
+    }
+}

@@ -1,0 +1,188 @@
+//! What the benchmarks print.
+
+use std::fmt::Write;
+
+use crate::records::{Benchmark, percent};
+
+/// One line a document, and the sums.
+pub fn summary_table(record: &Benchmark) -> String {
+    let width = record
+        .inference_results
+        .iter()
+        .map(|result| result.image.chars().count())
+        .fold("document".len(), usize::max);
+    let mut text = format!(
+        "{:width$} {:>9} {:>9} {:>9} {:>7} {:>7} {:>7}\n",
+        "document", "latency s", "first s", "tokens/s", "tokens", "terms%", "values%"
+    );
+    for result in &record.inference_results {
+        let accuracy = result.accuracy.as_ref();
+        let _ = writeln!(
+            text,
+            "{:width$} {:>9.2} {:>9} {:>9} {:>7} {:>7} {:>7}",
+            result.image,
+            result.latency_seconds,
+            figure(result.time_to_first_token_seconds, 3),
+            figure(result.tokens_per_second, 1),
+            result
+                .completion_tokens
+                .map_or_else(|| NOT_KNOWN.to_owned(), |tokens| tokens.to_string()),
+            figure(accuracy.map(|accuracy| accuracy.term_accuracy), 1),
+            figure(accuracy.map(|accuracy| accuracy.value_accuracy), 1),
+        );
+    }
+    let run = record.run.clone().unwrap_or_default();
+    let resident = run.resident_memory.unwrap_or_default();
+    let device = run.device.as_deref().unwrap_or(NOT_KNOWN);
+    let dtype = run.compute_dtype.as_deref().unwrap_or(NOT_KNOWN);
+    let _ = writeln!(
+        text,
+        "{} ({}), computed in {dtype} on {device}: loaded in {} s, latency {} s on average",
+        record.model_name,
+        record.precision,
+        figure(record.load_time_seconds, 2),
+        figure(record.latency_stats.as_ref().map(|stats| stats.avg_seconds), 2),
+    );
+    let memory =
+        |memory: &Option<crate::records::GpuMemory>| memory.as_ref().map(|memory| memory.allocated_mb);
+    let peak = record.vram.peak_mb.as_ref().map(|memory| memory.max_allocated_mb);
+    let _ = writeln!(
+        text,
+        "GPU memory, MiB: {} before, {} loaded, {} at most; resident: {} before, {} loaded, {} at most",
+        figure(memory(&record.vram.pre_load_mb), 1),
+        figure(memory(&record.vram.post_load_mb), 1),
+        figure(peak, 1),
+        figure(resident.pre_load_mb, 1),
+        figure(resident.post_load_mb, 1),
+        figure(resident.peak_mb, 1),
+    );
+    text
+}
+
+/// Two models side by side.
+pub fn comparison_table(before: (&str, &Benchmark), after: (&str, &Benchmark)) -> String {
+    let ((before_name, before), (after_name, after)) = (before, after);
+    let mut text = format!("{:34} {before_name:>12} {after_name:>12} {:>10}\n", "", "change");
+    let mut row = |name: &str, decimals: usize, read: &dyn Fn(&Benchmark) -> Option<f64>| {
+        let (old, new) = (read(before), read(after));
+        let change = old
+            .zip(new)
+            .and_then(|(old, new)| percent(new - old, old))
+            .map_or_else(|| NOT_KNOWN.to_owned(), |change| format!("{change:+.1}%"));
+        let (old, new) = (figure(old, decimals), figure(new, decimals));
+        let _ = writeln!(text, "{name:34} {old:>12} {new:>12} {change:>10}");
+    };
+    row("GPU memory after loading, MiB", 1, &|record| {
+        Some(record.vram.post_load_mb.as_ref()?.allocated_mb)
+    });
+    row("GPU memory, peak, MiB", 1, &|record| {
+        Some(record.vram.peak_mb.as_ref()?.max_allocated_mb)
+    });
+    row("resident memory after loading, MiB", 1, &|record| {
+        record.run.as_ref()?.resident_memory?.post_load_mb
+    });
+    row("weight files, MiB", 1, &|record| {
+        Some(record.run.as_ref()?.weight_file_bytes? as f64 / 1_048_576.0)
+    });
+    row("load time, s", 2, &|record| record.load_time_seconds);
+    let latency = |record: &Benchmark| record.latency_stats.clone();
+    row("latency, mean, s", 2, &|record| {
+        Some(latency(record)?.avg_seconds)
+    });
+    row("latency, shortest, s", 2, &|record| {
+        Some(latency(record)?.min_seconds)
+    });
+    row("latency, longest, s", 2, &|record| {
+        Some(latency(record)?.max_seconds)
+    });
+    row("time to first token, mean, s", 3, &|record| {
+        Some(
+            record
+                .run
+                .as_ref()?
+                .time_to_first_token_stats
+                .as_ref()?
+                .avg_seconds,
+        )
+    });
+    row("tokens a second, mean", 1, &|record| {
+        record.run.as_ref()?.avg_tokens_per_second
+    });
+    row("terms and values read, %", 2, &|record| {
+        record.run.as_ref()?.avg_combined_accuracy_pct
+    });
+    text
+}
+
+const NOT_KNOWN: &str = "n/a";
+
+fn figure(value: Option<f64>, decimals: usize) -> String {
+    value.map_or_else(|| NOT_KNOWN.to_owned(), |value| format!("{value:.decimals$}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::records::{Extra, GpuMemory, InferenceResult, LatencyStats, MemoryStages};
+
+    fn record(megabytes: f64, latency: f64) -> Benchmark {
+        let memory = Some(GpuMemory {
+            allocated_mb: megabytes,
+            max_allocated_mb: megabytes,
+            ..GpuMemory::default()
+        });
+        Benchmark {
+            model_name: "model".to_owned(),
+            precision: "FP16".to_owned(),
+            quantization_method: None,
+            adapter_path: None,
+            model_dir: None,
+            load_time_seconds: Some(1.0),
+            vram: MemoryStages {
+                post_load_mb: memory.clone(),
+                peak_mb: memory,
+                ..MemoryStages::default()
+            },
+            inference_results: vec![InferenceResult {
+                image: "a_long_name_of_a_document.png".to_owned(),
+                prompt: String::new(),
+                response: "secret".to_owned(),
+                latency_seconds: latency,
+                time_to_first_token_seconds: None,
+                tokens_per_second: Some(12.34),
+                prompt_tokens: None,
+                completion_tokens: Some(7),
+                finish_reason: None,
+                accuracy: None,
+                extra: Extra::new(),
+            }],
+            latency_stats: LatencyStats::from_seconds(&[latency]),
+            run: None,
+            extra: Extra::new(),
+        }
+    }
+
+    #[test]
+    fn changes_are_relative_to_the_first() {
+        let table = comparison_table(("FP16", &record(15820.0, 31.1)), ("NF4", &record(5664.0, 15.24)));
+        let line = |name: &str| {
+            let line = table.lines().find(|line| line.starts_with(name)).unwrap();
+            line.split_whitespace().rev().take(3).collect::<Vec<_>>()
+        };
+        assert_eq!(line("GPU memory after loading"), ["-64.2%", "5664.0", "15820.0"]);
+        assert_eq!(line("latency, mean"), ["-51.0%", "15.24", "31.10"]);
+        assert_eq!(line("weight files"), ["n/a", "n/a", "n/a"]);
+        // On a CPU there is no GPU memory to compare.
+        let table = comparison_table(("FP16", &record(0.0, 1.0)), ("NF4", &record(0.0, 1.0)));
+        assert!(table.lines().nth(1).unwrap().ends_with("n/a"), "{table}");
+    }
+
+    #[test]
+    fn columns_line_up_and_no_answer_is_shown() {
+        let table = summary_table(&record(1.0, 2.0));
+        let mut lines = table.lines();
+        let head = lines.next().unwrap();
+        assert_eq!(head.len(), lines.next().unwrap().len());
+        assert!(!table.contains("secret"));
+    }
+}

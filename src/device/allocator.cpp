@@ -1,0 +1,43 @@
+// libtorch's caching allocator in figures, which tch does not bind.
+//
+// Device-neutral headers alone: nothing here needs CUDA to compile or link.
+
+#include <ATen/DeviceAccelerator.h>
+
+#include <cstdint>
+
+extern "C" {
+
+struct medvision_allocator_stats {
+  int64_t allocated_bytes;
+  int64_t reserved_bytes;
+  int64_t max_allocated_bytes;
+};
+
+// Fills `stats` for the accelerator with this index; 0 where it could. No exception leaves.
+int medvision_allocator_stats(int device, medvision_allocator_stats* stats) noexcept {
+  try {
+    if (!at::accelerator::getAccelerator(false).has_value()) return 1;
+    const auto all = at::accelerator::getDeviceStats(static_cast<c10::DeviceIndex>(device));
+    const auto aggregate = static_cast<size_t>(c10::CachingAllocator::StatType::AGGREGATE);
+    stats->allocated_bytes = all.allocated_bytes[aggregate].current;
+    stats->reserved_bytes = all.reserved_bytes[aggregate].current;
+    stats->max_allocated_bytes = all.allocated_bytes[aggregate].peak;
+    return 0;
+  } catch (...) {
+    return 1;
+  }
+}
+
+// Lets the peak begin anew at what is allocated now; 0 where it could. No exception leaves.
+int medvision_reset_peak(int device) noexcept {
+  try {
+    if (!at::accelerator::getAccelerator(false).has_value()) return 1;
+    at::accelerator::resetPeakStats(static_cast<c10::DeviceIndex>(device));
+    return 0;
+  } catch (...) {
+    return 1;
+  }
+}
+
+}  // extern "C"

@@ -1,0 +1,70 @@
+//! What libtorch's caching allocator holds on a GPU, through a few lines of C++ (`allocator.cpp`).
+
+use std::ffi::c_int;
+
+use tch::Device;
+
+use crate::records::GpuMemory;
+
+/// As in `allocator.cpp`.
+#[repr(C)]
+#[derive(Default)]
+struct Stats {
+    allocated_bytes: i64,
+    reserved_bytes: i64,
+    max_allocated_bytes: i64,
+}
+
+unsafe extern "C" {
+    fn medvision_allocator_stats(device: c_int, stats: *mut Stats) -> c_int;
+    fn medvision_reset_peak(device: c_int) -> c_int;
+}
+
+/// What the allocator holds on `device`: zeros on a CPU, `None` where libtorch does not tell.
+pub fn allocator_memory(device: Device) -> Option<GpuMemory> {
+    let mut stats = Stats::default();
+    let Some(index) = gpu_index(device) else {
+        return Some(GpuMemory::default());
+    };
+    // SAFETY: the structure is the one the function fills, and it throws nothing.
+    if unsafe { medvision_allocator_stats(index, &mut stats) } != 0 {
+        return None;
+    }
+    let bytes = |value: i64| u64::try_from(value).unwrap_or(0);
+    Some(GpuMemory::from_bytes(
+        bytes(stats.allocated_bytes),
+        bytes(stats.reserved_bytes),
+        bytes(stats.max_allocated_bytes),
+    ))
+}
+
+/// Lets the highest figure of [`allocator_memory`] begin anew; nothing on a CPU.
+pub fn reset_allocator_peak(device: Device) {
+    if let Some(index) = gpu_index(device) {
+        // SAFETY: takes a plain number and throws nothing. Where there is no such GPU there is no peak either.
+        unsafe { medvision_reset_peak(index) };
+    }
+}
+
+fn gpu_index(device: Device) -> Option<c_int> {
+    match device {
+        Device::Cuda(index) => index.try_into().ok(),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_cpu_has_zeros_and_a_gpu_that_is_not_there_none() {
+        assert_eq!(allocator_memory(Device::Cpu), Some(GpuMemory::default()));
+        assert_eq!(allocator_memory(Device::Cuda(usize::MAX)), None);
+        reset_allocator_peak(Device::Cuda(usize::MAX));
+        if !tch::Cuda::is_available() {
+            assert_eq!(allocator_memory(Device::Cuda(0)), None);
+            reset_allocator_peak(Device::Cuda(0));
+        }
+    }
+}

@@ -1,0 +1,175 @@
+//! `benchmark_baseline` and `benchmark_quantized` as a user runs them, on the embedded model.
+
+use std::fs;
+use std::path::Path;
+use std::process::{Command, Output};
+
+use medical_vision::records::{self, Benchmark, GpuMemory, paths};
+use serde_json::{Value, json};
+
+/// A binary in the project's folder `root`, on the embedded model, without the caller's `MVP_*` variables.
+fn run(binary: &str, root: &Path, arguments: &[&str]) -> Output {
+    let mut command = Command::new(binary);
+    for (name, _) in std::env::vars_os() {
+        if name.as_encoded_bytes().starts_with(b"MVP_") {
+            command.env_remove(name);
+        }
+    }
+    command
+        .args(["--device", "cpu", "--root"])
+        .arg(root)
+        .args(arguments)
+        .output()
+        .unwrap()
+}
+
+fn baseline(root: &Path, arguments: &[&str]) -> Output {
+    run(env!("CARGO_BIN_EXE_benchmark_baseline"), root, arguments)
+}
+
+fn quantized(root: &Path, arguments: &[&str]) -> Output {
+    run(env!("CARGO_BIN_EXE_benchmark_quantized"), root, arguments)
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8(bytes.to_vec()).unwrap()
+}
+
+/// A set of two short documents: the run is about the record, not about the reading.
+fn documents(folder: &Path) -> String {
+    let document = |name: &str, line: &str| {
+        json!({
+            "id": name, "filename": format!("{name}.png"), "title": "NOTE", "content": [line],
+            "prompt": "Extract all medical terms, diagnoses, and clinical findings from this image.",
+            "expected_terms": ["hypertension"], "expected_values": ["148/92"],
+        })
+    };
+    let set = json!({"documents": [
+        document("first", "Essential hypertension, BP 148/92 mmHg"), document("second", "No findings."),
+    ]});
+    let path = folder.join("documents.json");
+    fs::write(&path, set.to_string()).unwrap();
+    path.to_str().unwrap().to_owned()
+}
+
+#[test]
+fn the_baseline_and_what_quantization_changes() {
+    let folder = tempfile::tempdir().unwrap();
+    let root = folder.path();
+    let set = documents(root);
+    let flags = ["--documents", &set, "--max-new-tokens", "24"];
+    let output = baseline(root, &flags);
+    let messages = text(&output.stderr);
+    assert_eq!(output.status.code(), Some(0), "{messages}");
+    assert!(messages.contains("qwen25-vl-nano"), "{messages}");
+    let printed = text(&output.stdout);
+    assert!(
+        printed.contains("first.png") && printed.contains("baseline_fp16.json"),
+        "{printed}"
+    );
+
+    let record: Benchmark = records::read(&root.join(paths::BASELINE_FP16)).unwrap();
+    assert_eq!(record.model_name, "qwen25-vl-nano");
+    assert_eq!(record.precision, "FP16");
+    assert_eq!(record.quantization_method, None);
+    assert_eq!(record.vram.pre_load_mb, Some(GpuMemory::default()));
+    assert_eq!(record.vram.peak_mb, Some(GpuMemory::default()));
+    let results = &record.inference_results;
+    assert_eq!(results.len(), 2);
+    assert!(
+        results[0].response.contains("hypertension"),
+        "the page was not read"
+    );
+    for result in results {
+        assert!(result.latency_seconds >= result.time_to_first_token_seconds.unwrap());
+        assert!((1..=24).contains(&result.completion_tokens.unwrap()));
+        assert!(result.tokens_per_second.unwrap() > 0.0 && result.prompt_tokens.unwrap() > 100);
+        assert_eq!(result.accuracy.as_ref().unwrap().terms_total, 1);
+    }
+    assert_eq!(results[0].accuracy.as_ref().unwrap().terms_found, 1);
+    assert_eq!(results[1].accuracy.as_ref().unwrap().terms_found, 0);
+    let latency = record.latency_stats.unwrap();
+    assert!(latency.min_seconds > 0.0 && latency.max_seconds >= latency.avg_seconds);
+    let details = record.run.unwrap();
+    assert_eq!(
+        (details.device.as_deref(), details.compute_dtype.as_deref()),
+        (Some("cpu"), Some("FP32"))
+    );
+    let memory = details.resident_memory.unwrap();
+    assert!(memory.post_load_mb > memory.pre_load_mb && memory.peak_mb >= memory.post_load_mb);
+    assert!(details.warm_up_seconds.unwrap() > 0.0 && details.weight_file_bytes.unwrap() > 20 << 20);
+    assert!(details.time_to_first_token_stats.is_some());
+
+    quantized_beside_it(root, &flags);
+}
+
+fn quantized_beside_it(root: &Path, flags: &[&str]) {
+    let absent = quantized(root, flags);
+    assert_eq!(absent.status.code(), Some(1));
+    let message = text(&absent.stderr);
+    assert!(
+        message.contains("models/qwen25-vl-nano-bnb-nf4: no such folder; make it with: quantize_base"),
+        "{message}"
+    );
+
+    let made = run(env!("CARGO_BIN_EXE_quantize_base"), root, &["--method", "nf4"]);
+    assert_eq!(made.status.code(), Some(0), "{}", text(&made.stderr));
+    let output = quantized(root, flags);
+    assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
+    let printed = text(&output.stdout);
+    for row in [
+        "weight files, MiB",
+        "latency, mean, s",
+        "terms and values read, %",
+    ] {
+        let line = printed.lines().find(|line| line.starts_with(row));
+        let line = line.unwrap_or_else(|| panic!("{row} is missing in {printed}"));
+        assert!(!line.contains("n/a"), "{line}");
+    }
+    let record: Benchmark = records::read(&root.join(paths::QUANTIZED_INT4)).unwrap();
+    assert_eq!(record.model_name, "qwen25-vl-nano-bnb-nf4");
+    assert_eq!(record.precision, "NF4 (bitsandbytes)");
+    assert_eq!(record.quantization_method.as_deref(), Some("bitsandbytes_NF4"));
+    assert_eq!(record.inference_results.len(), 2);
+    let without_warm_up = quantized(root, &[flags, &["--no-warm-up"]].concat());
+    assert_eq!(without_warm_up.status.code(), Some(0));
+    let record: Benchmark = records::read(&root.join(paths::QUANTIZED_INT4)).unwrap();
+    assert_eq!(record.run.unwrap().warm_up_seconds, None);
+
+    // Both are in the report.
+    let output = run(env!("CARGO_BIN_EXE_generate_report"), root, &[]);
+    assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
+    let report: Value = serde_json::from_slice(&fs::read(root.join(paths::FINAL_REPORT)).unwrap()).unwrap();
+    let improvements = &report["performance_comparison"]["improvements"];
+    assert!(
+        improvements["weight_file_reduction_nf4_vs_fp16_pct"]
+            .as_f64()
+            .unwrap()
+            > 0.0
+    );
+    assert!(improvements["latency_reduction_nf4_vs_fp16_pct"].is_number());
+    // There was no GPU memory to save.
+    assert!(improvements["vram_reduction_nf4_vs_fp16_pct"].is_null());
+}
+
+#[test]
+fn a_broken_baseline_or_set_is_named_before_any_work() {
+    let folder = tempfile::tempdir().unwrap();
+    let root = folder.path();
+    let set = root.join("documents.json");
+    fs::write(&set, "{\"documents\": []}").unwrap();
+    let output = baseline(root, &["--documents", set.to_str().unwrap()]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(text(&output.stderr).contains("\"documents\" is empty"));
+    assert!(!root.join(paths::BASELINE_FP16).exists());
+
+    let nf4 = root.join("models/qwen25-vl-nano-bnb-nf4");
+    fs::create_dir_all(&nf4).unwrap();
+    fs::create_dir(root.join("benchmarks")).unwrap();
+    fs::write(root.join(paths::BASELINE_FP16), "{\"record_version\": 9}").unwrap();
+    let output = quantized(root, &[]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(text(&output.stderr).contains("a newer program wrote it"));
+    assert!(!root.join(paths::QUANTIZED_INT4).exists());
+    assert_eq!(quantized(root, &["--method", "int8"]).status.code(), Some(2));
+}
