@@ -17,6 +17,7 @@
 //! - [`benchmark`]: one model reading the test documents, measured.
 //! - [`records`]: the JSON records that the pipeline's binaries leave, by the contract with the original.
 //! - [`report`]: all records in one: JSON, Markdown, HTML and plots.
+//! - [`pipeline`]: all phases in order, each by its own program.
 //! - [`environment`]: what the machine and the software on it are, as a record; [`blackwell_compat`]: what one GPU needs.
 //! - [`commands`]: the subcommands of `medvision`; [`doctor`]: what is wrong with an installation.
 //! - [`cli`], [`paths`], [`device`], [`telemetry`], [`error`]: what every binary shares.
@@ -40,6 +41,7 @@ pub mod hub;
 mod json;
 pub mod kernels;
 pub mod paths;
+pub mod pipeline;
 pub mod processing;
 pub mod quant;
 pub mod qwen2_5_vl;

@@ -5,6 +5,7 @@ mod extract;
 mod inputs;
 mod interrupt;
 mod options;
+mod pipeline;
 mod trace;
 
 use std::ops::ControlFlow;
@@ -29,6 +30,7 @@ medvision reads medical documents with Qwen2.5-VL, on this machine alone.
   medvision extract page.png           the text of a page, as it is read
   medvision extract scans/ --json      every page of a folder, one JSON object a line
   medvision extract - < page.png       a page from standard input
+  medvision pipeline                   every phase in order: download, quantize, measure, report
   medvision doctor                     what is installed, what is wrong, how to mend it
   medvision --help                     all commands; COMMAND --help explains one
   server                               the same over HTTP, on port 8000
@@ -48,6 +50,8 @@ enum Command {
     Extract(Box<extract::ExtractArgs>),
     /// Write the tensors of every stage of one prompt, for comparison with another implementation
     Trace(Box<trace::TraceArgs>),
+    /// Run all phases in order, from the look at the machine to the report
+    Pipeline(Box<pipeline::PipelineCommand>),
     /// Say what is installed, what is wrong and how to mend it
     Doctor(doctor::DoctorArgs),
 }
@@ -58,6 +62,7 @@ pub fn main() -> ExitCode {
         None => cli::print(MAP).map(|()| ExitCode::from(EXIT_OK)),
         Some(Command::Extract(args)) => extract::run(&args),
         Some(Command::Trace(args)) => trace::run(&args),
+        Some(Command::Pipeline(args)) => pipeline::run(&args),
         Some(Command::Doctor(args)) => doctor::run(&args),
     };
     outcome.unwrap_or_else(|error| cli::fail(&error))

@@ -11,6 +11,7 @@ mod published;
 mod raw;
 mod rows;
 mod source;
+mod synthetic;
 
 pub use self::calibration::{CalibrationPage, CalibrationPages, calibration_pages};
 pub use self::download::{DatasetsRequest, download_datasets};
@@ -19,3 +20,4 @@ pub use self::prompts::PROMPTS;
 pub use self::published::{DATASETS, Dataset, Publication};
 pub use self::raw::{RAW_FORMAT, RawDataset, RawManifest, RawRecord, RawRecords, RawWriter, SkippedRows};
 pub use self::source::LocalSource;
+pub(crate) use self::synthetic::{is_synthetic, write_synthetic_reports};

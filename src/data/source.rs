@@ -42,7 +42,7 @@ impl FromStr for LocalSource {
 
 impl LocalSource {
     /// The copy of `dataset` that this is or holds.
-    pub(super) fn of(&self, dataset: &Dataset) -> Option<(PathBuf, &'static Publication)> {
+    pub(crate) fn of(&self, dataset: &Dataset) -> Option<(PathBuf, &'static Publication)> {
         let named = |path: &Path| dataset.publication_of(path.file_name()?.to_str()?);
         if let Some(name) = self.name {
             let first = Dataset::named(name)?.publications.first()?;

@@ -78,6 +78,11 @@ fn notes(sources: &Sources) -> Vec<String> {
             ));
         }
     }
+    if sources.synthetic_reports {
+        let note =
+            "MTSamples stands for a few synthetic reports that come with the program: nothing was downloaded";
+        notes.push(note.to_owned());
+    }
     notes
 }
 

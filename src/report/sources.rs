@@ -6,6 +6,7 @@ use std::path::Path;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
+use crate::data::is_synthetic;
 use crate::paths::{AWQ_SUFFIX, LORA_SUFFIX, NF4_SUFFIX, Project};
 use crate::records::{
     self, Benchmark, DataSummary, DownloadInfo, DownloadSummary, Environment, EvaluationFinetuned,
@@ -58,6 +59,8 @@ pub struct Sources {
     pub others: Vec<String>,
     /// The project has a Dockerfile.
     pub dockerfile: bool,
+    /// The reports among the data are the synthetic ones that come with the program.
+    pub synthetic_reports: bool,
 }
 
 impl Sources {
@@ -65,6 +68,7 @@ impl Sources {
     pub fn read(project: &Project) -> Self {
         let mut sources = Self {
             dockerfile: project.file("Dockerfile").is_file(),
+            synthetic_reports: is_synthetic(&project.file("datasets/raw/mtsamples")),
             ..Self::default()
         };
         sources.environment = sources.record(project, paths::ENVIRONMENT);

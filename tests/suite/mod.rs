@@ -13,6 +13,7 @@ mod hub;
 mod images;
 mod linking;
 mod model;
+mod pipeline;
 mod prepare;
 mod program;
 mod quant;

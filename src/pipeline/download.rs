@@ -1,0 +1,317 @@
+//! The phases that download: from the hub, from local copies, or what comes with the program where there is no network.
+
+use std::ffi::OsString;
+use std::fs;
+use std::net::{TcpStream, ToSocketAddrs};
+use std::path::{Path, PathBuf};
+use std::sync::mpsc;
+use std::thread;
+use std::time::Duration;
+
+use serde_json::json;
+
+use super::work::Work;
+use crate::data::{DATASETS, Dataset, LocalSource, is_synthetic, write_synthetic_reports};
+use crate::hub::HubSettings;
+use crate::paths::{BASE_MODEL, Project};
+use crate::records::{self, DownloadInfo, gib, paths};
+use crate::{Error, Result};
+
+/// How long the hub has to take a connection.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// How a download phase is done.
+#[derive(Debug)]
+pub(super) enum Download {
+    /// By its program.
+    Program(Work),
+    /// By its program, with what the user has to be told first.
+    StandIn(Work, String),
+    /// Nothing is to be downloaded, for this reason.
+    Nothing(String),
+}
+
+/// Whether the hub can be asked.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Network {
+    /// It takes connections.
+    Online,
+    /// It may or can not be asked, for this reason.
+    Offline(String),
+}
+
+impl Network {
+    /// Asks the hub for a connection, unless `offline` says that it may not.
+    pub(super) fn probe(offline: bool, settings: &HubSettings) -> Self {
+        if offline {
+            return Self::Offline("no network is to be used".to_owned());
+        }
+        let proxy = [
+            "https_proxy",
+            "HTTPS_PROXY",
+            "http_proxy",
+            "HTTP_PROXY",
+            "ALL_PROXY",
+        ];
+        if proxy
+            .iter()
+            .any(|name| std::env::var_os(name).is_some_and(|value| !value.is_empty()))
+        {
+            return Self::Online;
+        }
+        let (Some(host), Some(port)) = (
+            settings.endpoint.host_str().map(str::to_owned),
+            settings.endpoint.port_or_known_default(),
+        ) else {
+            return Self::Online;
+        };
+        let name = host.trim_matches(['[', ']']).to_owned();
+        let (sender, receiver) = mpsc::channel();
+        // A resolver without network may take its time: it is not waited for.
+        thread::spawn(move || {
+            let addresses = (name.as_str(), port).to_socket_addrs();
+            let reached = addresses
+                .into_iter()
+                .flatten()
+                .any(|address| TcpStream::connect_timeout(&address, PATIENCE).is_ok());
+            let _ = sender.send(reached);
+        });
+        match receiver.recv_timeout(PATIENCE * 2) {
+            Ok(true) => Self::Online,
+            _ => Self::Offline(format!("{host} cannot be reached")),
+        }
+    }
+}
+
+/// What the user said about the base model.
+pub(super) struct ModelWish<'a> {
+    /// `--model`.
+    pub chosen: Option<&'a Path>,
+    /// `--model-source`.
+    pub source: Option<&'a Path>,
+}
+
+/// How to get the base model.
+pub(super) fn model(
+    project: &Project,
+    wish: &ModelWish<'_>,
+    network: impl Fn() -> Network,
+) -> Result<Download> {
+    let folder = project.new_model(wish.chosen, BASE_MODEL);
+    let program = |flags: Vec<OsString>| Work {
+        runs: vec![flags],
+        inputs: wish.source.map(Path::to_owned).into_iter().collect(),
+        outputs: vec![folder.clone(), project.file(paths::DOWNLOAD_INFO)],
+    };
+    if let Some(source) = wish.source {
+        return Ok(Download::Program(program(vec!["--source".into(), source.into()])));
+    }
+    if wish.chosen.is_some() {
+        let model = project.model_folder(wish.chosen)?.path;
+        note_local_model(project, &model, "a local folder, chosen with --model")?;
+        return Ok(Download::Nothing(format!(
+            "{} is used, as --model says",
+            model.display()
+        )));
+    }
+    match network() {
+        Network::Online => Ok(Download::Program(program(Vec::new()))),
+        Network::Offline(reason) if folder.is_dir() => Ok(Download::StandIn(
+            program(vec!["--offline".into()]),
+            format!("{reason}: {} is checked against itself", folder.display()),
+        )),
+        Network::Offline(reason) => {
+            let model = project.model_folder(None)?.path;
+            note_local_model(project, &model, "comes with the program")?;
+            Ok(Download::Nothing(format!(
+                "{reason}: the small model that comes with the program stands in for the 7B model \
+                 (--model-source DIR takes a local copy of that one)"
+            )))
+        }
+    }
+}
+
+/// The record of a model that was not downloaded; one that tells how it was downloaded stays.
+fn note_local_model(project: &Project, model: &Path, source: &str) -> Result<()> {
+    let path = project.file(paths::DOWNLOAD_INFO);
+    let local_dir = model.display().to_string();
+    let known = records::read_if_present::<DownloadInfo>(&path).ok().flatten();
+    if known.is_some_and(|record| record.local_dir == local_dir) {
+        return Ok(());
+    }
+    let files = fs::read_dir(model).map_err(|error| Error::io(model, error))?;
+    let bytes: u64 = files
+        .flatten()
+        .filter_map(|file| fs::metadata(file.path()).ok())
+        .filter(|metadata| metadata.is_file())
+        .map(|metadata| metadata.len())
+        .sum();
+    let canonical = model.canonicalize().unwrap_or_else(|_| model.to_owned());
+    let name = canonical.file_name().unwrap_or_default();
+    let record = DownloadInfo {
+        model_id: name.to_string_lossy().into_owned(),
+        local_dir,
+        model_size_gb: Some(gib(bytes)),
+        // Nothing was downloaded.
+        download_time_seconds: None,
+        extra: json!({"source": source, "bytes": bytes})
+            .as_object()
+            .cloned()
+            .unwrap_or_default(),
+    };
+    records::write(&path, &record)
+}
+
+/// How to get the data sets.
+pub(super) fn datasets(
+    project: &Project,
+    sources: &[String],
+    network: impl Fn() -> Network,
+) -> Result<Download> {
+    let raw = project.file("datasets/raw");
+    let manifests = DATASETS
+        .iter()
+        .map(|dataset| raw.join(dataset.name).join("manifest.json"));
+    let outputs: Vec<PathBuf> = manifests.chain([project.file(paths::DOWNLOAD_SUMMARY)]).collect();
+    let mut flags: Vec<OsString> = Vec::new();
+    for source in sources {
+        flags.extend(["--source".into(), source.into()]);
+    }
+    let work = |flags: Vec<OsString>, inputs: Vec<PathBuf>| Work {
+        runs: vec![flags],
+        inputs,
+        outputs: outputs.clone(),
+    };
+    let local: Vec<LocalSource> = sources.iter().filter_map(|source| source.parse().ok()).collect();
+    let inputs = source_paths(sources);
+    let reason = match network() {
+        Network::Online => return Ok(Download::Program(work(flags, inputs))),
+        Network::Offline(reason) => reason,
+    };
+    // Without network: what there are copies of, and what was downloaded before.
+    let there = |dataset: &&Dataset| {
+        local.iter().any(|source| source.of(dataset).is_some())
+            || raw.join(dataset.name).join("manifest.json").is_file()
+    };
+    let names: Vec<&str> = DATASETS
+        .iter()
+        .filter(there)
+        .map(|dataset| dataset.name)
+        .collect();
+    flags.push("--offline".into());
+    let only_synthetic = names == ["mtsamples"] && sources.is_empty() && is_synthetic(&raw.join("mtsamples"));
+    let note = if names.is_empty() || only_synthetic {
+        let mut source = OsString::from("mtsamples=");
+        source.push(write_synthetic_reports(project)?);
+        flags.extend(["--dataset".into(), "mtsamples".into(), "--source".into(), source]);
+        format!(
+            "{reason}: a few synthetic reports that come with the program stand in for the data sets, enough to try the \
+             phases and not to train on (--dataset-source [NAME=]PATH takes local copies)"
+        )
+    } else {
+        for name in &names {
+            flags.extend(["--dataset".into(), name.into()]);
+        }
+        format!(
+            "{reason}: only {} are taken, from this machine",
+            names.join(" and ")
+        )
+    };
+    Ok(Download::StandIn(work(flags, inputs), note))
+}
+
+/// The paths of `[NAME=]PATH`.
+fn source_paths(sources: &[String]) -> Vec<PathBuf> {
+    let path = |source: &String| match source.split_once('=') {
+        Some((name, path)) if Dataset::named(name).is_some() => PathBuf::from(path),
+        _ => PathBuf::from(source),
+    };
+    sources.iter().map(path).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn project() -> (tempfile::TempDir, Project) {
+        let folder = tempfile::tempdir().unwrap();
+        let project = Project::open(Some(folder.path())).unwrap();
+        (folder, project)
+    }
+
+    fn offline() -> Network {
+        Network::Offline("no network".to_owned())
+    }
+
+    fn flags(download: &Download) -> Vec<String> {
+        let (Download::Program(work) | Download::StandIn(work, _)) = download else {
+            return Vec::new();
+        };
+        let flags = work.runs.iter().flatten();
+        flags.map(|flag| flag.to_string_lossy().into_owned()).collect()
+    }
+
+    #[test]
+    fn the_model_is_downloaded_copied_checked_or_stood_in_for() {
+        let (folder, project) = project();
+        let wish = |source| ModelWish { chosen: None, source };
+        let online = model(&project, &wish(None), || Network::Online).unwrap();
+        assert!(matches!(online, Download::Program(_)) && flags(&online).is_empty());
+        let copied = model(&project, &wish(Some(Path::new("/copy"))), offline).unwrap();
+        assert_eq!(flags(&copied), ["--source", "/copy"]);
+        let Download::Nothing(reason) = model(&project, &wish(None), offline).unwrap() else {
+            panic!("something was to be downloaded");
+        };
+        assert!(reason.contains("stands in for the 7B model"), "{reason}");
+        let record: DownloadInfo = records::read(&project.file(paths::DOWNLOAD_INFO)).unwrap();
+        assert_eq!(record.model_id, "qwen25-vl-nano");
+        assert!(record.extra["bytes"].as_u64().unwrap() > 20 << 20);
+        assert_eq!(record.download_time_seconds, None);
+        fs::create_dir_all(folder.path().join("models").join(BASE_MODEL)).unwrap();
+        assert_eq!(
+            flags(&model(&project, &wish(None), offline).unwrap()),
+            ["--offline"]
+        );
+    }
+
+    #[test]
+    fn without_network_there_are_copies_or_synthetic_reports() {
+        let (folder, project) = project();
+        let copied = datasets(&project, &["mtsamples=/x/rows.jsonl".to_owned()], offline).unwrap();
+        assert_eq!(
+            flags(&copied),
+            [
+                "--source",
+                "mtsamples=/x/rows.jsonl",
+                "--offline",
+                "--dataset",
+                "mtsamples"
+            ]
+        );
+        let synthetic = datasets(&project, &[], offline).unwrap();
+        let path = folder.path().join("datasets/synthetic/mtsamples_synthetic.jsonl");
+        assert_eq!(
+            flags(&synthetic).last().unwrap(),
+            &format!("mtsamples={}", path.display())
+        );
+        assert!(path.is_file());
+        let online = datasets(&project, &[], || Network::Online).unwrap();
+        assert!(flags(&online).is_empty());
+    }
+
+    #[test]
+    fn a_hub_that_takes_no_connection_is_offline() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let settings = HubSettings {
+            endpoint: format!("http://127.0.0.1:{port}").parse().unwrap(),
+            token: None,
+            jobs: 1,
+            retries: 0,
+            stall: PATIENCE,
+            first_pause: PATIENCE,
+        };
+        assert!(matches!(Network::probe(true, &settings), Network::Offline(_)));
+        assert_eq!(Network::probe(false, &settings), Network::Online);
+    }
+}

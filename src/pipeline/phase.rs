@@ -1,0 +1,87 @@
+//! The phases and their programs.
+
+use clap::ValueEnum;
+
+/// One phase, in the order they are run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, ValueEnum)]
+#[value(rename_all = "snake_case")]
+pub enum Phase {
+    /// Is the machine fit for it?
+    ValidateEnvironment,
+    /// The base model.
+    DownloadModel,
+    /// The base model on the test documents.
+    BenchmarkBaseline,
+    /// The base model in four bits.
+    QuantizeBase,
+    /// The quantized models on the test documents.
+    BenchmarkQuantized,
+    /// The data sets for fine-tuning.
+    DownloadDatasets,
+    /// Pages, questions and answers in three splits.
+    PrepareTrainingData,
+    /// The adapter.
+    FinetuneLora,
+    /// The adapter on the evaluation cases.
+    EvaluateFinetuned,
+    /// Every record in one report.
+    #[value(alias = "report")]
+    GenerateReport,
+}
+
+impl Phase {
+    /// Every phase in order.
+    pub const ALL: [Self; 10] = [
+        Self::ValidateEnvironment,
+        Self::DownloadModel,
+        Self::BenchmarkBaseline,
+        Self::QuantizeBase,
+        Self::BenchmarkQuantized,
+        Self::DownloadDatasets,
+        Self::PrepareTrainingData,
+        Self::FinetuneLora,
+        Self::EvaluateFinetuned,
+        Self::GenerateReport,
+    ];
+
+    /// Its name, which is its program's.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::ValidateEnvironment => "validate_environment",
+            Self::DownloadModel => "download_model",
+            Self::BenchmarkBaseline => "benchmark_baseline",
+            Self::QuantizeBase => "quantize_base",
+            Self::BenchmarkQuantized => "benchmark_quantized",
+            Self::DownloadDatasets => "download_datasets",
+            Self::PrepareTrainingData => "prepare_training_data",
+            Self::FinetuneLora => "finetune_lora",
+            Self::EvaluateFinetuned => "evaluate_finetuned",
+            Self::GenerateReport => "generate_report",
+        }
+    }
+
+    /// Its program may be missing: this version comes without it.
+    pub(super) fn may_be_missing(self) -> bool {
+        matches!(self, Self::FinetuneLora | Self::EvaluateFinetuned)
+    }
+
+    /// It takes a moment, and what it looks at has no hash: it always runs.
+    pub(super) fn always_runs(self) -> bool {
+        matches!(self, Self::ValidateEnvironment | Self::GenerateReport)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_the_flags_values_and_in_order() {
+        assert!(Phase::ALL.is_sorted());
+        for phase in Phase::ALL {
+            assert_eq!(Phase::from_str(phase.name(), false), Ok(phase));
+        }
+        assert_eq!(Phase::value_variants(), Phase::ALL);
+        assert_eq!(Phase::from_str("report", false), Ok(Phase::GenerateReport));
+    }
+}

@@ -1,0 +1,355 @@
+//! Running the phases.
+
+use std::ffi::OsString;
+use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use clap::builder::FalseyValueParser;
+use sha2::{Digest, Sha256};
+
+use super::Phase;
+use super::download::{self, Download, ModelWish, Network};
+use super::state::State;
+use super::work::{Work, work};
+use crate::cli::{CommonArgs, EXIT_INTERRUPTED};
+use crate::hub::{Hasher, HubArgs};
+use crate::paths::Project;
+use crate::telemetry::{self, Level, LogFormat};
+use crate::{Error, Result, device};
+
+/// Flags of the pipeline.
+#[derive(Debug, Clone, clap::Args)]
+#[command(next_help_heading = "Pipeline options")]
+pub struct PipelineArgs {
+    /// Begin with this phase
+    #[arg(
+        long,
+        value_name = "PHASE",
+        env = "MVP_FROM",
+        default_value = "validate_environment",
+        hide_env_values = true
+    )]
+    pub from: Phase,
+
+    /// End with this phase
+    #[arg(
+        long,
+        value_name = "PHASE",
+        env = "MVP_TO",
+        default_value = "generate_report",
+        hide_env_values = true
+    )]
+    pub to: Phase,
+
+    /// Run phases that are up to date, too
+    #[arg(long, env = "MVP_FORCE", value_parser = FalseyValueParser::new(), hide_env_values = true)]
+    pub force: bool,
+
+    /// Take the base model from this folder and not from the hub
+    #[arg(long, value_name = "DIR", env = "MVP_MODEL_SOURCE", hide_env_values = true)]
+    pub model_source: Option<PathBuf>,
+
+    /// Take a data set from this copy and not from the hub; may be given several times
+    #[arg(
+        long = "dataset-source",
+        value_name = "[NAME=]DIR|FILE",
+        env = "MVP_DATASET_SOURCE",
+        value_delimiter = ',',
+        hide_env_values = true
+    )]
+    pub dataset_sources: Vec<String>,
+
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub hub: HubArgs,
+}
+
+/// How a phase ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Ended {
+    /// It was run.
+    Done,
+    /// Its inputs are unchanged and what it made is there.
+    UpToDate,
+    /// There was nothing to do, for this reason.
+    Nothing(String),
+    /// This version comes without its program.
+    NotBuilt,
+    /// It failed, in these words.
+    Failed(String),
+    /// Ctrl-C.
+    Interrupted,
+}
+
+/// One phase of a run.
+#[derive(Debug, Clone)]
+pub struct Step {
+    /// Which.
+    pub phase: Phase,
+    /// How it ended.
+    pub ended: Ended,
+    /// How long it took.
+    pub seconds: f64,
+}
+
+/// A run of the pipeline.
+pub struct Pipeline<'a> {
+    /// Where everything lies.
+    pub project: &'a Project,
+    /// Flags for every program.
+    pub common: &'a CommonArgs,
+    /// Flags of the pipeline.
+    pub args: &'a PipelineArgs,
+    /// Set to stop; the program in work is asked to stop, too.
+    pub stop: &'a AtomicBool,
+}
+
+impl Pipeline<'_> {
+    /// Runs the phases in order, up to the first that fails; `Err` is a fault of the pipeline itself.
+    pub fn run(&self) -> Result<Vec<Step>> {
+        let mut state = State::open(self.project)?;
+        let phases: Vec<Phase> = Phase::ALL
+            .into_iter()
+            .filter(|phase| (self.args.from..=self.args.to).contains(phase))
+            .collect();
+        let mut steps = Vec::new();
+        for (index, phase) in phases.iter().enumerate() {
+            let heading = format!("[{}/{}] {}", index + 1, phases.len(), phase.name());
+            let start = Instant::now();
+            let ended = self.phase(*phase, &heading, &mut state)?;
+            let goes_on = !matches!(ended, Ended::Failed(_) | Ended::Interrupted);
+            steps.push(Step {
+                phase: *phase,
+                ended,
+                seconds: start.elapsed().as_secs_f64(),
+            });
+            if !goes_on {
+                break;
+            }
+        }
+        Ok(steps)
+    }
+
+    fn phase(&self, phase: Phase, heading: &str, state: &mut State) -> Result<Ended> {
+        let say = |text: &str| telemetry::say(Level::INFO, &format!("{heading}: {text}"));
+        if self.stop.load(Ordering::Relaxed) {
+            return Ok(Ended::Interrupted);
+        }
+        let program = program(phase)?;
+        if !program.is_file() {
+            if phase.may_be_missing() {
+                say("not built yet: this version comes without it; skipped");
+                return Ok(Ended::NotBuilt);
+            }
+            let reason = "no such program; it belongs beside this one: install all of them";
+            return Err(Error::checkpoint(&program, reason));
+        }
+        let work = match self.download(phase)? {
+            Some(Download::Nothing(reason)) => {
+                say(&format!("nothing to download: {reason}"));
+                return Ok(Ended::Nothing(reason));
+            }
+            Some(Download::StandIn(work, note)) => {
+                telemetry::say(Level::WARN, &format!("{heading}: {note}"));
+                work
+            }
+            Some(Download::Program(work)) => work,
+            None => work(
+                phase,
+                self.project,
+                &self.project.model_folder(self.common.model.as_deref())?.path,
+            ),
+        };
+        if work.runs.is_empty() {
+            say("nothing to measure: no quantization worked");
+            return Ok(Ended::Nothing("no quantization worked".to_owned()));
+        }
+        let inputs = self.fingerprint(phase, &work, state)?;
+        let kept = !phase.always_runs() && !self.args.force;
+        if kept && state.is_up_to_date(phase.name(), &inputs, &work.outputs)? {
+            say("up to date");
+            return Ok(Ended::UpToDate);
+        }
+        state.forget(phase.name())?;
+        say("running");
+        let start = Instant::now();
+        for arguments in &work.runs {
+            let ended = self.program(&program, phase, arguments)?;
+            if ended != Ended::Done {
+                return Ok(ended);
+            }
+        }
+        if !phase.always_runs() {
+            let seconds = start.elapsed().as_secs_f64();
+            state.finish(phase.name(), inputs, &work.outputs, seconds)?;
+        }
+        Ok(Ended::Done)
+    }
+
+    /// How a download phase is done; `None` for any other.
+    fn download(&self, phase: Phase) -> Result<Option<Download>> {
+        let args = self.args;
+        let network = || match args.hub.settings() {
+            Ok(settings) => Network::probe(args.hub.offline(), &settings),
+            // The program says what is wrong with them.
+            Err(_) => Network::Online,
+        };
+        Ok(match phase {
+            Phase::DownloadModel => {
+                let wish = ModelWish {
+                    chosen: self.common.model.as_deref(),
+                    source: args.model_source.as_deref(),
+                };
+                Some(download::model(self.project, &wish, network)?)
+            }
+            Phase::DownloadDatasets => {
+                Some(download::datasets(self.project, &args.dataset_sources, network)?)
+            }
+            _ => None,
+        })
+    }
+
+    /// A hash over everything that decides what a phase makes.
+    fn fingerprint(&self, phase: Phase, work: &Work, state: &mut State) -> Result<String> {
+        let mut hasher = Sha256::new();
+        let mut add = |text: String| hasher.update(format!("{text}\n"));
+        add(env!("CARGO_PKG_VERSION").to_owned());
+        for argument in work.runs.iter().flatten() {
+            add(format!("argument {}", argument.display()));
+        }
+        for (name, value) in settings() {
+            add(format!("variable {}={}", name.display(), value.display()));
+        }
+        let measures = matches!(
+            phase,
+            Phase::BenchmarkBaseline | Phase::BenchmarkQuantized | Phase::EvaluateFinetuned
+        );
+        if measures {
+            add(format!("{} {:?}", self.common.device, self.common.precision));
+            for gpu in device::gpus().unwrap_or_default() {
+                add(format!("GPU {}", gpu.name));
+            }
+        }
+        let documents = std::env::var_os("MVP_DOCUMENTS").map(PathBuf::from);
+        let inputs: Vec<PathBuf> = work.inputs.iter().cloned().chain(documents).collect();
+        add(state.digest(&inputs)?);
+        Ok(Hasher::Sha256(hasher).finish().to_string())
+    }
+
+    fn program(&self, program: &Path, phase: Phase, arguments: &[OsString]) -> Result<Ended> {
+        let mut command = Command::new(program);
+        command
+            .args(arguments)
+            .args(self.common_flags(phase))
+            .stdin(Stdio::null())
+            // Ctrl-C goes to this program, which passes it on once: twice would end the other at once.
+            .process_group(0);
+        // SAFETY: prctl is a system call and touches no memory; nothing else happens between fork and exec.
+        unsafe {
+            command.pre_exec(|| {
+                libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGTERM);
+                Ok(())
+            });
+        }
+        let child = command.spawn().map_err(|error| Error::io(program, error))?;
+        let status = self.wait(child).map_err(|error| Error::io(program, error))?;
+        let code = status.code();
+        Ok(if status.success() {
+            Ended::Done
+        } else if code == Some(i32::from(EXIT_INTERRUPTED)) || self.stop.load(Ordering::Relaxed) {
+            Ended::Interrupted
+        } else {
+            Ended::Failed(match (code, status.signal()) {
+                (Some(code), _) => format!("exit code {code}"),
+                (None, Some(signal)) => format!("ended by signal {signal}"),
+                (None, None) => "ended for an unknown reason".to_owned(),
+            })
+        })
+    }
+
+    fn wait(&self, mut child: Child) -> std::io::Result<ExitStatus> {
+        let mut told = false;
+        loop {
+            if let Some(status) = child.try_wait()? {
+                return Ok(status);
+            }
+            if self.stop.load(Ordering::Relaxed) && !told {
+                told = true;
+                // SAFETY: the child is not waited for yet, so that the number is still its own.
+                unsafe { libc::kill(child.id() as libc::pid_t, libc::SIGINT) };
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    /// The flags that every program takes, as this one was given them.
+    fn common_flags(&self, phase: Phase) -> Vec<OsString> {
+        let common = self.common;
+        let mut flags: Vec<OsString> = vec!["--root".into(), self.project.root().into()];
+        if let Some(model) = &common.model {
+            flags.extend(["--model".into(), model.into()]);
+        }
+        flags.extend(["--device".into(), common.device.to_string().into()]);
+        let precision = clap::ValueEnum::to_possible_value(&common.precision);
+        if let Some(precision) = precision {
+            flags.extend(["--precision".into(), precision.get_name().into()]);
+        }
+        if let Some(threads) = common.threads {
+            flags.extend(["--threads".into(), threads.to_string().into()]);
+        }
+        if common.log_format == LogFormat::Json {
+            flags.extend(["--log-format".into(), "json".into()]);
+        }
+        if common.quiet {
+            flags.push("--quiet".into());
+        }
+        flags.extend((0..common.verbose).map(|_| "--verbose".into()));
+        if matches!(phase, Phase::DownloadModel | Phase::DownloadDatasets) {
+            let hub = &self.args.hub;
+            flags.extend(["--jobs".into(), hub.jobs.to_string().into()]);
+            flags.extend(["--retries".into(), hub.retries.to_string().into()]);
+            flags.extend(["--stall-seconds".into(), hub.stall_seconds.to_string().into()]);
+            flags.extend(["--retry-seconds".into(), hub.retry_seconds.to_string().into()]);
+        }
+        flags
+    }
+}
+
+/// The program of a phase, beside this one.
+fn program(phase: Phase) -> Result<PathBuf> {
+    let this = std::env::current_exe().map_err(|error| Error::io("the running program", error))?;
+    let folder = this.parent().unwrap_or(Path::new("."));
+    Ok(folder.join(phase.name()))
+}
+
+/// The caller's variables that the programs obey, but for those that change no result; in order.
+fn settings() -> Vec<(OsString, OsString)> {
+    const WITHOUT_RESULT: [&str; 16] = [
+        "MVP_ROOT",
+        "MVP_FROM",
+        "MVP_TO",
+        "MVP_FORCE",
+        "MVP_OFFLINE",
+        "MVP_JOBS",
+        "MVP_RETRIES",
+        "MVP_STALL_SECONDS",
+        "MVP_RETRY_SECONDS",
+        "MVP_THREADS",
+        "MVP_LOG",
+        "MVP_LOG_FORMAT",
+        "MVP_VERBOSE",
+        "MVP_QUIET",
+        "MVP_MODEL_SOURCE",
+        "MVP_DATASET_SOURCE",
+    ];
+    let mut settings: Vec<_> = std::env::vars_os()
+        .filter(|(name, _)| {
+            name.as_encoded_bytes().starts_with(b"MVP_") && !WITHOUT_RESULT.iter().any(|other| name == other)
+        })
+        .collect();
+    settings.sort();
+    settings
+}

@@ -1,0 +1,239 @@
+//! What was made from what, as hashes.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File, TryLockError};
+use std::io::ErrorKind;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+
+use crate::hub::{Checksum, Hasher};
+use crate::paths::Project;
+use crate::telemetry::{self, Level};
+use crate::{Error, Result, records};
+
+const STATE: &str = "benchmarks/.pipeline_state.json";
+const LOCK: &str = "benchmarks/.pipeline_lock";
+
+/// The state of a project's pipeline, and the lock that makes this run its only one.
+#[derive(Debug)]
+pub(super) struct State {
+    path: PathBuf,
+    kept: Kept,
+    _lock: File,
+}
+
+/// The file.
+#[derive(Debug, Default, Serialize, Deserialize)]
+struct Kept {
+    phases: BTreeMap<String, Finished>,
+    /// Hashes of large files, which are not read again while size and time stay.
+    files: BTreeMap<PathBuf, HashedFile>,
+}
+
+#[derive(Debug, PartialEq, Serialize, Deserialize)]
+struct Finished {
+    /// What it was made from: flags and the contents of its inputs.
+    inputs: String,
+    /// The contents of what it made.
+    outputs: String,
+    seconds: f64,
+    finished_at: String,
+}
+
+#[derive(Debug, PartialEq, Serialize, Deserialize)]
+struct HashedFile {
+    bytes: u64,
+    modified: i64,
+    modified_nanoseconds: i64,
+    sha256: String,
+}
+
+impl State {
+    /// Reads the state; a broken one is set aside, which costs time and no result.
+    pub(super) fn open(project: &Project) -> Result<Self> {
+        let folder = project.benchmarks();
+        fs::create_dir_all(&folder).map_err(|error| Error::io(&folder, error))?;
+        let path = project.file(LOCK);
+        let lock = File::create(&path).map_err(|error| Error::io(&path, error))?;
+        match lock.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => {
+                return Err(Error::record(
+                    &path,
+                    "another pipeline runs in this project folder; wait for it or end it",
+                ));
+            }
+            Err(TryLockError::Error(error)) => return Err(Error::io(&path, error)),
+        }
+        let path = project.file(STATE);
+        let kept = records::read_if_present(&path).unwrap_or_else(|error| {
+            let message = format!("{error}; every phase is looked at anew");
+            telemetry::say(Level::WARN, &message);
+            None
+        });
+        Ok(Self {
+            path,
+            kept: kept.unwrap_or_default(),
+            _lock: lock,
+        })
+    }
+
+    /// `phase` was made from `inputs` and what it made is as it was.
+    pub(super) fn is_up_to_date(&mut self, phase: &str, inputs: &str, outputs: &[PathBuf]) -> Result<bool> {
+        let Some(finished) = self.kept.phases.get(phase) else {
+            return Ok(false);
+        };
+        let (same, made) = (finished.inputs == inputs, finished.outputs.clone());
+        Ok(same && made == self.digest(outputs)?)
+    }
+
+    /// Keeps that `phase` is finished.
+    pub(super) fn finish(
+        &mut self,
+        phase: &str,
+        inputs: String,
+        outputs: &[PathBuf],
+        seconds: f64,
+    ) -> Result<()> {
+        let outputs = self.digest(outputs)?;
+        let finished = Finished {
+            inputs,
+            outputs,
+            seconds: records::seconds(seconds),
+            finished_at: records::timestamp(),
+        };
+        self.kept.phases.insert(phase.to_owned(), finished);
+        self.kept.files.retain(|path, _| path.exists());
+        records::write(&self.path, &self.kept)
+    }
+
+    /// Forgets `phase`: what it made is about to change.
+    pub(super) fn forget(&mut self, phase: &str) -> Result<()> {
+        match self.kept.phases.remove(phase) {
+            Some(_) => records::write(&self.path, &self.kept),
+            None => Ok(()),
+        }
+    }
+
+    /// A hash over the contents of files and folders; what is missing counts as such.
+    pub(super) fn digest(&mut self, paths: &[PathBuf]) -> Result<String> {
+        let mut hasher = Sha256::new();
+        for (number, path) in paths.iter().enumerate() {
+            // By number and not by name: a project may be moved.
+            hasher.update(format!("{number}\n"));
+            let mut files = Vec::new();
+            collect(path, &mut files)?;
+            files.sort();
+            for file in files {
+                let name = file.strip_prefix(path).unwrap_or(&file);
+                hasher.update(format!("{}\0{}\n", name.display(), self.sha256(&file)?));
+            }
+        }
+        Ok(Hasher::Sha256(hasher).finish().to_string())
+    }
+
+    fn sha256(&mut self, path: &Path) -> Result<String> {
+        let metadata = fs::metadata(path).map_err(|error| Error::io(path, error))?;
+        let (bytes, modified, modified_nanoseconds) =
+            (metadata.len(), metadata.mtime(), metadata.mtime_nsec());
+        if let Some(known) = self.kept.files.get(path)
+            && (known.bytes, known.modified, known.modified_nanoseconds)
+                == (bytes, modified, modified_nanoseconds)
+        {
+            return Ok(known.sha256.clone());
+        }
+        let sha256 = Hasher::hash_file(path, Checksum::sha256_hasher())?.to_string();
+        let hashed = HashedFile {
+            bytes,
+            modified,
+            modified_nanoseconds,
+            sha256: sha256.clone(),
+        };
+        self.kept.files.insert(path.to_owned(), hashed);
+        Ok(sha256)
+    }
+}
+
+/// Files at or below `path`; hidden ones, which are work in progress, are left out.
+fn collect(path: &Path, files: &mut Vec<PathBuf>) -> Result<()> {
+    let metadata = match fs::metadata(path) {
+        Ok(metadata) => metadata,
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(Error::io(path, error)),
+    };
+    if !metadata.is_dir() {
+        if metadata.is_file() {
+            files.push(path.to_owned());
+        }
+        return Ok(());
+    }
+    for entry in fs::read_dir(path).map_err(|error| Error::io(path, error))? {
+        let entry = entry.map_err(|error| Error::io(path, error))?;
+        if !entry.file_name().as_encoded_bytes().starts_with(b".") {
+            collect(&entry.path(), files)?;
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn project() -> (tempfile::TempDir, Project) {
+        let folder = tempfile::tempdir().unwrap();
+        let project = Project::open(Some(folder.path())).unwrap();
+        (folder, project)
+    }
+
+    #[test]
+    fn a_phase_is_up_to_date_until_something_changes() {
+        let (folder, project) = project();
+        let output = folder.path().join("made");
+        fs::create_dir(&output).unwrap();
+        fs::write(output.join("a.json"), "1").unwrap();
+        let outputs = [output.clone()];
+        let mut state = State::open(&project).unwrap();
+        assert!(!state.is_up_to_date("phase", "in", &outputs).unwrap());
+        state.finish("phase", "in".to_owned(), &outputs, 1.0).unwrap();
+        drop(state);
+
+        let mut state = State::open(&project).unwrap();
+        assert!(state.is_up_to_date("phase", "in", &outputs).unwrap());
+        assert!(!state.is_up_to_date("phase", "other", &outputs).unwrap());
+        assert!(!state.is_up_to_date("another", "in", &outputs).unwrap());
+        fs::write(output.join("b.json"), "").unwrap();
+        assert!(!state.is_up_to_date("phase", "in", &outputs).unwrap());
+        fs::remove_file(output.join("b.json")).unwrap();
+        assert!(state.is_up_to_date("phase", "in", &outputs).unwrap());
+        fs::write(output.join("a.json"), "22").unwrap();
+        assert!(!state.is_up_to_date("phase", "in", &outputs).unwrap());
+        fs::remove_dir_all(&output).unwrap();
+        assert!(!state.is_up_to_date("phase", "in", &outputs).unwrap());
+        state.forget("phase").unwrap();
+        assert!(state.kept.phases.is_empty());
+    }
+
+    #[test]
+    fn one_pipeline_at_a_time() {
+        let (_folder, project) = project();
+        let state = State::open(&project).unwrap();
+        let message = State::open(&project).unwrap_err().to_string();
+        assert!(message.contains("another pipeline runs"), "{message}");
+        drop(state);
+        State::open(&project).unwrap();
+    }
+
+    #[test]
+    fn a_broken_state_is_begun_anew() {
+        let (_folder, project) = project();
+        drop(State::open(&project).unwrap());
+        for broken in ["", "{\"phases\": 3}", "{\"record_version\": 99}"] {
+            fs::write(project.file(STATE), broken).unwrap();
+            assert!(State::open(&project).unwrap().kept.phases.is_empty(), "{broken}");
+        }
+    }
+}
