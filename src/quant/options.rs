@@ -38,6 +38,16 @@ pub struct QuantizeArgs {
     #[arg(long, env = "MVP_NO_DOUBLE_QUANT", value_parser = FalseyValueParser::new(), hide_env_values = true)]
     no_double_quant: bool,
 
+    /// NF4: MiB of the model that go into one file of the folder; a run that is killed repeats no more than this
+    #[arg(
+        long,
+        value_name = "MIB",
+        env = "MVP_FILE_MIB",
+        default_value_t = 2048,
+        hide_env_values = true
+    )]
+    file_mib: usize,
+
     /// Number format of the four bits, where NF4 is made
     #[arg(
         long,
@@ -86,6 +96,7 @@ impl QuantizeArgs {
             blocksize: self.blocksize,
             double_quant: !self.no_double_quant,
             skip_modules: self.skip_modules.clone(),
+            file_mib: self.file_mib,
         }
     }
 }

@@ -2,6 +2,7 @@
 
 mod awq;
 mod awq_folders;
+mod binary;
 mod folders;
 mod quantizer;
 

@@ -30,8 +30,6 @@ use crate::{Error, Result};
 /// The errors of every weight, beside the weights.
 pub const REPORT: &str = "quantization_report.json";
 const INDEX: &str = "model.safetensors.index.json";
-/// Source bytes that go into one file: a killed run loses no more work than this.
-const FILE_SOURCE_BYTES: usize = 2 << 30;
 /// Bytes copied at a time.
 const COPY_BYTES: usize = 4 << 20;
 /// Room left on the disk beside what is written.
@@ -48,6 +46,8 @@ pub struct Nf4Options {
     pub double_quant: bool,
     /// Modules whose weights stay as they are, beside the output head: a name, the beginning of one up to a dot, or its end.
     pub skip_modules: Vec<String>,
+    /// MiB of the source that go into one file: a killed run loses no more work than this.
+    pub file_mib: usize,
 }
 
 impl Default for Nf4Options {
@@ -57,6 +57,7 @@ impl Default for Nf4Options {
             blocksize: 64,
             double_quant: true,
             skip_modules: Vec::new(),
+            file_mib: 2048,
         }
     }
 }
@@ -273,7 +274,7 @@ impl Plan {
             let kept = linear_name(&stored).is_none_or(|module| skipped.contains(&transformers_name(module)));
             let bytes = stored.place.len();
             if files.is_empty() || bytes > room {
-                room = FILE_SOURCE_BYTES;
+                room = options.file_mib.saturating_mul(1 << 20);
                 files.push(PlannedFile {
                     name: String::new(),
                     tensors: Vec::new(),

@@ -199,6 +199,7 @@ fn sharded_models_and_every_option_come_back() {
             blocksize,
             double_quant,
             skip_modules: vec!["o_proj".to_owned()],
+            file_mib: 0,
         };
         let home = tempfile::tempdir().unwrap();
         let target = home.path().join("made");
