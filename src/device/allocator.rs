@@ -22,10 +22,11 @@ unsafe extern "C" {
 
 /// What the allocator holds on `device`: zeros on a CPU, `None` where libtorch does not tell.
 pub fn allocator_memory(device: Device) -> Option<GpuMemory> {
-    let mut stats = Stats::default();
-    let Some(index) = gpu_index(device) else {
+    let Device::Cuda(index) = device else {
         return Some(GpuMemory::default());
     };
+    let index = gpu_index(index)?;
+    let mut stats = Stats::default();
     // SAFETY: the structure is the one the function fills, and it throws nothing.
     if unsafe { medvision_allocator_stats(index, &mut stats) } != 0 {
         return None;
@@ -40,17 +41,17 @@ pub fn allocator_memory(device: Device) -> Option<GpuMemory> {
 
 /// Lets the highest figure of [`allocator_memory`] begin anew; nothing on a CPU.
 pub fn reset_allocator_peak(device: Device) {
-    if let Some(index) = gpu_index(device) {
+    if let Device::Cuda(index) = device
+        && let Some(index) = gpu_index(index)
+    {
         // SAFETY: takes a plain number and throws nothing. Where there is no such GPU there is no peak either.
         unsafe { medvision_reset_peak(index) };
     }
 }
 
-fn gpu_index(device: Device) -> Option<c_int> {
-    match device {
-        Device::Cuda(index) => index.try_into().ok(),
-        _ => None,
-    }
+/// As libtorch counts GPUs, in 8 bits.
+fn gpu_index(index: usize) -> Option<c_int> {
+    i8::try_from(index).ok().map(c_int::from)
 }
 
 #[cfg(test)]
@@ -60,8 +61,10 @@ mod tests {
     #[test]
     fn a_cpu_has_zeros_and_a_gpu_that_is_not_there_none() {
         assert_eq!(allocator_memory(Device::Cpu), Some(GpuMemory::default()));
-        assert_eq!(allocator_memory(Device::Cuda(usize::MAX)), None);
-        reset_allocator_peak(Device::Cuda(usize::MAX));
+        for absent in [256, usize::MAX] {
+            assert_eq!(allocator_memory(Device::Cuda(absent)), None);
+            reset_allocator_peak(Device::Cuda(absent));
+        }
         if !tch::Cuda::is_available() {
             assert_eq!(allocator_memory(Device::Cuda(0)), None);
             reset_allocator_peak(Device::Cuda(0));

@@ -34,6 +34,7 @@ fn pipeline(root: &Path, arguments: &[&str]) -> Command {
         .args(arguments)
         .env("MVP_DOCUMENTS", documents)
         .env("MVP_MAX_NEW_TOKENS", "24")
+        .env("MVP_NO_WARM_UP", "1")
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped());
@@ -243,7 +244,6 @@ fn ctrl_c_is_passed_on_once() {
     let root = folder.path();
     let mut child = pipeline(root, &["--to", "benchmark_baseline"])
         .env("MVP_MAX_NEW_TOKENS", "100000")
-        .env("MVP_NO_REPETITION_DETECTION", "1")
         .spawn()
         .unwrap();
     wait_for(&mut child, &root.join("datasets/test_images/note.png"));
