@@ -99,8 +99,8 @@ pub struct CodeTable {
     words: [[i16; 16]; 2],
     /// Lower and upper byte of each.
     bytes: [[u8; 16]; 2],
-    /// The two of each byte.
-    word_pairs: [[i16; 2]; 256],
+    /// The two of each byte, as floats.
+    unit_pairs: [[f32; 2]; 256],
     values: [f32; 16],
     pairs: [[f32; 2]; 256],
 }
@@ -112,7 +112,7 @@ impl CodeTable {
         Self {
             words: [words; 2],
             bytes: std::array::from_fn(|byte| words.map(|word| word.to_le_bytes()[byte])),
-            word_pairs: std::array::from_fn(|byte| [words[byte >> 4], words[byte & 15]]),
+            unit_pairs: std::array::from_fn(|byte| [words[byte >> 4], words[byte & 15]].map(f32::from)),
             values: *values,
             pairs: std::array::from_fn(|byte| [values[byte >> 4], values[byte & 15]]),
         }
@@ -221,23 +221,24 @@ unsafe impl Lanes for Portable {
     #[inline(always)]
     unsafe fn code_dots(codes: *const u8, x: *const i16, table: &CodeTable) -> Self {
         // SAFETY: readable for 64 bytes and 128 numbers.
-        let (codes, x) = unsafe { (&*codes.cast::<[u8; 64]>(), &*x.cast::<[i16; 128]>()) };
-        let mut values = [0i16; 128];
-        for (value, &byte) in values.as_chunks_mut::<2>().0.iter_mut().zip(codes) {
-            *value = table.word_pairs[usize::from(byte)];
-        }
-        // Wrapping, since checks for what cannot happen would cost the processor's wide instructions.
-        let dot = |values: &[i16], x: &[i16]| {
-            let products = values
-                .iter()
-                .zip(x)
-                .map(|(a, b)| i32::from(*a).wrapping_mul(i32::from(*b)));
-            products.fold(0i32, i32::wrapping_add)
+        let (codes, x) = unsafe {
+            (
+                &*codes.cast::<[[[u8; 4]; 8]; 2]>(),
+                &*x.cast::<[[[i16; 8]; 8]; 2]>(),
+            )
         };
-        Self(std::array::from_fn(|lane| {
-            let part = lane * 8..lane * 8 + 8;
-            dot(&values[part.clone()], &x[part]) as f32
-        }))
+        let mut sums = [[0.0; LANES / 2]; 2];
+        for (sums, (codes, x)) in sums.iter_mut().zip(codes.iter().zip(x)) {
+            for (codes, x) in codes.iter().zip(x) {
+                // Spelt out, so that the values go to a register and not through memory.
+                let [a, b, c, d] = codes.map(|byte| table.unit_pairs[usize::from(byte)]);
+                let values = [a[0], a[1], b[0], b[1], c[0], c[1], d[0], d[1]];
+                for (sum, (value, x)) in sums.iter_mut().zip(values.iter().zip(x.map(f32::from))) {
+                    *sum += value * x;
+                }
+            }
+        }
+        Self(std::array::from_fn(|lane| sums[lane / 8][lane % 8]))
     }
     #[inline(always)]
     unsafe fn prefetch(_from: *const u8) {}
