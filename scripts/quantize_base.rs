@@ -15,8 +15,9 @@ const STOPPING: &str =
 
 /// Quantizes the base model to four bits
 ///
-/// Writes models/qwen25-vl-7b-bnb-nf4, a folder that transformers loads as it stands, and what came of it to
-/// benchmarks/quantization_info.json. A run that was stopped goes on where it was; a folder that is there and made from
+/// Writes models/qwen25-vl-7b-bnb-nf4 and models/qwen25-vl-7b-awq-int4, folders that transformers loads as they stand, and
+/// what came of it to benchmarks/quantization_info.json: both are measured on calibration pages, and the more accurate one
+/// is the one to use. A run that was stopped goes on where it was; a folder that is there and made from
 /// the same model in the same way is kept.
 #[derive(Parser)]
 #[command(name = "quantize_base", version = version(), after_help = EXIT_CODES_HELP)]
@@ -51,6 +52,8 @@ fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
         device: selected.device,
         method: arguments.quantize.method(),
         nf4: arguments.quantize.nf4(),
+        awq: arguments.quantize.awq(),
+        pages: arguments.quantize.calibration_pages(),
     };
     let info = quantize_base(&run, watch);
     bar.finish_and_clear();

@@ -1,6 +1,7 @@
 //! How well a model reads pages whose text is known, and how far a quantized one is from the original.
 //!
-//! The model is given the page and its text, and judged on each next token: one pass a page, the same work for every model.
+//! The model is given the page, asked for all that it says and shown the text, and judged on each next token: one pass a
+//! page, the same work for every model.
 
 use std::path::Path;
 
@@ -8,21 +9,12 @@ use serde::{Deserialize, Serialize};
 use tch::{Device, Kind, Tensor};
 
 use crate::checkpoint::Checkpoint;
-use crate::processing::{Content, Grid, ImageProcessor, Message, RgbPage, Role, TextProcessor};
+use crate::data::CalibrationPage;
+use crate::engine::EXTRACTION_PROMPT;
+use crate::processing::{Content, Grid, ImageProcessor, Message, Role, TextProcessor};
 use crate::qwen2_5_vl::{Config, Model, Wanted};
 use crate::records::round_to;
 use crate::{Error, Result};
-
-/// One page to calibrate on.
-#[derive(Debug, Clone)]
-pub struct CalibrationPage {
-    /// The page.
-    pub image: RgbPage,
-    /// What is asked about it.
-    pub prompt: String,
-    /// What stands on it.
-    pub text: String,
-}
 
 /// A model on pages.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -85,15 +77,21 @@ impl Encoder {
         })
     }
 
-    pub(super) fn encode(&self, page: &CalibrationPage) -> Result<Encoded> {
+    /// The page with `prompt`, and its text as the answer: a run of spaces is one, as models write it.
+    pub(super) fn encode(&self, page: &CalibrationPage, prompt: &str) -> Result<Encoded> {
         let grid = self.images.grid(page.image.height, page.image.width)?;
         let messages = [Message {
             role: Role::User,
-            content: vec![Content::Image, Content::Text(page.prompt.clone())],
+            content: vec![Content::Image, Content::Text(prompt.to_owned())],
         }];
         let mut ids = self.text.encode_chat(&messages, &[grid])?;
         let prompt = ids.len();
-        ids.extend(self.text.encode_plain(&page.text)?);
+        let lines = page.text.lines().map(|line| {
+            let words: Vec<&str> = line.split_whitespace().collect();
+            words.join(" ")
+        });
+        let answer = lines.collect::<Vec<_>>().join("\n");
+        ids.extend(self.text.encode_plain(&answer)?);
         ids.truncate(self.most_tokens);
         Ok(Encoded {
             ids,
@@ -120,7 +118,7 @@ pub fn measure(
     let model = Model::load(&Checkpoint::open(dir)?, &config, kind, device)?;
     let (mut sums, mut hidden) = (Sums::default(), Vec::new());
     for (i, page) in pages.iter().enumerate() {
-        let encoded = encoder.encode(page)?;
+        let encoded = encoder.encode(page, EXTRACTION_PROMPT)?;
         let states = states(&model, &encoded, device)?;
         let answer = Tensor::f_from_slice(&encoded.ids[encoded.prompt..])?.f_to_device(device)?;
         let logits = model.logits(&states)?;

@@ -1,16 +1,21 @@
 //! What `quantize_base` does: the base model in four bits by each method, which one to use, and the record of it.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use serde_json::json;
 use tch::Device;
 
+use super::awq::{self, AwqOptions, AwqReport};
+use super::choice::{Calibration, choose};
 use super::nf4::{Nf4Options, REPORT, WeightErrors, quantize_folder};
 use super::{Method, Outcome, Watch};
+use crate::data::{CalibrationPages, calibration_pages};
 use crate::device::process_memory;
 use crate::engine::{LoadOptions, Reader};
 use crate::paths::{AWQ_SUFFIX, NF4_SUFFIX, Project};
+use crate::processing::PromptError;
 use crate::records::{
     self, AwqAttempt, BnbSetup, Extra, GpuMemory, MemoryFigure, QuantizationInfo, mib, seconds,
 };
@@ -28,10 +33,14 @@ pub struct BaseRun<'a> {
     pub method: Option<Method>,
     /// Options of NF4.
     pub nf4: Nf4Options,
+    /// Options of AWQ.
+    pub awq: AwqOptions,
+    /// Pages that AWQ is calibrated and both are measured on.
+    pub pages: usize,
 }
 
 impl BaseRun<'_> {
-    fn wants(&self, method: Method) -> bool {
+    pub(super) fn wants(&self, method: Method) -> bool {
         self.method.is_none_or(|wanted| wanted == method)
     }
 
@@ -56,15 +65,23 @@ impl BaseRun<'_> {
 pub fn quantize_base(run: &BaseRun<'_>, watch: Watch<'_>) -> Result<QuantizationInfo> {
     let path = run.project.file(records::paths::QUANTIZATION_INFO);
     let earlier = earlier(run, &path);
-    let bnb_setup = match earlier.as_ref().map(|info| info.bnb_setup.clone()) {
+    let pages = calibration_pages(run.project, run.pages);
+    let mut bnb_setup = match earlier.as_ref().map(|info| info.bnb_setup.clone()) {
         Some(setup) if !run.wants(Method::Nf4) => setup,
         _ => nf4(run, watch)?,
     };
-    let awq_attempt = match earlier.map(|info| info.awq_attempt) {
+    let mut awq_attempt = match earlier.as_ref().map(|info| info.awq_attempt.clone()) {
         Some(attempt) if !run.wants(Method::Awq) => attempt,
-        _ => awq(run)?,
+        _ => awq(run, pages.as_ref(), watch)?,
     };
-    let active = active(run, &bnb_setup, &awq_attempt);
+    let calibration = Calibration::new(
+        run,
+        &pages,
+        earlier.as_ref(),
+        watch,
+        (&mut bnb_setup, &mut awq_attempt),
+    )?;
+    let active = choose(run.method, &bnb_setup, &awq_attempt);
     let info = QuantizationInfo {
         active_method: active.as_ref().map(|(method, _)| method.name().to_owned()),
         bnb_setup,
@@ -72,6 +89,7 @@ pub fn quantize_base(run: &BaseRun<'_>, watch: Watch<'_>) -> Result<Quantization
         extra: extra(json!({
             "active_reason": active.map(|(_, reason)| reason),
             "base_model_dir": run.model.display().to_string(),
+            "calibration": calibration,
         })),
     };
     records::write(&path, &info)?;
@@ -86,31 +104,66 @@ fn earlier(run: &BaseRun<'_>, path: &Path) -> Option<QuantizationInfo> {
         .then_some(info)
 }
 
-/// The method to use, and why.
-fn active(run: &BaseRun<'_>, nf4: &BnbSetup, awq: &AwqAttempt) -> Option<(Method, &'static str)> {
-    match (run.method, nf4.success, awq.success) {
-        (Some(Method::Nf4), true, _) => Some((Method::Nf4, "asked for with --method")),
-        (Some(Method::Awq), _, true) => Some((Method::Awq, "asked for with --method")),
-        (_, true, false) => Some((Method::Nf4, "the only one that was made")),
-        (_, false, true) => Some((Method::Awq, "the only one that was made")),
-        (_, true, true) => Some((Method::Nf4, "the accuracy of both was not measured")),
-        (_, false, false) => None,
-    }
-}
-
-fn awq(run: &BaseRun<'_>) -> Result<AwqAttempt> {
-    let reason = match run.method {
-        Some(Method::Nf4) => "not attempted: --method nf4",
-        _ => "not attempted: this version makes NF4 only",
-    };
-    Ok(AwqAttempt {
+fn awq(run: &BaseRun<'_>, pages: Result<&CalibrationPages, &Error>, watch: Watch<'_>) -> Result<AwqAttempt> {
+    let mut attempt = AwqAttempt {
         method: Method::Awq.name().to_owned(),
         success: false,
         time_seconds: None,
         output_dir: Some(run.folder_name(Method::Awq)),
-        error: Some(reason.to_owned()),
+        error: None,
         extra: Extra::new(),
-    })
+    };
+    if !run.wants(Method::Awq) {
+        attempt.error = Some("not attempted: --method nf4".to_owned());
+        return Ok(attempt);
+    }
+    attempt.error = match pages {
+        Ok(pages) => failure(|| make_awq(run, pages, watch, &mut attempt))?,
+        Err(error) => Some(error.to_string()),
+    };
+    attempt.success = attempt.error.is_none();
+    Ok(attempt)
+}
+
+fn make_awq(
+    run: &BaseRun<'_>,
+    pages: &CalibrationPages,
+    watch: Watch<'_>,
+    attempt: &mut AwqAttempt,
+) -> Result<()> {
+    let start = Instant::now();
+    let folder = run.folder(Method::Awq);
+    let made = awq::quantize_folder(run.model, &folder, &run.awq, &pages.pages, run.device, watch)?;
+    attempt.time_seconds = Some(seconds(start.elapsed().as_secs_f64()));
+    attempt.extra = extra(json!({
+        "up_to_date": made.up_to_date,
+        "options": run.awq,
+        "output_bytes": made.bytes,
+        "relative_output_error": AwqReport::read(&folder).map(|report| report.total),
+    }));
+    let loaded = load(run, Method::Awq)?;
+    attempt
+        .extra
+        .insert("load_time_seconds".to_owned(), json!(loaded.seconds));
+    attempt
+        .extra
+        .insert("resident_mb".to_owned(), json!(loaded.resident_mb));
+    Ok(())
+}
+
+/// What went wrong in `work`, word for word; `Err` for what is the caller's doing, not the method's.
+fn failure(work: impl FnOnce() -> Result<()>) -> Result<Option<String>> {
+    let result = catch_unwind(AssertUnwindSafe(work));
+    match result {
+        Ok(Ok(())) => Ok(None),
+        Ok(Err(error @ (Error::Interrupted | Error::Prompt(PromptError::Option { .. })))) => Err(error),
+        Ok(Err(error)) => Ok(Some(error.to_string())),
+        Err(panic) => {
+            let text = panic.downcast_ref::<String>().cloned();
+            let text = text.or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).to_owned()));
+            Ok(Some(text.unwrap_or_else(|| "the program panicked".to_owned())))
+        }
+    }
 }
 
 fn nf4(run: &BaseRun<'_>, watch: Watch<'_>) -> Result<BnbSetup> {
@@ -129,12 +182,8 @@ fn nf4(run: &BaseRun<'_>, watch: Watch<'_>) -> Result<BnbSetup> {
         setup.error = Some("not attempted: --method awq".to_owned());
         return Ok(setup);
     }
-    match make_nf4(run, watch, &mut setup) {
-        Ok(()) => setup.success = true,
-        // The caller's doing, not the method's.
-        Err(error @ (Error::Interrupted | Error::Prompt(_))) => return Err(error),
-        Err(error) => setup.error = Some(error.to_string()),
-    }
+    setup.error = failure(|| make_nf4(run, watch, &mut setup))?;
+    setup.success = setup.error.is_none();
     Ok(setup)
 }
 
@@ -152,26 +201,38 @@ fn make_nf4(run: &BaseRun<'_>, watch: Watch<'_>, setup: &mut BnbSetup) -> Result
         "peak_memory_mb": peak.map(mib),
         "weight_error": read_total(&made),
     }));
-    load(run, setup)
+    let loaded = load(run, Method::Nf4)?;
+    setup.load_time_seconds = Some(loaded.seconds);
+    setup.vram_mb = (run.device == Device::Cpu).then(|| MemoryFigure::Allocator(GpuMemory::default()));
+    setup
+        .extra
+        .insert("resident_mb".to_owned(), json!(loaded.resident_mb));
+    Ok(())
 }
 
-/// Loads the folder as every other binary will.
-fn load(run: &BaseRun<'_>, setup: &mut BnbSetup) -> Result<()> {
+/// What it took to load a folder.
+struct Loaded {
+    seconds: f64,
+    /// `None` where the system does not tell.
+    resident_mb: Option<f64>,
+}
+
+/// Loads the folder that `method` made as every other binary will.
+fn load(run: &BaseRun<'_>, method: Method) -> Result<Loaded> {
     let (start, before) = (Instant::now(), process_memory());
     let options = LoadOptions {
         device: run.device,
         ..LoadOptions::default()
     };
-    let reader = Reader::load(&run.folder(Method::Nf4), &options)?;
-    setup.load_time_seconds = Some(seconds(start.elapsed().as_secs_f64()));
-    setup.vram_mb = (run.device == Device::Cpu).then(|| MemoryFigure::Allocator(GpuMemory::default()));
+    let reader = Reader::load(&run.folder(method), &options)?;
+    let seconds = seconds(start.elapsed().as_secs_f64());
     let resident = process_memory().zip(before);
     let resident = resident.map(|(now, before)| now.resident_bytes.saturating_sub(before.resident_bytes));
-    setup
-        .extra
-        .insert("resident_mb".to_owned(), json!(resident.map(mib)));
     drop(reader);
-    Ok(())
+    Ok(Loaded {
+        seconds,
+        resident_mb: resident.map(mib),
+    })
 }
 
 /// The error of all weights together, from the folder's report.

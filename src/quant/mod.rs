@@ -1,12 +1,14 @@
 //! Weights in four bits: making them, storing them as other programs read them, and computing with them.
 //!
-//! A method takes a model folder and writes another one, which transformers loads as it stands: [`nf4::quantize_folder`].
+//! A method takes a model folder and writes another one, which transformers loads as it stands: [`nf4::quantize_folder`],
+//! [`awq::quantize_folder`]. [`quantize_base`] makes both, measures both and says which to use.
 //! What every method shares is [`Source`], the model folder it reads, and
 //! [`Staging`](crate::checkpoint::Staging), the folder in the making.
 
 mod accuracy;
 pub mod awq;
 mod base;
+mod choice;
 mod config;
 pub mod nf4;
 mod options;
@@ -17,8 +19,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use serde::{Deserialize, Serialize};
 
-pub use self::accuracy::{CalibrationPage, Measured, OutputError, PageAccuracy, measure};
+pub use self::accuracy::{Measured, OutputError, PageAccuracy, measure};
 pub use self::base::{BaseRun, quantize_base};
+pub use self::choice::Calibration;
 pub use self::config::{Awq, BitsAndBytes, Quantization};
 pub use self::options::{QuantizeArgs, summary};
 pub use self::source::Source;

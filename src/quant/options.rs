@@ -3,9 +3,12 @@
 use clap::builder::FalseyValueParser;
 use clap::{Args, ValueEnum};
 
-use super::Method;
+use serde::Deserialize;
+
+use super::awq::AwqOptions;
 use super::nf4::{Nf4Options, QuantType};
-use crate::records::{AwqAttempt, BnbSetup, QuantizationInfo};
+use super::{Method, PageAccuracy};
+use crate::records::{AwqAttempt, BnbSetup, Extra, QuantizationInfo};
 
 /// Options of `quantize_base`.
 #[derive(Debug, Clone, Args)]
@@ -57,6 +60,21 @@ pub struct QuantizeArgs {
         hide_env_values = true
     )]
     quant_type: TypeArg,
+
+    /// Pages that AWQ is calibrated on and both methods are compared on [default: 16; none with --method nf4]
+    #[arg(long, value_name = "N", env = "MVP_CALIBRATION_PAGES", hide_env_values = true)]
+    calibration_pages: Option<usize>,
+
+    /// Tokens of the calibration pages that AWQ's searches look at, evenly spread
+    #[arg(
+        long,
+        value_name = "N",
+        env = "MVP_CALIBRATION_ROWS",
+        default_value_t = AwqOptions::default().rows as u64,
+        value_parser = clap::value_parser!(u64).range(1..=1 << 20),
+        hide_env_values = true
+    )]
+    calibration_rows: u64,
 }
 
 /// `--method` as typed.
@@ -84,6 +102,20 @@ impl QuantizeArgs {
             MethodArg::Nf4 => Method::Nf4,
             MethodArg::Awq => Method::Awq,
         })
+    }
+
+    /// Pages to calibrate and to compare on.
+    pub fn calibration_pages(&self) -> usize {
+        let default = if self.method() == Some(Method::Nf4) { 0 } else { 16 };
+        self.calibration_pages.unwrap_or(default)
+    }
+
+    /// Options of AWQ.
+    pub fn awq(&self) -> AwqOptions {
+        AwqOptions {
+            rows: self.calibration_rows as usize,
+            ..AwqOptions::default()
+        }
     }
 
     /// Options of NF4.
@@ -145,13 +177,61 @@ fn nf4_lines(setup: &BnbSetup) -> String {
             text += &format!("\n  weights: RMSE {rmse:.3e} (of RMS {rms:.3e}), largest error {largest:.3e}");
         }
     }
-    text + "\n"
+    text + "\n" + &accuracy_line(&setup.extra)
 }
 
 fn awq_lines(attempt: &AwqAttempt) -> String {
     let dir = attempt.output_dir.as_deref().unwrap_or_default();
-    match &attempt.error {
-        Some(error) => format!("AWQ: {error}\n"),
-        None => format!("AWQ: {dir}\n"),
+    if let Some(error) = &attempt.error {
+        return format!("AWQ: {error}\n");
+    }
+    let figure = |key: &str| attempt.extra.get(key).and_then(serde_json::Value::as_f64);
+    let mut text = format!("AWQ: {dir}");
+    if attempt
+        .extra
+        .get("up_to_date")
+        .and_then(serde_json::Value::as_bool)
+        == Some(true)
+    {
+        text += " (was up to date)";
+    }
+    if let Some(bytes) = figure("output_bytes") {
+        text += &format!("\n  {:.1} MiB", bytes / f64::from(1 << 20));
+    }
+    if let Some(seconds) = attempt.time_seconds {
+        text += &format!("\n  made in {seconds:.1} s");
+    }
+    if let Some(seconds) = figure("load_time_seconds") {
+        text += &format!("; loads in {seconds:.1} s");
+    }
+    if let Some(error) = attempt.extra.get("relative_output_error") {
+        let value = |key: &str| error.get(key).and_then(serde_json::Value::as_f64);
+        if let (Some(awq), Some(plain)) = (value("awq"), value("round_to_nearest")) {
+            text += &format!(
+                "\n  Linears' outputs: relative square error {awq:.2e} (rounded to nearest: {plain:.2e})"
+            );
+        }
+    }
+    text + "\n" + &accuracy_line(&attempt.extra)
+}
+
+/// What a method's calibration pages say of it.
+fn accuracy_line(extra: &Extra) -> String {
+    let figures = extra.get("calibration");
+    match figures.and_then(|figures| PageAccuracy::deserialize(figures).ok()) {
+        Some(figures) => {
+            let outputs = figures.outputs.as_ref().map(|outputs| {
+                format!(
+                    "; outputs: cosine {:.5}, RMSE {:.4}",
+                    outputs.output_cosine, outputs.output_rmse
+                )
+            });
+            format!(
+                "  calibration pages: {:.3} % of tokens right{}\n",
+                figures.token_accuracy_pct,
+                outputs.unwrap_or_default()
+            )
+        }
+        None => String::new(),
     }
 }

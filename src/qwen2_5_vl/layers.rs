@@ -31,13 +31,28 @@ impl Weights<'_> {
     /// A matrix at rest: bf16 stays bf16 on the CPU, where widening it is exact and reading it twice as fast as f32.
     pub(super) fn matrix(&self, name: &str, shape: &[usize]) -> Result<Tensor> {
         self.checkpoint
-            .load(name, shape, self.kind_at_rest(name)?, self.device)
+            .load(name, shape, self.kind_at_rest(name, shape)?, self.device)
     }
 
-    fn kind_at_rest(&self, name: &str) -> Result<Kind> {
+    fn kind_at_rest(&self, name: &str, shape: &[usize]) -> Result<Kind> {
         let stored = self.checkpoint.kind(name)?;
-        let wide = self.device == Device::Cpu && self.kind == Kind::Float && stored == Kind::BFloat16;
-        Ok(if wide { stored } else { self.kind })
+        if self.device != Device::Cpu || self.kind != Kind::Float {
+            return Ok(self.kind);
+        }
+        Ok(match stored {
+            Kind::BFloat16 => stored,
+            // AWQ's folders hold bf16 weights as f16; where nothing was lost on the way they are bf16 again.
+            Kind::Half => {
+                let half = self.checkpoint.mapped(name, shape)?;
+                let narrow = half.tensor.f_to_kind(Kind::BFloat16)?;
+                if narrow.f_to_kind(Kind::Half)?.f_equal(&half.tensor)? {
+                    Kind::BFloat16
+                } else {
+                    self.kind
+                }
+            }
+            _ => self.kind,
+        })
     }
 
     /// An embedding table. Beside weights in four bits it would be a fifth of a GPU's memory, and only some rows of it are
@@ -47,7 +62,7 @@ impl Weights<'_> {
             return self.matrix(name, shape);
         }
         self.checkpoint
-            .load(name, shape, self.kind_at_rest(name)?, Device::Cpu)
+            .load(name, shape, self.kind_at_rest(name, shape)?, Device::Cpu)
     }
 
     pub(super) fn linear(&self, name: &str, out: usize, input: usize, bias: bool) -> Result<Linear> {

@@ -35,6 +35,8 @@ fn pipeline(root: &Path, arguments: &[&str]) -> Command {
         .env("MVP_DOCUMENTS", documents)
         .env("MVP_MAX_NEW_TOKENS", "24")
         .env("MVP_NO_WARM_UP", "1")
+        .env("MVP_CALIBRATION_PAGES", "1")
+        .env("MVP_CALIBRATION_ROWS", "96")
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped());

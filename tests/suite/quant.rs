@@ -2,6 +2,7 @@
 
 mod awq;
 mod awq_folders;
+mod base;
 mod binary;
 mod folders;
 mod quantizer;

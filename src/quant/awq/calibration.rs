@@ -5,8 +5,9 @@ use tch::{Device, Kind};
 
 use super::decoder::Rotary;
 use super::layer::Prompt;
+use crate::data::CalibrationPage;
 use crate::quant::Source;
-use crate::quant::accuracy::{CalibrationPage, Encoder};
+use crate::quant::accuracy::Encoder;
 use crate::qwen2_5_vl::{Config, Front};
 use crate::{Error, Result};
 
@@ -22,7 +23,7 @@ pub fn prompts(
     pages
         .iter()
         .map(|page| {
-            let encoded = encoder.encode(page)?;
+            let encoded = encoder.encode(page, &page.prompt)?;
             let pixels = encoded.pixels.f_to_device(device)?;
             let (states, positions) = front.embed(&encoded.ids, Some(&pixels), &[encoded.grid])?;
             if states.f_isfinite()?.f_all()?.f_int64_value(&[])? == 0 {
@@ -40,7 +41,7 @@ pub fn prompts(
 }
 
 /// sha256 over the pages: what a folder was calibrated on.
-pub fn digest(pages: &[CalibrationPage]) -> String {
+pub fn pages_digest(pages: &[CalibrationPage]) -> String {
     let mut hasher = Sha256::new();
     for page in pages {
         for part in [

@@ -17,7 +17,7 @@ use super::shapes::Shapes;
 use crate::checkpoint::{
     FileDigest, Manifest, Origin, Staged, Staging, StoredTensor, TensorFile, TensorPlan,
 };
-use crate::quant::accuracy::CalibrationPage;
+use crate::data::CalibrationPage;
 use crate::quant::{Method, Outcome, Source, Watch};
 use crate::qwen2_5_vl::Config;
 use crate::{Error, Result};
@@ -40,7 +40,7 @@ impl Default for AwqOptions {
     fn default() -> Self {
         Self {
             group_size: 128,
-            rows: 4096,
+            rows: 2048,
         }
     }
 }
@@ -98,7 +98,7 @@ pub fn quantize_folder(
         method: Method::Awq.name().to_owned(),
         options: json!({
             "group_size": job.shapes.group, "rows": options.rows, "pages": pages.len(),
-            "pages_sha256": calibration::digest(pages),
+            "pages_sha256": calibration::pages_digest(pages),
         }),
         source: job.source.name(),
         source_revision: job.source.revision()?,
@@ -207,7 +207,8 @@ impl<'a> Job<'a> {
         watch.done((last + 1..self.layers()).map(|i| self.layer_bytes(i)).sum())
     }
 
-    /// Everything but the layers, byte for byte.
+    /// Everything but the layers, in half precision like them: other engines take the folder's number formats as they are,
+    /// and cannot multiply two.
     fn write_rest(&self, staging: &mut Staging, watch: Watch<'_>) -> Result<()> {
         let rest: Vec<&StoredTensor> = self
             .stored
@@ -218,13 +219,17 @@ impl<'a> Job<'a> {
         if !staging.has(&file) {
             let plans = rest.iter().map(|tensor| TensorPlan {
                 name: tensor.canonical.clone(),
-                dtype: tensor.dtype,
+                dtype: Dtype::F16,
                 shape: tensor.shape.clone(),
             });
             let out = TensorFile::create(&staging.dir().join(&file), plans.collect(), Vec::new())?;
             for tensor in &rest {
-                let (_, _, _, bytes) = self.source.checkpoint().bytes(&tensor.canonical)?;
-                out.write(&tensor.canonical, 0, &bytes)?;
+                let (name, shape) = (&tensor.canonical, &tensor.shape);
+                let values = self
+                    .source
+                    .checkpoint()
+                    .load(name, shape, Kind::Float, Device::Cpu)?;
+                out.write(name, 0, &bytes(&layer::half(name, &values)?)?)?;
             }
             staging.add(&file, out.finish(&[])?)?;
         }
@@ -308,13 +313,18 @@ fn write_layer(path: &Path, layer: &QuantizedLayer) -> Result<FileDigest> {
     };
     let out = TensorFile::create(path, layer.tensors.iter().map(plan).collect(), Vec::new())?;
     for (name, tensor) in &layer.tensors {
-        let bytes = tensor.f_contiguous()?.f_view([-1])?.f_view_dtype(Kind::Uint8)?;
-        let mut buffer = vec![0u8; bytes.numel()];
-        let length = buffer.len();
-        bytes.f_copy_data_u8(&mut buffer, length)?;
-        out.write(name, 0, &buffer)?;
+        out.write(name, 0, &bytes(tensor)?)?;
     }
     out.finish(&[])
+}
+
+/// The bytes of a tensor on the CPU.
+fn bytes(tensor: &Tensor) -> Result<Vec<u8>> {
+    let bytes = tensor.f_contiguous()?.f_view([-1])?.f_view_dtype(Kind::Uint8)?;
+    let mut buffer = vec![0u8; bytes.numel()];
+    let length = buffer.len();
+    bytes.f_copy_data_u8(&mut buffer, length)?;
+    Ok(buffer)
 }
 
 /// The config with half precision as the number format: AWQ's kernels in other engines compute in nothing else.

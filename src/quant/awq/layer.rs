@@ -293,7 +293,7 @@ fn fold(norm: &Tensor, scales: Option<&mut Tensor>) -> Result<Tensor> {
 }
 
 /// `tensor` in f16 on the CPU; an error where a value does not fit.
-fn half(name: &str, tensor: &Tensor) -> Result<Tensor> {
+pub fn half(name: &str, tensor: &Tensor) -> Result<Tensor> {
     let half = tensor
         .f_to_kind(Kind::Half)?
         .f_to_device(tch::Device::Cpu)?

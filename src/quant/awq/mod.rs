@@ -10,6 +10,7 @@ mod search;
 mod shapes;
 mod weight;
 
+pub use self::calibration::pages_digest;
 pub use self::folder::{AwqOptions, AwqReport, MeanError, REPORT, quantize_folder};
 pub use self::grouped::{Grouped, Packed};
 pub use self::layer::LinearError;

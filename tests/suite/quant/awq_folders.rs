@@ -6,11 +6,12 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use medical_vision::Error;
 use medical_vision::checkpoint::{Checkpoint, Manifest};
+use medical_vision::data::CalibrationPage;
 use medical_vision::processing::{DecodeLimits, decode};
 use medical_vision::quant::awq::{AwqOptions, AwqReport, quantize_folder};
-use medical_vision::quant::{CalibrationPage, Outcome, Watch, measure};
+use medical_vision::quant::{Outcome, Watch, measure};
 use serde_json::{Value, json};
-use tch::{Device, Tensor};
+use tch::{Device, Kind, Tensor};
 
 use super::fixtures;
 
@@ -34,12 +35,12 @@ fn pages(names: &[&str]) -> Vec<CalibrationPage> {
     names.iter().map(page).collect()
 }
 
-const CALIBRATION: [&str; 2] = ["small_cbc.png", "small_meds.png"];
+const CALIBRATION: [&str; 1] = ["small_meds.png"];
 const OTHERS: [&str; 3] = ["small_echo.png", "small_vitals.png", "small_urine.png"];
 
 fn quantize(target: &Path, watch: Watch<'_>) -> medical_vision::Result<Outcome> {
     let options = AwqOptions {
-        rows: 512,
+        rows: 256,
         ..AwqOptions::default()
     };
     quantize_folder(
@@ -110,7 +111,7 @@ fn the_embedded_model_is_quantized_resumed_and_read() {
         .into_iter()
         .chain([&"model.embed_tokens.weight".to_owned()])
     {
-        assert_eq!(made_tensors[name], source[name], "{name}");
+        assert_eq!(made_tensors[name], source[name].to_kind(Kind::Half), "{name}");
     }
 
     // Again: nothing to do. Stopped after some layers: the rest is made, and the folder is the same.
@@ -119,7 +120,7 @@ fn the_embedded_model_is_quantized_resumed_and_read() {
     let watch = Watch {
         total: &|_| {},
         progress: &|bytes| {
-            if seen.fetch_add(bytes, Ordering::Relaxed) + bytes > 3_000_000 {
+            if seen.fetch_add(bytes, Ordering::Relaxed) + bytes > 1_500_000 {
                 stop.store(true, Ordering::Relaxed);
             }
         },

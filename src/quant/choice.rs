@@ -1,0 +1,245 @@
+//! Which of the methods to use: both are measured on the calibration pages beside the original.
+
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+use serde_json::json;
+
+use super::awq::pages_digest;
+use super::base::BaseRun;
+use super::{Measured, Method, PageAccuracy, Watch, measure};
+use crate::data::CalibrationPages;
+use crate::records::{AwqAttempt, BnbSetup, Extra, QuantizationInfo, mib};
+use crate::{Error, Result};
+
+/// Key of a method's [`PageAccuracy`] in the record.
+const FIGURES: &str = "calibration";
+
+/// The pages, and what the original model makes of them.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Calibration {
+    /// Where the pages come from.
+    pub source: String,
+    /// sha256 over them.
+    pub pages_sha256: String,
+    /// The model before quantization; null where it could not be measured.
+    pub base: Option<PageAccuracy>,
+    /// What went wrong in measuring, word for word.
+    pub error: Option<String>,
+}
+
+impl Calibration {
+    /// Measures the methods that worked, and notes each one's figures in its part of the record.
+    ///
+    /// Nothing is measured where nothing has changed since the `earlier` record. What fails here costs no method its success.
+    pub(super) fn new(
+        run: &BaseRun<'_>,
+        pages: &Result<CalibrationPages>,
+        earlier: Option<&QuantizationInfo>,
+        watch: Watch<'_>,
+        (nf4, awq): (&mut BnbSetup, &mut AwqAttempt),
+    ) -> Result<Option<Self>> {
+        let pages = match pages {
+            Ok(pages) if !pages.pages.is_empty() => pages,
+            _ => return Ok(None),
+        };
+        let mut this = Self {
+            source: pages.source.to_owned(),
+            pages_sha256: pages_digest(&pages.pages),
+            base: None,
+            error: None,
+        };
+        let earlier_figures = |method| earlier.and_then(|info| this.figures(info, method));
+        let made = [
+            (
+                Method::Nf4,
+                nf4.success,
+                earlier_figures(Method::Nf4),
+                &mut nf4.extra,
+            ),
+            (
+                Method::Awq,
+                awq.success,
+                earlier_figures(Method::Awq),
+                &mut awq.extra,
+            ),
+        ];
+        let mut to_measure = Vec::new();
+        for (method, success, figures, extra) in made {
+            extra.remove(FIGURES);
+            let changed = extra.get("up_to_date") == Some(&json!(false)) && run.wants(method);
+            match figures {
+                _ if !success => {}
+                Some(figures) if !changed => {
+                    extra.insert(FIGURES.to_owned(), json!(figures));
+                }
+                _ => to_measure.push((method, extra)),
+            }
+        }
+        if to_measure.is_empty() {
+            this.base = earlier.and_then(Self::of).and_then(|earlier| earlier.base);
+            return Ok(Some(this));
+        }
+        let of = |dir: &Path, original: Option<&Measured>| {
+            watch.done(0)?;
+            let hidden = original.map(|measured| &measured.hidden[..]);
+            measure(dir, &pages.pages, run.device, hidden)
+        };
+        let base = this.note("the original", of(run.model, None))?;
+        for (method, extra) in to_measure {
+            let measured = this.note(method.name(), of(&run.folder(method), base.as_ref()))?;
+            let figures = measured.map(|measured| measured.accuracy);
+            extra.insert(FIGURES.to_owned(), json!(figures));
+        }
+        this.base = base.map(|measured| measured.accuracy);
+        Ok(Some(this))
+    }
+
+    /// What an earlier record holds.
+    fn of(info: &QuantizationInfo) -> Option<Self> {
+        serde_json::from_value(info.extra.get(FIGURES)?.clone()).ok()
+    }
+
+    /// The figures of `method` in an earlier record, where they are of the same pages.
+    fn figures(&self, info: &QuantizationInfo, method: Method) -> Option<PageAccuracy> {
+        let same = Self::of(info).is_some_and(|earlier| earlier.pages_sha256 == self.pages_sha256);
+        let extra = match method {
+            Method::Nf4 => &info.bnb_setup.extra,
+            Method::Awq => &info.awq_attempt.extra,
+        };
+        same.then(|| figures(extra)).flatten()
+    }
+
+    /// The figure, or a note of the error.
+    fn note(&mut self, name: &str, measured: Result<Measured>) -> Result<Option<Measured>> {
+        match measured {
+            Ok(measured) => Ok(Some(measured)),
+            Err(Error::Interrupted) => Err(Error::Interrupted),
+            Err(error) => {
+                let text = format!("{name}: {error}");
+                let so_far = self.error.take();
+                self.error = Some(so_far.map_or(text.clone(), |so_far| format!("{so_far}; {text}")));
+                Ok(None)
+            }
+        }
+    }
+}
+
+/// A method's figures in its part of the record.
+fn figures(extra: &Extra) -> Option<PageAccuracy> {
+    serde_json::from_value(extra.get(FIGURES)?.clone()).ok()
+}
+
+/// The method to use, and why: the more accurate one, unless `asked` names one that was made.
+pub(super) fn choose(asked: Option<Method>, nf4: &BnbSetup, awq: &AwqAttempt) -> Option<(Method, String)> {
+    match (asked, nf4.success, awq.success) {
+        (Some(Method::Nf4), true, _) => Some((Method::Nf4, "asked for with --method".to_owned())),
+        (Some(Method::Awq), _, true) => Some((Method::Awq, "asked for with --method".to_owned())),
+        (_, true, false) => Some((Method::Nf4, "the only one that was made".to_owned())),
+        (_, false, true) => Some((Method::Awq, "the only one that was made".to_owned())),
+        (_, true, true) => Some(more_accurate(&nf4.extra, &awq.extra)),
+        (_, false, false) => None,
+    }
+}
+
+fn more_accurate(nf4: &Extra, awq: &Extra) -> (Method, String) {
+    let (Some(a), Some(b)) = (figures(nf4), figures(awq)) else {
+        return (Method::Nf4, "the accuracy of both was not measured".to_owned());
+    };
+    let (right, loss) = (
+        b.token_accuracy_pct - a.token_accuracy_pct,
+        b.mean_loss - a.mean_loss,
+    );
+    let method = if right > 0.0 || (right == 0.0 && loss < 0.0) {
+        Method::Awq
+    } else {
+        Method::Nf4
+    };
+    let size = |extra: &Extra| {
+        let bytes = extra.get("output_bytes").and_then(serde_json::Value::as_u64);
+        bytes.map_or(String::new(), |bytes| format!(", {} MiB", mib(bytes)))
+    };
+    let line = |figures: &PageAccuracy, extra: &Extra| {
+        format!(
+            "{:.3} % of tokens right, loss {:.5}{}",
+            figures.token_accuracy_pct,
+            figures.mean_loss,
+            size(extra)
+        )
+    };
+    let reason = format!(
+        "the more accurate on {} calibration page{}: NF4 {}; AWQ {}",
+        a.pages,
+        if a.pages == 1 { "" } else { "s" },
+        line(&a, nf4),
+        line(&b, awq)
+    );
+    (method, reason)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn records(nf4: (bool, f64, f64), awq: (bool, f64, f64)) -> (BnbSetup, AwqAttempt) {
+        let extra = |(_, token_accuracy_pct, mean_loss)| {
+            let figures = PageAccuracy {
+                pages: 3,
+                tokens: 1000,
+                token_accuracy_pct,
+                mean_loss,
+                outputs: None,
+            };
+            Extra::from_iter([
+                (FIGURES.to_owned(), json!(figures)),
+                ("output_bytes".to_owned(), json!(3 << 20)),
+            ])
+        };
+        let nf4 = serde_json::from_value::<BnbSetup>(json!({
+            "method": "bitsandbytes_NF4", "success": nf4.0, "time_seconds": null, "load_time_seconds": null,
+            "output_dir": null, "vram_mb": null, "total_params": null, "error": null, "calibration": extra(nf4)[FIGURES],
+        }));
+        let awq = serde_json::from_value::<AwqAttempt>(json!({
+            "method": "AWQ_INT4", "success": awq.0, "time_seconds": null, "output_dir": null, "error": null,
+            "calibration": extra(awq)[FIGURES], "output_bytes": extra(awq)["output_bytes"],
+        }));
+        (nf4.unwrap(), awq.unwrap())
+    }
+
+    #[test]
+    fn the_more_accurate_one_is_used_unless_one_is_asked_for() {
+        let chosen = |asked, nf4, awq| {
+            let (nf4, awq) = records(nf4, awq);
+            choose(asked, &nf4, &awq)
+        };
+        let (good, bad) = ((true, 99.0, 0.1), (true, 98.5, 0.1));
+        let failed = (false, 0.0, 0.0);
+        for (asked, nf4, awq, expected, word) in [
+            (None, good, bad, Method::Nf4, "NF4 99.000 % of tokens right"),
+            (
+                None,
+                bad,
+                good,
+                Method::Awq,
+                "AWQ 99.000 % of tokens right, loss 0.10000, 3 MiB",
+            ),
+            (None, good, (true, 99.0, 0.09), Method::Awq, "3 calibration pages"),
+            (None, good, good, Method::Nf4, "loss"),
+            (Some(Method::Nf4), bad, good, Method::Nf4, "--method"),
+            (Some(Method::Awq), good, bad, Method::Awq, "--method"),
+            (Some(Method::Awq), good, failed, Method::Nf4, "only one"),
+            (None, failed, bad, Method::Awq, "only one"),
+        ] {
+            let (method, reason) = chosen(asked, nf4, awq).unwrap();
+            assert!(
+                method == expected && reason.contains(word),
+                "{method:?}: {reason}"
+            );
+        }
+        assert_eq!(chosen(None, failed, failed), None);
+        let (mut nf4, awq) = records(good, bad);
+        nf4.extra.clear();
+        let (method, reason) = choose(None, &nf4, &awq).unwrap();
+        assert!(method == Method::Nf4 && reason.contains("not measured"));
+    }
+}

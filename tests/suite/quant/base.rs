@@ -1,0 +1,119 @@
+//! `quantize_base` as a program: both methods, one that fails, and which one is used.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+use serde_json::Value;
+
+/// A project without a model of its own, and the binary run in it on the embedded model.
+struct Project(tempfile::TempDir);
+
+impl Project {
+    fn new() -> Self {
+        Self(tempfile::tempdir().unwrap())
+    }
+
+    fn run(&self, more: &[&str]) -> Output {
+        let nano = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/qwen25-vl-nano");
+        Command::new(env!("CARGO_BIN_EXE_quantize_base"))
+            .arg("--root")
+            .arg(self.0.path())
+            .arg("--model")
+            .arg(nano)
+            .args([
+                "--device",
+                "cpu",
+                "--calibration-pages",
+                "1",
+                "--calibration-rows",
+                "192",
+            ])
+            .args(more)
+            .output()
+            .unwrap()
+    }
+
+    /// The record after a run that must succeed, and what the run said.
+    fn record(&self, more: &[&str]) -> (Value, String) {
+        let output = self.run(more);
+        let said = String::from_utf8(output.stdout).unwrap();
+        assert!(
+            output.status.success(),
+            "{said}{}",
+            String::from_utf8_lossy(&output.stderr)
+        );
+        let path = self.0.path().join("benchmarks/quantization_info.json");
+        (
+            serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap(),
+            said,
+        )
+    }
+
+    fn folder(&self, suffix: &str) -> PathBuf {
+        self.0
+            .path()
+            .join("models")
+            .join(format!("qwen25-vl-nano-{suffix}"))
+    }
+}
+
+#[test]
+fn both_are_made_measured_and_one_failing_costs_the_other_nothing() {
+    let project = Project::new();
+    let (both, said) = project.record(&[]);
+    let (nf4, awq) = (&both["bnb_setup"], &both["awq_attempt"]);
+    assert_eq!(
+        (&nf4["success"], &awq["success"]),
+        (&true.into(), &true.into()),
+        "{both:#}"
+    );
+    assert!(nf4["error"].is_null() && awq["error"].is_null());
+    let figure = |part: &Value, key: &str| part["calibration"][key].as_f64().unwrap();
+    let base = &both["calibration"]["base"];
+    assert!(base["token_accuracy_pct"].as_f64().unwrap() > 90.0, "{both:#}");
+    for part in [nf4, awq] {
+        assert!(
+            figure(part, "output_cosine") > 0.97 && figure(part, "output_rmse") > 0.0,
+            "{both:#}"
+        );
+    }
+    // The chosen one is the better by the record's own figures.
+    let rank = |part: &Value| (figure(part, "token_accuracy_pct"), -figure(part, "mean_loss"));
+    let better = if rank(awq) > rank(nf4) { awq } else { nf4 };
+    assert_eq!(both["active_method"], better["method"], "{both:#}");
+    let reason = both["active_reason"].as_str().unwrap();
+    assert!(
+        reason.contains("1 calibration page") && said.contains(reason),
+        "{said}"
+    );
+    assert!(project.folder("awq-int4").join("config.json").is_file());
+
+    // --method decides, and the other's results stay.
+    let (asked, _) = project.record(&["--method", "awq"]);
+    assert_eq!(asked["active_method"], "AWQ_INT4");
+    assert!(asked["active_reason"].as_str().unwrap().contains("--method"));
+    assert_eq!(asked["bnb_setup"], *nf4);
+    assert_eq!(asked["awq_attempt"]["up_to_date"], true);
+    assert_eq!(asked["awq_attempt"]["calibration"], awq["calibration"]);
+
+    // Somebody else's folder is in a method's way.
+    for (suffix, failed, other, active) in [
+        ("awq-int4", "awq_attempt", "bnb_setup", "bitsandbytes_NF4"),
+        ("bnb-nf4", "bnb_setup", "awq_attempt", "AWQ_INT4"),
+    ] {
+        let manifest = project.folder(suffix).join("manifest.json");
+        let hidden = project.0.path().join("hidden");
+        std::fs::rename(&manifest, &hidden).unwrap();
+        let (record, said) = project.record(&[]);
+        let error = record[failed]["error"].as_str().unwrap();
+        assert!(
+            error.contains("did not make") && said.contains(error),
+            "{error}\n{said}"
+        );
+        assert_eq!(record[failed]["success"], false);
+        assert_eq!(record[other]["success"], true, "{record:#}");
+        assert_eq!(record["active_method"], active);
+        assert!(record["active_reason"].as_str().unwrap().contains("only one"));
+        std::fs::rename(&hidden, &manifest).unwrap();
+    }
+}
