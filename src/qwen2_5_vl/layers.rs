@@ -1,9 +1,11 @@
 //! What both towers are built from.
 
+use std::sync::Arc;
+
 use tch::{Device, Kind, Tensor};
 
 use super::Activation;
-use super::linear::{Linear, LinearWeight, Scratch};
+use super::linear::{InputSamples, Linear, LinearWeight, Scratch};
 use crate::Result;
 use crate::checkpoint::Checkpoint;
 use crate::kernels::cpu;
@@ -20,6 +22,8 @@ pub(super) struct Weights<'a> {
     pub(super) scratch: Scratch,
     /// How the folder stores weights.
     pub(super) quantization: Quantization,
+    /// Where linear layers leave some of what they read.
+    pub(super) samples: Option<Arc<InputSamples>>,
 }
 
 impl Weights<'_> {
@@ -72,7 +76,7 @@ impl Weights<'_> {
         } else {
             None
         };
-        Ok(Linear::new(weight, bias, &self.scratch))
+        Ok(Linear::new(weight, bias, &self.scratch).sampled(name, self.samples.as_ref()))
     }
 
     fn linear_weight(&self, name: &str, shape: [usize; 2]) -> Result<LinearWeight> {

@@ -15,5 +15,6 @@ mod vision;
 pub use self::config::{Activation, Config, TextConfig, VisionConfig};
 pub use self::front::Front;
 pub use self::language::{KvCache, Wanted};
+pub use self::linear::InputSamples;
 pub use self::model::{Model, Prefill};
 pub use self::positions::{Positions, WindowPlan, rope_positions};

@@ -1,11 +1,13 @@
 //! The whole model: image features into the prompt, prompt into the cache, token after token out.
 
+use std::sync::Arc;
+
 use tch::{Device, Kind, Tensor};
 
 use super::Config;
 use super::language::{KvCache, LanguageModel, Wanted};
 use super::layers::Weights;
-use super::linear::Scratch;
+use super::linear::{InputSamples, Scratch};
 use super::positions::{Positions, rope_positions};
 use super::vision::VisionTower;
 use crate::Result;
@@ -31,12 +33,34 @@ pub struct Prefill {
 impl Model {
     /// Builds the model of `config` from `checkpoint`; weights become `kind` on `device`.
     pub fn load(checkpoint: &Checkpoint, config: &Config, kind: Kind, device: Device) -> Result<Self> {
+        Self::load_with(checkpoint, config, kind, device, None)
+    }
+
+    /// The same; its linear layers leave some of what they read in `samples`.
+    pub fn load_sampled(
+        checkpoint: &Checkpoint,
+        config: &Config,
+        kind: Kind,
+        device: Device,
+        samples: Arc<InputSamples>,
+    ) -> Result<Self> {
+        Self::load_with(checkpoint, config, kind, device, Some(samples))
+    }
+
+    fn load_with(
+        checkpoint: &Checkpoint,
+        config: &Config,
+        kind: Kind,
+        device: Device,
+        samples: Option<Arc<InputSamples>>,
+    ) -> Result<Self> {
         let weights = Weights {
             checkpoint,
             kind,
             device,
             scratch: Scratch::new(kind, device)?,
             quantization: Quantization::from_dir(checkpoint.dir())?,
+            samples,
         };
         let _guard = tch::no_grad_guard();
         Ok(Self {
