@@ -11,6 +11,7 @@ use super::weight::Nf4Weight;
 use crate::Result;
 use crate::checkpoint::Checkpoint;
 use crate::data::CalibrationPage;
+use crate::engine::EXTRACTION_PROMPT;
 use crate::quant::accuracy::Encoder;
 use crate::qwen2_5_vl::{Config, InputSamples, Model, Wanted};
 
@@ -30,17 +31,28 @@ pub struct LayerOutputError {
     pub cosine: f64,
 }
 
-/// Errors of the outputs of every quantized layer of the folder `made`, by the hub's name of its weight, on what the
-/// original in `source` reads there of `pages`.
+/// The layers of a model, each on its own inputs.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct LayerOutputErrors {
+    /// Mean of the layers' cosines.
+    pub mean_cosine: f64,
+    /// The layer with the smallest.
+    pub worst: Option<String>,
+    /// By weight, as it is called in the hub's folders.
+    pub layers: BTreeMap<String, LayerOutputError>,
+}
+
+/// Errors of the outputs of every quantized layer of the folder `made`, on what the original in `source` reads there of
+/// `pages`.
 pub fn output_errors(
     source: &Path,
     made: &Path,
     pages: &[CalibrationPage],
     device: Device,
-) -> Result<BTreeMap<String, LayerOutputError>> {
+) -> Result<LayerOutputErrors> {
     let _guard = tch::no_grad_guard();
     let (source_weights, made) = (Checkpoint::open(source)?, Checkpoint::open(made)?);
-    let mut errors = BTreeMap::new();
+    let mut layers = BTreeMap::new();
     for (module, rows) in inputs(source, &source_weights, pages, device)? {
         let name = format!("{module}.weight");
         let stored = source_weights.bytes(&name)?.2;
@@ -58,9 +70,15 @@ pub fn output_errors(
             &x.f_linear(&original, None::<Tensor>)?,
             &x.f_linear(&restored, None::<Tensor>)?,
         )?;
-        errors.insert(name, error);
+        layers.insert(name, error);
     }
-    Ok(errors)
+    let sum: f64 = layers.values().map(|layer: &LayerOutputError| layer.cosine).sum();
+    let worst = layers.iter().min_by(|a, b| a.1.cosine.total_cmp(&b.1.cosine));
+    Ok(LayerOutputErrors {
+        mean_cosine: sum / layers.len().max(1) as f64,
+        worst: worst.map(|(name, _)| name.clone()),
+        layers,
+    })
 }
 
 /// Rows that each linear layer of the original reads.
@@ -79,7 +97,7 @@ fn inputs(
     let samples = Arc::new(InputSamples::new(ROWS));
     let model = Model::load_sampled(weights, &config, kind, device, Arc::clone(&samples))?;
     for page in pages {
-        let encoded = encoder.encode(page)?;
+        let encoded = encoder.encode(page, EXTRACTION_PROMPT)?;
         let pixels = encoded.pixels.f_to_device(device)?;
         let features = model.image_features(&pixels, &[encoded.grid])?;
         let mut cache = model.cache(encoded.ids.len())?;

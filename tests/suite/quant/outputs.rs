@@ -23,6 +23,8 @@ fn errors(options: &Nf4Options) -> (usize, f64, f64) {
     let project = Project::open(Some(home.path())).unwrap();
     let pages = calibration_pages(&project, 1).unwrap().pages;
     let errors = output_errors(&model, &target, &pages, Device::Cpu).unwrap();
+    assert!(errors.layers.contains_key(errors.worst.as_ref().unwrap()));
+    let errors = errors.layers;
     for (name, error) in &errors {
         assert!(error.rows > 8 && error.rows <= 32, "{name}: {error:?}");
         assert!(error.cosine > 0.9 && error.cosine < 1.0, "{name}: {error:?}");
