@@ -5,6 +5,7 @@
 //! - [`processing`]: image bytes → RGB → patches; messages → chat template → token ids; ids → text.
 //! - [`checkpoint`]: Hugging Face model folders: `config.json` and memory-mapped, sharded safetensors.
 //! - [`qwen2_5_vl`]: the model and nothing else: vision tower, language model, rotary positions, KV cache.
+//! - [`adapters`]: LoRA adapters in PEFT's folders.
 //! - [`quant`]: weights in four bits: bitsandbytes' NF4 and FP4.
 //! - [`kernels`]: what makes the model fast where libtorch's own operations do not.
 //! - [`generation`]: from logits to an answer: sampling, stop rules, the guard against endless repetition.
@@ -24,6 +25,7 @@
 //!
 //! Data flows one way: bytes → processing → model → engine → server and command line.
 
+pub mod adapters;
 pub mod benchmark;
 pub mod blackwell_compat;
 pub mod checkpoint;

@@ -18,7 +18,7 @@ use serde::Deserialize;
 use tch::{Device, Kind, Tensor};
 
 pub use self::manifest::{FileDigest, MANIFEST, Manifest, Origin, digest_of, revision};
-pub use self::names::canonical_name;
+pub use self::names::{canonical_name, transformers_name};
 pub use self::raw::{MappedBytes, StoredTensor};
 use self::shard::Shard;
 pub use self::staging::{Staged, Staging};
@@ -65,6 +65,15 @@ impl Checkpoint {
         };
         files.sort();
         files.dedup();
+        Self::of(dir, &files)
+    }
+
+    /// Opens one safetensors file of any name.
+    pub fn open_file(file: &Path) -> Result<Self> {
+        Self::of(file, &[file.to_owned()])
+    }
+
+    fn of(dir: &Path, files: &[PathBuf]) -> Result<Self> {
         let shards = files
             .iter()
             .map(|f| Shard::open(f).map(Arc::new))

@@ -12,3 +12,35 @@ pub fn canonical_name(name: &str) -> String {
         name.to_owned()
     }
 }
+
+/// transformers 5's spelling of a tensor's or module's hub name.
+pub fn transformers_name(canonical: &str) -> String {
+    if canonical.starts_with("visual.") {
+        format!("model.{canonical}")
+    } else if let Some(rest) = canonical.strip_prefix("model.") {
+        format!("model.language_model.{rest}")
+    } else {
+        canonical.to_owned()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn both_spellings_name_the_same() {
+        for (hub, transformers) in [
+            ("visual.blocks.0.attn.qkv", "model.visual.blocks.0.attn.qkv"),
+            (
+                "model.layers.3.mlp.up_proj",
+                "model.language_model.layers.3.mlp.up_proj",
+            ),
+            ("lm_head", "lm_head"),
+        ] {
+            assert_eq!(transformers_name(hub), transformers);
+            assert_eq!(canonical_name(transformers), hub);
+            assert_eq!(canonical_name(hub), hub);
+        }
+    }
+}

@@ -102,6 +102,7 @@ fn load_model(folder: &Path, common: &CommonArgs, pixels: &PixelArgs) -> Result<
         precision: common.precision.into(),
         min_pixels: pixels.min_pixels,
         max_pixels: pixels.max_pixels,
+        ..LoadOptions::default()
     };
     let reader = Reader::load(folder, &options);
     spinner.finish_and_clear();

@@ -1,13 +1,14 @@
 //! A model folder, loaded: everything from a page and a prompt to text.
 
 use std::ops::ControlFlow;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
 use tch::{Device, Kind, Tensor};
 
 use super::answer::Answer;
+use crate::adapters::Adapter;
 use crate::checkpoint::Checkpoint;
 use crate::generation::{FinishReason, GenerationOptions, GenerationOverrides, Sampler};
 use crate::processing::{Content, Grid, ImageProcessor, Message, PromptError, RgbPage, Role, TextProcessor};
@@ -39,6 +40,8 @@ pub struct LoadOptions {
     pub min_pixels: Option<u64>,
     /// See `min_pixels`.
     pub max_pixels: Option<u64>,
+    /// Folder of a LoRA adapter to attach.
+    pub adapter: Option<PathBuf>,
 }
 
 impl Default for LoadOptions {
@@ -48,6 +51,7 @@ impl Default for LoadOptions {
             precision: Precision::Auto,
             min_pixels: None,
             max_pixels: None,
+            adapter: None,
         }
     }
 }
@@ -156,19 +160,21 @@ impl Reader {
             }
             (Precision::F16, _) => (Kind::Half, "FP16"),
         };
-        let model = Model::load(&Checkpoint::open(dir)?, &config, kind, options.device)?;
+        let adapter = options.adapter.as_deref().map(Adapter::read).transpose()?;
+        let model = Model::load(
+            &Checkpoint::open(dir)?,
+            &config,
+            kind,
+            options.device,
+            adapter.as_ref(),
+        )?;
         let info = ModelInfo {
-            model_name: dir
-                .canonicalize()
-                .unwrap_or_else(|_| dir.to_owned())
-                .file_name()
-                .map(|n| n.to_string_lossy().into_owned())
-                .unwrap_or_default(),
+            model_name: folder_name(dir),
             precision: Quantization::from_dir(dir)?
                 .precision()
                 .unwrap_or(precision)
                 .to_owned(),
-            lora_adapter: None,
+            lora_adapter: options.adapter.as_deref().map(folder_name),
             device: match options.device {
                 Device::Cuda(n) => format!("cuda:{n}"),
                 _ => "cpu".to_owned(),
@@ -331,6 +337,13 @@ impl Reader {
             grids,
         })
     }
+}
+
+fn folder_name(dir: &Path) -> String {
+    let dir = dir.canonicalize().unwrap_or_else(|_| dir.to_owned());
+    dir.file_name()
+        .map(|name| name.to_string_lossy().into_owned())
+        .unwrap_or_default()
 }
 
 /// The processor must cut what the vision tower expects.

@@ -115,7 +115,7 @@ pub fn measure(
         Device::Cpu => Kind::Float,
         _ => Kind::BFloat16,
     };
-    let model = Model::load(&Checkpoint::open(dir)?, &config, kind, device)?;
+    let model = Model::load(&Checkpoint::open(dir)?, &config, kind, device, None)?;
     let (mut sums, mut hidden) = (Sums::default(), Vec::new());
     for (i, page) in pages.iter().enumerate() {
         let encoded = encoder.encode(page, EXTRACTION_PROMPT)?;

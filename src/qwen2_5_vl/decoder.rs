@@ -8,7 +8,7 @@ use tch::{Device, Kind, Tensor};
 use super::Activation;
 use super::language::{KvCache, LanguageModel, Layer};
 use super::layers::RmsNorm;
-use super::linear::{LinearRows, floats};
+use super::linear::{Linear, LinearRows, floats};
 use crate::Result;
 use crate::kernels::cpu::{
     AttentionShape, Member, Partial, Shared, attend, combine, rms_norm_row, rotate_head, run, stretch,
@@ -29,6 +29,8 @@ pub(super) struct StepRoom {
     /// `[intermediate]` each.
     gate: Vec<f32>,
     up: Vec<f32>,
+    /// Lower halves of adapters.
+    low: Vec<f32>,
     /// `[vocab]`.
     logits: Vec<f32>,
     /// `[head_dim]` each.
@@ -114,16 +116,34 @@ struct Step<'a> {
     partials: Shared<'a, Partial>,
     gate: Shared<'a, f32>,
     up: Shared<'a, f32>,
+    low: Shared<'a, f32>,
     logits: Shared<'a, f32>,
 }
 
 /// Rows that threads take at a time.
 const GRAIN: usize = 16;
+/// Rows of an adapter's A that threads take at a time.
+const LOW_GRAIN: usize = 4;
 
 impl LanguageModel {
     /// Whether [`LanguageModel::step`] serves this model: f32 on a CPU.
     pub(super) fn steps_on_cpu(&self) -> bool {
         self.device == Device::Cpu && self.kind == Kind::Float && self.config.hidden_act == Activation::Silu
+    }
+
+    /// Room for the lower halves of the adapters of any stage.
+    fn largest_ranks(&self) -> usize {
+        let of = |layer: &Layer| {
+            let (attention, mlp) = ([&layer.q, &layer.k, &layer.v, &layer.o], &layer.mlp);
+            let linears = attention.into_iter().chain([&mlp.gate, &mlp.up, &mlp.down]);
+            linears.map(Linear::rank).sum::<usize>()
+        };
+        self.layers
+            .iter()
+            .map(of)
+            .max()
+            .unwrap_or(0)
+            .max(self.head.rank())
     }
 
     /// Runs `token` at `position` on all axes; logits `[1, vocab]` f32 of what follows it.
@@ -155,6 +175,7 @@ impl LanguageModel {
                 partials: Shared::new(&mut room.partials),
                 gate: Shared::new(&mut room.gate),
                 up: Shared::new(&mut room.up),
+                low: Shared::new(&mut room.low),
                 logits: Shared::new(&mut room.logits),
             };
             let rooms = Shared::new(&mut members);
@@ -201,6 +222,7 @@ impl StepRoom {
         self.partials.resize(c.num_attention_heads * parts, none);
         self.gate.resize(c.intermediate_size, 0.0);
         self.up.resize(c.intermediate_size, 0.0);
+        self.low.resize(model.largest_ranks(), 0.0);
         self.logits.resize(c.vocab_size, 0.0);
         self.members.resize(threads, MemberRoom::default());
         let group = c.num_attention_heads / c.num_key_value_heads;
@@ -230,15 +252,19 @@ impl Step<'_> {
     fn layer(&self, layer: &LayerRows<'_>, member: &Member<'_>, mine: &mut MemberRoom) {
         self.norm(&layer.input_norm, mine);
         let (heads, kv) = (mine.attended.len(), self.kv_heads * self.shape.head_dim);
-        for (linear, start, rows) in [
+        let lows = self.reduce([&layer.q, &layer.k, &layer.v], &mine.normed, member);
+        for ((linear, start, rows), low) in [
             (&layer.q, 0, heads),
             (&layer.k, heads, kv),
             (&layer.v, heads + kv, kv),
-        ] {
+        ]
+        .into_iter()
+        .zip(lows)
+        {
             let share = member.share(rows, GRAIN);
             // SAFETY: shares do not meet.
             let out = unsafe { self.qkv.write(start + share.start..start + share.end) };
-            linear.product(&mine.normed, share, out);
+            linear.product(&mine.normed, low, share, out);
         }
         member.wait();
         for item in member.share(self.kv_heads * self.parts, 1) {
@@ -246,24 +272,27 @@ impl Step<'_> {
         }
         member.wait();
         self.gather(mine);
+        let [low] = self.reduce([&layer.o], &mine.attended, member);
         let share = member.share(mine.normed.len(), GRAIN);
         self.add(share, mine, |share, mine| {
-            layer.o.product(&mine.attended, share, &mut mine.out)
+            layer.o.product(&mine.attended, low, share, &mut mine.out)
         });
         member.wait();
         self.norm(&layer.post_norm, mine);
+        let [gate_low, up_low] = self.reduce([&layer.gate, &layer.up], &mine.normed, member);
         let share = member.share(self.gate.len(), GRAIN);
         // SAFETY: shares do not meet.
         let (gate, up) = unsafe { (self.gate.write(share.clone()), self.up.write(share.clone())) };
-        layer.gate.product(&mine.normed, share.clone(), gate);
-        layer.up.product(&mine.normed, share, up);
+        layer.gate.product(&mine.normed, gate_low, share.clone(), gate);
+        layer.up.product(&mine.normed, up_low, share, up);
         swiglu_row(gate, up);
         member.wait();
         let share = member.share(mine.normed.len(), GRAIN);
         // SAFETY: nobody writes it before the next layer's MLP.
         let inner = unsafe { self.gate.read(0..self.gate.len()) };
+        let [low] = self.reduce([&layer.down], inner, member);
         self.add(share, mine, |share, mine| {
-            layer.down.product(inner, share, &mut mine.out)
+            layer.down.product(inner, low, share, &mut mine.out)
         });
         member.wait();
     }
@@ -271,10 +300,37 @@ impl Step<'_> {
     /// The final norm and the output head.
     fn head(&self, norm: &NormRow<'_>, head: &LinearRows<'_>, member: &Member<'_>, mine: &mut MemberRoom) {
         self.norm(norm, mine);
+        let [low] = self.reduce([head], &mine.normed, member);
         let share = member.share(self.logits.len(), GRAIN);
         // SAFETY: shares do not meet.
         let out = unsafe { self.logits.write(share.clone()) };
-        head.product(&mine.normed, share, out);
+        head.product(&mine.normed, low, share, out);
+    }
+
+    /// The lower halves of the adapters of `linears`, computed once by all members, who meet where there are any.
+    ///
+    /// The next stage writes the buffer anew: a meeting lies between every two stages.
+    fn reduce<const N: usize>(
+        &self,
+        linears: [&LinearRows<'_>; N],
+        x: &[f32],
+        member: &Member<'_>,
+    ) -> [&[f32]; N] {
+        let mut end = 0;
+        let places = linears.map(|linear| {
+            let (start, rank) = (end, linear.rank());
+            end += rank;
+            let share = member.share(rank, LOW_GRAIN);
+            // SAFETY: shares do not meet.
+            let out = unsafe { self.low.write(start + share.start..start + share.end) };
+            linear.reduce(x, share, out);
+            start..end
+        });
+        if end > 0 {
+            member.wait();
+        }
+        // SAFETY: nobody writes them before the next meeting.
+        places.map(|place| unsafe { self.low.read(place) })
     }
 
     /// Every member norms the whole residual for itself: cheaper than meeting.

@@ -106,6 +106,7 @@ impl LanguageModel {
             .collect::<Result<Vec<_>>>()?;
         let head = if tied {
             Linear::new(LinearWeight::Dense(embed.shallow_clone()), None, &w.scratch)
+                .with_lora(w.lora("lm_head")?)
         } else {
             w.linear("lm_head", c.vocab_size, c.hidden_size, false)?
         };

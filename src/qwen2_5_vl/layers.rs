@@ -1,17 +1,16 @@
 //! What both towers are built from.
 
-use std::sync::Arc;
-
 use tch::{Device, Kind, Tensor};
 
 use super::Activation;
-use super::linear::{InputSamples, Linear, LinearWeight, Scratch};
-use crate::Result;
+use super::linear::{Linear, LinearWeight, Lora, Scratch};
+use crate::adapters::Adapter;
 use crate::checkpoint::Checkpoint;
 use crate::kernels::cpu;
 use crate::quant::Quantization;
 use crate::quant::awq::AwqWeight;
 use crate::quant::nf4::Nf4Weight;
+use crate::{Error, Result};
 
 /// Where weights come from and what they become.
 pub(super) struct Weights<'a> {
@@ -22,8 +21,8 @@ pub(super) struct Weights<'a> {
     pub(super) scratch: Scratch,
     /// How the folder stores weights.
     pub(super) quantization: Quantization,
-    /// Where linear layers leave some of what they read.
-    pub(super) samples: Option<Arc<InputSamples>>,
+    /// What is added to some linear layers; it fits the model.
+    pub(super) adapter: Option<&'a Adapter>,
 }
 
 impl Weights<'_> {
@@ -76,7 +75,37 @@ impl Weights<'_> {
         } else {
             None
         };
-        Ok(Linear::new(weight, bias, &self.scratch).sampled(name, self.samples.as_ref()))
+        Ok(Linear::new(weight, bias, &self.scratch).with_lora(self.lora(name)?))
+    }
+
+    /// The adapter's part of the linear layer `name`.
+    pub(super) fn lora(&self, name: &str) -> Result<Option<Lora>> {
+        let pair = self.adapter.and_then(|adapter| adapter.pairs.get(name));
+        pair.map(|pair| {
+            Ok(Lora {
+                a: self.lora_half(name, &pair.a)?,
+                b: self.lora_half(name, &pair.b)?,
+                scale: pair.scale,
+            })
+        })
+        .transpose()
+    }
+
+    /// An adapter's tensor as it is computed with; a copy only where device or dtype ask for it.
+    fn lora_half(&self, name: &str, tensor: &Tensor) -> Result<Tensor> {
+        if tensor.requires_grad() {
+            // Whoever trains it holds it, and a copy would not learn.
+            if tensor.device() != self.device || !tensor.is_contiguous() {
+                return Err(Error::Device(format!(
+                    "the adapter of \"{name}\" is in training and must lie on the model's device, row after row"
+                )));
+            }
+            return Ok(tensor.shallow_clone());
+        }
+        let at_rest =
+            self.device == Device::Cpu && self.kind == Kind::Float && tensor.kind() == Kind::BFloat16;
+        let kind = if at_rest { Kind::BFloat16 } else { self.kind };
+        Ok(tensor.f_to_device(self.device)?.f_to_kind(kind)?.f_contiguous()?)
     }
 
     fn linear_weight(&self, name: &str, shape: [usize; 2]) -> Result<LinearWeight> {

@@ -1,6 +1,5 @@
 //! Linear layers over weights as they rest in memory.
 
-use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -58,70 +57,62 @@ impl Scratch {
     }
 }
 
-/// Rows that linear layers read, by the layer's name: what a quantization is judged on.
-pub struct InputSamples {
-    rows: i64,
-    kept: Mutex<BTreeMap<String, Vec<Tensor>>>,
+/// An adapter's part of a linear layer: scale · B(A x).
+///
+/// The tensors are the adapter's own where it is on the device in a dtype that is computed with; so is what trains them.
+pub(super) struct Lora {
+    /// `[rank, in]`.
+    pub(super) a: Tensor,
+    /// `[out, rank]`.
+    pub(super) b: Tensor,
+    pub(super) scale: f64,
 }
 
-impl InputSamples {
-    /// Keeps up to `rows` of each input, evenly spread.
-    pub fn new(rows: i64) -> Self {
-        Self {
-            rows,
-            kept: Mutex::default(),
-        }
-    }
-
-    /// What was kept, `[rows, in]` of each layer; it is gone then.
-    pub fn take(&self) -> Result<BTreeMap<String, Tensor>> {
-        let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
-        let joined = std::mem::take(&mut *kept).into_iter();
-        joined
-            .map(|(name, rows)| Ok((name, Tensor::f_cat(&rows, 0)?)))
-            .collect()
-    }
-
-    fn keep(&self, name: &str, x: &Tensor) -> Result<()> {
-        let x = x.f_flatten(0, -2)?;
-        let step = (x.size()[0] + self.rows - 1) / self.rows;
-        let rows = x.f_slice(0, None, None, step.max(1))?.copy();
-        let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
-        kept.entry(name.to_owned()).or_default().push(rows);
-        Ok(())
+impl Lora {
+    /// x: `[.., in]` → `[.., out]`, in x's dtype.
+    fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        let (a, b) = (self.a.f_to_kind(x.kind())?, self.b.f_to_kind(x.kind())?);
+        let low = x.f_linear(&a, None::<&Tensor>)?.f_mul_scalar(self.scale)?;
+        Ok(low.f_linear(&b, None::<&Tensor>)?)
     }
 }
 
-/// y = x Wᵀ + b.
+/// y = x Wᵀ + b, and an adapter's part.
 pub(super) struct Linear {
-    probe: Option<(String, Arc<InputSamples>)>,
     weight: LinearWeight,
     /// `[out]`, in the dtype of the computation.
     bias: Option<Tensor>,
+    lora: Option<Lora>,
     scratch: Scratch,
 }
 
 impl Linear {
     pub(super) fn new(weight: LinearWeight, bias: Option<Tensor>, scratch: &Scratch) -> Self {
         Self {
-            probe: None,
             weight,
             bias,
+            lora: None,
             scratch: scratch.clone(),
         }
     }
 
-    /// Keeps some of what it reads as `name`.
-    pub(super) fn sampled(mut self, name: &str, samples: Option<&Arc<InputSamples>>) -> Self {
-        self.probe = samples.map(|samples| (name.to_owned(), Arc::clone(samples)));
+    /// This layer with an adapter's part.
+    pub(super) fn with_lora(mut self, lora: Option<Lora>) -> Self {
+        self.lora = lora;
         self
     }
 
     /// x: `[.., in]` → `[.., out]`.
     pub(super) fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        if let Some((name, samples)) = &self.probe {
-            samples.keep(name, x)?;
+        let mut y = self.base(x)?;
+        match &self.lora {
+            Some(lora) => Ok(y.f_add_(&lora.forward(x)?)?),
+            None => Ok(y),
         }
+    }
+
+    /// W x + b.
+    fn base(&self, x: &Tensor) -> Result<Tensor> {
         let bias = self.bias.as_ref();
         match &self.weight {
             LinearWeight::Dense(w) if w.kind() == x.kind() => Ok(x.f_linear(w, bias)?),
@@ -152,7 +143,17 @@ impl Linear {
                 LinearWeight::Awq(w) => Rows::Awq(w.matrix()),
             },
             bias: self.bias.as_ref().map(floats),
+            lora: self.lora.as_ref().map(|lora| LoraRows {
+                a: dense(&lora.a),
+                b: dense(&lora.b),
+                scale: lora.scale as f32,
+            }),
         }
+    }
+
+    /// Rank of the adapter's part; 0 without one.
+    pub(super) fn rank(&self) -> usize {
+        self.lora.as_ref().map_or(0, |lora| lora.a.size()[0] as usize)
     }
 }
 
@@ -160,7 +161,17 @@ impl Linear {
 pub(super) struct LinearRows<'a> {
     weight: Rows<'a>,
     bias: Option<&'a [f32]>,
+    lora: Option<LoraRows<'a>>,
 }
+
+struct LoraRows<'a> {
+    a: Matrix<'a>,
+    b: Matrix<'a>,
+    scale: f32,
+}
+
+/// Rows whose adapter's part is computed at once.
+const LORA_ROWS: usize = 64;
 
 enum Rows<'a> {
     Dense(Matrix<'a>),
@@ -169,16 +180,37 @@ enum Rows<'a> {
 }
 
 impl LinearRows<'_> {
-    /// `out[i] = W[rows.start + i] · x + b[rows.start + i]`.
-    pub(super) fn product(&self, x: &[f32], rows: Range<usize>, out: &mut [f32]) {
+    /// Rank of the adapter's part; 0 without one.
+    pub(super) fn rank(&self) -> usize {
+        self.lora.as_ref().map_or(0, |lora| lora.a.rows())
+    }
+
+    /// `out[i] = scale · A[rows.start + i] · x`: what [`Self::product`] wants all of as `low`.
+    pub(super) fn reduce(&self, x: &[f32], rows: Range<usize>, out: &mut [f32]) {
+        if let Some(lora) = &self.lora {
+            lora.a.product(x, rows, out);
+            out.iter_mut().for_each(|value| *value *= lora.scale);
+        }
+    }
+
+    /// `out[i] = W[rows.start + i] · x + b[rows.start + i]`, and the adapter's part.
+    pub(super) fn product(&self, x: &[f32], low: &[f32], rows: Range<usize>, out: &mut [f32]) {
         match &self.weight {
             Rows::Dense(matrix) => matrix.product(x, rows.clone(), out),
             Rows::Nf4(matrix) => matrix.product(x, rows.clone(), out),
             Rows::Awq(matrix) => matrix.product(x, rows.clone(), out),
         }
         if let Some(bias) = self.bias {
-            for (out, bias) in out.iter_mut().zip(&bias[rows]) {
+            for (out, bias) in out.iter_mut().zip(&bias[rows.clone()]) {
                 *out += bias;
+            }
+        }
+        if let Some(lora) = &self.lora {
+            let mut part = [0.0; LORA_ROWS];
+            for (i, out) in out.chunks_mut(LORA_ROWS).enumerate() {
+                let (start, part) = (rows.start + i * LORA_ROWS, &mut part[..out.len()]);
+                lora.b.product(low, start..start + part.len(), part);
+                out.iter_mut().zip(part).for_each(|(out, part)| *out += *part);
             }
         }
     }

@@ -9,12 +9,13 @@ mod language;
 mod layers;
 mod linear;
 mod model;
+mod modules;
 mod positions;
 mod vision;
 
 pub use self::config::{Activation, Config, TextConfig, VisionConfig};
 pub use self::front::Front;
 pub use self::language::{KvCache, Wanted};
-pub use self::linear::InputSamples;
 pub use self::model::{Model, Prefill};
+pub use self::modules::LinearModule;
 pub use self::positions::{Positions, WindowPlan, rope_positions};

@@ -1,16 +1,15 @@
 //! The whole model: image features into the prompt, prompt into the cache, token after token out.
 
-use std::sync::Arc;
-
 use tch::{Device, Kind, Tensor};
 
 use super::Config;
 use super::language::{KvCache, LanguageModel, Wanted};
 use super::layers::Weights;
-use super::linear::{InputSamples, Scratch};
+use super::linear::Scratch;
 use super::positions::{Positions, rope_positions};
 use super::vision::VisionTower;
 use crate::Result;
+use crate::adapters::Adapter;
 use crate::checkpoint::Checkpoint;
 use crate::processing::{Grid, PromptError};
 use crate::quant::Quantization;
@@ -32,35 +31,26 @@ pub struct Prefill {
 
 impl Model {
     /// Builds the model of `config` from `checkpoint`; weights become `kind` on `device`.
-    pub fn load(checkpoint: &Checkpoint, config: &Config, kind: Kind, device: Device) -> Result<Self> {
-        Self::load_with(checkpoint, config, kind, device, None)
-    }
-
-    /// The same; its linear layers leave some of what they read in `samples`.
-    pub fn load_sampled(
+    ///
+    /// `adapter` stays beside the weights. Its tensors are shared where device and dtype allow it; tensors that require
+    /// gradients are always shared, so that who trains them trains the model.
+    pub fn load(
         checkpoint: &Checkpoint,
         config: &Config,
         kind: Kind,
         device: Device,
-        samples: Arc<InputSamples>,
+        adapter: Option<&Adapter>,
     ) -> Result<Self> {
-        Self::load_with(checkpoint, config, kind, device, Some(samples))
-    }
-
-    fn load_with(
-        checkpoint: &Checkpoint,
-        config: &Config,
-        kind: Kind,
-        device: Device,
-        samples: Option<Arc<InputSamples>>,
-    ) -> Result<Self> {
+        if let Some(adapter) = adapter {
+            adapter.check(config)?;
+        }
         let weights = Weights {
             checkpoint,
             kind,
             device,
             scratch: Scratch::new(kind, device)?,
             quantization: Quantization::from_dir(checkpoint.dir())?,
-            samples,
+            adapter,
         };
         let _guard = tch::no_grad_guard();
         Ok(Self {

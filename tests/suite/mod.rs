@@ -1,5 +1,6 @@
 //! One file a room.
 
+mod adapters;
 mod allocation;
 mod bad_input;
 mod batch;

@@ -25,7 +25,14 @@ fn model_dir(name: &str) -> PathBuf {
 
 fn load(dir: &Path) -> Model {
     let config = Config::from_dir(dir).unwrap();
-    Model::load(&Checkpoint::open(dir).unwrap(), &config, Kind::Float, Device::Cpu).unwrap()
+    Model::load(
+        &Checkpoint::open(dir).unwrap(),
+        &config,
+        Kind::Float,
+        Device::Cpu,
+        None,
+    )
+    .unwrap()
 }
 
 fn goldens(name: &str, case: &str) -> std::collections::HashMap<String, Tensor> {

@@ -5,7 +5,6 @@ mod awq_folders;
 mod base;
 mod binary;
 mod folders;
-mod outputs;
 mod quantizer;
 
 use std::path::{Path, PathBuf};

@@ -114,6 +114,7 @@ fn a_folder_computes_what_its_unpacked_weights_do() {
         &config,
         Kind::Float,
         Device::Cpu,
+        None,
     )
     .unwrap();
     for case in ["ragged", "text"] {

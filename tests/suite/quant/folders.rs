@@ -39,7 +39,7 @@ fn quantize(source: &Path, target: &Path, options: &Nf4Options) -> medical_visio
 
 fn load(dir: &Path, kind: Kind) -> medical_vision::Result<Model> {
     let config = Config::from_dir(dir)?;
-    Model::load(&Checkpoint::open(dir)?, &config, kind, Device::Cpu)
+    Model::load(&Checkpoint::open(dir)?, &config, kind, Device::Cpu, None)
 }
 
 fn tensors(file: &str) -> HashMap<String, Tensor> {

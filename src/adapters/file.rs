@@ -1,0 +1,257 @@
+//! PEFT's folder: `adapter_config.json` and `adapter_model.safetensors`.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+
+use safetensors::Dtype;
+use serde_json::Value;
+use tch::{Device, Kind, Tensor};
+
+use super::adapter::{Adapter, LoraPair};
+use super::config::LoraConfig;
+use crate::checkpoint::{
+    Checkpoint, StoredTensor, TensorFile, TensorPlan, canonical_name, transformers_name,
+};
+use crate::json::read_object;
+use crate::paths::write_atomically;
+use crate::{Error, Result};
+
+/// PEFT's settings.
+pub const ADAPTER_CONFIG: &str = "adapter_config.json";
+/// PEFT's tensors.
+pub const ADAPTER_WEIGHTS: &str = "adapter_model.safetensors";
+/// What the evaluation said of the adapter.
+pub const ADAPTER_EVALUATION: &str = "medvision_evaluation.json";
+/// What PEFT puts before a module's name.
+const PREFIX: &str = "base_model.model.";
+/// PEFT's file before safetensors: pickle, which can run code.
+const PICKLED: &str = "adapter_model.bin";
+
+/// One tensor's place in the adapter.
+#[derive(Clone, Copy, PartialEq)]
+enum Half {
+    A,
+    B,
+}
+
+impl Adapter {
+    /// Reads the adapter in `dir`; module names may be the hub's or transformers 5's.
+    pub fn read(dir: &Path) -> Result<Self> {
+        let config_file = dir.join(ADAPTER_CONFIG);
+        let Some(map) = read_object(&config_file)? else {
+            let hint = "is missing: a PEFT adapter folder holds it beside the tensors";
+            return Err(Error::checkpoint(config_file, hint));
+        };
+        let config = LoraConfig::from_json(&config_file, &Value::Object(map))?;
+        let file = dir.join(ADAPTER_WEIGHTS);
+        if !file.is_file() {
+            let reason = if dir.join(PICKLED).is_file() {
+                "is missing, and adapter_model.bin is not opened, since it can run code: \
+                 save the adapter again with a PEFT of this year"
+            } else {
+                "is missing: is the adapter complete?"
+            };
+            return Err(Error::checkpoint(file, reason));
+        }
+        let stored = Checkpoint::open_file(&file)?;
+        let mut halves: BTreeMap<String, [Option<(Tensor, String)>; 2]> = BTreeMap::new();
+        for tensor in stored.stored() {
+            let (path, half) = place(&file, &tensor)?;
+            let value = load(&stored, &file, &tensor)?;
+            let slot = &mut halves.entry(canonical_name(path)).or_default()[half as usize];
+            if slot.replace((value, path.to_owned())).is_some() {
+                return Err(Error::checkpoint(
+                    &file,
+                    format!("tensor \"{}\" is there twice, in two spellings", tensor.name),
+                ));
+            }
+        }
+        if halves.is_empty() {
+            return Err(Error::checkpoint(file, "holds no tensors"));
+        }
+        let mut pairs = BTreeMap::new();
+        for (name, halves) in halves {
+            let pair = pair(&config, &config_file, &file, &name, halves)?;
+            pairs.insert(name, pair);
+        }
+        Ok(Self { config, pairs, file })
+    }
+
+    /// Writes the adapter to `dir` as PEFT reads it, on top of transformers 5's model.
+    ///
+    /// A new folder appears whole. In a folder that is there, the settings are the last to come: without them it is no
+    /// adapter. Whatever else is said there about the old adapter's quality goes.
+    pub fn write(&self, dir: &Path) -> Result<()> {
+        self.check_finite()?;
+        if dir.is_dir() {
+            return self.write_into(dir);
+        }
+        let parent = match dir.parent() {
+            Some(parent) if !parent.as_os_str().is_empty() => parent,
+            _ => Path::new("."),
+        };
+        let attempt = || -> io::Result<tempfile::TempDir> {
+            fs::create_dir_all(parent)?;
+            tempfile::Builder::new()
+                .prefix(".medvision-")
+                .suffix(".partial")
+                .permissions(std::os::unix::fs::PermissionsExt::from_mode(0o755))
+                .tempdir_in(parent)
+        };
+        let temporary = attempt().map_err(|error| Error::io(dir, error))?;
+        self.write_into(temporary.path())?;
+        let put = || -> io::Result<()> {
+            fs::rename(temporary.path(), dir)?;
+            fs::File::open(parent)?.sync_all()
+        };
+        put().map_err(|error| Error::io(dir, error))
+    }
+
+    fn write_into(&self, dir: &Path) -> Result<()> {
+        let mut tensors = Vec::new();
+        for (name, pair) in &self.pairs {
+            let path = transformers_name(name);
+            tensors.push((format!("{PREFIX}{path}.lora_A.weight"), &pair.a));
+            tensors.push((format!("{PREFIX}{path}.lora_B.weight"), &pair.b));
+        }
+        let plans = tensors
+            .iter()
+            .map(|(name, tensor)| {
+                Ok(TensorPlan {
+                    name: name.clone(),
+                    dtype: dtype(tensor.kind())?,
+                    shape: tensor.size().iter().map(|&n| n as usize).collect(),
+                })
+            })
+            .collect::<Result<Vec<_>>>()?;
+        let file = TensorFile::create(&dir.join(ADAPTER_WEIGHTS), plans, Vec::new())?;
+        for (name, tensor) in &tensors {
+            file.write(name, 0, &bytes(tensor)?)?;
+        }
+        remove(&dir.join(ADAPTER_EVALUATION))?;
+        remove(&dir.join(ADAPTER_CONFIG))?;
+        file.finish(&[])?;
+        write_atomically(&dir.join(ADAPTER_CONFIG), |file| {
+            serde_json::to_writer_pretty(&mut *file, &self.config.to_json())?;
+            file.write_all(b"\n")
+        })
+    }
+
+    /// An adapter with values that are no numbers is never written.
+    fn check_finite(&self) -> Result<()> {
+        for (name, pair) in &self.pairs {
+            if !(finite(&pair.a)? && finite(&pair.b)?) {
+                return Err(Error::Numeric(format!(
+                    "the adapter of \"{name}\" holds values that are no finite numbers; it was not written"
+                )));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The module's name as stored, and which half of its pair the tensor is.
+fn place<'a>(file: &Path, tensor: &'a StoredTensor) -> Result<(&'a str, Half)> {
+    let name = tensor.name.as_str();
+    let path = name.strip_prefix(PREFIX);
+    let found = path.and_then(|path| {
+        let a = path.strip_suffix(".lora_A.weight").map(|path| (path, Half::A));
+        a.or_else(|| path.strip_suffix(".lora_B.weight").map(|path| (path, Half::B)))
+    });
+    let reason = match found {
+        Some(found) if tensor.shape.len() == 2 && tensor.shape.iter().all(|&n| n > 0) => return Ok(found),
+        Some(_) => format!(
+            "has shape {:?}, but an adapter of a linear layer is a matrix",
+            tensor.shape
+        ),
+        None if name.contains("lora_magnitude_vector") => {
+            "belongs to DoRA, which is not supported".to_owned()
+        }
+        None if name.contains("lora_embedding_") => {
+            "adapts an embedding; only linear layers can have adapters here".to_owned()
+        }
+        None if name.contains("lora_") => {
+            format!("is no plain LoRA matrix ({PREFIX}MODULE.lora_A.weight, .lora_B.weight)")
+        }
+        None => "replaces a tensor of the base (\"modules_to_save\"), which is not supported: \
+                 merge the adapter in PEFT and load the merged model"
+            .to_owned(),
+    };
+    Err(Error::checkpoint(file, format!("tensor \"{name}\" {reason}")))
+}
+
+fn load(stored: &Checkpoint, file: &Path, tensor: &StoredTensor) -> Result<Tensor> {
+    let kind = stored.kind(&tensor.canonical)?;
+    let value = stored.load(&tensor.canonical, &tensor.shape, kind, Device::Cpu)?;
+    if !finite(&value)? {
+        return Err(Error::checkpoint(
+            file,
+            format!(
+                "tensor \"{}\" holds values that are no finite numbers: the training that made it failed",
+                tensor.name
+            ),
+        ));
+    }
+    Ok(value)
+}
+
+/// A and B of the module `name`, whose rank must be the settings'.
+fn pair(
+    config: &LoraConfig,
+    config_file: &Path,
+    file: &Path,
+    name: &str,
+    halves: [Option<(Tensor, String)>; 2],
+) -> Result<LoraPair> {
+    let wrong = |reason: String| Error::checkpoint(file, format!("\"{name}\": {reason}"));
+    let [Some((a, path)), Some((b, _))] = halves else {
+        return Err(wrong(
+            "lora_A and lora_B must both be there: is the file complete?".to_owned(),
+        ));
+    };
+    // Patterns were written for the base's spelling of that time or for today's.
+    let (rank, scale) = match config.rank_and_scale(config_file, &path)? {
+        found if found != (config.r, config.scale()) => found,
+        _ => config.rank_and_scale(config_file, &transformers_name(name))?,
+    };
+    let (rows, columns) = (a.size()[0] as usize, b.size()[1] as usize);
+    if rows != rank || columns != rank {
+        return Err(wrong(format!(
+            "lora_A is {:?} and lora_B {:?}, but {ADAPTER_CONFIG} asks for rank {rank}",
+            a.size(),
+            b.size()
+        )));
+    }
+    Ok(LoraPair { a, b, scale })
+}
+
+fn finite(tensor: &Tensor) -> Result<bool> {
+    Ok(tensor.f_isfinite()?.f_all()?.f_int64_value(&[])? != 0)
+}
+
+fn dtype(kind: Kind) -> Result<Dtype> {
+    match kind {
+        Kind::Float => Ok(Dtype::F32),
+        Kind::BFloat16 => Ok(Dtype::BF16),
+        Kind::Half => Ok(Dtype::F16),
+        other => Err(Error::Numeric(format!(
+            "an adapter of {other:?} cannot be written"
+        ))),
+    }
+}
+
+fn bytes(tensor: &Tensor) -> Result<Vec<u8>> {
+    let tensor = tensor.detach().f_to_device(Device::Cpu)?.f_contiguous()?;
+    let mut bytes = vec![0; tensor.numel() * tensor.kind().elt_size_in_bytes()];
+    tensor.f_copy_data_u8(&mut bytes, tensor.numel())?;
+    Ok(bytes)
+}
+
+fn remove(path: &PathBuf) -> Result<()> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(Error::io(path, error)),
+        _ => Ok(()),
+    }
+}

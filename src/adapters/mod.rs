@@ -1,0 +1,14 @@
+//! LoRA adapters in PEFT's folders: reading, writing, beginning one.
+//!
+//! `y = W x + b + s·B(A x)`: the base's W stays as it is, in four bits or not; an [`Adapter`] holds A and B of every
+//! module that it changes, under the hub's names. [`Model::load`](crate::qwen2_5_vl::Model::load) attaches it.
+
+mod adapter;
+mod config;
+mod file;
+mod targets;
+
+pub use self::adapter::{Adapter, LoraPair};
+pub use self::config::LoraConfig;
+pub use self::file::{ADAPTER_CONFIG, ADAPTER_EVALUATION, ADAPTER_WEIGHTS};
+pub use self::targets::Targets;

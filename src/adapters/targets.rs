@@ -1,0 +1,136 @@
+//! Which modules a LoRA configuration means.
+
+use std::path::Path;
+
+use fancy_regex::Regex;
+use serde::{Deserialize, Serialize};
+
+use crate::{Error, Result};
+
+/// The word that means every Linear but the output head.
+const ALL_LINEAR: &str = "all-linear";
+/// Modules that are no Linear, by transformers' names.
+pub(super) const NOT_LINEAR: [&str; 2] = [
+    "model.visual.patch_embed.proj",
+    "model.language_model.embed_tokens",
+];
+/// A longer pattern is refused.
+const MAX_PATTERN: usize = 4096;
+
+/// The question whether a module is meant.
+pub(super) type Matcher<'a> = Box<dyn Fn(&str) -> Result<bool> + 'a>;
+
+/// Modules by the ends of their names or by a pattern, as `target_modules` has them.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum Targets {
+    /// A regular expression that the whole name must match, or "all-linear".
+    Pattern(String),
+    /// Whole names, or what follows a point in them.
+    Suffixes(Vec<String>),
+}
+
+impl Targets {
+    /// The seven projections of a decoder layer; vision blocks have three of them too.
+    pub fn decoder_projections() -> Self {
+        let names = [
+            "q_proj",
+            "k_proj",
+            "v_proj",
+            "o_proj",
+            "gate_proj",
+            "up_proj",
+            "down_proj",
+        ];
+        Self::Suffixes(names.map(str::to_owned).to_vec())
+    }
+
+    /// The question whether a module of transformers' name is meant; `file` and `key` are for errors alone.
+    pub(super) fn matcher(&self, file: &Path, key: &str) -> Result<Matcher<'_>> {
+        match self {
+            Self::Suffixes(suffixes) => Ok(Box::new(|name| {
+                Ok(suffixes.iter().any(|suffix| {
+                    let before = name.strip_suffix(suffix.as_str());
+                    before.is_some_and(|before| before.is_empty() || before.ends_with('.'))
+                }))
+            })),
+            Self::Pattern(word) if word == ALL_LINEAR => Ok(Box::new(|name| {
+                Ok(name != "lm_head" && !NOT_LINEAR.contains(&name))
+            })),
+            Self::Pattern(pattern) => {
+                let regex = whole(file, key, pattern)?;
+                let (file, key) = (file.to_owned(), key.to_owned());
+                Ok(Box::new(move |name| is_match(&regex, &file, &key, name)))
+            }
+        }
+    }
+}
+
+/// A pattern that matches whole texts, as Python's `re.fullmatch`.
+pub(super) fn whole(file: &Path, key: &str, pattern: &str) -> Result<Regex> {
+    if pattern.len() > MAX_PATTERN {
+        return Err(Error::checkpoint(
+            file,
+            format!("\"{key}\": a pattern of {} bytes", pattern.len()),
+        ));
+    }
+    Regex::new(&format!("^(?:{pattern})$"))
+        .map_err(|error| Error::checkpoint(file, format!("\"{key}\": no regular expression: {error}")))
+}
+
+/// Whether `regex` matches; a pattern that takes too long is an error.
+pub(super) fn is_match(regex: &Regex, file: &Path, key: &str, name: &str) -> Result<bool> {
+    regex.is_match(name).map_err(|error| {
+        Error::checkpoint(
+            file,
+            format!("\"{key}\": the pattern cannot be matched with \"{name}\": {error}"),
+        )
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn means(targets: &Targets, name: &str) -> bool {
+        let matcher = targets
+            .matcher(Path::new("adapter_config.json"), "target_modules")
+            .unwrap();
+        matcher(name).unwrap()
+    }
+
+    #[test]
+    fn suffixes_end_at_a_point() {
+        let targets = Targets::Suffixes(vec!["proj".to_owned(), "mlp.0".to_owned()]);
+        assert!(means(&targets, "model.visual.blocks.0.attn.proj"));
+        assert!(means(&targets, "proj") && means(&targets, "model.visual.merger.mlp.0"));
+        assert!(!means(&targets, "model.language_model.layers.0.self_attn.q_proj"));
+        assert!(!means(&targets, "model.visual.blocks.0.attn.proj.x"));
+    }
+
+    #[test]
+    fn patterns_match_whole_names_and_may_look_ahead() {
+        let targets = Targets::Pattern(r"^(?!.*visual).*(?:q_proj|gate_proj)".to_owned());
+        assert!(means(&targets, "model.language_model.layers.0.self_attn.q_proj"));
+        assert!(!means(&targets, "model.visual.blocks.0.mlp.gate_proj"));
+        assert!(!means(
+            &targets,
+            "model.language_model.layers.0.self_attn.q_proj.x"
+        ));
+        let all = Targets::Pattern("all-linear".to_owned());
+        assert!(means(&all, "model.visual.merger.mlp.0") && !means(&all, "lm_head"));
+    }
+
+    #[test]
+    fn broken_patterns_are_named() {
+        for pattern in ["(".to_owned(), "x".repeat(MAX_PATTERN + 1)] {
+            let targets = Targets::Pattern(pattern);
+            let error = targets.matcher(Path::new("adapter_config.json"), "target_modules");
+            let error = error.err().unwrap().to_string();
+            assert!(
+                error.contains("adapter_config.json") && error.contains("target_modules"),
+                "{error}"
+            );
+        }
+    }
+}

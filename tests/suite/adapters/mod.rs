@@ -1,0 +1,4 @@
+//! LoRA adapters: PEFT's folders, and models that carry one.
+
+mod folders;
+mod peft;
