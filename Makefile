@@ -1,8 +1,10 @@
-# `make` lists what can be made. Variables: CUDA=auto|yes|no, WHEELS=folder (libtorch without network).
+# `make` lists what can be made. Variables: CUDA=auto|yes|no, WHEELS=folder (libtorch without network),
+# MTSAMPLES=file (`make bench`).
 
 CARGO ?= cargo
 CUDA ?= auto
 WHEELS ?=
+MTSAMPLES ?=
 BIN := $(or $(CARGO_TARGET_DIR),target)/release
 TOOLS := .cache/tools
 SAMPLE := datasets/sample/discharge_note.png
@@ -52,10 +54,13 @@ $(TOOLS)/bin/cargo-deny:
 $(TOOLS)/bin/cargo-machete:
 	$(CARGO) install --locked --root $(TOOLS) cargo-machete@0.9.2
 
-bench: setup ## Measure, and compare with transformers and Pillow on the same pages
-	$(CARGO) bench --locked
+bench: build ## Measure, and compare with transformers, bitsandbytes and Pillow (MTSAMPLES=file adds the preparation)
+	$(CARGO) bench --locked --bench stages
 	python3 -B benchmarks/compare_transformers.py
-	python3 -B benchmarks/compare_pil.py
+	python3 -B benchmarks/nf4_product.py
+	peers=$$(python3 -B benchmarks/record.py) && \
+	    $$peers -B benchmarks/compare_bitsandbytes.py && \
+	    $(if $(MTSAMPLES),$$peers -B benchmarks/compare_pil.py --source "$(MTSAMPLES)",true)
 
 fmt: ## Format the sources
 	$(CARGO) fmt

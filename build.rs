@@ -40,7 +40,7 @@ fn link_libtorch() {
             libtorch.display()
         ));
     }
-    compile_allocator(&libtorch);
+    compile_shims(&libtorch);
     let lib = lib.canonicalize().unwrap_or(lib);
     for folder in RELATIVE_LIBRARY_FOLDERS
         .map(Path::new)
@@ -51,21 +51,25 @@ fn link_libtorch() {
     }
 }
 
-/// The few lines of C++ that tell what libtorch's allocator holds, which tch does not bind.
-fn compile_allocator(libtorch: &Path) {
-    let source = "src/device/allocator.cpp";
-    println!("cargo::rerun-if-changed={source}");
+/// What tch does not bind: the allocator's figures, the choice of attention kernels.
+const SHIMS: [&str; 2] = ["src/device/allocator.cpp", "src/device/attention.cpp"];
+
+/// Compiles the few lines of C++.
+fn compile_shims(libtorch: &Path) {
+    for source in SHIMS {
+        println!("cargo::rerun-if-changed={source}");
+    }
     println!("cargo::rerun-if-env-changed=LIBTORCH_CXX11_ABI");
     let abi = env::var("LIBTORCH_CXX11_ABI").unwrap_or_else(|_| "1".to_owned());
     cc::Build::new()
         .cpp(true)
         .std("c++17")
-        .file(source)
+        .files(SHIMS)
         .include(libtorch.join("include"))
         .define("_GLIBCXX_USE_CXX11_ABI", abi.as_str())
         // libtorch's headers are not ours to mend.
         .warnings(false)
-        .compile("medvision_allocator");
+        .compile("medvision_shims");
 }
 
 /// The version in libtorch's own headers; `None` where they do not tell.

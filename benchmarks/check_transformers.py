@@ -15,7 +15,6 @@ import platform
 import subprocess
 import sys
 import tempfile
-from datetime import datetime, timezone
 from importlib.metadata import version
 from pathlib import Path
 
@@ -26,8 +25,10 @@ import torch
 from safetensors.torch import load_file
 from transformers import Qwen2_5_VLForConditionalGeneration
 
-ROOT = Path(__file__).resolve().parent.parent
-PAGE = ROOT / "datasets" / "sample" / "discharge_note.png"
+sys.dont_write_bytecode = True
+import record
+
+PAGE = record.ROOT / "datasets" / "sample" / "discharge_note.png"
 
 
 def load(folder: Path):
@@ -74,14 +75,14 @@ def compare(a: torch.Tensor, b: torch.Tensor) -> dict:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--medvision", default=str(ROOT / "target" / "release" / "medvision"))
+    parser.add_argument("--medvision", default=str(record.ROOT / "target" / "release" / "medvision"))
     arguments = parser.parse_args()
     f32, bf16 = (trace(arguments.medvision, arguments.folder, name) for name in ("f32", "bf16"))
     model, report = load(arguments.folder)
     quantized = sum(isinstance(module, bitsandbytes.nn.Linear4bit) for module in model.modules())
     rounded = logits(model, f32, torch.bfloat16)
     exact = logits(load(arguments.folder)[0], f32, torch.float32)
-    record = {
+    made = {
         "what": "logits of a page: ours against transformers with bitsandbytes, on a folder of quantize_base's",
         "folder": arguments.folder.name,
         "page": PAGE.name,
@@ -94,17 +95,12 @@ def main() -> int:
         "ours_bf16_against_theirs_f32": compare(bf16["logits"], exact),
         "versions": {name: version(name) for name in ("bitsandbytes", "torch", "transformers")}
         | {"python": platform.python_version()},
-        "commit": subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, stdout=subprocess.PIPE, text=True).stdout.strip(),
-        "command": f"python benchmarks/check_transformers.py models/{arguments.folder.name}",
-        "timestamp": datetime.now(timezone.utc).isoformat(),
     }
-    target = ROOT / "benchmarks" / "runs" / "nf4-transformers.json"
-    target.parent.mkdir(exist_ok=True)
-    target.write_text(json.dumps(record, indent=2) + "\n")
-    print(json.dumps(record, indent=2))
-    rounding = record["theirs_bf16_against_theirs_f32"]["largest_difference"]
-    agrees = (record["ours_f32_against_theirs_f32"]["largest_difference"] <= rounding / 4
-              and record["ours_bf16_against_theirs_bf16"]["largest_difference"] <= 2 * rounding)
+    print(json.dumps(made, indent=1))
+    print(f"written: {record.save('nf4-transformers', made)}")
+    rounding = made["theirs_bf16_against_theirs_f32"]["largest_difference"]
+    agrees = (made["ours_f32_against_theirs_f32"]["largest_difference"] <= rounding / 4
+              and made["ours_bf16_against_theirs_bf16"]["largest_difference"] <= 2 * rounding)
     return 0 if agrees and quantized and not report else 1
 
 

@@ -16,29 +16,18 @@ import subprocess
 import sys
 import tempfile
 import time
-from datetime import datetime, timezone
 from importlib.metadata import version
-from pathlib import Path
 
 os.environ["TORCHDYNAMO_DISABLE"] = "1"
 
 import torch
 from bitsandbytes import functional
 
-ROOT = Path(__file__).resolve().parent.parent
+sys.dont_write_bytecode = True
+import record
+
 ROWS, COLUMNS = 3584, 18944
 BAR = 3.0
-
-
-def bench_program() -> str:
-    """Builds benchmarks/nf4.rs; its path."""
-    command = ["cargo", "bench", "--locked", "--bench", "nf4", "--no-run", "--message-format", "json"]
-    built = subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True)
-    for line in built.stdout.splitlines():
-        message = json.loads(line)
-        if message.get("target", {}).get("name") == "nf4" and message.get("executable"):
-            return message["executable"]
-    sys.exit("cargo built no benchmark nf4")
 
 
 def ours(program: str, file: str, threads: int) -> dict:
@@ -58,23 +47,12 @@ def theirs(weight: torch.Tensor) -> dict:
     return {"seconds": seconds, "sha256": digest.hexdigest()}
 
 
-def machine() -> str:
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
-            return f"{line.split(':')[1].strip()}, {os.cpu_count()} CPUs"
-    return platform.processor()
-
-
-def git(*arguments: str) -> str:
-    return subprocess.run(["git", *arguments], cwd=ROOT, stdout=subprocess.PIPE, text=True).stdout.strip()
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--program", help="the built benchmark, instead of building it")
     arguments = parser.parse_args()
-    program = arguments.program or bench_program()
+    program = arguments.program or record.bench_program("nf4")
     threads = len(os.sched_getaffinity(0))
     torch.set_num_threads(threads)
     generator = torch.Generator().manual_seed(42)
@@ -89,7 +67,7 @@ def main() -> int:
             rounds["ours"].append(ours(program, file.name, threads))
     best = {name: min(one["seconds"] for one in results) for name, results in rounds.items()}
     digests = {one["sha256"] for results in rounds.values() for one in results}
-    record = {
+    made = {
         "what": "NF4 quantization with double quantization of a bf16 matrix",
         "matrix": [ROWS, COLUMNS],
         "ratio": round(best["bitsandbytes"] / best["ours"], 2),
@@ -98,18 +76,11 @@ def main() -> int:
         "best_seconds": {name: round(seconds, 4) for name, seconds in best.items()},
         "all_seconds": {name: [round(one["seconds"], 4) for one in results] for name, results in rounds.items()},
         "threads": threads,
-        "load_average_before": os.getloadavg(),
-        "machine": machine(),
-        "commit": git("rev-parse", "HEAD") + ("-dirty" if git("status", "--porcelain", "-uno") else ""),
-        "command": "python benchmarks/compare_bitsandbytes.py",
         "versions": {name: version(name) for name in ("bitsandbytes", "torch")} | {"python": platform.python_version()},
-        "timestamp": datetime.now(timezone.utc).isoformat(),
     }
-    target = ROOT / "benchmarks" / "runs" / "nf4-quantizer.json"
-    target.parent.mkdir(exist_ok=True)
-    target.write_text(json.dumps(record, indent=2) + "\n")
-    print(json.dumps(record, indent=2))
-    return 0 if record["ratio"] >= BAR and record["same_bytes"] else 1
+    print(json.dumps(made, indent=1))
+    print(f"written: {record.save('nf4-quantizer', made)}")
+    return 0 if made["ratio"] >= BAR and made["same_bytes"] else 1
 
 
 if __name__ == "__main__":

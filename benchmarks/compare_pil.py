@@ -10,7 +10,6 @@ and at its fastest (grey, compression level 1). The pages of both are compared p
 """
 
 import argparse
-import datetime
 import gzip
 import hashlib
 import json
@@ -28,7 +27,9 @@ from pathlib import Path
 
 from PIL import Image, ImageChops, ImageDraw, ImageFont, features
 
-ROOT = Path(__file__).resolve().parent.parent
+sys.dont_write_bytecode = True
+import record
+
 FONT = "/usr/share/fonts/truetype/dejavu/DejaVuSansMono.ttf"
 RENDERING_VERSION = 1
 _font = None
@@ -67,7 +68,7 @@ def with_pillow(texts: list[str], folder: Path, cores: int, mode: str, options: 
 def with_ours(root: Path, cores: int) -> float:
     shutil.rmtree(root / "datasets/formatted", ignore_errors=True)
     start = time.monotonic()
-    command = [ROOT / "target/release/prepare_training_data", "--root", root, "--threads", str(cores), "--quiet"]
+    command = [record.binary("prepare_training_data"), "--root", root, "--threads", str(cores), "--quiet"]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     return time.monotonic() - start
 
@@ -91,11 +92,12 @@ def megabytes(folder: Path) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--source", type=Path, default=ROOT.parent / "shared/data/mtsamples.jsonl.gz", help="mtsamples.jsonl.gz")
+    parser.add_argument("--source", type=Path, default=record.ROOT.parent / "shared/data/mtsamples.jsonl.gz", help="mtsamples.jsonl.gz")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--cores", type=int, default=len(os.sched_getaffinity(0)))
-    parser.add_argument("--output", type=Path, default=ROOT / "benchmarks/runs/prepare_vs_pillow.json")
     arguments = parser.parse_args()
+    if not arguments.source.exists():
+        sys.exit(f"{arguments.source} is not there: name a copy of mtsamples.jsonl.gz with --source")
     with gzip.open(arguments.source, "rt", encoding="utf-8") as lines:
         texts = [json.loads(line)["transcription"] or "" for line in lines]
     texts = [text for text in dict.fromkeys(text[:2000] for text in texts if len(text.strip()) >= 50)]
@@ -103,7 +105,7 @@ def main() -> None:
     seconds: dict[str, list[float]] = {"ours": [], **{way: [] for way in ways}}
     with tempfile.TemporaryDirectory(prefix="prepare-") as folder:
         root = Path(folder)
-        download = [ROOT / "target/release/download_datasets", "--root", root, "--dataset", "mtsamples"]
+        download = [record.binary("download_datasets"), "--root", root, "--dataset", "mtsamples"]
         subprocess.run([*download, "--source", f"mtsamples={arguments.source}"], check=True)
         pages = {"ours": root / "datasets/formatted/images", **{way: root / way for way in ways}}
         for _ in range(arguments.rounds):
@@ -113,23 +115,19 @@ def main() -> None:
         same = compare(pages["ours"], pages["rgb_default"])
         sizes = {way: megabytes(folder) for way, folder in pages.items()}
     median = {way: statistics.median(times) for way, times in seconds.items()}
-    cpu = next((line.split(":")[1].strip() for line in open("/proc/cpuinfo") if line.startswith("model name")), platform.machine())
-    commit = subprocess.run(["git", "-C", ROOT, "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
-    record = {
+    made = {
         "what": "all different MTSamples pages: prepare_training_data (everything it does) against Pillow (drawing and saving)",
-        "command": "python3 benchmarks/compare_pil.py",
-        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-        "commit": commit, "cpu": cpu, "cores": arguments.cores, "load_average": os.getloadavg()[0],
-        "pillow": features.version("pil"), "freetype": features.version("freetype2"), "python": platform.python_version(),
+        "cores_used": arguments.cores,
+        "versions": {"pillow": features.version("pil"), "freetype": features.version("freetype2"),
+                     "python": platform.python_version()},
         **same, "megabytes": sizes,
         "seconds": {way: [round(one, 2) for one in times] for way, times in seconds.items()},
         "median_seconds": {way: round(one, 2) for way, one in median.items()},
         "times_as_fast_as_pillow": round(median["rgb_default"] / median["ours"], 2),
         "times_as_fast_as_pillow_at_its_fastest": round(median["grey_level_1"] / median["ours"], 2),
     }
-    arguments.output.parent.mkdir(parents=True, exist_ok=True)
-    arguments.output.write_text(json.dumps(record, indent=2) + "\n")
-    print(json.dumps(record, indent=2))
+    print(json.dumps(made, indent=1))
+    print(f"written: {record.save('prepare_vs_pillow', made)}")
 
 
 if __name__ == "__main__":

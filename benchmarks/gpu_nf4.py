@@ -8,7 +8,6 @@ The same five pages, 64 tokens each. Needs torch, transformers, bitsandbytes and
 """
 import argparse
 import json
-import os
 import subprocess
 import sys
 import tempfile

@@ -12,26 +12,15 @@ import json
 import os
 import subprocess
 import sys
-from datetime import datetime, timezone
-from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
+sys.dont_write_bytecode = True
+import record
+
 BAR = 0.6
 
 
-def bench_program() -> str:
-    """Builds benchmarks/nf4.rs; its path."""
-    command = ["cargo", "bench", "--locked", "--bench", "nf4", "--no-run", "--message-format", "json"]
-    built = subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True)
-    for line in built.stdout.splitlines():
-        message = json.loads(line)
-        if message.get("target", {}).get("name") == "nf4" and message.get("executable"):
-            return message["executable"]
-    sys.exit("cargo built no benchmark nf4")
-
-
 def output(*command: str, **environment: str) -> str:
-    return subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True,
+    return subprocess.run(command, cwd=record.ROOT, check=True, stdout=subprocess.PIPE, text=True,
                           env=os.environ | environment).stdout.strip()
 
 
@@ -40,8 +29,7 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--program", help="the built benchmark, instead of building it")
     arguments = parser.parse_args()
-    program = arguments.program or bench_program()
-    load = os.getloadavg()
+    program = arguments.program or record.bench_program("nf4")
     lines = []
     for _ in range(arguments.rounds):
         for level in ("avx512", "avx2", "portable"):
@@ -52,26 +40,17 @@ def main() -> int:
     for line in lines:
         best.setdefault(line["instructions"], []).append(line["product_gb_per_second"])
     shares = {name: round(max(rates) / bandwidth, 3) for name, rates in best.items()}
-    cpu = next((line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines()
-                if line.startswith("model name")), "unknown")
-    record = {
+    made = {
         "what": "NF4 matrix-vector product on the CPU beside the machine's read bandwidth, measured in the same run",
         "bar": BAR,
         "read_bandwidth_gb_per_second": round(bandwidth, 2),
         "product_gb_per_second": {name: round(max(rates), 2) for name, rates in best.items()},
         "share_of_read_bandwidth": shares,
         "rounds": lines,
-        "load_average_before": load,
-        "machine": f"{cpu}, {os.cpu_count()} CPUs",
-        "commit": output("git", "rev-parse", "HEAD"),
-        "command": "python benchmarks/nf4_product.py",
         "rustc": output("rustc", "--version"),
-        "timestamp": datetime.now(timezone.utc).isoformat(),
     }
-    target = ROOT / "benchmarks" / "runs" / "nf4-product.json"
-    target.parent.mkdir(exist_ok=True)
-    target.write_text(json.dumps(record, indent=2) + "\n")
-    print(json.dumps(record, indent=2))
+    print(json.dumps(made, indent=1))
+    print(f"written: {record.save('nf4-product', made)}")
     return 0 if all(share >= BAR for name, share in shares.items() if name != "portable") else 1
 
 

@@ -1,4 +1,7 @@
-"""What every comparison here shares: what ran where, and a record of it under benchmarks/runs/."""
+"""What every comparison here shares: what ran where, and a record of it under benchmarks/runs/.
+
+As a program: prints the Python that has the peers (transformers, bitsandbytes, Pillow), and installs it at first.
+"""
 import json
 import os
 import platform
@@ -19,6 +22,17 @@ def binary(name):
     if not path.exists():
         sys.exit(f"{path} is not built: run `make build`")
     return path
+
+
+def bench_program(name):
+    """Builds the bench `name`; its path."""
+    command = ["cargo", "bench", "--locked", "--bench", name, "--no-run", "--message-format", "json"]
+    built = subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True)
+    for line in built.stdout.splitlines():
+        message = json.loads(line)
+        if message.get("target", {}).get("name") == name and message.get("executable"):
+            return message["executable"]
+    sys.exit(f"cargo built no bench {name}")
 
 
 def environment(python=None):
@@ -70,7 +84,7 @@ def save(name, record):
     record = {"what": name, "date": time.strftime("%Y-%m-%d"), "commit": git("rev-parse", "HEAD"),
               "uncommitted_changes": bool(changed),
               "command": "python3 benchmarks/" + " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
-              "machine": machine(), **record}
+              "machine": machine(), "load_average": os.getloadavg()[0], **record}
     RUNS.mkdir(parents=True, exist_ok=True)
     with tempfile.NamedTemporaryFile("w", dir=RUNS, suffix=".json", delete=False) as file:
         json.dump(record, file, indent=1)
@@ -81,3 +95,7 @@ def save(name, record):
     path = RUNS / f"{name}.json"
     os.replace(file.name, path)
     return path.relative_to(ROOT)
+
+
+if __name__ == "__main__":
+    print(environment())

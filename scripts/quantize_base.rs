@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use anyhow::Context;
 use clap::Parser;
+use medical_vision::benchmark::BenchmarkArgs;
 use medical_vision::cli::{CommonArgs, EXIT_CODES_HELP, EXIT_FAILURE, EXIT_OK, fail, print, version};
 use medical_vision::commands::Interrupt;
 use medical_vision::quant::{BaseRun, QuantizeArgs, Watch, quantize_base, summary};
@@ -24,6 +25,8 @@ const STOPPING: &str =
 struct Arguments {
     #[command(flatten)]
     quantize: QuantizeArgs,
+    #[command(flatten)]
+    documents: BenchmarkArgs,
     #[command(flatten)]
     common: CommonArgs,
 }
@@ -49,11 +52,12 @@ fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
     let run = BaseRun {
         project: &project,
         model: &model,
-        device: selected.device,
+        selected: &selected,
         method: arguments.quantize.method(),
         nf4: arguments.quantize.nf4(),
         awq: arguments.quantize.awq(),
         pages: arguments.quantize.calibration_pages(),
+        documents: &arguments.documents,
     };
     let info = quantize_base(&run, watch);
     bar.finish_and_clear();

@@ -73,6 +73,11 @@ pub struct GpuMemory {
     pub used_bytes: u64,
 }
 
+unsafe extern "C" {
+    /// In `attention.cpp`.
+    fn medvision_without_cudnn_attention();
+}
+
 /// Every GPU that CUDA sees.
 pub fn gpus() -> Result<Vec<Gpu>, CudaUnavailable> {
     let driver = Driver::get()?;
@@ -101,6 +106,8 @@ pub(super) fn start(index: usize) -> Result<Gpu, CudaUnavailable> {
     }
     let gpu = driver.gpu(index)?;
     load_libtorch_cuda()?;
+    // SAFETY: sets a flag of libtorch's and throws nothing.
+    unsafe { medvision_without_cudnn_attention() };
     if !tch::Cuda::is_available() {
         let (major, minor) = driver.version()?;
         return Err(CudaUnavailable::Libtorch(format!(

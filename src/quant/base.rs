@@ -4,15 +4,13 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use serde_json::json;
-use tch::Device;
-
 use super::awq::{self, AwqOptions, AwqReport};
 use super::choice::{Calibration, choose};
 use super::nf4::{Nf4Options, REPORT, WeightErrors, quantize_folder};
 use super::{Method, Outcome, Watch};
+use crate::benchmark::BenchmarkArgs;
 use crate::data::{CalibrationPages, calibration_pages};
-use crate::device::process_memory;
+use crate::device::{Selected, allocator_memory, process_memory};
 use crate::engine::{LoadOptions, Reader};
 use crate::paths::{AWQ_SUFFIX, NF4_SUFFIX, Project};
 use crate::processing::PromptError;
@@ -20,6 +18,7 @@ use crate::records::{
     self, AwqAttempt, BnbSetup, Extra, GpuMemory, MemoryFigure, QuantizationInfo, mib, seconds,
 };
 use crate::{Error, Result};
+use serde_json::json;
 
 /// A run of `quantize_base`.
 pub struct BaseRun<'a> {
@@ -27,16 +26,18 @@ pub struct BaseRun<'a> {
     pub project: &'a Project,
     /// The model to quantize.
     pub model: &'a Path,
-    /// Where the quantized model is loaded, to see that it loads.
-    pub device: Device,
+    /// Where the quantized model is loaded, to see that it loads, and measured.
+    pub selected: &'a Selected,
     /// The one method wanted; else all, and the best one becomes active.
     pub method: Option<Method>,
     /// Options of NF4.
     pub nf4: Nf4Options,
     /// Options of AWQ.
     pub awq: AwqOptions,
-    /// Pages that AWQ is calibrated and both are measured on.
+    /// Pages that AWQ is calibrated and both are measured on; with none nothing is measured.
     pub pages: usize,
+    /// Documents that the model reads before and after.
+    pub documents: &'a BenchmarkArgs,
 }
 
 impl BaseRun<'_> {
@@ -133,7 +134,14 @@ fn make_awq(
 ) -> Result<()> {
     let start = Instant::now();
     let folder = run.folder(Method::Awq);
-    let made = awq::quantize_folder(run.model, &folder, &run.awq, &pages.pages, run.device, watch)?;
+    let made = awq::quantize_folder(
+        run.model,
+        &folder,
+        &run.awq,
+        &pages.pages,
+        run.selected.device,
+        watch,
+    )?;
     attempt.time_seconds = Some(seconds(start.elapsed().as_secs_f64()));
     attempt.extra = extra(json!({
         "up_to_date": made.up_to_date,
@@ -145,9 +153,6 @@ fn make_awq(
     attempt
         .extra
         .insert("load_time_seconds".to_owned(), json!(loaded.seconds));
-    attempt
-        .extra
-        .insert("resident_mb".to_owned(), json!(loaded.resident_mb));
     Ok(())
 }
 
@@ -203,35 +208,28 @@ fn make_nf4(run: &BaseRun<'_>, watch: Watch<'_>, setup: &mut BnbSetup) -> Result
     }));
     let loaded = load(run, Method::Nf4)?;
     setup.load_time_seconds = Some(loaded.seconds);
-    setup.vram_mb = (run.device == Device::Cpu).then(|| MemoryFigure::Allocator(GpuMemory::default()));
-    setup
-        .extra
-        .insert("resident_mb".to_owned(), json!(loaded.resident_mb));
+    setup.vram_mb = loaded.gpu.map(MemoryFigure::Allocator);
     Ok(())
 }
 
 /// What it took to load a folder.
 struct Loaded {
     seconds: f64,
-    /// `None` where the system does not tell.
-    resident_mb: Option<f64>,
+    /// Zeros on a CPU: what is resident there says nothing so soon after quantizing. `benchmark_quantized` measures it.
+    gpu: Option<GpuMemory>,
 }
 
 /// Loads the folder that `method` made as every other binary will.
 fn load(run: &BaseRun<'_>, method: Method) -> Result<Loaded> {
-    let (start, before) = (Instant::now(), process_memory());
+    let start = Instant::now();
     let options = LoadOptions {
-        device: run.device,
+        device: run.selected.device,
         ..LoadOptions::default()
     };
-    let reader = Reader::load(&run.folder(method), &options)?;
-    let seconds = seconds(start.elapsed().as_secs_f64());
-    let resident = process_memory().zip(before);
-    let resident = resident.map(|(now, before)| now.resident_bytes.saturating_sub(before.resident_bytes));
-    drop(reader);
+    let _reader = Reader::load(&run.folder(method), &options)?;
     Ok(Loaded {
-        seconds,
-        resident_mb: resident.map(mib),
+        seconds: seconds(start.elapsed().as_secs_f64()),
+        gpu: allocator_memory(run.selected.device),
     })
 }
 

@@ -7,6 +7,8 @@ use serde_json::json;
 
 use super::awq::pages_digest;
 use super::base::BaseRun;
+use super::documents::{DocumentAccuracy, document_accuracy, documents_digest};
+use super::nf4::output_errors;
 use super::{Measured, Method, PageAccuracy, Watch, measure};
 use crate::data::CalibrationPages;
 use crate::records::{AwqAttempt, BnbSetup, Extra, QuantizationInfo, mib};
@@ -14,16 +16,26 @@ use crate::{Error, Result};
 
 /// Key of a method's [`PageAccuracy`] in the record.
 const FIGURES: &str = "calibration";
+/// Key of its [`DocumentAccuracy`].
+const DOCUMENTS: &str = "documents";
+/// Key of its [`LayerOutputErrors`](super::nf4::LayerOutputErrors).
+const LAYER_OUTPUTS: &str = "layer_outputs";
 
-/// The pages, and what the original model makes of them.
+/// What models are measured on, and what the original makes of it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Calibration {
     /// Where the pages come from.
     pub source: String,
     /// sha256 over them.
     pub pages_sha256: String,
-    /// The model before quantization; null where it could not be measured.
+    /// sha256 over the documents.
+    #[serde(default)]
+    pub documents_sha256: String,
+    /// The model before quantization on the pages; null where it could not be measured.
     pub base: Option<PageAccuracy>,
+    /// The same on the documents.
+    #[serde(default)]
+    pub base_documents: Option<DocumentAccuracy>,
     /// What went wrong in measuring, word for word.
     pub error: Option<String>,
 }
@@ -46,53 +58,89 @@ impl Calibration {
         let mut this = Self {
             source: pages.source.to_owned(),
             pages_sha256: pages_digest(&pages.pages),
+            documents_sha256: documents_digest(run)?,
             base: None,
+            base_documents: None,
             error: None,
         };
-        let earlier_figures = |method| earlier.and_then(|info| this.figures(info, method));
+        let earlier = earlier.filter(|info| this.same_pages(info));
         let made = [
             (
                 Method::Nf4,
                 nf4.success,
-                earlier_figures(Method::Nf4),
+                earlier.map(|info| &info.bnb_setup.extra),
                 &mut nf4.extra,
             ),
             (
                 Method::Awq,
                 awq.success,
-                earlier_figures(Method::Awq),
+                earlier.map(|info| &info.awq_attempt.extra),
                 &mut awq.extra,
             ),
         ];
         let mut to_measure = Vec::new();
-        for (method, success, figures, extra) in made {
-            extra.remove(FIGURES);
+        for (method, success, earlier, extra) in made {
+            let earlier = earlier.filter(|extra| figures(extra).is_some()).cloned();
             let changed = extra.get("up_to_date") == Some(&json!(false)) && run.wants(method);
-            match figures {
-                _ if !success => {}
-                Some(figures) if !changed => {
-                    extra.insert(FIGURES.to_owned(), json!(figures));
+            for key in [FIGURES, DOCUMENTS, LAYER_OUTPUTS] {
+                extra.remove(key);
+                if let Some(value) = earlier.as_ref().and_then(|extra| extra.get(key))
+                    && success
+                    && !changed
+                {
+                    extra.insert(key.to_owned(), value.clone());
                 }
-                _ => to_measure.push((method, extra)),
+            }
+            if success && (changed || earlier.is_none()) {
+                to_measure.push((method, extra));
             }
         }
         if to_measure.is_empty() {
-            this.base = earlier.and_then(Self::of).and_then(|earlier| earlier.base);
+            let earlier = earlier.and_then(Self::of);
+            this.base_documents = earlier
+                .as_ref()
+                .and_then(|earlier| earlier.base_documents.clone());
+            this.base = earlier.and_then(|earlier| earlier.base);
             return Ok(Some(this));
         }
+        this.measure(run, pages, watch, to_measure)?;
+        Ok(Some(this))
+    }
+
+    /// Measures the original, then each method beside it.
+    fn measure(
+        &mut self,
+        run: &BaseRun<'_>,
+        pages: &CalibrationPages,
+        watch: Watch<'_>,
+        methods: Vec<(Method, &mut Extra)>,
+    ) -> Result<()> {
+        let device = run.selected.device;
         let of = |dir: &Path, original: Option<&Measured>| {
             watch.done(0)?;
             let hidden = original.map(|measured| &measured.hidden[..]);
-            measure(dir, &pages.pages, run.device, hidden)
+            measure(dir, &pages.pages, device, hidden)
         };
-        let base = this.note("the original", of(run.model, None))?;
-        for (method, extra) in to_measure {
-            let measured = this.note(method.name(), of(&run.folder(method), base.as_ref()))?;
-            let figures = measured.map(|measured| measured.accuracy);
-            extra.insert(FIGURES.to_owned(), json!(figures));
+        let base = self.note("the original", of(run.model, None))?;
+        self.base_documents = self.note("the original", document_accuracy(run, run.model, watch))?;
+        for (method, extra) in methods {
+            let folder = run.folder(method);
+            let measured = self.note(method.name(), of(&folder, base.as_ref()))?;
+            extra.insert(
+                FIGURES.to_owned(),
+                json!(measured.map(|measured| measured.accuracy)),
+            );
+            let documents = self.note(method.name(), document_accuracy(run, &folder, watch))?;
+            extra.insert(DOCUMENTS.to_owned(), json!(documents));
+            if method == Method::Nf4 {
+                watch.done(0)?;
+                let errors = output_errors(run.model, &folder, &pages.pages, device);
+                let errors = self.note(method.name(), errors)?;
+                extra.insert(LAYER_OUTPUTS.to_owned(), json!(errors));
+            }
         }
-        this.base = base.map(|measured| measured.accuracy);
-        Ok(Some(this))
+        self.base = base.map(|measured| measured.accuracy);
+        Ok(())
     }
 
     /// What an earlier record holds.
@@ -100,18 +148,15 @@ impl Calibration {
         serde_json::from_value(info.extra.get(FIGURES)?.clone()).ok()
     }
 
-    /// The figures of `method` in an earlier record, where they are of the same pages.
-    fn figures(&self, info: &QuantizationInfo, method: Method) -> Option<PageAccuracy> {
-        let same = Self::of(info).is_some_and(|earlier| earlier.pages_sha256 == self.pages_sha256);
-        let extra = match method {
-            Method::Nf4 => &info.bnb_setup.extra,
-            Method::Awq => &info.awq_attempt.extra,
-        };
-        same.then(|| figures(extra)).flatten()
+    /// Whether an earlier record's figures are of the same pages and documents.
+    fn same_pages(&self, info: &QuantizationInfo) -> bool {
+        Self::of(info).is_some_and(|earlier| {
+            earlier.pages_sha256 == self.pages_sha256 && earlier.documents_sha256 == self.documents_sha256
+        })
     }
 
     /// The figure, or a note of the error.
-    fn note(&mut self, name: &str, measured: Result<Measured>) -> Result<Option<Measured>> {
+    fn note<T>(&mut self, name: &str, measured: Result<T>) -> Result<Option<T>> {
         match measured {
             Ok(measured) => Ok(Some(measured)),
             Err(Error::Interrupted) => Err(Error::Interrupted),

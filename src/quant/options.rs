@@ -6,8 +6,8 @@ use clap::{Args, ValueEnum};
 use serde::Deserialize;
 
 use super::awq::AwqOptions;
-use super::nf4::{Nf4Options, QuantType};
-use super::{Method, PageAccuracy};
+use super::nf4::{LayerOutputErrors, Nf4Options, QuantType};
+use super::{DocumentAccuracy, Method, PageAccuracy};
 use crate::records::{AwqAttempt, BnbSetup, Extra, QuantizationInfo};
 
 /// Options of `quantize_base`.
@@ -142,6 +142,16 @@ pub fn summary(info: &QuantizationInfo) -> String {
         }
         _ => text += "active: none\n",
     }
+    let before = info
+        .extra
+        .get("calibration")
+        .and_then(|part| part.get("base_documents"));
+    if let Some(before) = before.and_then(|part| DocumentAccuracy::deserialize(part).ok()) {
+        text += &format!(
+            "before quantization: {:.2} % of the documents' terms and values\n",
+            before.avg_combined_accuracy_pct
+        );
+    }
     text
 }
 
@@ -215,8 +225,38 @@ fn awq_lines(attempt: &AwqAttempt) -> String {
     text + "\n" + &accuracy_line(&attempt.extra)
 }
 
-/// What a method's calibration pages say of it.
+/// What calibration pages and documents say of a method.
 fn accuracy_line(extra: &Extra) -> String {
+    let documents = extra
+        .get("documents")
+        .and_then(|part| DocumentAccuracy::deserialize(part).ok());
+    let documents = documents.filter(|figures| figures.documents > 0).map(|figures| {
+        format!(
+            "  documents: {:.2} % of terms and values\n",
+            figures.avg_combined_accuracy_pct
+        )
+    });
+    pages_line(extra) + &layers_line(extra) + &documents.unwrap_or_default()
+}
+
+fn layers_line(extra: &Extra) -> String {
+    match extra
+        .get("layer_outputs")
+        .and_then(|part| LayerOutputErrors::deserialize(part).ok())
+    {
+        Some(LayerOutputErrors {
+            mean_cosine,
+            worst: Some(worst),
+            layers,
+        }) => format!(
+            "  layers' outputs: mean cosine {mean_cosine:.5}, worst {:.5} ({worst})\n",
+            layers.get(&worst).map_or(f64::NAN, |layer| layer.cosine)
+        ),
+        _ => String::new(),
+    }
+}
+
+fn pages_line(extra: &Extra) -> String {
     let figures = extra.get("calibration");
     match figures.and_then(|figures| PageAccuracy::deserialize(figures).ok()) {
         Some(figures) => {

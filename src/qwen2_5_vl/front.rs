@@ -28,6 +28,7 @@ impl Front {
             device,
             scratch: Scratch::new(kind, device)?,
             quantization: Quantization::None,
+            samples: None,
             adapter: None,
         };
         let shape = [config.text.vocab_size, config.text.hidden_size];

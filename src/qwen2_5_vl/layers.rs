@@ -1,9 +1,11 @@
 //! What both towers are built from.
 
+use std::sync::Arc;
+
 use tch::{Device, Kind, Tensor};
 
 use super::Activation;
-use super::linear::{Linear, LinearWeight, Lora, Scratch};
+use super::linear::{InputSamples, Linear, LinearWeight, Lora, Scratch};
 use crate::adapters::Adapter;
 use crate::checkpoint::Checkpoint;
 use crate::kernels::cpu;
@@ -21,6 +23,8 @@ pub(super) struct Weights<'a> {
     pub(super) scratch: Scratch,
     /// How the folder stores weights.
     pub(super) quantization: Quantization,
+    /// Where linear layers leave some of what they read.
+    pub(super) samples: Option<Arc<InputSamples>>,
     /// What is added to some linear layers; it fits the model.
     pub(super) adapter: Option<&'a Adapter>,
 }
@@ -75,7 +79,9 @@ impl Weights<'_> {
         } else {
             None
         };
-        Ok(Linear::new(weight, bias, &self.scratch).with_lora(self.lora(name)?))
+        Ok(Linear::new(weight, bias, &self.scratch)
+            .sampled(name, self.samples.as_ref())
+            .with_lora(self.lora(name)?))
     }
 
     /// The adapter's part of the linear layer `name`.

@@ -1,5 +1,6 @@
 //! Linear layers over weights as they rest in memory.
 
+use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -57,6 +58,40 @@ impl Scratch {
     }
 }
 
+/// Rows that linear layers read, by the layer's name: what a quantization is judged on.
+pub struct InputSamples {
+    rows: i64,
+    kept: Mutex<BTreeMap<String, Vec<Tensor>>>,
+}
+
+impl InputSamples {
+    /// Keeps up to `rows` of each input, evenly spread.
+    pub fn new(rows: i64) -> Self {
+        Self {
+            rows,
+            kept: Mutex::default(),
+        }
+    }
+
+    /// What was kept, `[rows, in]` of each layer; it is gone then.
+    pub fn take(&self) -> Result<BTreeMap<String, Tensor>> {
+        let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        let joined = std::mem::take(&mut *kept).into_iter();
+        joined
+            .map(|(name, rows)| Ok((name, Tensor::f_cat(&rows, 0)?)))
+            .collect()
+    }
+
+    fn keep(&self, name: &str, x: &Tensor) -> Result<()> {
+        let x = x.f_flatten(0, -2)?;
+        let step = (x.size()[0] + self.rows - 1) / self.rows;
+        let rows = x.f_slice(0, None, None, step.max(1))?.copy();
+        let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        kept.entry(name.to_owned()).or_default().push(rows);
+        Ok(())
+    }
+}
+
 /// An adapter's part of a linear layer: scale · B(A x).
 ///
 /// The tensors are the adapter's own where it is on the device in a dtype that is computed with; so is what trains them.
@@ -79,6 +114,7 @@ impl Lora {
 
 /// y = x Wᵀ + b, and an adapter's part.
 pub(super) struct Linear {
+    probe: Option<(String, Arc<InputSamples>)>,
     weight: LinearWeight,
     /// `[out]`, in the dtype of the computation.
     bias: Option<Tensor>,
@@ -89,11 +125,18 @@ pub(super) struct Linear {
 impl Linear {
     pub(super) fn new(weight: LinearWeight, bias: Option<Tensor>, scratch: &Scratch) -> Self {
         Self {
+            probe: None,
             weight,
             bias,
             lora: None,
             scratch: scratch.clone(),
         }
+    }
+
+    /// Keeps some of what it reads as `name`.
+    pub(super) fn sampled(mut self, name: &str, samples: Option<&Arc<InputSamples>>) -> Self {
+        self.probe = samples.map(|samples| (name.to_owned(), Arc::clone(samples)));
+        self
     }
 
     /// This layer with an adapter's part.
@@ -104,6 +147,9 @@ impl Linear {
 
     /// x: `[.., in]` → `[.., out]`.
     pub(super) fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        if let Some((name, samples)) = &self.probe {
+            samples.keep(name, x)?;
+        }
         let mut y = self.base(x)?;
         match &self.lora {
             Some(lora) => Ok(y.f_add_(&lora.forward(x)?)?),

@@ -16,6 +16,7 @@ mod vision;
 pub use self::config::{Activation, Config, TextConfig, VisionConfig};
 pub use self::front::Front;
 pub use self::language::{KvCache, Wanted};
+pub use self::linear::InputSamples;
 pub use self::model::{Model, Prefill};
 pub use self::modules::LinearModule;
 pub use self::positions::{Positions, WindowPlan, rope_positions};

@@ -1,11 +1,13 @@
 //! The whole model: image features into the prompt, prompt into the cache, token after token out.
 
+use std::sync::Arc;
+
 use tch::{Device, Kind, Tensor};
 
 use super::Config;
 use super::language::{KvCache, LanguageModel, Wanted};
 use super::layers::Weights;
-use super::linear::Scratch;
+use super::linear::{InputSamples, Scratch};
 use super::positions::{Positions, rope_positions};
 use super::vision::VisionTower;
 use crate::Result;
@@ -41,6 +43,27 @@ impl Model {
         device: Device,
         adapter: Option<&Adapter>,
     ) -> Result<Self> {
+        Self::load_with(checkpoint, config, (kind, device), adapter, None)
+    }
+
+    /// The same without an adapter; its linear layers leave some of what they read in `samples`.
+    pub fn load_sampled(
+        checkpoint: &Checkpoint,
+        config: &Config,
+        kind: Kind,
+        device: Device,
+        samples: Arc<InputSamples>,
+    ) -> Result<Self> {
+        Self::load_with(checkpoint, config, (kind, device), None, Some(samples))
+    }
+
+    fn load_with(
+        checkpoint: &Checkpoint,
+        config: &Config,
+        (kind, device): (Kind, Device),
+        adapter: Option<&Adapter>,
+        samples: Option<Arc<InputSamples>>,
+    ) -> Result<Self> {
         if let Some(adapter) = adapter {
             adapter.check(config)?;
         }
@@ -50,6 +73,7 @@ impl Model {
             device,
             scratch: Scratch::new(kind, device)?,
             quantization: Quantization::from_dir(checkpoint.dir())?,
+            samples,
             adapter,
         };
         let _guard = tch::no_grad_guard();

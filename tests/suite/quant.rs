@@ -5,6 +5,7 @@ mod awq_folders;
 mod base;
 mod binary;
 mod folders;
+mod outputs;
 mod quantizer;
 
 use std::path::{Path, PathBuf};

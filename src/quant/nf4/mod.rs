@@ -6,6 +6,7 @@
 mod codebook;
 mod error;
 mod folder;
+mod outputs;
 mod quantize;
 mod state;
 mod weight;
@@ -13,6 +14,7 @@ mod weight;
 pub use self::codebook::{QuantType, dynamic_map};
 pub use self::error::{WeightError, WeightErrors};
 pub use self::folder::{Nf4Options, REPORT, quantize_folder};
+pub use self::outputs::{LayerOutputError, LayerOutputErrors, output_errors};
 pub use self::quantize::{Blocks, NestedScales, Room, Values, Weights, quantize, quantize_scales};
 pub use self::state::{BLOCKSIZES, QuantState};
 pub use self::weight::Nf4Weight;

@@ -5,6 +5,11 @@ use std::process::{Command, Output};
 
 use serde_json::Value;
 
+/// One short page, of which one term is not there.
+const DOCUMENTS: &str = r#"{"documents": [{"id": "short", "filename": "short.png", "title": "LABORATORY",
+ "content": ["Sodium 139 mmol/L", "Potassium 4.1 mmol/L"], "prompt": "Read the page.",
+ "expected_terms": ["Sodium", "Magnesium"], "expected_values": ["4.1 mmol/L"]}]}"#;
+
 /// A project without a model of its own, and the binary run in it on the embedded model.
 struct Project(tempfile::TempDir);
 
@@ -15,11 +20,15 @@ impl Project {
 
     fn run(&self, more: &[&str]) -> Output {
         let nano = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/qwen25-vl-nano");
+        let documents = self.0.path().join("documents.json");
+        std::fs::write(&documents, DOCUMENTS).unwrap();
         Command::new(env!("CARGO_BIN_EXE_quantize_base"))
             .arg("--root")
             .arg(self.0.path())
             .arg("--model")
             .arg(nano)
+            .arg("--documents")
+            .arg(documents)
             .args([
                 "--device",
                 "cpu",
@@ -71,7 +80,18 @@ fn both_are_made_measured_and_one_failing_costs_the_other_nothing() {
     let figure = |part: &Value, key: &str| part["calibration"][key].as_f64().unwrap();
     let base = &both["calibration"]["base"];
     assert!(base["token_accuracy_pct"].as_f64().unwrap() > 90.0, "{both:#}");
+    let documents = |part: &Value| part["avg_combined_accuracy_pct"].as_f64();
+    assert_eq!(
+        documents(&both["calibration"]["base_documents"]),
+        Some(75.0),
+        "{both:#}"
+    );
+    assert!(said.contains("before quantization: 75.00 %"), "{said}");
+    let layers = &nf4["layer_outputs"];
+    assert_eq!(layers["layers"].as_object().unwrap().len(), 74);
+    assert!(layers["mean_cosine"].as_f64().unwrap() > 0.99 && awq.get("layer_outputs").is_none());
     for part in [nf4, awq] {
+        assert_eq!(documents(&part["documents"]), Some(75.0), "{both:#}");
         assert!(
             figure(part, "output_cosine") > 0.97 && figure(part, "output_rmse") > 0.0,
             "{both:#}"
@@ -94,7 +114,9 @@ fn both_are_made_measured_and_one_failing_costs_the_other_nothing() {
     assert!(asked["active_reason"].as_str().unwrap().contains("--method"));
     assert_eq!(asked["bnb_setup"], *nf4);
     assert_eq!(asked["awq_attempt"]["up_to_date"], true);
-    assert_eq!(asked["awq_attempt"]["calibration"], awq["calibration"]);
+    for key in ["calibration", "documents"] {
+        assert_eq!(asked["awq_attempt"][key], awq[key]);
+    }
 
     // Somebody else's folder is in a method's way.
     for (suffix, failed, other, active) in [
