@@ -140,10 +140,20 @@ fn try_out(index: usize) -> Result<(), tch::TchError> {
 
 /// Folder of the libtorch that this process runs on.
 pub fn libtorch_folder() -> Option<PathBuf> {
+    folder_in_use("libtorch_cpu.so")
+}
+
+/// Folder of a library that this process uses, by the beginning of its file's name.
+pub fn folder_in_use(name: &str) -> Option<PathBuf> {
     let maps = fs::read_to_string("/proc/self/maps").ok()?;
-    let path = maps.lines().find(|line| line.ends_with("/libtorch_cpu.so"))?;
-    let path = Path::new(&path[path.find('/')?..]);
-    Some(path.parent()?.to_owned())
+    let paths = maps
+        .lines()
+        .filter_map(|line| Some(Path::new(&line[line.find('/')?..])));
+    let named = |path: &&Path| {
+        path.file_name()
+            .is_some_and(|file| file.as_encoded_bytes().starts_with(name.as_bytes()))
+    };
+    Some(paths.filter(named).find_map(Path::parent)?.to_owned())
 }
 
 /// Adds CUDA to libtorch, which registers it while the library is loaded: once, and before the first tensor.

@@ -2,5 +2,7 @@
 //!
 //! - [`cpu`]: matrix-vector products over weights as stored, decoding attention and fused element-wise passes, on the
 //!   threads that libtorch uses, with AVX-512, AVX2 or portable instructions chosen at run time.
+//! - [`cuda`]: weights in four bits on NVIDIA GPUs, compiled at run time.
 
 pub mod cpu;
+pub mod cuda;

@@ -172,11 +172,14 @@ impl Linear {
                 |values| w.dequantize_into(values),
                 |values| Ok(x.f_linear(values, bias)?),
             ),
-            LinearWeight::Nf4(w) => self.scratch.with(
-                w.shape(),
-                |values| w.dequantize_into(values),
-                |values| Ok(x.f_linear(values, bias)?),
-            ),
+            LinearWeight::Nf4(w) => match w.product(x, bias)? {
+                Some(y) => Ok(y),
+                None => self.scratch.with(
+                    w.shape(),
+                    |values| w.dequantize_into(values),
+                    |values| Ok(x.f_linear(values, bias)?),
+                ),
+            },
         }
     }
 

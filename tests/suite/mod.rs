@@ -10,6 +10,7 @@ mod doctor;
 mod documents;
 mod environment;
 mod generation;
+mod gpu;
 mod hub;
 mod images;
 mod linking;

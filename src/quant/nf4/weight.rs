@@ -8,6 +8,7 @@ use super::codebook::{QuantType, dynamic_map};
 use super::state::QuantState;
 use crate::checkpoint::{Checkpoint, MappedBytes};
 use crate::kernels::cpu::{BlockScales, CodedMatrix, Shared, run};
+use crate::kernels::cuda;
 use crate::{Error, Result};
 
 /// Values that are restored at a time where libtorch does it: the indices and products of a chunk take 50 MB.
@@ -128,7 +129,46 @@ impl Nf4Weight {
             self.restore_floats(slice_mut(out));
             return Ok(());
         }
+        if let Some(coded) = self.on_gpu()
+            && coded.dequantize(out)?
+        {
+            return Ok(());
+        }
         self.restore_with_tensors(out)
+    }
+
+    /// `W x + bias` for one row `x` on a GPU, without restoring the weight; `None` where that cannot be.
+    pub fn product(&self, x: &Tensor, bias: Option<&Tensor>) -> Result<Option<Tensor>> {
+        match self.on_gpu() {
+            Some(coded) if x.numel() == self.columns => coded.product(x, bias),
+            _ => Ok(None),
+        }
+    }
+
+    fn on_gpu(&self) -> Option<cuda::CodedTensor<'_>> {
+        matches!(self.packed.device(), Device::Cuda(_)).then(|| cuda::CodedTensor {
+            packed: &self.packed,
+            pairs: &self.pairs,
+            scales: match &self.scales {
+                Scales::Plain(scales) => cuda::Scales::Plain(scales),
+                Scales::Nested {
+                    codes,
+                    absmax,
+                    map,
+                    offset,
+                    blocksize,
+                } => cuda::Scales::Nested {
+                    codes,
+                    absmax,
+                    map,
+                    offset: *offset,
+                    blocksize: *blocksize,
+                },
+            },
+            blocksize: self.blocksize,
+            rows: self.rows,
+            columns: self.columns,
+        })
     }
 
     fn restore_floats(&self, out: &mut [f32]) {
@@ -142,7 +182,8 @@ impl Nf4Weight {
         });
     }
 
-    fn restore_with_tensors(&self, out: &mut Tensor) -> Result<()> {
+    /// What [`Self::dequantize_into`] does, by libtorch's operations: the plain reference of the kernels.
+    pub fn restore_with_tensors(&self, out: &mut Tensor) -> Result<()> {
         let (n, blocksize) = (self.rows * self.columns, self.blocksize);
         let scales = self.scale_tensor()?;
         let out = out.f_view([-1])?;
