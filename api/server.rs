@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use actix_web::web::Data;
 use clap::Parser;
+use medical_vision::adapters::AdapterArgs;
 use medical_vision::cli::{CommonArgs, fail, version};
 use medical_vision::device::{Selected, gpu_memory};
 use medical_vision::engine::{Engine, LoadOptions, Reader};
@@ -29,6 +30,8 @@ struct Arguments {
     #[command(flatten)]
     server: ServerOptions,
     #[command(flatten)]
+    adapter: AdapterArgs,
+    #[command(flatten)]
     common: CommonArgs,
 }
 
@@ -43,15 +46,18 @@ fn main() -> ExitCode {
 async fn serve(arguments: Arguments) -> anyhow::Result<ExitCode> {
     let Arguments {
         server: options,
+        adapter,
         common,
     } = arguments;
     let listener = server::bind(&options)?;
     let project = common.project()?;
     let model = common.model_folder(&project)?;
+    let adapter = adapter.named_or_found(&project, &model.path)?;
     let selected = common.select_device()?;
     let load_options = LoadOptions {
         device: selected.device,
         precision: common.precision.into(),
+        adapter,
         ..LoadOptions::default()
     };
     let address = listener.local_addr()?;

@@ -4,6 +4,7 @@ use std::process::ExitCode;
 
 use anyhow::Context;
 use clap::Parser;
+use medical_vision::adapters::AdapterArgs;
 use medical_vision::benchmark::{BenchmarkArgs, BenchmarkRun, Pages, benchmark, summary_table};
 use medical_vision::cli::{CommonArgs, EXIT_CODES_HELP, EXIT_OK, fail, print, version};
 use medical_vision::commands::Interrupt;
@@ -23,6 +24,8 @@ struct Arguments {
     #[command(flatten)]
     benchmark: BenchmarkArgs,
     #[command(flatten)]
+    adapter: AdapterArgs,
+    #[command(flatten)]
     common: CommonArgs,
 }
 
@@ -41,6 +44,7 @@ fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
     let record = benchmark(&BenchmarkRun {
         project: &project,
         model: model.path,
+        adapter: arguments.adapter.named(&project)?,
         selected: &selected,
         precision: arguments.common.precision.into(),
         args: &arguments.benchmark,

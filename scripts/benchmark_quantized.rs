@@ -4,6 +4,7 @@ use std::process::ExitCode;
 
 use anyhow::Context;
 use clap::Parser;
+use medical_vision::adapters::AdapterArgs;
 use medical_vision::benchmark::{
     BenchmarkArgs, BenchmarkRun, Pages, QuantizedBenchmark, benchmark, comparison_table, summary_table,
 };
@@ -27,6 +28,8 @@ struct Arguments {
     #[command(flatten)]
     benchmark: BenchmarkArgs,
     #[command(flatten)]
+    adapter: AdapterArgs,
+    #[command(flatten)]
     common: CommonArgs,
 }
 
@@ -48,6 +51,7 @@ fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
     let record = benchmark(&BenchmarkRun {
         project: &project,
         model,
+        adapter: arguments.adapter.named(&project)?,
         selected: &selected,
         precision: arguments.common.precision.into(),
         args: &arguments.benchmark,

@@ -130,16 +130,16 @@ impl Project {
         })
     }
 
-    /// Folder of what is made from the model in `base`: `models/NAME` and one of the suffixes; a trailing `-base` is dropped.
+    /// Folder of what is made from the model in `base`: `models/NAME` and one of the suffixes; see [`model_stem`].
     pub fn derived_model(&self, base: &Path, suffix: &str) -> PathBuf {
-        // Only a path such as "." or "models/x/.." has no name of its own.
-        let path = match base.file_name() {
-            Some(_) => base.to_owned(),
-            None => base.canonicalize().unwrap_or_default(),
-        };
-        let name = path.file_name().unwrap_or_default().to_string_lossy();
-        let stem = name.strip_suffix("-base").unwrap_or(&name);
-        self.models().join(format!("{stem}{suffix}"))
+        self.models().join(format!("{}{suffix}", model_stem(base)))
+    }
+
+    /// The adapter folder for `choice`: a path, or a name under `models/`.
+    pub fn adapter_folder(&self, choice: &Path) -> Result<PathBuf> {
+        let places = self.chosen(choice);
+        let found = places.iter().find(|path| path.is_dir()).cloned();
+        found.ok_or_else(|| not_a_folder(choice, "a LoRA adapter in PEFT's form (--adapter, MVP_ADAPTER)"))
     }
 
     /// Places a chosen model may be in; the first is the one to name in an error.
@@ -164,6 +164,19 @@ impl Project {
         }
         places
     }
+}
+
+/// A model's name without what says which of its forms it is: `-base`, [`NF4_SUFFIX`], [`AWQ_SUFFIX`].
+pub fn model_stem(model: &Path) -> String {
+    // Only a path such as "." or "models/x/.." has no name of its own.
+    let path = match model.file_name() {
+        Some(_) => model.to_owned(),
+        None => model.canonicalize().unwrap_or_default(),
+    };
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    let forms = ["-base", NF4_SUFFIX, AWQ_SUFFIX];
+    let stem = forms.iter().find_map(|form| name.strip_suffix(form));
+    stem.unwrap_or(&name).to_owned()
 }
 
 fn not_a_folder(path: &Path, what: &str) -> Error {
@@ -255,6 +268,7 @@ mod tests {
             ("models/qwen25-vl-7b-base", "qwen25-vl-7b-bnb-nf4"),
             ("/elsewhere/qwen25-vl-nano/", "qwen25-vl-nano-bnb-nf4"),
             ("base", "base-bnb-nf4"),
+            ("models/qwen25-vl-7b-awq-int4", "qwen25-vl-7b-bnb-nf4"),
         ] {
             let found = project.derived_model(Path::new(base), NF4_SUFFIX);
             assert_eq!(found, folder.path().join("models").join(derived));

@@ -7,7 +7,9 @@ use std::path::Path;
 
 use serde_json::{Map, Value, json};
 
+use super::file::ADAPTER_CONFIG;
 use super::targets::{Targets, is_match, whole};
+use crate::json::read_object;
 use crate::{Error, Result};
 
 /// Largest rank; published adapters have at most 512.
@@ -92,6 +94,18 @@ impl LoraConfig {
         let rank = pattern(file, "rank_pattern", &self.rank_pattern, name)?.unwrap_or(self.r);
         let alpha = pattern(file, "alpha_pattern", &self.alpha_pattern, name)?.unwrap_or(self.lora_alpha);
         Ok((rank, self.scale_of(alpha, rank)))
+    }
+
+    /// Reads `adapter_config.json` in `dir`.
+    pub fn read(dir: &Path) -> Result<Self> {
+        let file = dir.join(ADAPTER_CONFIG);
+        match read_object(&file)? {
+            Some(map) => Self::from_json(&file, &Value::Object(map)),
+            None => Err(Error::checkpoint(
+                file,
+                "is missing: a PEFT adapter folder holds it beside the tensors",
+            )),
+        }
     }
 
     /// Reads a parsed `adapter_config.json`; `file` is for errors alone.

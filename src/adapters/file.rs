@@ -6,7 +6,6 @@ use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
 use safetensors::Dtype;
-use serde_json::Value;
 use tch::{Device, Kind, Tensor};
 
 use super::adapter::{Adapter, LoraPair};
@@ -14,7 +13,6 @@ use super::config::LoraConfig;
 use crate::checkpoint::{
     Checkpoint, StoredTensor, TensorFile, TensorPlan, canonical_name, transformers_name,
 };
-use crate::json::read_object;
 use crate::paths::write_atomically;
 use crate::{Error, Result};
 
@@ -40,11 +38,7 @@ impl Adapter {
     /// Reads the adapter in `dir`; module names may be the hub's or transformers 5's.
     pub fn read(dir: &Path) -> Result<Self> {
         let config_file = dir.join(ADAPTER_CONFIG);
-        let Some(map) = read_object(&config_file)? else {
-            let hint = "is missing: a PEFT adapter folder holds it beside the tensors";
-            return Err(Error::checkpoint(config_file, hint));
-        };
-        let config = LoraConfig::from_json(&config_file, &Value::Object(map))?;
+        let config = LoraConfig::read(dir)?;
         let file = dir.join(ADAPTER_WEIGHTS);
         if !file.is_file() {
             let reason = if dir.join(PICKLED).is_file() {

@@ -4,11 +4,15 @@
 //! module that it changes, under the hub's names. [`Model::load`](crate::qwen2_5_vl::Model::load) attaches it.
 
 mod adapter;
+mod choice;
 mod config;
 mod file;
 mod targets;
+mod verdict;
 
 pub use self::adapter::{Adapter, LoraPair};
+pub use self::choice::{AdapterArgs, Found, find};
 pub use self::config::LoraConfig;
 pub use self::file::{ADAPTER_CONFIG, ADAPTER_EVALUATION, ADAPTER_WEIGHTS};
 pub use self::targets::Targets;
+pub use self::verdict::Verdict;

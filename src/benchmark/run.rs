@@ -31,6 +31,8 @@ pub struct BenchmarkRun<'a> {
     pub project: &'a Project,
     /// The model.
     pub model: PathBuf,
+    /// Folder of the adapter that it reads with.
+    pub adapter: Option<PathBuf>,
     /// Where it runs.
     pub selected: &'a Selected,
     /// Number format of the computation.
@@ -59,6 +61,7 @@ pub fn benchmark(run: &BenchmarkRun<'_>) -> Result<Benchmark> {
     let options = LoadOptions {
         device,
         precision: run.precision,
+        adapter: run.adapter.clone(),
         ..LoadOptions::default()
     };
     let mut reader = Reader::load(&run.model, &options)?;
@@ -89,7 +92,7 @@ pub fn benchmark(run: &BenchmarkRun<'_>) -> Result<Benchmark> {
         model_name: info.model_name.clone(),
         precision: stored.unwrap_or("FP16").to_owned(),
         quantization_method: None,
-        adapter_path: info.lora_adapter.clone(),
+        adapter_path: run.adapter.as_ref().map(|adapter| adapter.display().to_string()),
         model_dir: Some(run.model.display().to_string()),
         load_time_seconds: Some(seconds(load_time)),
         latency_stats: LatencyStats::from_seconds(&latencies),

@@ -92,8 +92,13 @@ fn read_safely(
         .unwrap_or_else(|_| Err(Error::Numeric("an internal error ended this page".to_owned())))
 }
 
-/// Chooses the device and loads a model folder on it.
-fn load_model(folder: &Path, common: &CommonArgs, pixels: &PixelArgs) -> Result<Reader> {
+/// Chooses the device and loads a model folder and an adapter on it.
+fn load_model(
+    folder: &Path,
+    adapter: Option<&Path>,
+    common: &CommonArgs,
+    pixels: &PixelArgs,
+) -> Result<Reader> {
     let selected = common.select_device()?;
     let start = Instant::now();
     let spinner = telemetry::spinner("loading the model");
@@ -102,7 +107,7 @@ fn load_model(folder: &Path, common: &CommonArgs, pixels: &PixelArgs) -> Result<
         precision: common.precision.into(),
         min_pixels: pixels.min_pixels,
         max_pixels: pixels.max_pixels,
-        ..LoadOptions::default()
+        adapter: adapter.map(Path::to_owned),
     };
     let reader = Reader::load(folder, &options);
     spinner.finish_and_clear();

@@ -12,6 +12,7 @@ use tch::{Device, Kind, Tensor};
 use super::inputs::Source;
 use super::options::{FileArgs, PixelArgs};
 use super::{load_model, prompt_or_default};
+use crate::adapters::AdapterArgs;
 use crate::cli::{CommonArgs, EXIT_CODES_HELP, EXIT_OK};
 use crate::engine::ReadRequest;
 use crate::generation::GenerationOverrides;
@@ -59,6 +60,9 @@ pub(super) struct TraceArgs {
     pixels: PixelArgs,
 
     #[command(flatten)]
+    adapter: AdapterArgs,
+
+    #[command(flatten)]
     common: CommonArgs,
 }
 
@@ -66,14 +70,16 @@ pub(super) struct TraceArgs {
 pub(super) fn run(args: &TraceArgs) -> anyhow::Result<ExitCode> {
     args.common.start_logging(Level::WARN);
     let prompt = prompt_or_default(args.prompt.as_deref())?;
-    let model = args.common.model_folder(&args.common.project()?)?;
+    let project = args.common.project()?;
+    let model = args.common.model_folder(&project)?;
+    let adapter = args.adapter.named(&project)?;
     check_place(&args.out)?;
     let images = args
         .image
         .iter()
         .map(|path| page(path, args.files.limit()))
         .collect::<anyhow::Result<Vec<_>>>()?;
-    let mut reader = load_model(&model.path, &args.common, &args.pixels)?;
+    let mut reader = load_model(&model.path, adapter.as_deref(), &args.common, &args.pixels)?;
     let tensors = reader.trace(&request(prompt, images))?;
     write_tensors(&args.out, &tensors)?;
     let names: Vec<String> = tensors

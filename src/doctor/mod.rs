@@ -1,5 +1,6 @@
 //! `medvision doctor`: what is installed, what works, what is wrong and how to mend it.
 
+mod adapters;
 mod machine;
 mod models;
 mod torch;
@@ -9,6 +10,7 @@ use std::fmt;
 use chrono::{SecondsFormat, Utc};
 use serde::Serialize;
 
+pub use self::adapters::AdapterReport;
 pub use self::machine::Machine;
 pub(crate) use self::machine::{cpu_name, disk_free};
 pub(crate) use self::models::SECTION as MODELS;
@@ -61,6 +63,8 @@ pub struct Report {
     pub accelerators: Accelerators,
     /// Model folders.
     pub models: Vec<ModelReport>,
+    /// LoRA adapters.
+    pub adapters: Vec<AdapterReport>,
     /// The findings, in the order of the text report.
     pub checks: Vec<Check>,
 }
@@ -100,6 +104,7 @@ pub fn examine(project: &Project, common: &CommonArgs) -> Report {
     let libtorch = torch::examine_libtorch(&mut checks);
     let accelerators = torch::examine_accelerators(common.device, &mut checks);
     let models = models::examine(project, common, &machine, &accelerators, &mut checks);
+    let adapters = adapters::examine(project, &models, &mut checks);
     Report {
         usable: !checks.0.iter().any(|check| check.status == Status::Error),
         version: cli::version(),
@@ -108,6 +113,7 @@ pub fn examine(project: &Project, common: &CommonArgs) -> Report {
         libtorch,
         accelerators,
         models,
+        adapters,
         checks: checks.0,
     }
 }

@@ -121,7 +121,7 @@ pub(super) fn examine(
         }
         Err(error) => checks.add(SECTION, Status::Error, error.to_string()),
     }
-    for path in model_folders(&project.models()) {
+    for path in folders_with(&project.models(), "config.json") {
         if !reports.iter().any(|report| same(&report.path, &path)) {
             reports.push(examine_folder(&path, false, &target, checks));
         }
@@ -129,18 +129,18 @@ pub(super) fn examine(
     reports
 }
 
-/// Folders with a `config.json`, by name.
-fn model_folders(models: &Path) -> Vec<PathBuf> {
+/// Folders in `models` that hold `file`, by name.
+pub(super) fn folders_with(models: &Path, file: &str) -> Vec<PathBuf> {
     let entries = fs::read_dir(models).into_iter().flatten().flatten();
     let mut folders: Vec<PathBuf> = entries
         .map(|entry| entry.path())
-        .filter(|path| path.join("config.json").is_file())
+        .filter(|path| path.join(file).is_file())
         .collect();
     folders.sort();
     folders
 }
 
-fn same(one: &Path, other: &Path) -> bool {
+pub(super) fn same(one: &Path, other: &Path) -> bool {
     matches!((fs::canonicalize(one), fs::canonicalize(other)), (Ok(one), Ok(other)) if one == other)
 }
 
@@ -213,7 +213,7 @@ fn check_sizes(path: &Path, selected: bool, target: &Target, sizes: &ModelSizes,
 }
 
 /// 13300000 as "13.3M".
-fn count(parameters: u64) -> String {
+pub(super) fn count(parameters: u64) -> String {
     let parameters = parameters as f64;
     if parameters >= 1e9 {
         format!("{:.1}B", parameters / 1e9)

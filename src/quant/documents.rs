@@ -49,6 +49,7 @@ pub(super) fn document_accuracy(run: &BaseRun<'_>, dir: &Path, watch: Watch<'_>)
     let record = benchmark(&BenchmarkRun {
         project: run.project,
         model: dir.to_owned(),
+        adapter: None,
         selected: run.selected,
         precision: Precision::Auto,
         args: &BenchmarkArgs {

@@ -104,11 +104,11 @@ pub(super) struct Lora {
 }
 
 impl Lora {
-    /// x: `[.., in]` → `[.., out]`, in x's dtype.
-    fn forward(&self, x: &Tensor) -> Result<Tensor> {
+    /// Adds its part for x `[rows, in]` to y `[rows, out]` in place, in their dtype.
+    fn add(&self, mut y: Tensor, x: &Tensor) -> Result<Tensor> {
         let (a, b) = (self.a.f_to_kind(x.kind())?, self.b.f_to_kind(x.kind())?);
         let low = x.f_linear(&a, None::<&Tensor>)?.f_mul_scalar(self.scale)?;
-        Ok(low.f_linear(&b, None::<&Tensor>)?)
+        Ok(y.f_addmm_(&low, &b.f_tr()?)?)
     }
 }
 
@@ -145,14 +145,14 @@ impl Linear {
         self
     }
 
-    /// x: `[.., in]` → `[.., out]`.
+    /// x: `[rows, in]` → `[rows, out]`.
     pub(super) fn forward(&self, x: &Tensor) -> Result<Tensor> {
         if let Some((name, samples)) = &self.probe {
             samples.keep(name, x)?;
         }
-        let mut y = self.base(x)?;
+        let y = self.base(x)?;
         match &self.lora {
-            Some(lora) => Ok(y.f_add_(&lora.forward(x)?)?),
+            Some(lora) => lora.add(y, x),
             None => Ok(y),
         }
     }

@@ -4,6 +4,8 @@ use std::fs;
 use std::path::Path;
 use std::process::{Command, Output};
 
+use medical_vision::adapters::{Adapter, LoraConfig};
+use medical_vision::qwen2_5_vl::Config;
 use medical_vision::records::{self, Benchmark, GpuMemory, paths};
 use serde_json::{Value, json};
 
@@ -100,7 +102,40 @@ fn the_baseline_and_what_quantization_changes() {
     assert!(details.warm_up_seconds.unwrap() > 0.0 && details.weight_file_bytes.unwrap() > 20 << 20);
     assert!(details.time_to_first_token_stats.is_some());
 
+    with_an_adapter(root, &flags);
     quantized_beside_it(root, &flags);
+}
+
+/// The record names the adapter; nothing is attached unasked.
+fn with_an_adapter(root: &Path, flags: &[&str]) {
+    let model = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/qwen25-vl-nano");
+    let config = LoraConfig {
+        r: 2,
+        ..LoraConfig::default()
+    };
+    let adapter = Adapter::initial(config, &Config::from_dir(&model).unwrap(), 1).unwrap();
+    let dir = root.join("an-adapter");
+    adapter.write(&dir).unwrap();
+    let file = root.join(paths::BASELINE_FP16);
+    let bare: Benchmark = records::read(&file).unwrap();
+    let output = baseline(root, &[flags, &["--adapter", dir.to_str().unwrap()]].concat());
+    assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
+    let record: Benchmark = records::read(&file).unwrap();
+    assert_eq!(record.adapter_path.as_deref(), dir.to_str());
+    assert_eq!(bare.adapter_path, None);
+    let responses = |record: &Benchmark| -> Vec<String> {
+        record
+            .inference_results
+            .iter()
+            .map(|result| result.response.clone())
+            .collect()
+    };
+    assert_eq!(
+        responses(&record),
+        responses(&bare),
+        "a new adapter changes nothing"
+    );
+    records::write(&file, &bare).unwrap();
 }
 
 fn quantized_beside_it(root: &Path, flags: &[&str]) {

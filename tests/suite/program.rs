@@ -12,7 +12,8 @@ pub const SAMPLE: &str = "datasets/sample/discharge_note.png";
 pub const TRAINED_PROMPT: &str =
     "Extract all medical terms, diagnoses, and clinical findings from this image.";
 
-/// `medvision` in the project's folder, without the caller's `MVP_*` variables.
+/// `medvision` in the project's folder, without the caller's `MVP_*` variables and without the
+/// adapter that comes with the embedded model: most tests are about the model alone.
 pub fn medvision(arguments: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_medvision"));
     command
@@ -24,6 +25,7 @@ pub fn medvision(arguments: &[&str]) -> Command {
             command.env_remove(name);
         }
     }
+    command.env("MVP_ADAPTER", "none");
     command
 }
 
@@ -85,7 +87,7 @@ pub fn golden_page(file: &str) -> GoldenPage {
 
 /// The embedded model's folder again, under its own name, for a test to change.
 pub struct ModelCopy {
-    _root: tempfile::TempDir,
+    root: tempfile::TempDir,
     folder: PathBuf,
 }
 
@@ -99,7 +101,12 @@ impl ModelCopy {
             let entry = entry.unwrap();
             std::os::unix::fs::symlink(entry.path(), folder.join(entry.file_name())).unwrap();
         }
-        Self { _root: root, folder }
+        Self { root, folder }
+    }
+
+    /// The folder that the copy lies in.
+    pub fn models(&self) -> &Path {
+        self.root.path()
     }
 
     pub fn folder(&self) -> &str {

@@ -17,6 +17,7 @@ use super::inputs::{self, Source};
 use super::interrupt::Interrupt;
 use super::options::{FileArgs, GenerationArgs, PixelArgs};
 use super::{load_model, prompt_or_default, read_safely};
+use crate::adapters::AdapterArgs;
 use crate::cli::{CommonArgs, EXIT_CODES_HELP, EXIT_FAILURE, EXIT_INTERRUPTED, EXIT_OK};
 use crate::engine::{ReadRequest, Reader, Reading};
 use crate::generation::FinishReason;
@@ -59,6 +60,9 @@ pub(super) struct ExtractArgs {
     pixels: PixelArgs,
 
     #[command(flatten)]
+    adapter: AdapterArgs,
+
+    #[command(flatten)]
     common: CommonArgs,
 }
 
@@ -68,6 +72,7 @@ pub(super) fn run(args: &ExtractArgs) -> anyhow::Result<ExitCode> {
     let prompt = prompt_or_default(args.prompt.as_deref())?;
     let project = args.common.project()?;
     let model = args.common.model_folder(&project)?;
+    let adapter = args.adapter.named_or_found(&project, &model.path)?;
     let sources = inputs::collect(&args.inputs, args.recursive);
     let terminal = io::stdout().is_terminal();
     let style = if args.json {
@@ -87,6 +92,7 @@ pub(super) fn run(args: &ExtractArgs) -> anyhow::Result<ExitCode> {
         args,
         prompt,
         model: model.path,
+        adapter,
         loaded: None,
         bar,
         pages_read: 0,
@@ -115,6 +121,7 @@ struct Extraction<'a> {
     args: &'a ExtractArgs,
     prompt: String,
     model: PathBuf,
+    adapter: Option<PathBuf>,
     /// Loaded for the first page that can be decoded: a mistyped name should not wait for gigabytes.
     loaded: Option<Loaded>,
     bar: ProgressBar,
@@ -189,9 +196,10 @@ impl Extraction<'_> {
     }
 
     fn load(&self) -> anyhow::Result<Loaded> {
+        let (adapter, args) = (self.adapter.as_deref(), self.args);
         let reader = self
             .bar
-            .suspend(|| load_model(&self.model, &self.args.common, &self.args.pixels))?;
+            .suspend(|| load_model(&self.model, adapter, &args.common, &args.pixels))?;
         let interrupt = Interrupt::install(STOPPING).context("cannot listen for Ctrl-C")?;
         Ok(Loaded { reader, interrupt })
     }

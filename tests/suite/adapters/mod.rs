@@ -1,4 +1,5 @@
 //! LoRA adapters: PEFT's folders, and models that carry one.
 
+mod choice;
 mod folders;
 mod peft;

@@ -3,7 +3,8 @@
 use std::net::TcpListener;
 use std::process::{Command, Output, Stdio};
 
-/// The binary in the project's folder, without the caller's `MVP_*` variables.
+/// The binary in the project's folder, without the caller's `MVP_*` variables and without the
+/// adapter that comes with the embedded model: most tests are about the model alone.
 pub fn server(arguments: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_server"));
     for (name, _) in std::env::vars_os() {
@@ -11,6 +12,7 @@ pub fn server(arguments: &[&str]) -> Command {
             command.env_remove(name);
         }
     }
+    command.env("MVP_ADAPTER", "none");
     command
         .args(["--device", "cpu"])
         .args(arguments)

@@ -5,7 +5,7 @@ use std::fs::{self, OpenOptions};
 use std::io::{BufRead, BufReader, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::os::unix::fs::OpenOptionsExt;
-use std::process::Child;
+use std::process::{Child, Command};
 use std::sync::{Arc, Mutex, mpsc};
 use std::thread::JoinHandle;
 
@@ -21,8 +21,8 @@ use super::support::{
 use crate::suite::program::{GoldenPage, ModelCopy, TRAINED_PROMPT, golden_page, text};
 
 /// A server process; it is killed where a test leaves it running.
-struct Shipped {
-    child: Child,
+pub struct Shipped {
+    pub child: Child,
     address: SocketAddr,
     /// What it says on standard error, as JSON lines.
     log: Arc<Mutex<String>>,
@@ -32,12 +32,18 @@ struct Shipped {
 
 impl Shipped {
     /// Starts the program on a free port and waits until it listens.
-    fn start(model: &str, arguments: &[&str]) -> Self {
+    pub fn start(model: &str, arguments: &[&str]) -> Self {
+        Self::launch(model, arguments, |_| {})
+    }
+
+    /// As [`Self::start`], after `change` of the command.
+    pub fn launch(model: &str, arguments: &[&str], change: impl FnOnce(&mut Command)) -> Self {
         // A busy machine must not let a request or the end come too late.
         let fixed = "--port 0 --log-format json --queue-deadline-seconds 3600 \
                      --generation-deadline-seconds 3600 --shutdown-seconds 3600";
         let fixed: Vec<&str> = fixed.split_whitespace().chain(["--model", model]).collect();
         let mut command = server(&[&fixed, arguments].concat());
+        change(&mut command);
         let mut child = command
             .env("MVP_LOG", "info,medical_vision=debug")
             .spawn()
@@ -74,7 +80,7 @@ impl Shipped {
         }
     }
 
-    fn loaded(self) -> Self {
+    pub fn loaded(self) -> Self {
         eventually("the model is loaded", || self.health()["model_loaded"] == true);
         self
     }
@@ -88,12 +94,12 @@ impl Shipped {
         self.get("/health").json().expect("JSON")
     }
 
-    fn post(&self, path: &str, form: Form) -> Response {
+    pub fn post(&self, path: &str, form: Form) -> Response {
         let request = self.client.post(format!("http://{}{path}", self.address));
         request.multipart(form).send().expect("an answer")
     }
 
-    fn log(&self) -> String {
+    pub fn log(&self) -> String {
         self.log.lock().expect("no panic").clone()
     }
 

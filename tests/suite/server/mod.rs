@@ -1,6 +1,7 @@
 //! The engine and the server: a real HTTP client against the real server, with a stub in the model's place; in `embedded`
 //! the shipped program with the embedded model.
 
+mod adapter;
 mod binary;
 mod contract;
 mod embedded;

@@ -1,0 +1,103 @@
+//! LoRA adapters: readable, of which model, recommended or not.
+
+use std::path::{Path, PathBuf};
+
+use serde::Serialize;
+
+use super::models::{SECTION, count, folders_with, same};
+use super::{Checks, ModelReport, Status};
+use crate::Result;
+use crate::adapters::{ADAPTER_CONFIG, ADAPTER_WEIGHTS, Found, LoraConfig, Verdict, find};
+use crate::checkpoint::Checkpoint;
+use crate::paths::Project;
+
+/// One adapter folder.
+#[derive(Debug, Clone, Serialize)]
+pub struct AdapterReport {
+    /// The folder.
+    pub path: PathBuf,
+    /// The selected model is read with it unless `--adapter` says otherwise.
+    pub selected: bool,
+    /// What is wrong with it.
+    pub problem: Option<String>,
+    /// The model that it was trained on, as it says.
+    pub base_model: Option<String>,
+    /// Rank.
+    pub rank: Option<usize>,
+    /// Values.
+    pub parameters: Option<u64>,
+    /// What its evaluation says, where there was one.
+    pub recommended: Option<bool>,
+}
+
+pub(super) fn examine(project: &Project, models: &[ModelReport], checks: &mut Checks) -> Vec<AdapterReport> {
+    let model = models.iter().find(|model| model.selected);
+    let found = model.and_then(|model| find(project, &model.path).ok());
+    let mut folders = folders_with(&project.models(), ADAPTER_CONFIG);
+    if let Some(Found::Fit(dir) | Found::LeftOut { dir, .. }) = &found
+        && !folders.iter().any(|folder| same(folder, dir))
+    {
+        folders.push(dir.clone());
+    }
+    folders
+        .into_iter()
+        .map(|path| examine_folder(path, found.as_ref(), checks))
+        .collect()
+}
+
+fn examine_folder(path: PathBuf, found: Option<&Found>, checks: &mut Checks) -> AdapterReport {
+    let mut report = AdapterReport {
+        selected: matches!(found, Some(Found::Fit(dir)) if same(dir, &path)),
+        path,
+        problem: None,
+        base_model: None,
+        rank: None,
+        parameters: None,
+        recommended: None,
+    };
+    let name = report.path.display().to_string();
+    let (config, parameters, verdict) = match read(&report.path) {
+        Ok(read) => read,
+        Err(error) => {
+            let message = format!("{name} cannot be used: {error}");
+            checks.add(SECTION, Status::Warn, message);
+            report.problem = Some(error.to_string());
+            return report;
+        }
+    };
+    report.rank = Some(config.r);
+    report.parameters = Some(parameters);
+    report.recommended = verdict.as_ref().map(|verdict| verdict.recommended);
+    report.base_model = config.base_model_name_or_path;
+    let base = report.base_model.as_deref().unwrap_or("a model it does not name");
+    let said = match &verdict {
+        None => "not evaluated".to_owned(),
+        Some(verdict) if verdict.recommended => "recommended by its evaluation".to_owned(),
+        Some(verdict) => format!("not recommended by its evaluation ({})", verdict.reason),
+    };
+    let used = if report.selected {
+        ", used unless --adapter says otherwise"
+    } else {
+        ""
+    };
+    let message = format!(
+        "{name}: LoRA adapter of {base}, rank {}, {} parameters, {said}{used}",
+        config.r,
+        count(parameters)
+    );
+    match found {
+        Some(Found::LeftOut { dir, reason }) if same(dir, &report.path) => {
+            let hint = format!("it is left out: {reason}; --adapter {name} attaches it");
+            checks.add_with_hint(SECTION, Status::Warn, message, hint);
+        }
+        _ => checks.add(SECTION, Status::Info, message),
+    }
+    report
+}
+
+/// Everything in the folder but the values.
+fn read(path: &Path) -> Result<(LoraConfig, u64, Option<Verdict>)> {
+    let config = LoraConfig::read(path)?;
+    let parameters = Checkpoint::open_file(&path.join(ADAPTER_WEIGHTS))?.parameters();
+    Ok((config, parameters, Verdict::read(path)?))
+}
