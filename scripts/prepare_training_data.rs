@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use medical_vision::cli::{CommonArgs, EXIT_CODES_HELP, EXIT_OK, fail, print, version};
-use medical_vision::data::{DEFAULT_SEED, PrepareOptions, Prepared, SplitRule, prepare};
+use medical_vision::data::{DEFAULT_CLINICAL, DEFAULT_SEED, PrepareOptions, Prepared, SplitRule, prepare};
 use medical_vision::telemetry::Level;
 
 /// Turns the raw data sets into pages, questions and answers in three splits
@@ -32,6 +32,17 @@ struct Arguments {
     #[arg(long, value_name = "N", env = "MVP_SEED", default_value_t = DEFAULT_SEED, hide_env_values = true)]
     seed: u64,
 
+    /// How many synthetic clinical pages to generate for training
+    ///
+    /// A tenth of that, 500 at most, is generated for validation and for the test each, with other words. Two questions are
+    /// asked about each page: the whole of it, the medications, the laboratory values... 0 for none.
+    #[arg(long, value_name = "N", env = "MVP_CLINICAL", default_value_t = DEFAULT_CLINICAL, hide_env_values = true)]
+    clinical: u64,
+
+    /// Generate clinical pages alone, without any downloaded data set
+    #[arg(long, env = "MVP_ONLY_CLINICAL", hide_env_values = true)]
+    only_clinical: bool,
+
     #[command(flatten)]
     common: CommonArgs,
 }
@@ -52,6 +63,8 @@ fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
     let options = PrepareOptions {
         split: arguments.split,
         seed: arguments.seed,
+        clinical: arguments.clinical,
+        only_clinical: arguments.only_clinical,
     };
     print(&summary(&prepare(&project, &options)?))?;
     Ok(ExitCode::from(EXIT_OK))

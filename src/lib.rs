@@ -14,6 +14,7 @@
 //! - [`data`]: published datasets → raw records → pages and their texts.
 //! - [`server`]: the REST API over the engine; it knows nothing of tensors.
 //! - [`rendering`]: text → page images, in the typeface that comes with the program.
+//! - [`documents`]: a generator of clinical documents: pages of any look with exact answers to questions about them.
 //! - [`evaluation`]: documents whose content is known, and how an answer about one is scored.
 //! - [`benchmark`]: one model reading the test documents, measured.
 //! - [`records`]: the JSON records that the pipeline's binaries leave, by the contract with the original.
@@ -34,6 +35,7 @@ pub mod commands;
 pub mod data;
 pub mod device;
 pub mod doctor;
+pub mod documents;
 pub mod engine;
 pub mod environment;
 pub mod error;

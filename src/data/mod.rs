@@ -15,7 +15,7 @@ mod synthetic;
 
 pub use self::calibration::{CalibrationPage, CalibrationPages, calibration_pages};
 pub use self::download::{DatasetsRequest, download_datasets};
-pub use self::prepare::{DEFAULT_SEED, PrepareOptions, Prepared, SplitRule, prepare};
+pub use self::prepare::{DEFAULT_CLINICAL, DEFAULT_SEED, PrepareOptions, Prepared, SplitRule, prepare};
 pub use self::prompts::PROMPTS;
 pub use self::published::{DATASETS, Dataset, Publication};
 pub use self::raw::{RAW_FORMAT, RawDataset, RawManifest, RawRecord, RawRecords, RawWriter, SkippedRows};

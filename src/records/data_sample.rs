@@ -20,6 +20,25 @@ pub struct DataSample {
     pub extra: Extra,
 }
 
+impl DataSample {
+    /// What a model is asked and what it is to answer.
+    ///
+    /// The prompt and the response; but for a page of a report the question for its whole text, and that text (`ask`, `text`):
+    /// by the contract such a sample's prompt is any of ten and its response the report's beginning, whatever is asked.
+    pub fn exchange(&self) -> (&str, &str) {
+        let text = |key: &str| self.extra.get(key)?.as_str();
+        match (text("ask"), text("text")) {
+            (Some(ask), Some(text)) => (ask, text),
+            _ => (&self.prompt, &self.response),
+        }
+    }
+
+    /// The task's id, where the sample says it ([`crate::documents`]).
+    pub fn task(&self) -> Option<&str> {
+        self.extra.get("task")?.as_str()
+    }
+}
+
 /// Data set of a sample.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum SampleSource {

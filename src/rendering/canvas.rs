@@ -7,7 +7,7 @@ use unicode_normalization::{IsNormalized, UnicodeNormalization, is_nfc_quick};
 use super::typeface::{Face, Glyph};
 
 /// Pixels of one (grey) or three (RGB) bytes.
-pub(super) struct Canvas<const CHANNELS: usize> {
+pub(crate) struct Canvas<const CHANNELS: usize> {
     width: usize,
     height: usize,
     pixels: Vec<[u8; CHANNELS]>,
@@ -15,7 +15,7 @@ pub(super) struct Canvas<const CHANNELS: usize> {
 
 impl<const CHANNELS: usize> Canvas<CHANNELS> {
     /// White.
-    pub(super) fn new(width: u32, height: u32) -> Self {
+    pub(crate) fn new(width: u32, height: u32) -> Self {
         let (width, height) = (width as usize, height as usize);
         Self {
             width,
@@ -25,12 +25,12 @@ impl<const CHANNELS: usize> Canvas<CHANNELS> {
     }
 
     /// Row by row.
-    pub(super) fn into_bytes(self) -> Vec<u8> {
+    pub(crate) fn into_bytes(self) -> Vec<u8> {
         self.pixels.into_flattened()
     }
 
     /// Fills the columns and rows from one corner to the other, both included, as far as they lie on the sheet.
-    pub(super) fn fill(&mut self, from: (u32, u32), to: (u32, u32), ink: [u8; CHANNELS]) {
+    pub(crate) fn fill(&mut self, from: (u32, u32), to: (u32, u32), ink: [u8; CHANNELS]) {
         let columns = from.0 as usize..(to.0 as usize + 1).min(self.width);
         for row in from.1 as usize..(to.1 as usize + 1).min(self.height) {
             let row = self.pixels.get_mut(row * self.width..).unwrap_or_default();
@@ -39,7 +39,7 @@ impl<const CHANNELS: usize> Canvas<CHANNELS> {
     }
 
     /// A line of text whose top left corner is at (`x`, `y`); what reaches over the edge is cut off.
-    pub(super) fn text(&mut self, x: u32, y: u32, line: &str, face: &Face, ink: [u8; CHANNELS]) {
+    pub(crate) fn text(&mut self, x: u32, y: u32, line: &str, face: &Face, ink: [u8; CHANNELS]) {
         let baseline = y as i32 + face.ascent;
         let mut pen = x as i32 * 64;
         for character in printable(line).chars() {
@@ -48,8 +48,9 @@ impl<const CHANNELS: usize> Canvas<CHANNELS> {
             if column >= self.width as i32 {
                 break;
             }
-            self.stamp(column, baseline, face.glyph(character), ink);
-            pen += face.advance;
+            let glyph = face.glyph(character);
+            self.stamp(column, baseline, glyph, ink);
+            pen += glyph.advance;
         }
     }
 

@@ -9,11 +9,13 @@ mod png;
 mod typeface;
 mod wrap;
 
+pub(crate) use self::canvas::Canvas;
 pub use self::pages::{
     EVALUATION_PAGE, GreyPage, MAX_TEXT_LINES, PageSize, TEST_PAGE, TEXT_COLUMNS, document_page, text_lines,
     text_page,
 };
 pub use self::png::{encode_grey, encode_rgb};
+pub(crate) use self::typeface::Face;
 pub use self::wrap::wrap;
 
 /// Changes whenever a page's pixels would: what was drawn before is then drawn anew.

@@ -17,37 +17,58 @@ pub(super) static BODY: LazyLock<Face> = LazyLock::new(|| Face::shipped(REGULAR,
 /// Heading of documents: bold, 16 px.
 pub(super) static HEADING: LazyLock<Face> = LazyLock::new(|| Face::shipped(BOLD, 16));
 
-/// A fixed-width font at one size. A glyph is drawn once, when it is first wanted.
-pub(super) struct Face {
+/// A font at one size. A glyph is drawn once, when it is first wanted.
+pub(crate) struct Face {
     font: FontRef<'static>,
     size: Size,
-    hinting: HintingInstance,
+    /// `None` draws outlines as they are, as PDF viewers do.
+    hinting: Option<HintingInstance>,
     /// Glyph ids of Latin-1, which nearly all text is in.
     latin: Vec<GlyphId>,
     /// By glyph id.
     glyphs: Vec<OnceLock<Glyph>>,
     /// From the top of a line to its baseline, pixels.
     pub(super) ascent: i32,
-    /// From one character to the next, 1/64 pixel.
-    pub(super) advance: i32,
+    /// Draws what this font has no glyph for.
+    substitute: Option<&'static Face>,
 }
 
 /// How much of each pixel a glyph covers.
 #[derive(Debug, Default)]
-pub(super) struct Glyph {
+pub(crate) struct Glyph {
     /// Columns from the pen position to the mask.
-    pub(super) left: i32,
+    pub(crate) left: i32,
     /// Rows from the baseline down to the mask; negative for what stands above it.
-    pub(super) top: i32,
+    pub(crate) top: i32,
     /// Columns of the mask.
-    pub(super) width: usize,
+    pub(crate) width: usize,
+    /// From this character to the next, 1/64 pixel.
+    pub(crate) advance: i32,
     /// Row by row, 0 to 255.
-    pub(super) coverage: Vec<u8>,
+    pub(crate) coverage: Vec<u8>,
 }
 
 impl Face {
-    fn shipped(data: &'static [u8], pixels: u16) -> Self {
+    pub(crate) fn shipped(data: &'static [u8], pixels: u16) -> Self {
         Self::open(data, pixels).expect("the shipped fonts are read by the tests")
+    }
+
+    /// The same without hinting.
+    pub(crate) fn unhinted(mut self) -> Self {
+        self.hinting = None;
+        self
+    }
+
+    /// The same, with another font's glyphs where this one has none.
+    pub(crate) fn with_substitute(mut self, substitute: &'static Face) -> Self {
+        self.substitute = Some(substitute);
+        self
+    }
+
+    /// How far a line reaches, pixels.
+    pub(crate) fn width(&self, line: &str) -> u32 {
+        let advances = line.chars().map(|character| self.glyph(character).advance);
+        u32::try_from((advances.sum::<i32>() + 32) >> 6).unwrap_or(0)
     }
 
     fn open(data: &'static [u8], pixels: u16) -> Option<Self> {
@@ -64,34 +85,36 @@ impl Face {
         let latin = (0..=255u8)
             .map(|code| charmap.map(char::from(code)).unwrap_or_default())
             .collect();
-        let space = charmap.map(' ')?;
-        let width = font
-            .glyph_metrics(size, LocationRef::default())
-            .advance_width(space)?;
         let metrics = font.metrics(size, LocationRef::default());
         Some(Self {
             size,
-            hinting,
+            hinting: Some(hinting),
             latin,
             glyphs: (0..metrics.glyph_count).map(|_| OnceLock::new()).collect(),
             ascent: metrics.ascent.ceil() as i32,
-            advance: (width * 64.0).round() as i32,
+            substitute: None,
             font,
         })
     }
 
     /// The glyph of a character; the font's box for a character that it lacks.
-    pub(super) fn glyph(&self, character: char) -> &Glyph {
+    pub(crate) fn glyph(&self, character: char) -> &Glyph {
         static NOTHING: Glyph = Glyph {
             left: 0,
             top: 0,
             width: 0,
+            advance: 0,
             coverage: Vec::new(),
         };
         let id = match self.latin.get(character as usize) {
             Some(id) => *id,
             None => self.font.charmap().map(character).unwrap_or_default(),
         };
+        if id == GlyphId::NOTDEF
+            && let Some(substitute) = self.substitute
+        {
+            return substitute.glyph(character);
+        }
         match self.glyphs.get(id.to_u32() as usize) {
             Some(cell) => cell.get_or_init(|| self.draw(id).unwrap_or_default()),
             None => &NOTHING,
@@ -101,14 +124,19 @@ impl Face {
     fn draw(&self, id: GlyphId) -> Option<Glyph> {
         let outline = self.font.outline_glyphs().get(id)?;
         let mut path = Path::default();
-        let hinted = outline.draw(DrawSettings::hinted(&self.hinting, false), &mut path);
-        if hinted.is_err() {
+        let hinted = self.hinting.as_ref().is_some_and(|hinting| {
+            let settings = DrawSettings::hinted(hinting, false);
+            outline.draw(settings, &mut path).is_ok()
+        });
+        if !hinted {
             path = Path::default();
             let unhinted = DrawSettings::unhinted(self.size, LocationRef::default());
             outline.draw(unhinted, &mut path).ok()?;
         }
         let (coverage, place) = Mask::new(path.0.as_slice()).render();
+        let metrics = self.font.glyph_metrics(self.size, LocationRef::default());
         Some(Glyph {
+            advance: (metrics.advance_width(id)? * 64.0).round() as i32,
             left: place.left,
             top: place.top,
             width: place.width as usize,

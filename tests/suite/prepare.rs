@@ -11,8 +11,10 @@ use std::time::Duration;
 use medical_vision::data::{
     PROMPTS, RAW_FORMAT, RawManifest, RawRecord, RawWriter, SkippedRows, calibration_pages,
 };
+use medical_vision::documents::{nothing, whole_page_prompt};
 use medical_vision::paths::Project;
 use medical_vision::processing::{DecodeLimits, decode};
+use medical_vision::records::DataSample;
 use medical_vision::rendering::{encode_grey, text_lines, text_page};
 use serde_json::Value;
 use tempfile::TempDir;
@@ -31,6 +33,8 @@ fn command(root: &Path, arguments: &[&str]) -> Command {
             command.env_remove(name);
         }
     }
+    // The samples of the raw data sets alone, unless a test asks for generated ones.
+    command.env("MVP_CLINICAL", "0");
     command
 }
 
@@ -533,4 +537,87 @@ fn of_the_real_collection_the_first_hundred_texts_are_unseen() {
         .map(|sample| sample["response"].as_str().unwrap().to_owned())
         .collect();
     assert_eq!(unseen, first.iter().map(|text| beginning(text)).collect());
+}
+
+#[test]
+fn clinical_pages_are_generated_without_any_data_set_and_questions_have_exact_answers() {
+    let folder = tempfile::tempdir().unwrap();
+    let root = folder.path();
+    let said = stdout_of_success(&prepare(root, &["--only-clinical", "--clinical", "40"]));
+    assert!(
+        said.starts_with("96 samples: 80 train, 8 val, 8 test (ClinicalDocuments 96)"),
+        "{said}"
+    );
+    let mut tasks = HashSet::new();
+    let mut texts: Vec<HashSet<String>> = Vec::new();
+    for name in LISTS {
+        let samples = list(root, name);
+        for sample in &samples {
+            let (prompt, response) = (
+                sample["prompt"].as_str().unwrap(),
+                sample["response"].as_str().unwrap(),
+            );
+            assert!(!prompt.is_empty() && !response.is_empty());
+            tasks.insert(sample["task"].as_str().unwrap().to_owned());
+            let page = fs::read(root.join(sample["image_path"].as_str().unwrap())).unwrap();
+            assert!(decode(&page, &DecodeLimits::default()).unwrap().width >= 560);
+            if name != "train" {
+                let items: Vec<&str> = sample["items"]
+                    .as_array()
+                    .unwrap()
+                    .iter()
+                    .map(|item| item.as_str().unwrap())
+                    .collect();
+                let answer = if items.is_empty() {
+                    nothing().to_owned()
+                } else {
+                    items.join("\n")
+                };
+                assert_eq!(response, answer);
+                assert!(sample["text"].as_str().unwrap().lines().count() > 4);
+            }
+        }
+        texts.push(
+            samples
+                .iter()
+                .map(|sample| sample["response"].as_str().unwrap().to_owned())
+                .filter(|text| text != nothing())
+                .collect(),
+        );
+    }
+    assert!(tasks.len() >= 8, "{tasks:?}");
+    assert!(texts[0].is_disjoint(&texts[1]) && texts[0].is_disjoint(&texts[2]));
+    let again = stdout_of_success(&prepare(root, &["--only-clinical", "--clinical", "40"]));
+    assert!(again.contains("up to date"), "{again}");
+}
+
+#[test]
+fn clinical_pages_stand_among_the_others_and_any_number_of_threads_makes_the_same() {
+    let (one, two) = (project(30), project(30));
+    stdout_of_success(&prepare(one.path(), &["--clinical", "20", "--threads", "1"]));
+    stdout_of_success(&prepare(two.path(), &["--clinical", "20", "--threads", "3"]));
+    assert_eq!(formatted(one.path()), formatted(two.path()));
+    let train = list(one.path(), "train");
+    let generated = |samples: &[Value]| {
+        samples
+            .iter()
+            .filter(|sample| sample["source"] == "ClinicalDocuments")
+            .count()
+    };
+    assert_eq!(generated(&train), 40);
+    let half = generated(&train[..train.len() / 2]);
+    assert!((8..=32).contains(&half), "mixed, not appended: {half}");
+    for sample in train.iter().filter(|sample| sample["source"] == "MTSamples") {
+        // By the contract the response is the report's beginning; what the page shows is kept beside it.
+        assert_eq!(sample["task"], "transcribe");
+        let sample: DataSample = serde_json::from_value(sample.clone()).unwrap();
+        let (asked, answer) = sample.exchange();
+        assert_eq!(asked, whole_page_prompt());
+        let shown = text_lines(&sample.response).join("\n");
+        assert_eq!(answer, shown);
+    }
+    // Another count makes others anew and takes the old ones away.
+    stdout_of_success(&prepare(one.path(), &["--clinical", "0"]));
+    let left = formatted(one.path());
+    assert!(left.keys().all(|name| !name.contains("clinical_")));
 }

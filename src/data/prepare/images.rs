@@ -17,7 +17,7 @@ use crate::{Error, Result};
 /// A larger picture counts as broken.
 const MAX_PICTURE_BYTES: u64 = 256 << 20;
 const HALF_WRITTEN: &str = ".prepare-";
-const PREFIXES: [&str; 4] = ["mt_", "pvqa_", "pmv_", "roco_"];
+const PREFIXES: [&str; 5] = ["mt_", "pvqa_", "pmv_", "roco_", "clinical_"];
 
 /// What an image is made from.
 #[derive(Debug, Clone)]
@@ -34,6 +34,15 @@ pub(super) enum Outcome {
     Made { file: String },
     Kept { file: String },
     Broken,
+}
+
+impl Outcome {
+    pub(super) fn file(&self) -> Option<&str> {
+        match self {
+            Self::Made { file } | Self::Kept { file } => Some(file),
+            Self::Broken => None,
+        }
+    }
 }
 
 impl ImageSource {
@@ -81,6 +90,16 @@ impl<'a> Images<'a> {
         encode_grey(&text_page(&text_lines(text)), &mut bytes)
             .map_err(|error| Error::io(self.folder, error))?;
         self.store(&file, &bytes)?;
+        Ok(Outcome::Made { file })
+    }
+
+    /// Stores an image that was just made, unless it is there; named after its content.
+    pub(super) fn write_generated(&self, label: &str, bytes: &[u8], suffix: &str) -> Result<Outcome> {
+        let file = format!("{label}_{}.{suffix}", short_hex(Sha256::new_with_prefix(bytes)));
+        if read(&self.folder.join(&file)).is_ok_and(|there| there == bytes) {
+            return Ok(Outcome::Kept { file });
+        }
+        self.store(&file, bytes)?;
         Ok(Outcome::Made { file })
     }
 
@@ -167,10 +186,11 @@ fn is_whole_png(path: &Path) -> bool {
 }
 
 /// Removes what earlier runs left: images that no sample has any more, and half-written ones.
-pub(super) fn sweep(folder: &Path, candidates: &[Candidate]) -> Result<()> {
+pub(super) fn sweep(folder: &Path, candidates: &[Candidate], generated: &[String]) -> Result<()> {
     let wanted: HashSet<&str> = candidates
         .iter()
         .map(|candidate| candidate.file.as_str())
+        .chain(generated.iter().map(String::as_str))
         .collect();
     let attempt = || {
         for entry in fs::read_dir(folder)? {

@@ -8,6 +8,7 @@
 //!
 //! An image is there whole or not at all, under a name that tells its content, so that a run after a kill keeps what was made.
 
+mod clinical;
 mod groups;
 mod images;
 mod samples;
@@ -21,12 +22,14 @@ use std::time::Instant;
 
 use rayon::prelude::*;
 
-use self::images::Images;
-use self::samples::{Candidate, Collected, collect};
+use self::images::{ImageSource, Images};
+use self::samples::{Candidate, Collected, collect, order_key};
 use self::summary::Inputs;
 use super::RawDataset;
+use crate::documents::{TRANSCRIBE, whole_page_prompt};
 use crate::paths::Project;
 use crate::records::{self, DataSample, DataSummary, Extra};
+use crate::rendering::text_lines;
 use crate::telemetry::{self, Level};
 use crate::{Error, Result};
 
@@ -62,13 +65,22 @@ pub struct PrepareOptions {
     pub split: SplitRule,
     /// Of the shuffle and of the prompts.
     pub seed: u64,
+    /// Generated clinical pages for training, and a tenth of that (500 at most) for validation and for the test each.
+    pub clinical: u64,
+    /// Generated pages alone: no raw data set is needed.
+    pub only_clinical: bool,
 }
+
+/// Generated pages for training unless another number is given: enough to learn on a CPU, few enough to be made in seconds.
+pub const DEFAULT_CLINICAL: u64 = 400;
 
 impl Default for PrepareOptions {
     fn default() -> Self {
         Self {
             split: SplitRule::Grouped,
             seed: DEFAULT_SEED,
+            clinical: DEFAULT_CLINICAL,
+            only_clinical: false,
         }
     }
 }
@@ -91,7 +103,10 @@ pub struct Prepared {
 /// Prepares `datasets/formatted` from `datasets/raw`: the same input gives the same files, however many threads there are.
 pub fn prepare(project: &Project, options: &PrepareOptions) -> Result<Prepared> {
     let start = Instant::now();
-    let datasets = open_datasets(&project.file(RAW))?;
+    let datasets = match options.only_clinical {
+        true => Vec::new(),
+        false => open_datasets(&project.file(RAW))?,
+    };
     let formatted = project.file(FORMATTED);
     let folder = formatted.join("images");
     fs::create_dir_all(&folder).map_err(|error| Error::io(&folder, error))?;
@@ -108,8 +123,9 @@ pub fn prepare(project: &Project, options: &PrepareOptions) -> Result<Prepared> 
     }
     let mut collected = collect(&datasets, options.seed)?;
     let images = write_images(&folder, &mut collected)?;
+    let clinical = clinical::write(&folder, options)?;
     let split = split::split(&collected.candidates, options);
-    let lists = split.indices.each_ref().map(|indices| {
+    let mut lists = split.indices.each_ref().map(|indices| {
         let samples = indices
             .iter()
             .filter_map(|index| collected.candidates.get(*index));
@@ -117,16 +133,30 @@ pub fn prepare(project: &Project, options: &PrepareOptions) -> Result<Prepared> 
             .map(|candidate| sample(candidate, &split))
             .collect::<Vec<_>>()
     });
+    for (list, generated) in lists.iter_mut().zip(clinical.lists) {
+        mix(list, generated, options.seed);
+    }
     let summary = inputs.summary(options, &collected, &split, &lists);
     publish(project, &lists, &summary)?;
-    images::sweep(&folder, &collected.candidates)?;
+    images::sweep(&folder, &collected.candidates, &clinical.files)?;
     Ok(Prepared {
         summary,
         up_to_date: false,
-        images_made: images.made,
-        images_kept: images.kept,
+        images_made: images.made + clinical.made,
+        images_kept: images.kept + clinical.kept,
         seconds: start.elapsed().as_secs_f64(),
     })
+}
+
+/// Puts generated samples among the others, so that the first thousand of a list are like all of it.
+fn mix(list: &mut Vec<DataSample>, generated: Vec<DataSample>, seed: u64) {
+    if generated.is_empty() {
+        return;
+    }
+    list.extend(generated);
+    list.sort_by_cached_key(|sample| {
+        order_key(seed, "mix", &format!("{}\0{}", sample.image_path, sample.prompt))
+    });
 }
 
 fn open_datasets(raw: &Path) -> Result<Vec<RawDataset>> {
@@ -211,6 +241,12 @@ fn sample(candidate: &Candidate, split: &split::Split) -> DataSample {
     if split.unseen.contains(&candidate.text_key) {
         extra.insert("unseen".to_owned(), true.into());
     }
+    if let ImageSource::Text(text) = &candidate.image {
+        // What stands on the page, and the question that asks for it: the response is the report's beginning, unbroken.
+        extra.insert("task".to_owned(), TRANSCRIBE.into());
+        extra.insert("ask".to_owned(), whole_page_prompt().into());
+        extra.insert("text".to_owned(), page_text(text).into());
+    }
     DataSample {
         image_path: format!("{FORMATTED}/images/{}", candidate.file),
         prompt: candidate.prompt.clone(),
@@ -218,6 +254,18 @@ fn sample(candidate: &Candidate, split: &split::Split) -> DataSample {
         source: candidate.source.clone(),
         extra,
     }
+}
+
+/// A page as it is read: line by line, runs of spaces made one, empty lines left out.
+fn page_text(text: &str) -> String {
+    let lines = text_lines(text);
+    let words = lines
+        .iter()
+        .map(|line| line.split_whitespace().collect::<Vec<_>>().join(" "));
+    words
+        .filter(|line| !line.is_empty())
+        .collect::<Vec<_>>()
+        .join("\n")
 }
 
 /// The three lists, in the order train, val, test.

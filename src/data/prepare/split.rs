@@ -150,7 +150,11 @@ mod tests {
     }
 
     fn options(split: SplitRule, seed: u64) -> PrepareOptions {
-        PrepareOptions { split, seed }
+        PrepareOptions {
+            split,
+            seed,
+            ..PrepareOptions::default()
+        }
     }
 
     #[test]

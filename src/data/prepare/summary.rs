@@ -9,12 +9,13 @@ use super::samples::Collected;
 use super::split::Split;
 use super::{PrepareOptions, list_paths};
 use crate::data::RawDataset;
+use crate::documents::DOCUMENTS_VERSION;
 use crate::paths::Project;
 use crate::records::{self, DataSample, DataSummary, Extra, SampleSource};
 use crate::rendering::RENDERING_VERSION;
 
 /// Changes whenever the same raw datasets would give other samples.
-const PREPARATION_VERSION: u32 = 1;
+const PREPARATION_VERSION: u32 = 2;
 const INPUTS: &str = "inputs_sha256";
 
 /// What the splits are made from, as one hash.
@@ -39,7 +40,8 @@ impl Inputs {
             RENDERING_VERSION,
             options.split.name(),
             options.seed,
-            datasets
+            datasets,
+            [u64::from(DOCUMENTS_VERSION), options.clinical],
         ]);
         let digest = Sha256::digest(inputs.to_string());
         Self(digest.iter().map(|byte| format!("{byte:02x}")).collect())
@@ -86,6 +88,7 @@ impl Inputs {
                 "broken_image": skipped.broken_image,
             },
             "test": figures(split, collected, |_| true),
+            "clinical_pages_for_training": options.clinical,
             "unseen": figures(split, collected, |key| split.unseen.contains(key)),
             INPUTS: self.0,
         });
