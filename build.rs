@@ -51,8 +51,14 @@ fn link_libtorch() {
     }
 }
 
-/// What tch does not bind: the allocator's figures, the choice of attention kernels.
-const SHIMS: [&str; 2] = ["src/device/allocator.cpp", "src/device/attention.cpp"];
+/// What tch does not bind: the allocator's figures, the choice of attention kernels, process groups.
+const SHIMS: [&str; 3] = [
+    "src/device/allocator.cpp",
+    "src/device/attention.cpp",
+    "src/distributed/c10d.cpp",
+];
+/// Declarations of gloo's, which libtorch holds but has no headers of.
+const GLOO_STUB: &str = "src/distributed/stub";
 
 /// Compiles the few lines of C++.
 fn compile_shims(libtorch: &Path) {
@@ -66,6 +72,9 @@ fn compile_shims(libtorch: &Path) {
         .std("c++17")
         .files(SHIMS)
         .include(libtorch.join("include"))
+        .include(libtorch.join("include/torch/csrc/api/include"))
+        .include(GLOO_STUB)
+        .debug(false)
         .define("_GLIBCXX_USE_CXX11_ABI", abi.as_str())
         // libtorch's headers are not ours to mend.
         .warnings(false)

@@ -53,6 +53,9 @@ pub enum Error {
     /// The model produced something that is not a number.
     #[error("numeric fault: {0}")]
     Numeric(String),
+    /// Processes that train together do not find each other, or lost one.
+    #[error("{0}")]
+    Distributed(String),
     /// libtorch refused an operation.
     #[error("libtorch: {0}")]
     Torch(#[from] tch::TchError),

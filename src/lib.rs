@@ -34,6 +34,7 @@ pub mod cli;
 pub mod commands;
 pub mod data;
 pub mod device;
+pub mod distributed;
 pub mod doctor;
 pub mod documents;
 pub mod engine;

@@ -6,6 +6,7 @@ mod bad_input;
 mod batch;
 mod benchmarks;
 mod cli;
+mod distributed;
 mod doctor;
 mod documents;
 mod environment;
