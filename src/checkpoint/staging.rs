@@ -10,11 +10,14 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use super::manifest::{FileDigest, MANIFEST, Manifest, Origin, digest_of};
+use crate::doctor::disk_free;
 use crate::paths::write_atomically;
 use crate::{Error, Result};
 
 /// Names of files that are being written begin with this.
 pub(super) const HALF_WRITTEN: &str = ".partial-";
+/// Room left on the disk beside what is written.
+const SPARE_BYTES: u64 = 64 << 20;
 
 /// A folder in the making.
 pub struct Staging {
@@ -66,6 +69,25 @@ impl Staging {
         }
         staging.manifest.write(&staging.dir)?;
         Ok(Staged::Work(staging))
+    }
+
+    /// The error where the disk has no room for `bytes` more, found before the work is done.
+    pub fn check_space(&self, bytes: u64) -> Result<()> {
+        let needed = bytes + SPARE_BYTES;
+        match disk_free(self.dir()) {
+            Ok(free) if free < needed => Err(Error::io(
+                self.dir(),
+                std::io::Error::new(
+                    std::io::ErrorKind::StorageFull,
+                    format!(
+                        "the disk has {} MiB free, the quantized model needs {} MiB: make room and run again",
+                        free >> 20,
+                        needed >> 20
+                    ),
+                ),
+            )),
+            _ => Ok(()),
+        }
     }
 
     /// Where files are to be written.
@@ -210,5 +232,31 @@ fn exchange(one: &Path, other: &Path) -> io::Result<()> {
         Ok(())
     } else {
         Err(io::Error::last_os_error())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_disk_without_room_is_said_before_the_work() {
+        let home = tempfile::tempdir().unwrap();
+        let origin = Origin {
+            method: "test".to_owned(),
+            options: serde_json::Value::Null,
+            source: "model".to_owned(),
+            source_revision: "1".to_owned(),
+            tool: "test".to_owned(),
+        };
+        let Staged::Work(staging) = Staging::open(&home.path().join("made"), origin).unwrap() else {
+            panic!("nothing is there yet");
+        };
+        staging.check_space(0).unwrap();
+        let error = staging.check_space(1 << 60).unwrap_err().to_string();
+        assert!(
+            error.contains("make room") && error.contains("made.partial"),
+            "{error}"
+        );
     }
 }

@@ -108,6 +108,7 @@ pub fn quantize_folder(
         Staged::UpToDate(manifest) => return Ok(job.outcome(target, &manifest, true)),
         Staged::Work(staging) => staging,
     };
+    staging.check_space(job.missing_bytes(&staging))?;
     (watch.total)(job.stored.iter().map(|tensor| tensor.place.len() as u64).sum());
     tch::no_grad(|| job.write_layers(&mut staging, pages, device, watch))?;
     job.write_rest(&mut staging, watch)?;
@@ -172,6 +173,23 @@ impl<'a> Job<'a> {
         let prefix = format!("model.layers.{index}.");
         let tensors = self.stored.iter().filter(|t| t.canonical.starts_with(&prefix));
         tensors.map(|tensor| tensor.place.len() as u64).sum()
+    }
+
+    /// About what is still to be written: four bits, scales and zero points for a layer's matrices, half precision else.
+    fn missing_bytes(&self, staging: &Staging) -> u64 {
+        let done: Vec<String> = (0..self.layers())
+            .filter(|&index| staging.has(&self.file(index)))
+            .map(|index| format!("model.layers.{index}."))
+            .collect();
+        let missing = |name: &str| !done.iter().any(|prefix| name.starts_with(prefix));
+        let tensors = self.stored.iter().filter(|tensor| missing(&tensor.canonical));
+        tensors
+            .map(|tensor| {
+                let values = tensor.shape.iter().product::<usize>() as u64;
+                let packed = tensor.shape.len() == 2 && tensor.canonical.starts_with("model.layers.");
+                if packed { values * 9 / 16 } else { values * 2 }
+            })
+            .sum()
     }
 
     fn write_layers(

@@ -20,7 +20,6 @@ use super::state::{BLOCKSIZES, QuantState};
 use crate::checkpoint::{
     FileDigest, Manifest, Origin, Staged, Staging, StoredTensor, TensorFile, TensorPlan, digest_of,
 };
-use crate::doctor::disk_free;
 use crate::processing::PromptError;
 use crate::quant::source::FileValues;
 use crate::quant::{Method, Outcome, Source, Watch};
@@ -32,8 +31,6 @@ pub const REPORT: &str = "quantization_report.json";
 const INDEX: &str = "model.safetensors.index.json";
 /// Bytes copied at a time.
 const COPY_BYTES: usize = 4 << 20;
-/// Room left on the disk beside what is written.
-const SPARE_BYTES: u64 = 64 << 20;
 
 /// How to quantize.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -127,7 +124,8 @@ pub fn quantize_folder(
         Staged::UpToDate(manifest) => return Ok(outcome(&manifest, true)),
         Staged::Work(staging) => staging,
     };
-    check_space(&plan, &staging)?;
+    let missing = plan.files.iter().filter(|file| !staging.has(&file.name));
+    staging.check_space(missing.map(|file| file.bytes()).sum())?;
     let mut errors = read_errors(&staging);
     (watch.total)(plan.files.iter().map(PlannedFile::source_bytes).sum());
     for file in &plan.files {
@@ -194,25 +192,6 @@ fn read_errors(staging: &Staging) -> BTreeMap<String, WeightError> {
         .and_then(|bytes| serde_json::from_slice::<WeightErrors>(&bytes).ok())
         .map(|report| report.tensors)
         .unwrap_or_default()
-}
-
-fn check_space(plan: &Plan, staging: &Staging) -> Result<()> {
-    let missing = plan.files.iter().filter(|file| !staging.has(&file.name));
-    let needed = missing.map(|file| file.bytes()).sum::<u64>() + SPARE_BYTES;
-    match disk_free(staging.dir()) {
-        Ok(free) if free < needed => Err(Error::io(
-            staging.dir(),
-            std::io::Error::new(
-                std::io::ErrorKind::StorageFull,
-                format!(
-                    "the disk has {} MiB free, the quantized model needs {} MiB: make room and run again",
-                    free >> 20,
-                    needed >> 20
-                ),
-            ),
-        )),
-        _ => Ok(()),
-    }
 }
 
 /// Which tensors become what, in which files.
