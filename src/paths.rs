@@ -17,6 +17,8 @@ pub const NF4_SUFFIX: &str = "-bnb-nf4";
 pub const AWQ_SUFFIX: &str = "-awq-int4";
 /// What fine-tuning adds to a model's name.
 pub const LORA_SUFFIX: &str = "-medical-lora";
+/// What merging an adapter adds to a model's name.
+pub const MERGED_SUFFIX: &str = "-medical-merged";
 /// How to get [`BASE_MODEL`].
 pub const GET_BASE_MODEL: &str = "download_model (about 16 GB)";
 

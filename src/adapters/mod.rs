@@ -1,12 +1,14 @@
-//! LoRA adapters in PEFT's folders: reading, writing, beginning one.
+//! LoRA adapters in PEFT's folders: reading, writing, beginning one, choosing one, merging one.
 //!
 //! `y = W x + b + s·B(A x)`: the base's W stays as it is, in four bits or not; an [`Adapter`] holds A and B of every
 //! module that it changes, under the hub's names. [`Model::load`](crate::qwen2_5_vl::Model::load) attaches it.
 
 mod adapter;
+mod base;
 mod choice;
 mod config;
 mod file;
+mod merge;
 mod targets;
 mod verdict;
 
@@ -14,5 +16,6 @@ pub use self::adapter::{Adapter, LoraPair};
 pub use self::choice::{AdapterArgs, Found, find};
 pub use self::config::LoraConfig;
 pub use self::file::{ADAPTER_CONFIG, ADAPTER_EVALUATION, ADAPTER_WEIGHTS};
+pub use self::merge::{MergeError, merge_error, merge_folder};
 pub use self::targets::Targets;
 pub use self::verdict::Verdict;

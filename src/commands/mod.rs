@@ -4,6 +4,7 @@ mod doctor;
 mod extract;
 mod inputs;
 mod interrupt;
+mod merge;
 mod options;
 mod pipeline;
 mod trace;
@@ -50,6 +51,8 @@ enum Command {
     Extract(Box<extract::ExtractArgs>),
     /// Write the tensors of every stage of one prompt, for comparison with another implementation
     Trace(Box<trace::TraceArgs>),
+    /// Merge an adapter into its base model, for programs that take no adapters
+    Merge(Box<merge::MergeArgs>),
     /// Run all phases in order, from the look at the machine to the report
     Pipeline(Box<pipeline::PipelineCommand>),
     /// Say what is installed, what is wrong and how to mend it
@@ -62,6 +65,7 @@ pub fn main() -> ExitCode {
         None => cli::print(MAP).map(|()| ExitCode::from(EXIT_OK)),
         Some(Command::Extract(args)) => extract::run(&args),
         Some(Command::Trace(args)) => trace::run(&args),
+        Some(Command::Merge(args)) => merge::run(&args),
         Some(Command::Pipeline(args)) => pipeline::run(&args),
         Some(Command::Doctor(args)) => doctor::run(&args),
     };

@@ -8,6 +8,7 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 use tch::{Device, Kind, Tensor};
 
+use crate::adapters::Adapter;
 use crate::checkpoint::Checkpoint;
 use crate::data::CalibrationPage;
 use crate::engine::EXTRACTION_PROMPT;
@@ -109,13 +110,24 @@ pub fn measure(
     device: Device,
     original: Option<&[Tensor]>,
 ) -> Result<Measured> {
+    measure_with(dir, None, pages, device, original)
+}
+
+/// The same with an adapter attached.
+pub fn measure_with(
+    dir: &Path,
+    adapter: Option<&Adapter>,
+    pages: &[CalibrationPage],
+    device: Device,
+    original: Option<&[Tensor]>,
+) -> Result<Measured> {
     let config = Config::from_dir(dir)?;
     let encoder = Encoder::new(dir, &config)?;
     let kind = match device {
         Device::Cpu => Kind::Float,
         _ => Kind::BFloat16,
     };
-    let model = Model::load(&Checkpoint::open(dir)?, &config, kind, device, None)?;
+    let model = Model::load(&Checkpoint::open(dir)?, &config, kind, device, adapter)?;
     let (mut sums, mut hidden) = (Sums::default(), Vec::new());
     for (i, page) in pages.iter().enumerate() {
         let encoded = encoder.encode(page, EXTRACTION_PROMPT)?;

@@ -20,7 +20,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use serde::{Deserialize, Serialize};
 
-pub use self::accuracy::{Measured, OutputError, PageAccuracy, measure};
+pub use self::accuracy::{Measured, OutputError, PageAccuracy, measure, measure_with};
 pub use self::base::{BaseRun, quantize_base};
 pub use self::choice::Calibration;
 pub use self::config::{Awq, BitsAndBytes, Quantization};

@@ -48,6 +48,13 @@ impl Source {
                 "the model is quantized already (\"quantization_config\"): choose the original",
             ));
         }
+        Self::open_any(dir)
+    }
+
+    /// Opens `dir`, whose weights may be quantized.
+    pub fn open_any(dir: &Path) -> Result<Self> {
+        crate::qwen2_5_vl::Config::from_dir(dir)?;
+        let path = dir.join("config.json");
         let config_text = fs::read_to_string(&path).map_err(|error| Error::io(&path, error))?;
         Ok(Self {
             checkpoint: Checkpoint::open(dir)?,
@@ -89,6 +96,11 @@ impl Source {
             staging.write(&name, &contents)?;
         }
         Ok(())
+    }
+
+    /// Its `config.json`.
+    pub fn config_text(&self) -> &str {
+        &self.config_text
     }
 
     /// The source's `config.json` with `quantization_config` added and nothing else touched.

@@ -77,6 +77,8 @@ pub mod paths {
     pub const EVALUATION_FINETUNED: &str = "benchmarks/evaluation_finetuned.json";
     /// [`Benchmark`](super::Benchmark) of the fine-tuned model.
     pub const FINETUNED_STANDARD_BENCH: &str = "benchmarks/finetuned_standard_bench.json";
+    /// What `medvision merge` made.
+    pub const MERGE_INFO: &str = "benchmarks/merge_info.json";
     /// [`FinalReport`](super::FinalReport).
     pub const FINAL_REPORT: &str = "benchmarks/FINAL_REPORT.json";
     /// [`Nf4QuantizationConfig`](super::Nf4QuantizationConfig), in the quantized model's folder.

@@ -2,4 +2,5 @@
 
 mod choice;
 mod folders;
+mod merge;
 mod peft;

@@ -21,7 +21,7 @@ const CASES: [(&str, &str); 3] = [
     ("patterns", "windows"),
 ];
 
-fn fixtures() -> PathBuf {
+pub fn fixtures() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures")
 }
 
@@ -44,11 +44,11 @@ fn largest(a: &Tensor, b: &Tensor) -> f64 {
         .double_value(&[])
 }
 
-fn read(name: &str) -> Adapter {
+pub fn read(name: &str) -> Adapter {
     Adapter::read(&fixtures().join("adapters").join(name)).unwrap()
 }
 
-fn load(dir: &Path, adapter: Option<&Adapter>, kind: Kind) -> Model {
+pub fn load(dir: &Path, adapter: Option<&Adapter>, kind: Kind) -> Model {
     let config = Config::from_dir(dir).unwrap();
     Model::load(
         &Checkpoint::open(dir).unwrap(),
@@ -61,15 +61,15 @@ fn load(dir: &Path, adapter: Option<&Adapter>, kind: Kind) -> Model {
 }
 
 /// A golden's prompt and logits.
-struct Golden {
+pub struct Golden {
     ids: Vec<i64>,
     pixels: Tensor,
     grids: Vec<Grid>,
-    tensors: HashMap<String, Tensor>,
+    pub tensors: HashMap<String, Tensor>,
 }
 
 impl Golden {
-    fn new(adapter: &str, model: &str) -> Self {
+    pub fn new(adapter: &str, model: &str) -> Self {
         let tensors = tensors(&format!("adapters/{adapter}.safetensors"));
         let page = self::tensors(&format!("goldens/{model}-ragged.safetensors"));
         let grid = |g: &[i64]| Grid {
@@ -86,7 +86,7 @@ impl Golden {
     }
 
     /// Logits of all ids; the last ones go through `decode`, one at a time.
-    fn logits(&self, model: &Model) -> Tensor {
+    pub fn logits(&self, model: &Model) -> Tensor {
         let features = model.image_features(&self.pixels, &self.grids).unwrap();
         let mut cache = model.cache(self.ids.len()).unwrap();
         let (prompt, more) = self.ids.split_at(self.ids.len() - MORE);

@@ -1,0 +1,268 @@
+//! Adapters merged into their base.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use medical_vision::Error;
+use medical_vision::adapters::{Adapter, LoraConfig, LoraPair, MergeError, merge_error, merge_folder};
+use medical_vision::checkpoint::Checkpoint;
+use medical_vision::quant::{Outcome, Quantization, Watch};
+use medical_vision::qwen2_5_vl::Config;
+use serde_json::Value;
+use tch::{Device, Kind, Tensor};
+
+use super::peft::{Golden, fixtures, load, read};
+use crate::suite::program::{
+    ModelCopy, TRAINED_PROMPT, assert_failed, code, golden_page, run, stderr, stdout, text,
+};
+
+fn merge(base: &Path, adapter: &Adapter, target: &Path) -> medical_vision::Result<Outcome> {
+    watched(base, adapter, target, &AtomicBool::new(false))
+}
+
+fn watched(
+    base: &Path,
+    adapter: &Adapter,
+    target: &Path,
+    stop: &AtomicBool,
+) -> medical_vision::Result<Outcome> {
+    let watch = Watch {
+        total: &|_| {},
+        progress: &|_| {},
+        stop,
+    };
+    merge_folder(base, adapter, target, watch)
+}
+
+fn error(base: &Path, adapter: &Adapter, merged: &Path) -> MergeError {
+    let watch = Watch {
+        total: &|_| {},
+        progress: &|_| {},
+        stop: &AtomicBool::new(false),
+    };
+    merge_error(base, adapter, merged, watch).unwrap()
+}
+
+fn names(checkpoint: &Checkpoint) -> Vec<String> {
+    let mut names: Vec<String> = checkpoint
+        .stored()
+        .into_iter()
+        .map(|tensor| tensor.name)
+        .collect();
+    names.sort();
+    names
+}
+
+#[test]
+fn every_weight_is_the_exact_sum_rounded_once() {
+    let (base, adapter) = (fixtures().join("models/untied-flat-sharded"), read("plain"));
+    let folder = tempfile::tempdir().unwrap();
+    let target = folder.path().join("merged");
+    let outcome = merge(&base, &adapter, &target).unwrap();
+    assert!(!outcome.up_to_date && outcome.bytes > 0);
+
+    let (before, after) = (
+        Checkpoint::open(&base).unwrap(),
+        Checkpoint::open(&target).unwrap(),
+    );
+    assert_eq!(names(&after), names(&before));
+    assert_eq!(after.dtypes(), ["BF16"]);
+    assert_eq!(outcome.parameters, before.parameters());
+    for stored in before.stored() {
+        let load = |checkpoint: &Checkpoint| {
+            checkpoint
+                .load(&stored.canonical, &stored.shape, Kind::Double, Device::Cpu)
+                .unwrap()
+        };
+        let mut want = load(&before);
+        let module = stored.canonical.trim_end_matches(".weight");
+        if let Some(pair) = adapter.pairs.get(module) {
+            let [a, b] = [&pair.a, &pair.b].map(|half| half.to_kind(Kind::Double));
+            want += b.matmul(&a) * pair.scale;
+        }
+        // bf16 has 8 bits: rounding to the nearest moves a value by at most its 256th, and the f32 sum's a little.
+        let off = (load(&after) - &want).abs() - want.abs() * (1.0 / 256.0 + 1e-5);
+        assert!(off.max().double_value(&[]) < 1e-6, "{}", stored.name);
+    }
+
+    let error = error(&base, &adapter, &target);
+    assert_eq!(error.weights, adapter.pairs.len());
+    assert!(error.rmse > 0.0 && error.rmse < error.rms / 256.0, "{error:?}");
+    assert!(error.max_abs >= error.rmse && adapter.pairs.contains_key(&error.worst));
+    let unmerged = self::error(&base, &adapter, &base);
+    assert!(unmerged.rmse > 20.0 * error.rmse, "{unmerged:?}");
+
+    let config: Value =
+        serde_json::from_str(&fs::read_to_string(target.join("config.json")).unwrap()).unwrap();
+    assert_eq!(config["torch_dtype"], "bfloat16");
+    let golden = Golden::new("plain", "untied-flat-sharded");
+    let got = golden.logits(&load(&target, None, Kind::Float));
+    let cosine = Tensor::cosine_similarity(&got, &golden.tensors["logits"], 1, 1e-8).mean(Kind::Double);
+    assert!(cosine.double_value(&[]) > 0.999);
+}
+
+#[test]
+fn a_base_in_four_bits_is_restored() {
+    let (base, adapter) = (fixtures().join("nf4/nested-bf16-nf4"), read("rslora-hub-keys"));
+    let folder = tempfile::tempdir().unwrap();
+    let target = folder.path().join("merged");
+    merge(&base, &adapter, &target).unwrap();
+    assert_eq!(Quantization::from_dir(&target).unwrap(), Quantization::None);
+    let original = Checkpoint::open(&fixtures().join("models/nested-bf16")).unwrap();
+    assert_eq!(names(&Checkpoint::open(&target).unwrap()), names(&original));
+    let golden = Golden::new("rslora-hub-keys", "nested-bf16");
+    let got = golden.logits(&load(&target, None, Kind::Float));
+    let cosine = |other: &str| {
+        let cosine = Tensor::cosine_similarity(&got, &golden.tensors[other], 1, 1e-8);
+        cosine.mean(Kind::Double).double_value(&[])
+    };
+    assert!(cosine("logits.on_nf4") > 0.999 && cosine("logits.on_nf4") > cosine("logits"));
+    let error = error(&base, &adapter, &target);
+    assert!(error.rmse < error.rms / 256.0, "{error:?}");
+}
+
+#[test]
+fn what_was_stopped_is_finished_by_the_next_run() {
+    let (base, adapter) = (fixtures().join("models/untied-flat-sharded"), read("plain"));
+    let folder = tempfile::tempdir().unwrap();
+    let target = folder.path().join("merged");
+    let stop = AtomicBool::new(true);
+    let stopped = watched(&base, &adapter, &target, &stop);
+    assert!(matches!(stopped, Err(Error::Interrupted)) && !target.exists());
+    stop.store(false, Ordering::Relaxed);
+    assert!(!watched(&base, &adapter, &target, &stop).unwrap().up_to_date);
+    assert!(merge(&base, &adapter, &target).unwrap().up_to_date);
+    assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
+    // Another adapter makes another model.
+    let other = folder.path().join("adapter");
+    let mut changed = read("plain");
+    let pair = changed.pairs.values_mut().next().unwrap();
+    pair.b = &pair.b + 1.0;
+    changed.write(&other).unwrap();
+    assert!(
+        !merge(&base, &Adapter::read(&other).unwrap(), &target)
+            .unwrap()
+            .up_to_date
+    );
+}
+
+#[test]
+fn what_cannot_be_merged_is_refused_by_name() {
+    let folder = tempfile::tempdir().unwrap();
+    let target = folder.path().join("merged");
+    let message = |base: &Path, adapter: &Adapter| merge(base, adapter, &target).unwrap_err().to_string();
+    let models = fixtures().join("models");
+    let other = message(&models.join("gelu-depth3"), &read("plain"));
+    assert!(
+        other.contains("another model") && other.contains("model.layers.0"),
+        "{other}"
+    );
+    let awq = models.join("awq");
+    let config = LoraConfig {
+        r: 2,
+        ..LoraConfig::default()
+    };
+    let adapter = Adapter::initial(config, &Config::from_dir(&awq).unwrap(), 1).unwrap();
+    let written = folder.path().join("adapter");
+    adapter.write(&written).unwrap();
+    let awq = message(&awq, &Adapter::read(&written).unwrap());
+    assert!(awq.contains("AWQ"), "{awq}");
+    let mut tied = read("rslora-hub-keys");
+    let config = Config::from_dir(&models.join("nested-bf16")).unwrap();
+    let half =
+        |rows: usize, columns: usize| Tensor::ones([rows as i64, columns as i64], (Kind::Float, Device::Cpu));
+    let head = LoraPair {
+        a: half(5, config.text.hidden_size),
+        b: half(config.text.vocab_size, 5),
+        scale: 1.0,
+    };
+    tied.pairs.insert("lm_head".to_owned(), head);
+    let tied = message(&models.join("nested-bf16"), &tied);
+    assert!(tied.contains("lm_head"), "{tied}");
+    assert!(!target.exists());
+}
+
+/// A project with the embedded model and an adapter of it that changes little.
+fn project() -> (ModelCopy, PathBuf) {
+    let model = ModelCopy::new();
+    let config = LoraConfig {
+        r: 4,
+        lora_alpha: 4.0,
+        base_model_name_or_path: Some("models/qwen25-vl-nano".to_owned()),
+        ..LoraConfig::default()
+    };
+    let nano = Config::from_dir(&model.models().join("qwen25-vl-nano")).unwrap();
+    let mut adapter = Adapter::initial(config, &nano, 3).unwrap();
+    for pair in adapter.pairs.values_mut() {
+        let _ = pair.b.fill_(0.001);
+    }
+    let dir = model.models().join("qwen25-vl-nano-medical-lora");
+    adapter.write(&dir).unwrap();
+    (model, dir)
+}
+
+#[test]
+fn the_command_merges_quantizes_and_says_what_it_costs() {
+    let (model, adapter) = project();
+    let root = text(model.models()).to_owned();
+    let merge = |arguments: &[&str]| {
+        let flags = [
+            "merge",
+            "--device",
+            "cpu",
+            "--root",
+            &root,
+            "--model",
+            model.folder(),
+        ];
+        run(&[&flags[..], arguments].concat())
+    };
+    // The tests' MVP_ADAPTER says none.
+    assert_failed(&merge(&[]), &["--adapter none", "--adapter DIR"]);
+    let adapter = ["--adapter", text(&adapter), "--calibration-pages", "1"];
+    let output = merge(&[&adapter[..], &["--requantize", "nf4"]].concat());
+    assert_eq!(code(&output), 0, "{}", stderr(&output));
+    let merged = model.models().join("models/qwen25-vl-nano-medical-merged");
+    let said = stdout(&output);
+    for part in [
+        "base: ",
+        "adapter: ",
+        "merged: ",
+        "NF4: ",
+        "RMSE",
+        "largest error",
+        "logits against the adapter beside its base, 1 pages",
+        text(&merged),
+    ] {
+        assert!(said.contains(part), "{part} is not in {said}");
+    }
+    let record = fs::read_to_string(model.models().join("benchmarks/merge_info.json")).unwrap();
+    let record: Value = serde_json::from_str(&record).unwrap();
+    let figure = |pointer: &str| record.pointer(pointer).and_then(Value::as_f64).unwrap();
+    assert!(figure("/merged/weight_error/rmse") * 5.0 < figure("/requantized/weight_error/rmse"));
+    assert!(figure("/merged/answers/output_rmse") * 2.0 < figure("/requantized/answers/output_rmse"));
+    assert!(figure("/merged/answers/output_cosine") > 0.999);
+    assert!(figure("/unmerged/token_accuracy_pct") > 90.0);
+
+    let nf4 = merged.with_file_name("qwen25-vl-nano-medical-merged-bnb-nf4");
+    assert_ne!(Quantization::from_dir(&nf4).unwrap(), Quantization::None);
+    let page = golden_page("small_strip_rx.png");
+    let read = run(&[
+        "extract",
+        "--device",
+        "cpu",
+        "--prompt",
+        TRAINED_PROMPT,
+        "--model",
+        text(&merged),
+        text(&page.path),
+    ]);
+    assert_eq!(stdout(&read).trim_end(), page.text.trim_end());
+
+    let adapter = [&adapter[..2], &["--calibration-pages", "0"]].concat();
+    let again = merge(&adapter);
+    assert!(stdout(&again).contains("(was up to date)"), "{}", stdout(&again));
+    let own = merge(&[&adapter[..], &["--out", model.folder()]].concat());
+    assert_failed(&own, &["--out", "base"]);
+}
