@@ -1,11 +1,13 @@
 //! One model reading the test documents: memory, load time, latency, and how much of each page is in the answer.
 
 mod args;
+mod finetuned;
 mod quantized;
 mod run;
 mod tables;
 
 pub use self::args::{BenchmarkArgs, Pages};
+pub use self::finetuned::finetuned_benchmark;
 pub use self::quantized::{QuantizedBenchmark, QuantizedMethod};
 pub use self::run::{BenchmarkRun, benchmark};
-pub use self::tables::{comparison_table, summary_table};
+pub use self::tables::{comparison_table, summary_table, three_way_table};

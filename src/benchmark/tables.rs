@@ -59,11 +59,49 @@ pub fn summary_table(record: &Benchmark) -> String {
     text
 }
 
+/// What tables compare: name, decimals, figure.
+type Row = (&'static str, usize, fn(&Benchmark) -> Option<f64>);
+
+const ROWS: [Row; 11] = [
+    ("GPU memory after loading, MiB", 1, |record| {
+        Some(record.vram.post_load_mb.as_ref()?.allocated_mb)
+    }),
+    ("GPU memory, peak, MiB", 1, |record| {
+        Some(record.vram.peak_mb.as_ref()?.max_allocated_mb)
+    }),
+    ("resident memory after loading, MiB", 1, |record| {
+        record.run.as_ref()?.resident_memory?.post_load_mb
+    }),
+    ("weight files, MiB", 1, |record| {
+        Some(record.run.as_ref()?.weight_file_bytes? as f64 / 1_048_576.0)
+    }),
+    ("load time, s", 2, |record| record.load_time_seconds),
+    ("latency, mean, s", 2, |record| {
+        Some(record.latency_stats.as_ref()?.avg_seconds)
+    }),
+    ("latency, shortest, s", 2, |record| {
+        Some(record.latency_stats.as_ref()?.min_seconds)
+    }),
+    ("latency, longest, s", 2, |record| {
+        Some(record.latency_stats.as_ref()?.max_seconds)
+    }),
+    ("time to first token, mean, s", 3, |record| {
+        let run = record.run.as_ref()?;
+        Some(run.time_to_first_token_stats.as_ref()?.avg_seconds)
+    }),
+    ("tokens a second, mean", 1, |record| {
+        record.run.as_ref()?.avg_tokens_per_second
+    }),
+    ("terms and values read, %", 2, |record| {
+        record.run.as_ref()?.avg_combined_accuracy_pct
+    }),
+];
+
 /// Two models side by side.
 pub fn comparison_table(before: (&str, &Benchmark), after: (&str, &Benchmark)) -> String {
     let ((before_name, before), (after_name, after)) = (before, after);
     let mut text = format!("{:34} {before_name:>12} {after_name:>12} {:>10}\n", "", "change");
-    let mut row = |name: &str, decimals: usize, read: &dyn Fn(&Benchmark) -> Option<f64>| {
+    for (name, decimals, read) in ROWS {
         let (old, new) = (read(before), read(after));
         let change = old
             .zip(new)
@@ -71,46 +109,22 @@ pub fn comparison_table(before: (&str, &Benchmark), after: (&str, &Benchmark)) -
             .map_or_else(|| NOT_KNOWN.to_owned(), |change| format!("{change:+.1}%"));
         let (old, new) = (figure(old, decimals), figure(new, decimals));
         let _ = writeln!(text, "{name:34} {old:>12} {new:>12} {change:>10}");
-    };
-    row("GPU memory after loading, MiB", 1, &|record| {
-        Some(record.vram.post_load_mb.as_ref()?.allocated_mb)
-    });
-    row("GPU memory, peak, MiB", 1, &|record| {
-        Some(record.vram.peak_mb.as_ref()?.max_allocated_mb)
-    });
-    row("resident memory after loading, MiB", 1, &|record| {
-        record.run.as_ref()?.resident_memory?.post_load_mb
-    });
-    row("weight files, MiB", 1, &|record| {
-        Some(record.run.as_ref()?.weight_file_bytes? as f64 / 1_048_576.0)
-    });
-    row("load time, s", 2, &|record| record.load_time_seconds);
-    let latency = |record: &Benchmark| record.latency_stats.clone();
-    row("latency, mean, s", 2, &|record| {
-        Some(latency(record)?.avg_seconds)
-    });
-    row("latency, shortest, s", 2, &|record| {
-        Some(latency(record)?.min_seconds)
-    });
-    row("latency, longest, s", 2, &|record| {
-        Some(latency(record)?.max_seconds)
-    });
-    row("time to first token, mean, s", 3, &|record| {
-        Some(
-            record
-                .run
-                .as_ref()?
-                .time_to_first_token_stats
-                .as_ref()?
-                .avg_seconds,
-        )
-    });
-    row("tokens a second, mean", 1, &|record| {
-        record.run.as_ref()?.avg_tokens_per_second
-    });
-    row("terms and values read, %", 2, &|record| {
-        record.run.as_ref()?.avg_combined_accuracy_pct
-    });
+    }
+    text
+}
+
+/// Base, quantized base and fine-tuned model side by side; "n/a" for a record that there is not.
+pub fn three_way_table(
+    baseline: Option<&Benchmark>,
+    quantized: Option<&Benchmark>,
+    finetuned: &Benchmark,
+) -> String {
+    let mut text = format!("{:34} {:>12} {:>12} {:>12}\n", "", "FP16", "NF4", "NF4 + LoRA");
+    for (name, decimals, read) in ROWS {
+        let [baseline, quantized, finetuned] =
+            [baseline, quantized, Some(finetuned)].map(|record| figure(record.and_then(read), decimals));
+        let _ = writeln!(text, "{name:34} {baseline:>12} {quantized:>12} {finetuned:>12}");
+    }
     text
 }
 
@@ -175,6 +189,20 @@ mod tests {
         // On a CPU there is no GPU memory to compare.
         let table = comparison_table(("FP16", &record(0.0, 1.0)), ("NF4", &record(0.0, 1.0)));
         assert!(table.lines().nth(1).unwrap().ends_with("n/a"), "{table}");
+    }
+
+    #[test]
+    fn three_models_stand_side_by_side_and_a_missing_one_is_not_made_up() {
+        let (nf4, tuned) = (record(5664.0, 15.24), record(5700.0, 15.5));
+        let table = three_way_table(None, Some(&nf4), &tuned);
+        let line = table
+            .lines()
+            .find(|line| line.starts_with("GPU memory after"))
+            .unwrap();
+        let figures: Vec<&str> = line.split_whitespace().rev().take(3).collect();
+        assert_eq!(figures, ["5700.0", "5664.0", "n/a"]);
+        let widths: std::collections::HashSet<usize> = table.lines().map(str::len).collect();
+        assert_eq!(widths.len(), 1, "{table}");
     }
 
     #[test]

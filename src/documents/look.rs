@@ -124,7 +124,8 @@ impl Wear {
                 0.0
             }
         };
-        let noise = sometimes(dice, 0.7, 26.0 * strength);
+        // Faint letters bear less noise than black ones.
+        let noise = sometimes(dice, 0.7, 0.1 * (paper - ink) as f64 * strength);
         let jpeg = (noise > 0.0 || dice.chance(0.6)).then(|| dice.between(40, 92) as u8);
         Self {
             ink: ink as u8,

@@ -31,4 +31,4 @@ pub use self::tasks::{Question, TRANSCRIBE, nothing, task_kinds, whole_page_prom
 pub use self::vocabulary::Split;
 
 /// Changes whenever the same number would give another page or question.
-pub const DOCUMENTS_VERSION: u32 = 1;
+pub const DOCUMENTS_VERSION: u32 = 2;

@@ -164,8 +164,12 @@ impl Pipeline<'_> {
             ),
         };
         if work.runs.is_empty() {
-            say("nothing to measure: no quantization worked");
-            return Ok(Ended::Nothing("no quantization worked".to_owned()));
+            let reason = match phase {
+                Phase::EvaluateFinetuned => "there is no adapter",
+                _ => "no quantization worked",
+            };
+            say(&format!("nothing to measure: {reason}"));
+            return Ok(Ended::Nothing(reason.to_owned()));
         }
         let inputs = self.fingerprint(phase, &work, state)?;
         let kept = !phase.always_runs() && !self.args.force;

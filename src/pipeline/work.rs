@@ -60,8 +60,9 @@ pub(super) fn work(phase: Phase, project: &Project, base: &Path) -> Work {
             vec![file(paths::TRAINING_METRICS), adapter],
         ),
         Phase::EvaluateFinetuned => (
-            once(),
-            vec![nf4, adapter],
+            // Without an adapter there is nothing to evaluate.
+            if adapter.is_dir() { once() } else { Vec::new() },
+            vec![nf4, adapter, file(paths::TEST)],
             vec![
                 file(paths::EVALUATION_FINETUNED),
                 file(paths::FINETUNED_STANDARD_BENCH),

@@ -10,6 +10,7 @@ mod distributed;
 mod doctor;
 mod documents;
 mod environment;
+mod evaluation;
 mod generation;
 mod gpu;
 mod hub;

@@ -95,6 +95,7 @@ fn the_whole_chain_without_network() {
         ("download_datasets", "done"),
         ("prepare_training_data", "done"),
         ("finetune_lora", "not built yet"),
+        ("evaluate_finetuned", "nothing to do"),
         ("generate_report", "done"),
     ] {
         assert_eq!(ended(&output, phase), how, "{phase}");

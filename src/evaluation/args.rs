@@ -1,0 +1,106 @@
+//! Flags of `evaluate_finetuned`.
+
+use std::path::{Path, PathBuf};
+
+use clap::value_parser;
+
+use super::held_out::HeldOutSplit;
+use super::{Document, DocumentSet};
+use crate::adapters::ADAPTER_CONFIG;
+use crate::paths::{LORA_SUFFIX, NF4_SUFFIX, Project};
+use crate::quant::Quantization;
+use crate::{Error, Result};
+
+/// What is evaluated, and on what.
+#[derive(Debug, Clone, clap::Args)]
+#[command(next_help_heading = "Evaluation options")]
+pub struct EvaluationArgs {
+    /// Folder of the adapter, or the name of one under models/ [default: models/NAME-medical-lora]; none for the base alone
+    #[arg(long, value_name = "DIR|none", env = "MVP_ADAPTER", hide_env_values = true)]
+    pub adapter: Option<PathBuf>,
+
+    /// Documents to read instead of the five evaluation cases
+    ///
+    /// {"documents": [{"id", "filename", "title", "content": [lines], "prompt", "expected_terms": [], "expected_values": []}]}
+    #[arg(long, value_name = "FILE.json", env = "MVP_DOCUMENTS", hide_env_values = true)]
+    pub documents: Option<PathBuf>,
+
+    /// Held-out questions to ask beside the cases
+    ///
+    /// From datasets/formatted where prepare_training_data was run, else about pages that are generated for it.
+    #[arg(
+        long,
+        value_name = "SPLIT",
+        env = "MVP_EVALUATION_SPLIT",
+        default_value = "test",
+        hide_env_values = true
+    )]
+    pub split: HeldOutSplit,
+
+    /// How many of them, of every task and look in turn; 0 for all
+    #[arg(
+        long,
+        value_name = "N",
+        env = "MVP_LIMIT",
+        default_value_t = 48,
+        hide_env_values = true
+    )]
+    pub limit: usize,
+
+    /// Most tokens of an answer [default: 512, for held-out pages 640]
+    #[arg(long, value_name = "N", env = "MVP_MAX_NEW_TOKENS", hide_env_values = true,
+          value_parser = value_parser!(u32).range(1..))]
+    pub max_new_tokens: Option<u32>,
+}
+
+impl EvaluationArgs {
+    /// The cases.
+    pub fn cases(&self) -> Result<DocumentSet> {
+        match &self.documents {
+            Some(path) => DocumentSet::load(path),
+            None => Ok(DocumentSet::evaluation()),
+        }
+    }
+
+    /// The quantized base: what `quantize_base` made from `base`, or `base` itself where that is quantized.
+    pub fn quantized(&self, project: &Project, base: &Path) -> Result<PathBuf> {
+        if Quantization::from_dir(base)? != Quantization::None {
+            return Ok(base.to_owned());
+        }
+        let folder = project.derived_model(base, NF4_SUFFIX);
+        if !folder.is_dir() {
+            let reason = "no such folder; make it with: quantize_base --method nf4";
+            return Err(Error::checkpoint(&folder, reason));
+        }
+        Ok(folder)
+    }
+
+    /// The adapter's folder: the flag's, else where fine-tuning puts it; `None` for "none".
+    pub fn adapter(&self, project: &Project, base: &Path) -> Result<Option<PathBuf>> {
+        match &self.adapter {
+            Some(choice) if choice.as_os_str() == "none" => return Ok(None),
+            Some(choice) => return project.adapter_folder(choice).map(Some),
+            None => {}
+        }
+        let own = project.derived_model(base, LORA_SUFFIX);
+        let beside = own.file_name().and_then(|name| Some(base.parent()?.join(name)));
+        let mut places = [Some(own.clone()), beside].into_iter().flatten();
+        match places.find(|place| place.join(ADAPTER_CONFIG).is_file()) {
+            Some(found) => Ok(Some(found)),
+            None => {
+                let reason = "there is no adapter; train one with: finetune_lora (or name one with --adapter, or none)";
+                Err(Error::checkpoint(own, reason))
+            }
+        }
+    }
+
+    /// The documents of [`Self::cases`] with their pages written to `datasets/eval_images`.
+    pub fn written_cases(&self, project: &Project) -> Result<Vec<Document>> {
+        let cases = self.cases()?;
+        cases.write_pages(
+            &project.file("datasets/eval_images"),
+            crate::rendering::EVALUATION_PAGE,
+        )?;
+        Ok(cases.documents)
+    }
+}

@@ -1,0 +1,321 @@
+//! A base model and an adapter of it on the same pages: the records and the verdict.
+
+use std::ops::ControlFlow;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
+
+use serde_json::{Value, json};
+
+use super::guard::{Scores, judge};
+use super::held_out::HeldOut;
+use super::tally::{AnswerScore, HeldOutFigures};
+use super::{Document, Numbers, character_errors, paired_difference, repetition_rate, score, word_errors};
+use crate::adapters::Verdict;
+use crate::device::{Selected, allocator_memory, reset_allocator_peak};
+use crate::engine::{LoadOptions, Precision, ReadRequest, Reader, Reading};
+use crate::generation::FinishReason;
+use crate::processing::RgbPage;
+use crate::records::{
+    Accuracy, AccuracyDelta, EvaluatedModel, EvaluationFinetuned, EvaluationResult, EvaluationSummary, Extra,
+    MemoryFigure, percent, round_to, seconds,
+};
+use crate::rendering::EVALUATION_PAGE;
+use crate::{Error, Result};
+
+/// Most tokens of an answer about a case, as in the original, and about a held-out page, the embedded model's own limit.
+const CASE_TOKENS: usize = 512;
+const HELD_OUT_TOKENS: usize = 640;
+
+/// What to evaluate.
+pub struct FinetunedRun<'a> {
+    /// The quantized base.
+    pub base: &'a Path,
+    /// The adapter; `None` evaluates the base alone.
+    pub adapter: Option<PathBuf>,
+    /// Where it runs.
+    pub selected: &'a Selected,
+    /// Number format of the computation.
+    pub precision: Precision,
+    /// The evaluation cases.
+    pub cases: &'a [Document],
+    /// Questions beside them.
+    pub held_out: Option<&'a HeldOut>,
+    /// Most tokens of an answer; `None` for 512, and 640 for held-out pages, of which a dense one takes as many.
+    pub max_new_tokens: Option<usize>,
+    /// Told of each answer, and how many there will be.
+    pub progress: &'a dyn Fn(usize, usize),
+    /// Set to stop after the next token; then there is no record.
+    pub stop: &'a AtomicBool,
+}
+
+impl FinetunedRun<'_> {
+    /// Most tokens of an answer about a case or a test document.
+    pub fn case_tokens(&self) -> usize {
+        self.max_new_tokens.unwrap_or(CASE_TOKENS)
+    }
+}
+
+/// What an evaluation found.
+pub struct Evaluation {
+    /// `benchmarks/evaluation_finetuned.json`.
+    pub record: EvaluationFinetuned,
+    /// On the adapter; `None` without one.
+    pub verdict: Option<Verdict>,
+}
+
+/// One model's answers.
+struct Examined {
+    model: EvaluatedModel,
+    held_out: Vec<AnswerScore>,
+}
+
+impl Examined {
+    fn accuracies(&self, figure: fn(&Accuracy) -> f64) -> Vec<f64> {
+        let accuracies = self
+            .model
+            .eval_results
+            .iter()
+            .filter_map(|result| result.accuracy.as_ref());
+        accuracies.map(figure).collect()
+    }
+}
+
+/// Reads every case and every held-out page with the base and then with the adapter on it.
+pub fn evaluate(run: &FinetunedRun<'_>) -> Result<Evaluation> {
+    let questions = run.held_out.map_or(0, |held_out| held_out.questions.len());
+    let all = (run.cases.len() + questions) * if run.adapter.is_some() { 2 } else { 1 };
+    let done = std::cell::Cell::new(0);
+    let step = || {
+        done.set(done.get() + 1);
+        (run.progress)(done.get(), all);
+    };
+    let base = examine(run, None, &step)?;
+    let tuned = match &run.adapter {
+        Some(adapter) => Some(examine(run, Some(adapter), &step)?),
+        None => None,
+    };
+    let verdict = tuned.as_ref().map(|tuned| verdict(&base, tuned));
+    let extra = extra(run, &base, tuned.as_ref(), verdict.as_ref());
+    Ok(Evaluation {
+        record: EvaluationFinetuned {
+            phase: Some("evaluate_finetuned".to_owned()),
+            eval_test_cases: Some(run.cases.len() as u64),
+            accuracy_delta: tuned.as_ref().map(|tuned| delta(&base.model, &tuned.model)),
+            base_model: base.model,
+            finetuned_model: tuned.map(|tuned| tuned.model),
+            extra,
+        },
+        verdict,
+    })
+}
+
+fn examine(run: &FinetunedRun<'_>, adapter: Option<&Path>, step: &dyn Fn()) -> Result<Examined> {
+    let device = run.selected.device;
+    reset_allocator_peak(device);
+    let start = Instant::now();
+    let options = LoadOptions {
+        device,
+        precision: run.precision,
+        adapter: adapter.map(Path::to_owned),
+        ..LoadOptions::default()
+    };
+    let mut reader = Reader::load(run.base, &options)?;
+    let load_time = start.elapsed().as_secs_f64();
+    let memory = || allocator_memory(device);
+    let post_load = memory();
+    let mut eval_results = Vec::new();
+    for case in run.cases {
+        let page = case.page(EVALUATION_PAGE);
+        let reading = ask(&mut reader, &case.prompt, page, run.case_tokens(), run.stop)?;
+        let allocated = memory().map(|memory| MemoryFigure::Megabytes(memory.allocated_mb));
+        eval_results.push(case_result(case, reading, allocated));
+        step();
+    }
+    let mut held_out = Vec::new();
+    for question in run
+        .held_out
+        .map(|held_out| held_out.questions.as_slice())
+        .unwrap_or_default()
+    {
+        let limit = run.max_new_tokens.unwrap_or(HELD_OUT_TOKENS);
+        let reading = ask(&mut reader, &question.prompt, question.image()?, limit, run.stop)?;
+        held_out.push(AnswerScore::of(question, &reading.text));
+        step();
+    }
+    let mut extra = Extra::new();
+    if run.held_out.is_some() {
+        extra.insert("held_out".to_owned(), json!(HeldOutFigures::of(&held_out)));
+    }
+    Ok(Examined {
+        model: EvaluatedModel {
+            label: match adapter {
+                None => format!("Base {}", reader.info().precision),
+                Some(_) => format!("Fine-tuned {} + LoRA", reader.info().precision),
+            },
+            adapter_path: adapter.map(|adapter| adapter.display().to_string()),
+            load_time_seconds: Some(seconds(load_time)),
+            vram_post_load_mb: post_load.map(|memory| MemoryFigure::Megabytes(memory.allocated_mb)),
+            vram_peak_mb: memory().map(|memory| MemoryFigure::Megabytes(memory.max_allocated_mb)),
+            summary: Some(summary(&eval_results)),
+            eval_results,
+            extra,
+        },
+        held_out,
+    })
+}
+
+/// Asks about one page; always the likeliest token, so that two runs answer alike.
+fn ask(reader: &mut Reader, prompt: &str, page: RgbPage, limit: usize, stop: &AtomicBool) -> Result<Reading> {
+    let mut request = ReadRequest::page(prompt, page);
+    request.overrides.max_new_tokens = Some(limit);
+    request.overrides.temperature = Some(0.0);
+    let reading = reader.read(&request, &mut |_| match stop.load(Ordering::Relaxed) {
+        true => ControlFlow::Break(()),
+        false => ControlFlow::Continue(()),
+    })?;
+    match reading.finish_reason {
+        FinishReason::Cancelled => Err(Error::Interrupted),
+        _ => Ok(reading),
+    }
+}
+
+fn case_result(case: &Document, reading: Reading, gpu_memory_mb: Option<MemoryFigure>) -> EvaluationResult {
+    let page = format!("{}\n{}", case.title, case.content.join("\n"));
+    let answer = &reading.text;
+    let numbers = Numbers::of(&page, answer, &page);
+    let rate = |rate: f64| round_to(rate * 100.0, 2);
+    let figures = json!({
+        "character_error_rate_pct": rate(character_errors(&page, answer).rate()),
+        "word_error_rate_pct": rate(word_errors(&page, answer).rate()),
+        "exact_number_recall_pct": percent(numbers.found as f64, numbers.expected as f64),
+        "hallucinated_numbers": numbers.hallucinated,
+        "repetition_rate_pct": rate(repetition_rate(answer)),
+        "finish_reason": reading.finish_reason,
+    });
+    EvaluationResult {
+        test_id: case.id.clone(),
+        image: case.filename.clone(),
+        prompt: case.prompt.clone(),
+        latency_seconds: seconds(reading.latency_seconds),
+        accuracy: Some(score(answer, &case.expected_terms, &case.expected_values)),
+        gpu_memory_mb,
+        extra: match figures {
+            Value::Object(figures) => figures,
+            _ => Extra::new(),
+        },
+        response: reading.text,
+    }
+}
+
+fn summary(results: &[EvaluationResult]) -> EvaluationSummary {
+    let latencies = || results.iter().map(|result| result.latency_seconds);
+    let mean = |figures: Vec<f64>| {
+        let sum: f64 = figures.iter().sum();
+        (!figures.is_empty()).then(|| sum / figures.len() as f64)
+    };
+    let accuracy = |figure: fn(&Accuracy) -> f64| {
+        let figures = results
+            .iter()
+            .filter_map(|result| result.accuracy.as_ref())
+            .map(figure);
+        mean(figures.collect()).map(|mean| round_to(mean, 2))
+    };
+    let figure = |key: &str| {
+        let figures = results
+            .iter()
+            .filter_map(|result| result.extra.get(key)?.as_f64());
+        mean(figures.collect()).map(|mean| round_to(mean, 2))
+    };
+    let mut extra = Extra::new();
+    for key in [
+        "character_error_rate_pct",
+        "word_error_rate_pct",
+        "exact_number_recall_pct",
+        "repetition_rate_pct",
+    ] {
+        extra.insert(format!("avg_{key}"), json!(figure(key)));
+    }
+    let hallucinated: u64 = results
+        .iter()
+        .filter_map(|result| result.extra.get("hallucinated_numbers")?.as_u64())
+        .sum();
+    extra.insert("hallucinated_numbers".to_owned(), hallucinated.into());
+    EvaluationSummary {
+        avg_latency_seconds: mean(latencies().collect()).map(seconds),
+        min_latency_seconds: latencies().min_by(f64::total_cmp),
+        max_latency_seconds: latencies().max_by(f64::total_cmp),
+        avg_term_accuracy_pct: accuracy(|accuracy| accuracy.term_accuracy),
+        avg_value_accuracy_pct: accuracy(|accuracy| accuracy.value_accuracy),
+        avg_combined_accuracy_pct: accuracy(|accuracy| accuracy.combined_accuracy),
+        extra,
+    }
+}
+
+fn delta(base: &EvaluatedModel, tuned: &EvaluatedModel) -> AccuracyDelta {
+    let of = |figure: fn(&EvaluationSummary) -> Option<f64>| {
+        let (base, tuned) = (figure(base.summary.as_ref()?)?, figure(tuned.summary.as_ref()?)?);
+        Some(round_to(tuned - base, 2))
+    };
+    AccuracyDelta {
+        term_accuracy_delta_pct: of(|summary| summary.avg_term_accuracy_pct),
+        value_accuracy_delta_pct: of(|summary| summary.avg_value_accuracy_pct),
+        combined_accuracy_delta_pct: of(|summary| summary.avg_combined_accuracy_pct),
+        extra: Extra::new(),
+    }
+}
+
+fn verdict(base: &Examined, tuned: &Examined) -> Verdict {
+    let figures = [base, tuned].map(|examined| {
+        (
+            examined.accuracies(|accuracy| accuracy.combined_accuracy),
+            examined.accuracies(|accuracy| accuracy.value_accuracy),
+        )
+    });
+    let [before, after] =
+        [(base, &figures[0]), (tuned, &figures[1])].map(|(examined, (cases, values))| Scores {
+            cases,
+            values,
+            held_out: &examined.held_out,
+        });
+    judge(before, after)
+}
+
+/// Keys beside the contract's: what was held out, how sure the differences are, and the verdict.
+fn extra(
+    run: &FinetunedRun<'_>,
+    base: &Examined,
+    tuned: Option<&Examined>,
+    verdict: Option<&Verdict>,
+) -> Extra {
+    let mut extra = Extra::new();
+    if let Some(held_out) = run.held_out {
+        let about = json!({
+            "source": held_out.source,
+            "samples": held_out.questions.len(),
+            "samples_in_split": held_out.available,
+            "pictures_left_out": held_out.pictures,
+        });
+        extra.insert("held_out".to_owned(), about);
+    }
+    if let Some(tuned) = tuned {
+        let [before, after] =
+            [base, tuned].map(|examined| examined.accuracies(|accuracy| accuracy.combined_accuracy));
+        let cases = paired_difference(&before, &after);
+        extra.insert("combined_accuracy_difference".to_owned(), json!(cases));
+        let [before, after] = [base, tuned].map(|examined| {
+            examined
+                .held_out
+                .iter()
+                .map(AnswerScore::percent)
+                .collect::<Vec<_>>()
+        });
+        let answers = paired_difference(&before, &after);
+        extra.insert("held_out_score_difference".to_owned(), json!(answers));
+    }
+    if let Some(verdict) = verdict {
+        extra.insert("recommended".to_owned(), verdict.recommended.into());
+        extra.insert("recommendation_reason".to_owned(), verdict.reason.clone().into());
+    }
+    extra
+}
