@@ -51,8 +51,9 @@ fn link_libtorch() {
     }
 }
 
-/// What tch does not bind: the allocator's figures, the choice of attention kernels, process groups.
-const SHIMS: [&str; 3] = [
+/// What tch does not bind: nodes of autograd's graph, the allocator's figures, the choice of attention kernels, process groups.
+const SHIMS: [&str; 4] = [
+    "src/autograd/node.cpp",
     "src/device/allocator.cpp",
     "src/device/attention.cpp",
     "src/distributed/c10d.cpp",

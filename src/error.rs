@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use crate::hub::HubError;
 use crate::processing::{ImageError, PromptError};
+use crate::training::TrainingError;
 
 /// The library's result.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -44,6 +45,9 @@ pub enum Error {
     /// Something could not be had from the hub.
     #[error(transparent)]
     Hub(#[from] HubError),
+    /// A training could not begin or go on.
+    #[error(transparent)]
+    Training(#[from] TrainingError),
     /// The requested device cannot be used.
     #[error("{0}")]
     Device(String),

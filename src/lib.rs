@@ -8,8 +8,10 @@
 //! - [`adapters`]: LoRA adapters in PEFT's folders.
 //! - [`quant`]: weights in four bits: bitsandbytes' NF4 and FP4.
 //! - [`kernels`]: what makes the model fast where libtorch's own operations do not.
+//! - [`autograd`]: gradients of what libtorch does not know how to differentiate.
 //! - [`generation`]: from logits to an answer: sampling, stop rules, the guard against endless repetition.
 //! - [`engine`]: a loaded model folder ([`engine::Reader`]) and the one thread that owns it ([`engine::Engine`]).
+//! - [`training`]: a prepared split and a base → an adapter: batches, optimizer, checkpoints, logs.
 //! - [`hub`]: models and datasets from a Hugging Face hub, resumed and checked.
 //! - [`data`]: published datasets → raw records → pages and their texts.
 //! - [`server`]: the REST API over the engine; it knows nothing of tensors.
@@ -27,6 +29,7 @@
 //! Data flows one way: bytes → processing → model → engine → server and command line.
 
 pub mod adapters;
+pub mod autograd;
 pub mod benchmark;
 pub mod blackwell_compat;
 pub mod checkpoint;
@@ -55,5 +58,6 @@ pub mod rendering;
 pub mod report;
 pub mod server;
 pub mod telemetry;
+pub mod training;
 
 pub use error::{Error, Result};

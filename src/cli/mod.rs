@@ -164,6 +164,20 @@ impl CommonArgs {
         Ok(folder)
     }
 
+    /// As [`Self::select_device`] for one of several processes on this machine: "auto" takes the GPU of its number.
+    pub fn select_device_of(&self, local_rank: usize) -> Result<Selected> {
+        let gpus = device::gpus().map_or(0, |gpus| gpus.len());
+        let device = match self.device {
+            DeviceChoice::Auto if gpus > 0 => DeviceChoice::Cuda(local_rank % gpus),
+            chosen => chosen,
+        };
+        Self {
+            device,
+            ..self.clone()
+        }
+        .select_device()
+    }
+
     /// Sets the number of CPU threads, chooses the device and says which.
     ///
     /// Call before the first tensor is made: CUDA's library cannot be added later.

@@ -144,6 +144,12 @@ struct Prepared {
 impl Reader {
     /// Loads the model in `dir`; errors name the file, key or tensor at fault.
     pub fn load(dir: &Path, options: &LoadOptions) -> Result<Self> {
+        let adapter = options.adapter.as_deref().map(Adapter::read).transpose()?;
+        Self::load_with(dir, options, adapter.as_ref())
+    }
+
+    /// As [`Reader::load`], with an adapter in memory instead of `options.adapter`'s; one in training is shared with it.
+    pub fn load_with(dir: &Path, options: &LoadOptions, adapter: Option<&Adapter>) -> Result<Self> {
         let config = Config::from_dir(dir)?;
         let text = TextProcessor::from_dir(dir)?;
         let images =
@@ -160,14 +166,7 @@ impl Reader {
             }
             (Precision::F16, _) => (Kind::Half, "FP16"),
         };
-        let adapter = options.adapter.as_deref().map(Adapter::read).transpose()?;
-        let model = Model::load(
-            &Checkpoint::open(dir)?,
-            &config,
-            kind,
-            options.device,
-            adapter.as_ref(),
-        )?;
+        let model = Model::load(&Checkpoint::open(dir)?, &config, kind, options.device, adapter)?;
         let info = ModelInfo {
             model_name: folder_name(dir),
             precision: Quantization::from_dir(dir)?
@@ -187,6 +186,21 @@ impl Reader {
             options: generation,
             model,
         })
+    }
+
+    /// The model.
+    pub fn model(&self) -> &Model {
+        &self.model
+    }
+
+    /// What makes its token ids.
+    pub fn text(&self) -> &TextProcessor {
+        &self.text
+    }
+
+    /// What makes its patches.
+    pub fn images(&self) -> &ImageProcessor {
+        &self.images
     }
 
     /// What is loaded.

@@ -23,6 +23,7 @@ pub struct TextProcessor {
     added_ids: Vec<i64>,
     vocabulary: Vocabulary,
     image_pad: i64,
+    end_of_turn: i64,
     merge: usize,
 }
 
@@ -43,7 +44,7 @@ impl TextProcessor {
         let config = json_file::read_object(&config_path)?.ok_or_else(|| {
             Error::checkpoint(&config_path, "no such file: a model folder needs its config.json")
         })?;
-        let image_pad = check_tokens(&tokenizer, &path, dir, &config)?;
+        let (image_pad, end_of_turn) = check_tokens(&tokenizer, &path, dir, &config)?;
         let template = ChatTemplate::from_dir(dir)?;
         let added = added_tokens(&tokenizer, &path)?;
         let vocabulary = Vocabulary::new(&tokenizer, &added, &path)?;
@@ -62,8 +63,14 @@ impl TextProcessor {
             added_ids,
             vocabulary,
             image_pad,
+            end_of_turn,
             merge,
         })
+    }
+
+    /// The token that ends every turn, an answer's too.
+    pub fn end_of_turn(&self) -> i64 {
+        self.end_of_turn
     }
 
     /// Token ids of a conversation, ready for the model's answer: each image place expanded to its grid's number of image-pad tokens.
@@ -212,8 +219,14 @@ impl TokenStream<'_> {
     }
 }
 
-/// Checks that the tokens which conversations and images need are there with the config's ids; gives the image pad's.
-fn check_tokens(tokenizer: &Tokenizer, path: &Path, dir: &Path, config: &Map<String, Value>) -> Result<i64> {
+/// Checks that the tokens which conversations and images need are there with the config's ids; gives the image pad's and
+/// that of a turn's end.
+fn check_tokens(
+    tokenizer: &Tokenizer,
+    path: &Path,
+    dir: &Path,
+    config: &Map<String, Value>,
+) -> Result<(i64, i64)> {
     let added = tokenizer.get_added_tokens_decoder();
     let find = |token: &str| {
         let found = added.iter().find(|(_, candidate)| candidate.content == token);
@@ -226,7 +239,7 @@ fn check_tokens(tokenizer: &Tokenizer, path: &Path, dir: &Path, config: &Map<Str
     };
     let tokenizer_config = json_file::read_object(&dir.join("tokenizer_config.json"))?.unwrap_or_default();
     let end_of_turn = token_text(&tokenizer_config, "eos_token");
-    find(end_of_turn.as_deref().unwrap_or("<|im_end|>"))?;
+    let end_of_turn = find(end_of_turn.as_deref().unwrap_or("<|im_end|>"))?;
     find("<|im_start|>")?;
     for (token, key) in [
         ("<|vision_start|>", "vision_start_token_id"),
@@ -251,7 +264,7 @@ fn check_tokens(tokenizer: &Tokenizer, path: &Path, dir: &Path, config: &Map<Str
             ));
         }
     }
-    find("<|image_pad|>")
+    Ok((find("<|image_pad|>")?, end_of_turn))
 }
 
 /// Added tokens by id.

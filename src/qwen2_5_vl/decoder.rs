@@ -140,7 +140,7 @@ impl LanguageModel {
         };
         self.layers
             .iter()
-            .map(of)
+            .map(|layer| of(layer))
             .max()
             .unwrap_or(0)
             .max(self.head.rank())

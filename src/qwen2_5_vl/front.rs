@@ -6,6 +6,7 @@ use super::Config;
 use super::layers::Weights;
 use super::linear::Scratch;
 use super::positions::{Positions, rope_positions};
+use super::recorded::DropoutSeed;
 use super::vision::VisionTower;
 use crate::Result;
 use crate::checkpoint::Checkpoint;
@@ -30,6 +31,7 @@ impl Front {
             quantization: Quantization::None,
             samples: None,
             adapter: None,
+            dropout_seed: DropoutSeed::default(),
         };
         let shape = [config.text.vocab_size, config.text.hidden_size];
         tch::no_grad(|| {
@@ -57,7 +59,7 @@ impl Front {
             let ids = Tensor::f_from_slice(input_ids)?.f_to_device(self.embed.device())?;
             let mut x = self.embed.f_index_select(0, &ids)?;
             if let Some(pixels) = pixel_values {
-                let features = self.vision.forward(pixels, grids)?;
+                let features = self.vision.forward(pixels, grids, false)?;
                 let images = features.size()[0] as usize;
                 if images != places.len() {
                     return Err(PromptError::ImageCount {

@@ -1,5 +1,7 @@
 //! The language model: embeddings → logits, over a KV cache.
 
+use std::sync::Arc;
+
 use tch::{Device, Kind, Tensor};
 
 use super::TextConfig;
@@ -19,6 +21,10 @@ pub(super) struct Layer {
     pub(super) post_norm: RmsNorm,
     pub(super) mlp: Mlp,
 }
+
+// SAFETY: a layer is shared by its model and the graph of a training alone, whose backward pass runs while the model's thread
+// waits for it.
+unsafe impl Sync for Layer {}
 
 /// Keys and values of one sequence, allocated once for all its tokens.
 pub struct KvCache {
@@ -62,7 +68,8 @@ pub enum Wanted {
 pub(super) struct LanguageModel {
     pub(super) config: TextConfig,
     pub(super) embed: Tensor,
-    pub(super) layers: Vec<Layer>,
+    /// Shared with the graph of a training.
+    pub(super) layers: Vec<Arc<Layer>>,
     pub(super) norm: RmsNorm,
     pub(super) head: Linear,
     pub(super) inverse: Tensor,
@@ -79,7 +86,7 @@ impl LanguageModel {
             .map(|i| {
                 let name = format!("model.layers.{i}");
                 let attn = format!("{name}.self_attn");
-                Ok(Layer {
+                Ok(Arc::new(Layer {
                     input_norm: w.rms_norm(
                         &format!("{name}.input_layernorm"),
                         c.hidden_size,
@@ -101,7 +108,7 @@ impl LanguageModel {
                         false,
                         c.hidden_act,
                     )?,
-                })
+                }))
             })
             .collect::<Result<Vec<_>>>()?;
         let head = if tied {
@@ -239,7 +246,7 @@ impl LanguageModel {
     }
 
     /// cos and sin `[rows, head_dim]`: each frequency follows the axis its mrope section names.
-    fn rotary(&self, positions: &[Vec<i64>; 3]) -> Result<(Tensor, Tensor)> {
+    pub(super) fn rotary(&self, positions: &[Vec<i64>; 3]) -> Result<(Tensor, Tensor)> {
         let (mut parts, mut start) = (Vec::new(), 0);
         for (axis, &width) in positions.iter().zip(&self.config.mrope_section) {
             let p = Tensor::f_from_slice(axis)?

@@ -6,13 +6,14 @@ use tch::{Device, Kind, Tensor};
 
 use super::Activation;
 use super::linear::{InputSamples, Linear, LinearWeight, Lora, Scratch};
-use crate::adapters::Adapter;
+use super::recorded::{Dropout, DropoutSeed, recorded_rotate};
+use crate::adapters::{Adapter, LoraPair};
 use crate::checkpoint::Checkpoint;
 use crate::kernels::cpu;
 use crate::quant::Quantization;
 use crate::quant::awq::AwqWeight;
 use crate::quant::nf4::Nf4Weight;
-use crate::{Error, Result};
+use crate::{Error, Result, autograd};
 
 /// Where weights come from and what they become.
 pub(super) struct Weights<'a> {
@@ -27,6 +28,7 @@ pub(super) struct Weights<'a> {
     pub(super) samples: Option<Arc<InputSamples>>,
     /// What is added to some linear layers; it fits the model.
     pub(super) adapter: Option<&'a Adapter>,
+    pub(super) dropout_seed: DropoutSeed,
 }
 
 impl Weights<'_> {
@@ -92,9 +94,22 @@ impl Weights<'_> {
                 a: self.lora_half(name, &pair.a)?,
                 b: self.lora_half(name, &pair.b)?,
                 scale: pair.scale,
+                dropout: self.dropout(name, pair),
             })
         })
         .transpose()
+    }
+
+    /// What a pair in training loses of its inputs.
+    fn dropout(&self, name: &str, pair: &LoraPair) -> Option<Dropout> {
+        let part = self.adapter.map_or(0.0, |adapter| adapter.config.lora_dropout);
+        (pair.a.requires_grad() && part > 0.0).then(|| Dropout {
+            part,
+            module: name.bytes().fold(0, |hash: u64, byte| {
+                (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01B3)
+            }),
+            seed: self.dropout_seed.clone(),
+        })
     }
 
     /// An adapter's tensor as it is computed with; a copy only where device or dtype ask for it.
@@ -147,6 +162,9 @@ pub(super) struct RmsNorm {
 impl RmsNorm {
     /// x: `[.., width]`, same shape and dtype out.
     pub(super) fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        if autograd::tracks(&[x]) {
+            return self.recorded(x);
+        }
         if cpu::applies(x) {
             return cpu::rms_norm(x, &self.weight, self.eps);
         }
@@ -160,7 +178,7 @@ impl RmsNorm {
     pub(super) fn after(&self, x: &mut Tensor, delta: Option<&Tensor>) -> Result<Tensor> {
         match delta {
             None => self.forward(x),
-            Some(delta) if cpu::applies(x) && cpu::applies(delta) => {
+            Some(delta) if cpu::applies(x) && cpu::applies(delta) && !autograd::tracks(&[x, delta]) => {
                 cpu::add_rms_norm(x, delta, &self.weight, self.eps)
             }
             Some(delta) => {
@@ -197,22 +215,34 @@ impl Mlp {
 
     /// x: `[rows, hidden]`, same shape out.
     pub(super) fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        self.down.forward(&self.inner(x)?)
+        let (gate, up) = (self.gate.forward(x)?, self.up.forward(x)?);
+        if self.activation == Activation::Silu && autograd::tracks(&[&gate, &up]) {
+            return self.down.recorded_gated(&gate, &up);
+        }
+        self.down.forward(&self.gated(gate, &up)?)
     }
 
-    /// act(gate(x)) · up(x): `[rows, intermediate]`.
-    pub(super) fn inner(&self, x: &Tensor) -> Result<Tensor> {
-        let (mut gate, up) = (self.gate.forward(x)?, self.up.forward(x)?);
-        if self.activation == Activation::Silu && cpu::applies(&gate) && cpu::applies(&up) {
-            cpu::swiglu(&mut gate, &up);
+    /// act(gate) · up: `[rows, intermediate]`.
+    fn gated(&self, mut gate: Tensor, up: &Tensor) -> Result<Tensor> {
+        let tracked = autograd::tracks(&[&gate, up]);
+        if self.activation == Activation::Silu && !tracked && cpu::applies(&gate) && cpu::applies(up) {
+            cpu::swiglu(&mut gate, up);
             return Ok(gate);
+        }
+        if tracked {
+            let gate = match self.activation {
+                Activation::Silu => gate.f_silu()?,
+                Activation::Gelu => gate.f_gelu("none")?,
+                Activation::GeluTanh => gate.f_gelu("tanh")?,
+            };
+            return Ok(gate.f_mul(up)?);
         }
         let mut gate = match self.activation {
             Activation::Silu => gate.f_silu_()?,
             Activation::Gelu => gate.f_gelu("none")?,
             Activation::GeluTanh => gate.f_gelu("tanh")?,
         };
-        Ok(gate.f_mul_(&up)?)
+        Ok(gate.f_mul_(up)?)
     }
 }
 
@@ -220,6 +250,9 @@ impl Mlp {
 ///
 /// x: `[rows, ..]`, at least `heads.count * heads.dim` values a row; cos, sin: `[rows, heads.dim]`.
 pub(super) fn rotate(mut x: Tensor, heads: cpu::Heads, cos: &Tensor, sin: &Tensor) -> Result<Tensor> {
+    if autograd::tracks(&[&x]) {
+        return recorded_rotate(&x, heads, cos, sin);
+    }
     if cpu::applies(&x) {
         cpu::rotate_halves(&mut x, heads, cos, sin);
         return Ok(x);

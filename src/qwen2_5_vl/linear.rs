@@ -7,10 +7,11 @@ use std::sync::{Arc, Mutex, PoisonError};
 use half::bf16;
 use tch::{Device, Kind, Tensor};
 
-use crate::Result;
+use super::recorded::Dropout;
 use crate::kernels::cpu::{CodedMatrix, GroupedMatrix, Matrix, RowProduct};
 use crate::quant::awq::AwqWeight;
 use crate::quant::nf4::Nf4Weight;
+use crate::{Result, autograd};
 
 /// A weight matrix `[out, in]` at rest.
 pub(super) enum LinearWeight {
@@ -20,6 +21,26 @@ pub(super) enum LinearWeight {
     Nf4(Nf4Weight),
     /// AWQ's four bits.
     Awq(AwqWeight),
+}
+
+// SAFETY: weights at rest are only read, which libtorch allows any thread, and its reference counts are atomic.
+unsafe impl Sync for LinearWeight {}
+
+impl LinearWeight {
+    /// Hands the values, `[out, in]` of `kind`, to `work`; restored or widened for it alone where they rest in another form.
+    pub(super) fn values<T>(
+        &self,
+        scratch: &Scratch,
+        kind: Kind,
+        work: impl FnOnce(&Tensor) -> Result<T>,
+    ) -> Result<T> {
+        match self {
+            Self::Dense(w) if w.kind() == kind => work(w),
+            Self::Dense(w) => scratch.with(w.size2()?, |wide| Ok(wide.f_copy_(w)?), work),
+            Self::Awq(w) => scratch.with(w.shape(), |values| w.dequantize_into(values), work),
+            Self::Nf4(w) => scratch.with(w.shape(), |values| w.dequantize_into(values), work),
+        }
+    }
 }
 
 /// A buffer in the dtype of the computation, for weights at rest in another form: one matrix at a time, reused by all.
@@ -101,6 +122,8 @@ pub(super) struct Lora {
     /// `[out, rank]`.
     pub(super) b: Tensor,
     pub(super) scale: f64,
+    /// What A's inputs lose in training.
+    pub(super) dropout: Option<Dropout>,
 }
 
 impl Lora {
@@ -115,18 +138,19 @@ impl Lora {
 /// y = x Wᵀ + b, and an adapter's part.
 pub(super) struct Linear {
     probe: Option<(String, Arc<InputSamples>)>,
-    weight: LinearWeight,
+    /// Shared with the graph of a training.
+    pub(super) weight: Arc<LinearWeight>,
     /// `[out]`, in the dtype of the computation.
     bias: Option<Tensor>,
-    lora: Option<Lora>,
-    scratch: Scratch,
+    pub(super) lora: Option<Lora>,
+    pub(super) scratch: Scratch,
 }
 
 impl Linear {
     pub(super) fn new(weight: LinearWeight, bias: Option<Tensor>, scratch: &Scratch) -> Self {
         Self {
             probe: None,
-            weight,
+            weight: Arc::new(weight),
             bias,
             lora: None,
             scratch: scratch.clone(),
@@ -150,6 +174,9 @@ impl Linear {
         if let Some((name, samples)) = &self.probe {
             samples.keep(name, x)?;
         }
+        if self.trains(x) {
+            return self.recorded(x);
+        }
         let y = self.base(x)?;
         match &self.lora {
             Some(lora) => lora.add(y, x),
@@ -157,36 +184,30 @@ impl Linear {
         }
     }
 
-    /// W x + b.
-    fn base(&self, x: &Tensor) -> Result<Tensor> {
-        let bias = self.bias.as_ref();
-        match &self.weight {
-            LinearWeight::Dense(w) if w.kind() == x.kind() => Ok(x.f_linear(w, bias)?),
-            LinearWeight::Dense(w) => self.scratch.with(
-                w.size2()?,
-                |wide| Ok(wide.f_copy_(w)?),
-                |wide| Ok(x.f_linear(wide, bias)?),
-            ),
-            LinearWeight::Awq(w) => self.scratch.with(
-                w.shape(),
-                |values| w.dequantize_into(values),
-                |values| Ok(x.f_linear(values, bias)?),
-            ),
-            LinearWeight::Nf4(w) => match w.product(x, bias)? {
-                Some(y) => Ok(y),
-                None => self.scratch.with(
-                    w.shape(),
-                    |values| w.dequantize_into(values),
-                    |values| Ok(x.f_linear(values, bias)?),
-                ),
-            },
+    /// Whether a backward pass will come, or a training asks for the values of a pass that will have one.
+    fn trains(&self, x: &Tensor) -> bool {
+        match &self.lora {
+            Some(lora) => lora.dropout.is_some() || autograd::tracks(&[x, &lora.a, &lora.b]),
+            None => autograd::tracks(&[x]),
         }
+    }
+
+    /// W x + b.
+    pub(super) fn base(&self, x: &Tensor) -> Result<Tensor> {
+        let bias = self.bias.as_ref();
+        if let LinearWeight::Nf4(w) = &*self.weight
+            && let Some(y) = w.product(x, bias)?
+        {
+            return Ok(y);
+        }
+        self.weight
+            .values(&self.scratch, x.kind(), |w| Ok(x.f_linear(w, bias)?))
     }
 
     /// This layer for one row at a time on the CPU, in f32; threads share it.
     pub(super) fn rows(&self) -> LinearRows<'_> {
         LinearRows {
-            weight: match &self.weight {
+            weight: match &*self.weight {
                 LinearWeight::Dense(w) => Rows::Dense(dense(w)),
                 LinearWeight::Nf4(w) => Rows::Nf4(w.matrix()),
                 LinearWeight::Awq(w) => Rows::Awq(w.matrix()),

@@ -10,7 +10,9 @@ mod layers;
 mod linear;
 mod model;
 mod modules;
+mod packed;
 mod positions;
+mod recorded;
 mod vision;
 
 pub use self::config::{Activation, Config, TextConfig, VisionConfig};
@@ -19,4 +21,5 @@ pub use self::language::{KvCache, Wanted};
 pub use self::linear::InputSamples;
 pub use self::model::{Model, Prefill};
 pub use self::modules::LinearModule;
+pub use self::packed::{Packed, Sequence};
 pub use self::positions::{Positions, WindowPlan, rope_positions};

@@ -9,6 +9,7 @@ use super::language::{KvCache, LanguageModel, Wanted};
 use super::layers::Weights;
 use super::linear::{InputSamples, Scratch};
 use super::positions::{Positions, rope_positions};
+use super::recorded::DropoutSeed;
 use super::vision::VisionTower;
 use crate::Result;
 use crate::adapters::Adapter;
@@ -18,9 +19,10 @@ use crate::quant::Quantization;
 
 /// Qwen2.5-VL.
 pub struct Model {
-    config: Config,
-    vision: VisionTower,
-    language: LanguageModel,
+    pub(super) config: Config,
+    pub(super) vision: VisionTower,
+    pub(super) language: LanguageModel,
+    pub(super) dropout_seed: DropoutSeed,
 }
 
 /// A prompt after its pass through the model.
@@ -75,12 +77,14 @@ impl Model {
             quantization: Quantization::from_dir(checkpoint.dir())?,
             samples,
             adapter,
+            dropout_seed: DropoutSeed::default(),
         };
         let _guard = tch::no_grad_guard();
         Ok(Self {
             vision: VisionTower::load(&weights, &config.vision)?,
             language: LanguageModel::load(&weights, &config.text, config.tie_word_embeddings)?,
             config: config.clone(),
+            dropout_seed: weights.dropout_seed.clone(),
         })
     }
 
@@ -91,7 +95,7 @@ impl Model {
 
     /// pixel_values `[patches, patch_values]` of all images one after the other → `[merged tokens, hidden]`.
     pub fn image_features(&self, pixel_values: &Tensor, grids: &[Grid]) -> Result<Tensor> {
-        tch::no_grad(|| self.vision.forward(pixel_values, grids))
+        tch::no_grad(|| self.vision.forward(pixel_values, grids, false))
     }
 
     /// An empty cache for `capacity` tokens.

@@ -1,5 +1,7 @@
 //! The vision tower: patches → merged image tokens.
 
+use std::sync::Arc;
+
 use tch::{Device, Kind, Tensor};
 
 use super::VisionConfig;
@@ -7,6 +9,7 @@ use super::layers::{Mlp, RmsNorm, Weights, rotate};
 use super::linear::{Linear, LinearWeight};
 use super::positions::WindowPlan;
 use crate::Result;
+use crate::autograd::recomputed;
 use crate::kernels::cpu::Heads;
 use crate::processing::Grid;
 
@@ -21,11 +24,84 @@ struct Block {
     mlp: Mlp,
 }
 
+/// What a block's attention needs beside its weights.
+struct Frame {
+    heads: usize,
+    dim: usize,
+    /// Rotary tables, `[rows, dim]` each.
+    cos: Tensor,
+    sin: Tensor,
+    /// Rows that attend to each other, run after run.
+    lengths: Vec<i64>,
+}
+
+// SAFETY: its tables are only read, which libtorch allows any thread.
+unsafe impl Sync for Frame {}
+
+// SAFETY: a block is shared by its tower and the graph of a training alone, whose backward pass runs while the tower's thread
+// waits for it.
+unsafe impl Sync for Block {}
+
+impl Block {
+    /// Whether an adapter in training is attached.
+    fn trains(&self) -> bool {
+        let linears = [
+            &self.qkv,
+            &self.proj,
+            &self.mlp.gate,
+            &self.mlp.up,
+            &self.mlp.down,
+        ];
+        let mut adapters = linears.into_iter().filter_map(|linear| linear.lora.as_ref());
+        adapters.any(|lora| lora.a.requires_grad())
+    }
+
+    /// x: `[rows, hidden]`, same shape out.
+    fn whole(&self, x: &Tensor, frame: &Frame) -> Result<Tensor> {
+        let x = x.f_add(&self.attention(&self.norm1.forward(x)?, frame)?)?;
+        let delta = self.mlp.forward(&self.norm2.forward(&x)?)?;
+        Ok(x.f_add(&delta)?)
+    }
+
+    /// Attention inside consecutive runs of `lengths` rows; x: `[rows, hidden]`, same shape out.
+    ///
+    /// Neighbouring runs of one length go through one batched call, so no rows x rows mask ever exists.
+    fn attention(&self, x: &Tensor, frame: &Frame) -> Result<Tensor> {
+        let (rows, heads, dim) = (x.size()[0], frame.heads as i64, frame.dim as i64);
+        let lengths = &frame.lengths;
+        let turned = Heads {
+            count: 2 * frame.heads,
+            dim: frame.dim,
+        };
+        // Queries and keys, which come first; cos and sin repeat for both.
+        let qkv =
+            rotate(self.qkv.forward(x)?, turned, &frame.cos, &frame.sin)?.f_view([rows, 3, heads, dim])?;
+        let (q, k, v) = (qkv.f_select(1, 0)?, qkv.f_select(1, 1)?, qkv.f_select(1, 2)?);
+        let (mut out, mut start, mut i) = (Vec::new(), 0, 0);
+        while i < lengths.len() {
+            let n = lengths[i];
+            let same = lengths[i..].iter().take_while(|&&m| m == n).count();
+            let batch = |t: &Tensor| -> Result<Tensor> {
+                let t = t.f_narrow(0, start, n * same as i64)?;
+                Ok(t.f_unflatten(0, [same as i64, n])?.f_transpose(1, 2)?)
+            };
+            let (q, k, v) = (batch(&q)?, batch(&k)?, batch(&v)?);
+            let y =
+                Tensor::f_scaled_dot_product_attention(&q, &k, &v, None::<Tensor>, 0.0, false, None, false)?;
+            out.push(y.f_transpose(1, 2)?.f_reshape([n * same as i64, heads * dim])?);
+            start += n * same as i64;
+            i += same;
+        }
+        self.proj.forward(&Tensor::f_cat(&out, 0)?)
+    }
+}
+
 /// Patches in, image tokens as the language model wants them out.
 pub(super) struct VisionTower {
     config: VisionConfig,
     patch_embed: Linear,
-    blocks: Vec<Block>,
+    /// Shared with the graph of a training.
+    blocks: Vec<Arc<Block>>,
     merger_norm: RmsNorm,
     merger_in: Linear,
     merger_out: Linear,
@@ -47,7 +123,7 @@ impl VisionTower {
         let blocks = (0..c.depth)
             .map(|i| {
                 let name = format!("visual.blocks.{i}");
-                Ok(Block {
+                Ok(Arc::new(Block {
                     norm1: w.rms_norm(&format!("{name}.norm1"), c.hidden_size, EPS)?,
                     qkv: w.linear(
                         &format!("{name}.attn.qkv"),
@@ -64,7 +140,7 @@ impl VisionTower {
                         true,
                         c.hidden_act,
                     )?,
-                })
+                }))
             })
             .collect::<Result<Vec<_>>>()?;
         let merged = c.hidden_size * c.spatial_merge_size * c.spatial_merge_size;
@@ -85,7 +161,10 @@ impl VisionTower {
     }
 
     /// pixel_values: `[patches, patch_values]` f32, all images one after the other → `[merged tokens, out_hidden]`.
-    pub(super) fn forward(&self, pixel_values: &Tensor, grids: &[Grid]) -> Result<Tensor> {
+    ///
+    /// `recompute`: where the tower is in training its blocks keep their inputs alone, and are computed again in the backward
+    /// pass.
+    pub(super) fn forward(&self, pixel_values: &Tensor, grids: &[Grid], recompute: bool) -> Result<Tensor> {
         let c = &self.config;
         let unit = (c.spatial_merge_size * c.spatial_merge_size) as i64;
         let plan = WindowPlan::new(grids, c.spatial_merge_size, c.window_tokens());
@@ -104,15 +183,32 @@ impl VisionTower {
             .iter()
             .flat_map(|g| std::iter::repeat_n((g.h * g.w) as i64, g.t))
             .collect();
+        let frame = |lengths| Frame {
+            heads: c.num_heads,
+            dim: c.head_dim,
+            cos: cos.shallow_clone(),
+            sin: sin.shallow_clone(),
+            lengths,
+        };
+        let (images, windows) = (Arc::new(frame(images)), Arc::new(frame(windows)));
+        let recompute = recompute && self.blocks.iter().any(|block| block.trains());
+        if recompute {
+            // What is computed again gets its gradient through its input.
+            x = x.set_requires_grad(true);
+        }
         let mut delta = None;
         for (i, block) in self.blocks.iter().enumerate() {
-            let lengths = if c.fullatt_block_indexes.contains(&i) {
-                &images
-            } else {
-                &windows
+            let frame = match c.fullatt_block_indexes.contains(&i) {
+                true => &images,
+                false => &windows,
             };
+            if recompute {
+                let (block, frame) = (Arc::clone(block), Arc::clone(frame));
+                x = recomputed(&x, move |x| block.whole(x, &frame))?;
+                continue;
+            }
             let normed = block.norm1.after(&mut x, delta.as_ref())?;
-            let attended = self.attention(block, &normed, lengths, (&cos, &sin))?;
+            let attended = block.attention(&normed, frame)?;
             let normed = block.norm2.after(&mut x, Some(&attended))?;
             delta = Some(block.mlp.forward(&normed)?);
         }
@@ -125,46 +221,6 @@ impl VisionTower {
             .forward(&self.merger_in.forward(&merged)?.f_gelu("none")?)?;
         let reverse = Tensor::f_from_slice(&plan.reverse)?.f_to_device(self.device)?;
         Ok(merged.f_index_select(0, &reverse)?)
-    }
-
-    /// Attention inside consecutive runs of `lengths` rows; x: `[rows, hidden]`, same shape out.
-    ///
-    /// Neighbouring runs of one length go through one batched call, so no rows x rows mask ever exists.
-    fn attention(
-        &self,
-        block: &Block,
-        x: &Tensor,
-        lengths: &[i64],
-        (cos, sin): (&Tensor, &Tensor),
-    ) -> Result<Tensor> {
-        let (rows, heads, dim) = (
-            x.size()[0],
-            self.config.num_heads as i64,
-            self.config.head_dim as i64,
-        );
-        let turned = Heads {
-            count: 2 * self.config.num_heads,
-            dim: self.config.head_dim,
-        };
-        // Queries and keys, which come first; cos and sin repeat for both.
-        let qkv = rotate(block.qkv.forward(x)?, turned, cos, sin)?.f_view([rows, 3, heads, dim])?;
-        let (q, k, v) = (qkv.f_select(1, 0)?, qkv.f_select(1, 1)?, qkv.f_select(1, 2)?);
-        let (mut out, mut start, mut i) = (Vec::new(), 0, 0);
-        while i < lengths.len() {
-            let n = lengths[i];
-            let same = lengths[i..].iter().take_while(|&&m| m == n).count();
-            let batch = |t: &Tensor| -> Result<Tensor> {
-                let t = t.f_narrow(0, start, n * same as i64)?;
-                Ok(t.f_unflatten(0, [same as i64, n])?.f_transpose(1, 2)?)
-            };
-            let (q, k, v) = (batch(&q)?, batch(&k)?, batch(&v)?);
-            let y =
-                Tensor::f_scaled_dot_product_attention(&q, &k, &v, None::<Tensor>, 0.0, false, None, false)?;
-            out.push(y.f_transpose(1, 2)?.f_reshape([n * same as i64, heads * dim])?);
-            start += n * same as i64;
-            i += same;
-        }
-        block.proj.forward(&Tensor::f_cat(&out, 0)?)
     }
 
     /// Rotary angles `[patches, head_dim]` f32 by (row, column) of each patch, in merge order.

@@ -27,3 +27,4 @@ mod report;
 mod server;
 mod text;
 mod trace;
+mod training;

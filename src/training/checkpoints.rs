@@ -1,0 +1,330 @@
+//! Where a training stands, on the disk: whole or not there, newest first, broken ones passed over.
+//!
+//! `models/NAME-medical-lora.training/step-N/` holds `state.safetensors` (the adapter's values, AdamW's two means and the
+//! best values so far, each as one flat tensor in the order of the modules' names), `progress.json` and a manifest with
+//! the sha256 of both. Order and dropout are functions of seed and step, so that these are all of the random state.
+
+use std::fs::{self, File, TryLockError};
+use std::path::{Path, PathBuf};
+
+use safetensors::{Dtype, SafeTensors};
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use tch::{Kind, Tensor};
+
+use super::error::TrainingError;
+use super::log::Progress;
+use super::parameters::State;
+use crate::checkpoint::{Manifest, Origin, Staged, Staging, TensorFile, TensorPlan};
+use crate::telemetry::{self, Level};
+use crate::{Error, Result};
+
+const STATE: &str = "state.safetensors";
+const PROGRESS: &str = "progress.json";
+const PREFIX: &str = "step-";
+/// Bytes that are handed to a file at a time.
+const PIECE: usize = 16 << 20;
+
+/// What two runs must have in common for one to go on where the other stopped.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Identity {
+    /// Settings that change what is learnt, by name.
+    pub settings: Value,
+    /// sha256 over the training samples.
+    pub training_data: String,
+    /// sha256 over the validation samples.
+    pub validation_data: String,
+    /// Name of the base's folder.
+    pub base: String,
+    /// sha256 over the base.
+    pub base_revision: String,
+    /// Processes that train together.
+    pub processes: usize,
+    /// Values that are trained.
+    pub parameters: u64,
+}
+
+/// Everything to go on from.
+pub struct Restored {
+    /// Counts, history, position.
+    pub progress: Progress,
+    /// The adapter and its optimizer.
+    pub state: State,
+    /// The best adapter's values, where there was a validation.
+    pub best: Option<Tensor>,
+}
+
+/// `progress.json`.
+#[derive(Serialize, Deserialize)]
+struct Stored {
+    identity: Identity,
+    progress: Progress,
+}
+
+/// The folder of a training's checkpoints, held by one run at a time.
+pub struct Checkpoints {
+    folder: PathBuf,
+    keep: usize,
+    identity: Identity,
+    _lock: Option<File>,
+}
+
+impl Checkpoints {
+    /// Takes hold of `folder`, which is made where it is missing. Of processes that train together only one `writes`.
+    pub fn open(folder: &Path, keep: usize, identity: Identity, writes: bool) -> Result<Self> {
+        let lock = match writes {
+            true => Some(lock(folder)?),
+            false => None,
+        };
+        Ok(Self {
+            folder: folder.to_owned(),
+            keep,
+            identity,
+            _lock: lock,
+        })
+    }
+
+    /// The folder.
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    /// Steps of the checkpoints that are there, the newest first.
+    pub fn steps(&self) -> Result<Vec<u64>> {
+        let entries = fs::read_dir(&self.folder).map_err(|error| Error::io(&self.folder, error))?;
+        let mut steps: Vec<u64> = entries
+            .flatten()
+            .filter_map(|entry| entry.file_name().to_str()?.strip_prefix(PREFIX)?.parse().ok())
+            .collect();
+        steps.sort_unstable_by(|a, b| b.cmp(a));
+        Ok(steps)
+    }
+
+    /// The newest whole checkpoint; one that is broken is named on standard error and passed over.
+    pub fn newest(&self) -> Result<Restored> {
+        let nothing = |reason: &str| TrainingError::NothingToResume {
+            folder: self.folder.clone(),
+            reason: reason.to_owned(),
+        };
+        let steps = self.steps()?;
+        if steps.is_empty() {
+            return Err(nothing("holds no checkpoint").into());
+        }
+        for step in steps {
+            let dir = self.place(step);
+            match read(&dir) {
+                Ok((stored, state, best)) => {
+                    self.check(&dir, &stored.identity)?;
+                    return Ok(Restored {
+                        progress: stored.progress,
+                        state,
+                        best,
+                    });
+                }
+                Err(error) => telemetry::say(
+                    Level::WARN,
+                    &format!("{error}: this checkpoint is broken, the one before it is used"),
+                ),
+            }
+        }
+        Err(nothing("every checkpoint in it is broken").into())
+    }
+
+    /// The error that names the first thing in which a checkpoint is of another training.
+    fn check(&self, dir: &Path, theirs: &Identity) -> Result<()> {
+        let (Ok(Value::Object(theirs)), Ok(Value::Object(ours))) =
+            (serde_json::to_value(theirs), serde_json::to_value(&self.identity))
+        else {
+            return Ok(());
+        };
+        let flat = |map: serde_json::Map<String, Value>| {
+            let mut all = Vec::new();
+            for (key, value) in map {
+                match value {
+                    Value::Object(inner) => all.extend(inner),
+                    value => all.push((key, value)),
+                }
+            }
+            all
+        };
+        let (theirs, ours) = (flat(theirs), flat(ours));
+        let value = |all: &[(String, Value)], key: &str| {
+            all.iter()
+                .find(|(name, _)| name == key)
+                .map_or(Value::Null, |(_, value)| value.clone())
+        };
+        for (key, _) in theirs.iter().chain(&ours) {
+            let (theirs, ours) = (value(&theirs, key), value(&ours, key));
+            if theirs != ours {
+                return Err(TrainingError::OtherTraining {
+                    folder: dir.to_owned(),
+                    field: key.replace('_', " "),
+                    theirs: theirs.to_string(),
+                    ours: ours.to_string(),
+                }
+                .into());
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes a checkpoint, then removes the oldest ones. A failure leaves those that were there.
+    pub fn write(&self, progress: &Progress, state: &State, best: Option<&Tensor>) -> Result<()> {
+        let dir = self.place(progress.step);
+        let written = self.write_to(&dir, progress, state, best);
+        if written.is_err() {
+            // The half of a checkpoint takes room that the disk may lack.
+            let _ = fs::remove_dir_all(partial(&dir));
+        }
+        written?;
+        for step in self.steps()?.into_iter().skip(self.keep) {
+            let dir = self.place(step);
+            fs::remove_dir_all(&dir).map_err(|error| Error::io(&dir, error))?;
+        }
+        Ok(())
+    }
+
+    fn write_to(&self, dir: &Path, progress: &Progress, state: &State, best: Option<&Tensor>) -> Result<()> {
+        let origin = Origin {
+            method: "finetune_lora".to_owned(),
+            options: serde_json::json!({"step": progress.step, "seconds": progress.seconds}),
+            source: self.identity.base.clone(),
+            source_revision: self.identity.base_revision.clone(),
+            tool: env!("CARGO_PKG_VERSION").to_owned(),
+        };
+        let Staged::Work(mut staging) = Staging::open(dir, origin)? else {
+            return Ok(());
+        };
+        let mut tensors = vec![
+            ("values", &state.values),
+            ("first", &state.first),
+            ("second", &state.second),
+        ];
+        tensors.extend(best.map(|best| ("best", best)));
+        let plans = tensors.iter().map(|(name, tensor)| TensorPlan {
+            name: (*name).to_owned(),
+            dtype: Dtype::F32,
+            shape: vec![tensor.numel()],
+        });
+        let file = TensorFile::create(&staging.dir().join(STATE), plans.collect(), Vec::new())?;
+        for (name, tensor) in tensors {
+            for (i, piece) in bytes(tensor).chunks(PIECE).enumerate() {
+                file.write(name, (i * PIECE) as u64, piece)?;
+            }
+        }
+        let digest = file.finish(&[])?;
+        staging.add(STATE, digest)?;
+        let stored = Stored {
+            identity: self.identity.clone(),
+            progress: progress.clone(),
+        };
+        let text = serde_json::to_vec_pretty(&stored).map_err(std::io::Error::from);
+        staging.write(PROGRESS, &text.map_err(|error| Error::io(dir, error))?)?;
+        staging.finish()?;
+        Ok(())
+    }
+
+    /// Removes every checkpoint: a finished training, or one that begins anew.
+    pub fn clear(&self) -> Result<()> {
+        for entry in fs::read_dir(&self.folder)
+            .map_err(|error| Error::io(&self.folder, error))?
+            .flatten()
+        {
+            if entry.file_name().to_string_lossy().starts_with(PREFIX) {
+                fs::remove_dir_all(entry.path()).map_err(|error| Error::io(entry.path(), error))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Removes the checkpoints and the folder.
+    pub fn remove(self) -> Result<()> {
+        self.clear()?;
+        // Something of somebody else's in it keeps it.
+        let _ = fs::remove_dir(&self.folder);
+        Ok(())
+    }
+
+    fn place(&self, step: u64) -> PathBuf {
+        self.folder.join(format!("{PREFIX}{step:06}"))
+    }
+}
+
+fn lock(folder: &Path) -> Result<File> {
+    fs::create_dir_all(folder).map_err(|error| Error::io(folder, error))?;
+    let file = File::open(folder).map_err(|error| Error::io(folder, error))?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(TryLockError::WouldBlock) => Err(Error::checkpoint(
+            folder,
+            "another training uses this folder: wait until it ends",
+        )),
+        Err(TryLockError::Error(error)) => Err(Error::io(folder, error)),
+    }
+}
+
+/// Where [`Staging`] gathers the files of `dir`.
+fn partial(dir: &Path) -> PathBuf {
+    let name = dir.file_name().unwrap_or_default().to_string_lossy();
+    dir.with_file_name(format!("{name}.partial"))
+}
+
+fn read(dir: &Path) -> Result<(Stored, State, Option<Tensor>)> {
+    let manifest = Manifest::read(dir)
+        .filter(|manifest| manifest.complete)
+        .ok_or_else(|| Error::checkpoint(dir, "has no complete manifest.json"))?;
+    let intact = manifest.intact(dir);
+    for name in [STATE, PROGRESS] {
+        if !intact.iter().any(|file| file == name) {
+            return Err(Error::checkpoint(
+                dir.join(name),
+                "is missing or not as it was written",
+            ));
+        }
+    }
+    let path = dir.join(PROGRESS);
+    let text = fs::read(&path).map_err(|error| Error::io(&path, error))?;
+    let stored: Stored =
+        serde_json::from_slice(&text).map_err(|error| Error::checkpoint(&path, error.to_string()))?;
+    let path = dir.join(STATE);
+    let file = File::open(&path).map_err(|error| Error::io(&path, error))?;
+    // SAFETY: nobody but this program writes here, under a lock; the hash of what is read was right a moment ago.
+    let map = unsafe { memmap2::Mmap::map(&file) }.map_err(|error| Error::io(&path, error))?;
+    let tensors =
+        SafeTensors::deserialize(&map).map_err(|error| Error::checkpoint(&path, error.to_string()))?;
+    let tensor = |name: &str| -> Result<Tensor> {
+        let view = tensors
+            .tensor(name)
+            .ok()
+            .filter(|view| {
+                view.dtype() == Dtype::F32 && view.shape() == [stored.identity.parameters as usize]
+            })
+            .ok_or_else(|| Error::checkpoint(&path, format!("lacks \"{name}\" as it should be")))?;
+        Ok(Tensor::f_from_data_size(
+            view.data(),
+            &[view.shape()[0] as i64],
+            Kind::Float,
+        )?)
+    };
+    let state = State {
+        values: tensor("values")?,
+        first: tensor("first")?,
+        second: tensor("second")?,
+    };
+    let best = match stored.progress.best {
+        Some(_) => Some(tensor("best")?),
+        None => None,
+    };
+    Ok((stored, state, best))
+}
+
+/// The bytes of an f32 tensor on the CPU.
+fn bytes(tensor: &Tensor) -> &[u8] {
+    assert!(tensor.kind() == Kind::Float && tensor.device() == tch::Device::Cpu && tensor.is_contiguous());
+    if tensor.numel() == 0 {
+        return &[];
+    }
+    // SAFETY: contiguous f32 values on the CPU, which live as long as the tensor; little-endian, as safetensors wants them,
+    // on every machine that libtorch runs on.
+    unsafe { std::slice::from_raw_parts(tensor.data_ptr().cast(), tensor.numel() * 4) }
+}

@@ -1,0 +1,74 @@
+//! The learning rate by step.
+
+use super::options::{ScheduleKind, TrainingOptions};
+
+/// The learning rate by step: up in a straight line, then down.
+#[derive(Debug, Clone, Copy)]
+pub struct Schedule {
+    kind: ScheduleKind,
+    highest: f64,
+    warmup: u64,
+    steps: u64,
+}
+
+impl Schedule {
+    /// Of a training of `steps` optimizer steps.
+    pub fn new(options: &TrainingOptions, steps: u64) -> Self {
+        Self {
+            kind: options.schedule,
+            highest: options.learning_rate,
+            // As transformers: rounded up.
+            warmup: (options.warmup_ratio * steps as f64).ceil() as u64,
+            steps,
+        }
+    }
+
+    /// The learning rate of the step after `done` steps.
+    pub fn rate(&self, done: u64) -> f64 {
+        if done < self.warmup {
+            return self.highest * done as f64 / self.warmup as f64;
+        }
+        let rest = (self.steps.saturating_sub(self.warmup)).max(1) as f64;
+        let part = (done - self.warmup) as f64 / rest;
+        let factor = match self.kind {
+            ScheduleKind::Linear => 1.0 - part,
+            ScheduleKind::Cosine => 0.5 * (1.0 + (std::f64::consts::PI * part.min(1.0)).cos()),
+            ScheduleKind::Constant => 1.0,
+        };
+        self.highest * factor.max(0.0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn schedule(kind: ScheduleKind, warmup_ratio: f64, steps: u64) -> Schedule {
+        let options = TrainingOptions {
+            schedule: kind,
+            warmup_ratio,
+            learning_rate: 1.0,
+            ..TrainingOptions::default()
+        };
+        Schedule::new(&options, steps)
+    }
+
+    #[test]
+    fn it_rises_and_falls_as_transformers_has_it() {
+        // transformers' get_linear_schedule_with_warmup(optimizer, 2, 10) and its cosine sister.
+        let linear = schedule(ScheduleKind::Linear, 0.15, 10);
+        let expected = [0.0, 0.5, 1.0, 0.875, 0.75, 0.625, 0.5, 0.375, 0.25, 0.125];
+        for (done, rate) in expected.into_iter().enumerate() {
+            assert!((linear.rate(done as u64) - rate).abs() < 1e-12, "{done}");
+        }
+        let cosine = schedule(ScheduleKind::Cosine, 0.0, 4);
+        for (done, rate) in [1.0, 0.853_553_390_593, 0.5, 0.146_446_609_407]
+            .into_iter()
+            .enumerate()
+        {
+            assert!((cosine.rate(done as u64) - rate).abs() < 1e-9, "{done}");
+        }
+        assert_eq!(schedule(ScheduleKind::Constant, 0.0, 4).rate(3), 1.0);
+        assert_eq!(linear.rate(99), 0.0);
+    }
+}

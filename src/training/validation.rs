@@ -1,0 +1,217 @@
+//! How good the adapter is on samples that it does not learn from.
+
+use std::ops::ControlFlow;
+
+use tch::{Kind, Tensor};
+
+use super::batches::Batching;
+use super::log::Validation;
+use super::samples::{Sample, Samples, pixels};
+use crate::engine::{ReadRequest, Reader};
+use crate::generation::GenerationOverrides;
+use crate::processing::{DecodeLimits, decode};
+use crate::qwen2_5_vl::{Packed, Sequence};
+use crate::{Error, Result};
+
+/// Tokens that a greedy answer may have beyond the right one's.
+const SLACK: usize = 32;
+
+/// Sums over validation samples, from which figures come.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Tally {
+    loss: f64,
+    right: f64,
+    tokens: f64,
+    wrong_letters: f64,
+    letters: f64,
+}
+
+impl From<Tally> for [f64; 5] {
+    fn from(tally: Tally) -> Self {
+        [
+            tally.loss,
+            tally.right,
+            tally.tokens,
+            tally.wrong_letters,
+            tally.letters,
+        ]
+    }
+}
+
+impl From<[f64; 5]> for Tally {
+    fn from([loss, right, tokens, wrong_letters, letters]: [f64; 5]) -> Self {
+        Self {
+            loss,
+            right,
+            tokens,
+            wrong_letters,
+            letters,
+        }
+    }
+}
+
+impl Tally {
+    /// The figures after `step` steps.
+    pub(super) fn figures(self, step: u64) -> Result<Validation> {
+        let tokens = self.tokens.max(1.0);
+        let loss = self.loss / tokens;
+        if !loss.is_finite() {
+            return Err(Error::Numeric("the validation loss is no number".to_owned()));
+        }
+        let letters_right = || (self.letters - self.wrong_letters) / self.letters * 100.0;
+        Ok(Validation {
+            step,
+            loss,
+            token_accuracy_pct: self.right / tokens * 100.0,
+            document_accuracy_pct: (self.letters > 0.0).then(letters_right),
+        })
+    }
+}
+
+/// Measures a process's part of `samples`; the first `documents` of them are also answered.
+pub(super) fn measure(
+    reader: &mut Reader,
+    samples: &Samples,
+    batching: &Batching,
+    documents: usize,
+    (rank, processes): (usize, usize),
+) -> Result<Tally> {
+    reader.model().set_dropout_seed(0);
+    let lengths = samples.lengths();
+    let all: Vec<usize> = (0..lengths.len()).collect();
+    let mut tally = Tally::default();
+    for batch in batching.cut(&all, &lengths).iter().skip(rank).step_by(processes) {
+        tch::no_grad(|| tally.add_batch(reader, samples, batch))?;
+    }
+    for sample in samples
+        .samples
+        .iter()
+        .take(documents)
+        .skip(rank)
+        .step_by(processes)
+    {
+        tally.add_answer(reader, sample)?;
+    }
+    Ok(tally)
+}
+
+impl Tally {
+    fn add_batch(&mut self, reader: &Reader, samples: &Samples, batch: &[usize]) -> Result<()> {
+        let model = reader.model();
+        let batch = Batch::new(reader, samples, batch)?;
+        let hidden = model.packed_hidden(&batch.packed, Some(&batch.pixels), &batch.rows, false)?;
+        self.loss += model
+            .packed_loss(&hidden, &batch.labels, 1.0)?
+            .f_double_value(&[])?;
+        let labels = Tensor::f_from_slice(&batch.labels)?.f_to_device(hidden.device())?;
+        let likeliest = model.logits(&hidden)?.f_argmax(-1, false)?;
+        let right = likeliest.f_eq_tensor(&labels)?.f_sum(Kind::Double)?;
+        self.right += right.f_double_value(&[])?;
+        self.tokens += batch.labels.len() as f64;
+        Ok(())
+    }
+
+    /// The letters of a greedy answer.
+    fn add_answer(&mut self, reader: &mut Reader, sample: &Sample) -> Result<()> {
+        let bytes = std::fs::read(&sample.image).map_err(|error| Error::io(&sample.image, error))?;
+        let page = decode(&bytes, &DecodeLimits::default())?;
+        let mut request = ReadRequest::page(sample.prompt.clone(), page);
+        let context = reader.model().config().text.max_position_embeddings;
+        request.overrides = GenerationOverrides {
+            max_new_tokens: Some((sample.labels() + SLACK).min(context - sample.answer)),
+            temperature: Some(0.0),
+            ..GenerationOverrides::default()
+        };
+        let answer = reader.read(&request, &mut |_| ControlFlow::Continue(()))?;
+        let expected: Vec<char> = sample.response.chars().collect();
+        let found: Vec<char> = answer.text.chars().collect();
+        self.wrong_letters += edits(&expected, &found).min(expected.len()) as f64;
+        self.letters += expected.len() as f64;
+        Ok(())
+    }
+}
+
+/// Samples that are computed at once.
+pub(super) struct Batch {
+    pub(super) packed: Packed,
+    /// Patches of all pages.
+    pub(super) pixels: Tensor,
+    /// Rows whose next token is learnt.
+    pub(super) rows: Vec<i64>,
+    /// That token.
+    pub(super) labels: Vec<i64>,
+}
+
+impl Batch {
+    fn new(reader: &Reader, samples: &Samples, batch: &[usize]) -> Result<Self> {
+        let pixels: Vec<Tensor> = batch
+            .iter()
+            .map(|&i| pixels(reader.images(), &samples.samples[i]))
+            .collect::<Result<_>>()?;
+        Self::of(reader, samples, batch, Tensor::f_cat(&pixels, 0)?)
+    }
+
+    /// `pixels`: patches of the samples' pages, one after the other.
+    pub(super) fn of(reader: &Reader, samples: &Samples, batch: &[usize], pixels: Tensor) -> Result<Self> {
+        let samples = batch.iter().map(|&i| &samples.samples[i]);
+        let (mut rows, mut labels, mut start) = (Vec::new(), Vec::new(), 0);
+        let mut sequences = Vec::new();
+        for sample in samples {
+            rows.extend((sample.answer - 1..sample.ids.len() - 1).map(|row| (start + row) as i64));
+            labels.extend(&sample.ids[sample.answer..]);
+            start += sample.ids.len();
+            sequences.push(Sequence {
+                ids: &sample.ids,
+                grids: std::slice::from_ref(&sample.grid),
+            });
+        }
+        Ok(Self {
+            packed: Packed::new(reader.model().config(), &sequences)?,
+            pixels,
+            rows,
+            labels,
+        })
+    }
+}
+
+/// Levenshtein's distance.
+fn edits(a: &[char], b: &[char]) -> usize {
+    let mut row: Vec<usize> = (0..=b.len()).collect();
+    for (i, x) in a.iter().enumerate() {
+        let mut diagonal = row[0];
+        row[0] = i + 1;
+        for (j, y) in b.iter().enumerate() {
+            let substituted = diagonal + usize::from(x != y);
+            diagonal = row[j + 1];
+            row[j + 1] = substituted.min(diagonal + 1).min(row[j] + 1);
+        }
+    }
+    row[b.len()]
+}
+
+/// Whether the loss of one validation is better than another's.
+pub(super) fn better(new: &Validation, old: Option<&Validation>) -> bool {
+    old.is_none_or(|old| new.loss < old.loss)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn edits_are_counted() {
+        let edits = |a: &str, b: &str| {
+            let letters = |text: &str| text.chars().collect::<Vec<_>>();
+            edits(&letters(a), &letters(b))
+        };
+        for (a, b, expected) in [
+            ("", "", 0),
+            ("abc", "", 3),
+            ("", "ab", 2),
+            ("kitten", "sitting", 3),
+            ("5 mg", "50 mg", 1),
+        ] {
+            assert_eq!(edits(a, b), expected, "{a} {b}");
+        }
+    }
+}

@@ -1,0 +1,381 @@
+//! `finetune_lora` as it is shipped: what it learns, leaves and says; kills, full disks, bad input.
+
+use std::fs;
+use std::os::unix::process::CommandExt;
+
+use medical_vision::adapters::Adapter;
+use medical_vision::records;
+use serde_json::Value;
+
+use super::project::{ADAPTER, CHECKPOINTS, TrainingProject, damage, killed, stderr};
+
+#[test]
+fn a_short_run_lowers_the_loss_and_leaves_everything() {
+    let project = TrainingProject::new(8);
+    let output = project.succeed(&[
+        "--epochs",
+        "8",
+        "--eval-documents",
+        "1",
+        "--eval-steps",
+        "8",
+        "--warmup-ratio",
+        "0",
+    ]);
+    let metrics = project.metrics();
+    let first = metrics.extra["initial_loss"].as_f64().unwrap();
+    let (last, steps) = (metrics.final_loss.unwrap(), metrics.loss_history.len());
+    assert!(last < first / 2.0, "{first} -> {last}");
+    assert_eq!(steps, 32);
+    let validations = metrics.extra["validations"].as_array().unwrap();
+    let loss = |validation: &Value| validation["loss"].as_f64().unwrap();
+    assert_eq!(validations.len(), 4);
+    assert!(loss(&validations[3]) < loss(&validations[0]));
+    assert!(validations[3]["document_accuracy_pct"].is_number());
+    let accuracy = |validation: &Value| validation["token_accuracy_pct"].as_f64().unwrap();
+    assert!(accuracy(&validations[3]) > accuracy(&validations[0]));
+    assert_eq!(metrics.trainable_params, Some(project_parameters(&project)));
+    assert_eq!(
+        (metrics.batch_size, metrics.effective_batch_size),
+        (Some(2), Some(2))
+    );
+    assert_eq!(
+        (metrics.training_samples, metrics.val_samples),
+        (Some(8), Some(2))
+    );
+    assert_eq!(metrics.epochs_completed, Some(8.0));
+    // 13,271,552 weights of the model, whose output head is its embedding.
+    assert_eq!(
+        metrics.total_params.unwrap() - metrics.trainable_params.unwrap(),
+        13_271_552
+    );
+    assert_eq!(metrics.extra["options"]["lora_rank"], 4);
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(
+        text.contains("qwen25-vl-nano-medical-lora") && text.contains("best validation"),
+        "{text}"
+    );
+    let log = project.path("benchmarks/training");
+    let lines = fs::read_to_string(log.join("metrics.jsonl")).unwrap();
+    assert_eq!(lines.lines().count(), 32 + 4);
+    for line in lines.lines() {
+        serde_json::from_str::<Value>(line).unwrap();
+    }
+    assert!(
+        fs::read_to_string(log.join("loss.svg"))
+            .unwrap()
+            .contains("<polyline")
+    );
+    let events = fs::read_dir(&log).unwrap().flatten();
+    assert_eq!(
+        events
+            .filter(|entry| entry.file_name().to_string_lossy().contains("tfevents"))
+            .count(),
+        1
+    );
+    assert!(!project.path(CHECKPOINTS).exists(), "they have served");
+}
+
+fn project_parameters(project: &TrainingProject) -> u64 {
+    Adapter::read(&project.path(ADAPTER)).unwrap().parameters()
+}
+
+#[test]
+fn a_killed_run_goes_on_to_the_same_bytes() {
+    let flags = [
+        "--epochs",
+        "3",
+        "--checkpoint-steps",
+        "1",
+        "--eval-steps",
+        "4",
+        "--lora-dropout",
+        "0.1",
+    ];
+    let unbroken = TrainingProject::new(7);
+    unbroken.succeed(&flags);
+    let broken = TrainingProject::new(7);
+    let resumed = [&flags[..], &["--resume"]].concat();
+    for (step, flags) in [(1, &flags[..]), (5, &resumed), (9, &resumed)] {
+        let output = broken.interrupt(flags, step, libc::SIGKILL);
+        assert!(killed(&output), "{}", stderr(&output));
+    }
+    broken.succeed(&resumed);
+    assert!(broken.adapter() == unbroken.adapter(), "not the same adapter");
+    let (ours, theirs) = (broken.metrics(), unbroken.metrics());
+    assert_eq!(ours.loss_history, theirs.loss_history);
+    assert_eq!(ours.extra["validations"], theirs.extra["validations"]);
+    let steps = |project: &TrainingProject| -> Vec<u64> {
+        let lines = fs::read_to_string(project.path("benchmarks/training/metrics.jsonl")).unwrap();
+        let lines = lines
+            .lines()
+            .map(|line| serde_json::from_str::<Value>(line).unwrap());
+        lines.map(|line| line["step"].as_u64().unwrap()).collect()
+    };
+    assert_eq!(steps(&broken), steps(&unbroken));
+}
+
+#[test]
+fn ctrl_c_leaves_a_checkpoint() {
+    let project = TrainingProject::new(8);
+    let flags = [
+        "--epochs",
+        "50",
+        "--checkpoint-steps",
+        "1",
+        "--max-val-samples",
+        "0",
+    ];
+    let output = project.interrupt(&flags, 2, libc::SIGINT);
+    assert_eq!(output.status.code(), Some(130), "{}", stderr(&output));
+    assert!(stderr(&output).contains("--resume"), "{}", stderr(&output));
+    assert!(!project.path(records::paths::TRAINING_METRICS).exists());
+    let before = *project.checkpoints().last().unwrap();
+    // Another length is another training.
+    let error = project.fail(&["--epochs", "2", "--max-val-samples", "0", "--resume"]);
+    assert!(error.contains("epochs is 50, this run's is 2"), "{error}");
+    let output = project.interrupt(&[&flags[..], &["--resume"]].concat(), before + 1, libc::SIGINT);
+    assert!(
+        stderr(&output).contains(&format!("going on after step {before}")),
+        "{}",
+        stderr(&output)
+    );
+}
+
+#[test]
+fn a_broken_checkpoint_is_said_and_the_one_before_it_used() {
+    let project = TrainingProject::new(6);
+    let flags = [
+        "--epochs",
+        "9",
+        "--checkpoint-steps",
+        "1",
+        "--max-val-samples",
+        "0",
+    ];
+    let output = project.interrupt(&flags, 3, libc::SIGKILL);
+    assert!(killed(&output));
+    let steps = project.checkpoints();
+    let [.., before, newest] = steps[..] else {
+        panic!("{steps:?}")
+    };
+    let file = |step: u64, name: &str| {
+        project
+            .path(CHECKPOINTS)
+            .join(format!("step-{step:06}"))
+            .join(name)
+    };
+    damage(&file(newest, "state.safetensors"));
+    let resumed = [
+        "--epochs",
+        "9",
+        "--checkpoint-steps",
+        "100",
+        "--max-val-samples",
+        "0",
+        "--resume",
+    ];
+    let output = project.succeed(&resumed);
+    let said = stderr(&output);
+    assert!(said.contains("is broken, the one before it is used"), "{said}");
+    assert!(said.contains(&format!("going on after step {before} ")), "{said}");
+    // All of them.
+    let output = project.interrupt(&flags, 2, libc::SIGKILL);
+    assert!(killed(&output));
+    for step in project.checkpoints() {
+        fs::write(file(step, "manifest.json"), "{}").unwrap();
+    }
+    fs::remove_file(project.path(records::paths::TRAINING_METRICS)).unwrap();
+    let error = project.fail(&resumed);
+    assert!(error.contains("every checkpoint in it is broken"), "{error}");
+}
+
+#[test]
+fn a_full_disk_ends_the_run_and_keeps_the_checkpoint_before() {
+    let project = TrainingProject::new(6);
+    let flags = [
+        "--epochs",
+        "9",
+        "--checkpoint-steps",
+        "1",
+        "--max-val-samples",
+        "0",
+    ];
+    assert!(killed(&project.interrupt(&flags, 1, libc::SIGKILL)));
+    let before = project.checkpoints();
+    // No file may grow beyond 64 KiB: writing fails as on a full disk.
+    let mut command = project.command(&[&flags[..], &["--resume"]].concat());
+    // SAFETY: only async-signal-safe calls between fork and exec.
+    unsafe {
+        command.pre_exec(|| {
+            let limit = libc::rlimit {
+                rlim_cur: 64 << 10,
+                rlim_max: 64 << 10,
+            };
+            libc::signal(libc::SIGXFSZ, libc::SIG_IGN);
+            libc::setrlimit(libc::RLIMIT_FSIZE, &limit);
+            Ok(())
+        })
+    };
+    let output = command.output().unwrap();
+    assert_eq!(output.status.code(), Some(1), "{}", stderr(&output));
+    assert!(
+        stderr(&output).contains("state.safetensors"),
+        "{}",
+        stderr(&output)
+    );
+    assert!(!project.path(records::paths::TRAINING_METRICS).exists());
+    assert!(
+        before.iter().any(|step| project.checkpoints().contains(step)),
+        "{before:?}"
+    );
+    let halves = fs::read_dir(project.path(CHECKPOINTS)).unwrap().flatten();
+    assert_eq!(
+        halves
+            .filter(|entry| entry.file_name().to_string_lossy().ends_with(".partial"))
+            .count(),
+        0
+    );
+    project.succeed(&[&flags[..], &["--resume"]].concat());
+}
+
+#[test]
+fn what_cannot_be_trained_on_is_named() {
+    let project = TrainingProject::new(4);
+    let once = ["--epochs", "1", "--max-val-samples", "0"];
+    // One page is missing: an accident.
+    fs::remove_file(project.path("datasets/formatted/images/1.png")).unwrap();
+    let output = project.succeed(&once);
+    assert!(
+        stderr(&output).contains("1 whose page is missing or broken"),
+        "{}",
+        stderr(&output)
+    );
+    let metrics = project.metrics();
+    assert_eq!(metrics.training_samples, Some(3));
+    assert_eq!(metrics.extra["left_out"]["broken_page"], 1);
+    assert!(metrics.subsample_note.unwrap().contains("3 of 4"));
+    // One answer is too long: counted, and not cut.
+    let mut samples: Vec<Value> = (0..4).map(|i| project.sample(i)).collect();
+    samples[2]["response"] = Value::from("word ".repeat(200));
+    project.write_split("train", &samples);
+    let output = project.succeed(&[
+        "--epochs",
+        "1",
+        "--max-val-samples",
+        "0",
+        "--max-seq-length",
+        "100",
+    ]);
+    assert!(
+        stderr(&output).contains("1 of more than 100 tokens"),
+        "{}",
+        stderr(&output)
+    );
+    assert_eq!(project.metrics().extra["left_out"]["too_long"], 1);
+    fs::remove_file(project.path(records::paths::TRAINING_METRICS)).unwrap();
+    let error = project.fail(&["--max-seq-length", "10"]);
+    assert!(
+        error.contains("no sample that can be used") && error.contains("--max-seq-length"),
+        "{error}"
+    );
+    // Two broken pages of four are none.
+    fs::write(project.path("datasets/formatted/images/1.png"), "not a picture").unwrap();
+    fs::remove_file(project.path("datasets/formatted/images/3.png")).unwrap();
+    let error = project.fail(&once);
+    assert!(
+        error.contains("2 of 4 samples") && error.contains("images/1.png"),
+        "{error}"
+    );
+    project.write_split("train", &[]);
+    let error = project.fail(&once);
+    assert!(
+        error.contains("train.json: holds no samples; prepare_training_data makes it"),
+        "{error}"
+    );
+    fs::remove_file(project.path("datasets/formatted/train.json")).unwrap();
+    let error = project.fail(&once);
+    assert!(
+        error.contains("there is no such file; prepare_training_data"),
+        "{error}"
+    );
+    fs::remove_file(project.path("models/qwen25-vl-nano-bnb-nf4")).unwrap();
+    let error = project.fail(&once);
+    assert!(
+        error.contains("qwen25-vl-nano-bnb-nf4") && error.contains("run quantize_base"),
+        "{error}"
+    );
+    let usage = project.run(&["--lora-dropout", "2"]);
+    assert_eq!(usage.status.code(), Some(2), "{}", stderr(&usage));
+}
+
+#[test]
+fn gradients_that_are_no_numbers_are_skipped_and_end_the_run() {
+    let project = TrainingProject::new(6);
+    let flags = [
+        "--learning-rate",
+        "1e30",
+        "--max-grad-norm",
+        "0",
+        "--warmup-ratio",
+        "0",
+        "--epochs",
+        "9",
+    ];
+    let error = project.fail(&[&flags[..], &["--max-val-samples", "0"]].concat());
+    assert!(
+        error.contains("not finite") && error.contains("--learning-rate"),
+        "{error}"
+    );
+    assert!(!project.path(ADAPTER).exists());
+    let lines = fs::read_to_string(project.path("benchmarks/training/metrics.jsonl")).unwrap();
+    assert!(lines.contains("\"skipped\":true"), "{lines}");
+}
+
+#[test]
+fn the_unquantized_base_and_gradient_checkpointing_train_too() {
+    let project = TrainingProject::new(4);
+    let flags = [
+        "--epochs",
+        "2",
+        "--base",
+        "bf16",
+        "--freeze-vision",
+        "--warmup-ratio",
+        "0",
+    ];
+    project.succeed(&flags);
+    let plain = project.adapter();
+    let metrics = project.metrics();
+    assert_eq!(
+        metrics.total_params.unwrap() - metrics.trainable_params.unwrap(),
+        13_271_552
+    );
+    let adapter = Adapter::read(&project.path(ADAPTER)).unwrap();
+    assert!(adapter.pairs.keys().all(|name| !name.starts_with("visual.")));
+    project.succeed(&[&flags[..], &["--gradient-checkpointing"]].concat());
+    assert!(project.adapter() == plain, "what is computed again is the same");
+    assert_eq!(project.metrics().extra["gradient_checkpointing"], true);
+}
+
+#[test]
+fn training_ends_early_when_it_gains_nothing() {
+    let project = TrainingProject::new(4);
+    // Nothing is learnt at this rate, so that the first validation stays the best.
+    let flags = [
+        "--epochs",
+        "50",
+        "--eval-steps",
+        "1",
+        "--patience",
+        "2",
+        "--learning-rate",
+        "1e-30",
+        "--warmup-ratio",
+        "0",
+    ];
+    project.succeed(&flags);
+    let metrics = project.metrics();
+    assert_eq!(metrics.extra["steps"], 3);
+    assert_eq!(metrics.extra["best_validation"]["step"], 1);
+}

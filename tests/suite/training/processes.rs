@@ -1,0 +1,105 @@
+//! Several processes that train together, started as torchrun starts them.
+
+use std::net::TcpListener;
+use std::process::{Child, Output};
+
+use super::project::{CHECKPOINTS, TrainingProject, stderr};
+
+/// Two members of one training; the first one's output comes first.
+fn together(project: &TrainingProject, flags: &[&str]) -> Vec<Output> {
+    let port = TcpListener::bind("127.0.0.1:0")
+        .unwrap()
+        .local_addr()
+        .unwrap()
+        .port();
+    let members: Vec<Child> = (0..2)
+        .map(|rank| {
+            let mut command = project.command(flags);
+            command
+                .env("RANK", rank.to_string())
+                .env("LOCAL_RANK", rank.to_string())
+                .env("WORLD_SIZE", "2")
+                .env("MASTER_ADDR", "127.0.0.1")
+                .env("MASTER_PORT", port.to_string());
+            command.spawn().unwrap()
+        })
+        .collect();
+    members
+        .into_iter()
+        .map(|member| member.wait_with_output().unwrap())
+        .collect()
+}
+
+#[test]
+fn two_processes_are_one_on_the_same_batches() {
+    let flags = [
+        "--epochs",
+        "2",
+        "--eval-steps",
+        "2",
+        "--eval-documents",
+        "2",
+        "--lora-dropout",
+        "0.1",
+    ];
+    let alone = TrainingProject::new(7);
+    alone.succeed(&[&flags[..], &["--grad-accum-steps", "2"]].concat());
+    let shared = TrainingProject::new(7);
+    let outputs = together(&shared, &flags);
+    for output in &outputs {
+        assert_eq!(output.status.code(), Some(0), "{}", stderr(output));
+    }
+    assert!(String::from_utf8_lossy(&outputs[0].stdout).contains("best validation"));
+    assert!(
+        outputs[1].stdout.is_empty() && outputs[1].stderr.is_empty(),
+        "{}",
+        stderr(&outputs[1])
+    );
+    let (ours, theirs) = (shared.metrics(), alone.metrics());
+    assert_eq!(ours.effective_batch_size, Some(4));
+    assert_eq!(ours.effective_batch_size, theirs.effective_batch_size);
+    // Two batches a step: their gradients are added up in one order only, so that not a bit differs.
+    assert!(shared.adapter() == alone.adapter(), "not the same adapter");
+    assert_eq!(ours.loss_history.len(), theirs.loss_history.len());
+    for (ours, theirs) in ours.loss_history.iter().zip(&theirs.loss_history) {
+        assert!((ours.loss - theirs.loss).abs() < 1e-6, "{ours:?} {theirs:?}");
+    }
+    assert_eq!(ours.extra["processes"], 2);
+}
+
+#[test]
+fn processes_fail_together_and_begin_anew() {
+    let project = TrainingProject::new(7);
+    let flags = [
+        "--epochs",
+        "2",
+        "--checkpoint-steps",
+        "1",
+        "--max-val-samples",
+        "0",
+        "--max-steps",
+        "4",
+    ];
+    // The end of a shorter run would remove its checkpoints; one that fails leaves them.
+    let broken = [
+        &flags[..],
+        &[
+            "--learning-rate",
+            "1e30",
+            "--max-grad-norm",
+            "0",
+            "--warmup-ratio",
+            "0",
+        ],
+    ]
+    .concat();
+    for output in together(&project, &broken) {
+        assert_eq!(output.status.code(), Some(1), "{}", stderr(&output));
+        assert!(stderr(&output).contains("not finite"), "{}", stderr(&output));
+    }
+    assert!(project.path(CHECKPOINTS).exists());
+    for output in together(&project, &flags) {
+        assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    }
+    assert_eq!(project.metrics().loss_history.len(), 4);
+}
