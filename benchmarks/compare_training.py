@@ -14,10 +14,12 @@ import argparse
 import json
 import os
 import random
+import struct
 import subprocess
 import sys
 import tempfile
 import time
+import zlib
 from pathlib import Path
 
 sys.dont_write_bytecode = True
@@ -28,18 +30,25 @@ SEVEN = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_p
 BATCH = 4
 
 
+def noise(width, height, draw):
+    """A grey PNG of random pixels."""
+    def chunk(kind, data):
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    rows = b"".join(b"\0" + draw.randbytes(width) for _ in range(height))
+    head = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(rows, 1)) + chunk(b"IEND", b"")
+
+
 def project(root, samples, size, digits):
     """A prepared project: pages of noise and answers of digits, each of which is one token."""
-    from PIL import Image
-
     draw = random.Random(7)
     images = root / "datasets" / "formatted" / "images"
     images.mkdir(parents=True)
     split = []
     for i in range(samples):
         name = f"datasets/formatted/images/{i}.png"
-        picture = Image.frombytes("L", (size[0] // 4, size[1] // 4), draw.randbytes(size[0] // 4 * (size[1] // 4)))
-        picture.resize(size).convert("RGB").save(root / name)
+        (root / name).write_bytes(noise(*size, draw))
         answer = "".join(draw.choice("0123456789") for _ in range(digits))
         split.append({"image_path": name, "prompt": PROMPT, "response": answer, "source": "MTSamples"})
     (images.parent / "train.json").write_text(json.dumps(split))
@@ -104,7 +113,7 @@ def peer(root, options):
             for row, sample in enumerate(part):
                 labels[row, : ids.shape[1] - len(sample["response"]) - 1] = -100
             tokens += int(inputs["attention_mask"].sum())
-            with torch.autocast(device, torch.bfloat16, enabled=options.gpu):
+            with torch.autocast(device, torch.bfloat16, enabled=bool(options.gpu)):
                 loss = model(**inputs, labels=labels).loss / (options.samples // BATCH)
             loss.backward()
             total += float(loss)

@@ -12,7 +12,7 @@ pub use self::allocator::{allocator_memory, reset_allocator_peak};
 pub use self::cuda::{
     CudaUnavailable, Gpu, GpuMemory, driver_version, folder_in_use, gpu_memory, gpus, libtorch_folder,
 };
-pub use self::memory::{HostMemory, ProcessMemory, host_memory, process_memory};
+pub use self::memory::{HostMemory, ProcessMemory, host_memory, keep_freed_memory, process_memory};
 pub use self::threads::{default_threads, physical_cores, set_threads};
 
 use crate::{Error, Result};

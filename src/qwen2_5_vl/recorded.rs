@@ -58,13 +58,17 @@ impl Dropout {
 impl Mask {
     /// x with some values zero and the others scaled up.
     fn applied(self, x: &Tensor) -> Result<Tensor> {
+        let x = x.f_contiguous()?;
+        if cpu::applies(&x) {
+            return cpu::dropout(&x, self.seed, self.part);
+        }
         // Every mask has its own seed: nothing depends on what was drawn before.
         tch::manual_seed(self.seed as i64);
         let keep = 1.0 - self.part;
         Ok(x.f_empty_like()?
             .f_bernoulli_float_(keep)?
             .f_div_scalar_(keep)?
-            .f_mul_(x)?)
+            .f_mul_(&x)?)
     }
 }
 
@@ -195,6 +199,10 @@ impl RmsNorm {
         let (kept, weight, eps) = (detached(x), self.weight.shallow_clone(), self.eps);
         let y = tch::no_grad(|| self.forward(&kept))?;
         attach(&[x], y, move |gradient, _| {
+            if cpu::applies(&kept) && cpu::applies(gradient) {
+                let made = cpu::rms_norm_backward(&kept, gradient, &weight, eps)?;
+                return Ok(vec![Some(made)]);
+            }
             let (x, gradient) = (kept.f_to_kind(Kind::Float)?, gradient.f_to_kind(Kind::Float)?);
             let squares = x.f_square()?.f_mean_dim(&[-1i64][..], true, Kind::Float)?;
             let factor = squares.f_add_scalar(eps)?.f_rsqrt()?;

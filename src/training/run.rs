@@ -19,7 +19,7 @@ use super::schedule::Schedule;
 use super::setup::{Base, Data, adapter_folder, checkpoint_folder, decisive, memory_plan, new_adapter};
 use super::summary::{Outcome, metrics};
 use super::validation::{Batch, Tally, better, measure};
-use crate::device::reset_allocator_peak;
+use crate::device::{keep_freed_memory, reset_allocator_peak};
 use crate::distributed::Group;
 use crate::engine::{LoadOptions, Precision, Reader};
 use crate::paths::Project;
@@ -90,6 +90,9 @@ impl TrainingRun<'_> {
 ///
 /// Whatever ends it before, the newest good checkpoint stays and no record is written.
 pub fn train(run: &TrainingRun<'_>) -> Result<TrainingMetrics> {
+    if run.device == Device::Cpu {
+        keep_freed_memory();
+    }
     let base = Base::find(run.project, run.model, run.options)?;
     let data = Data::read(run.project, &base, run.options)?;
     let parameters = Parameters::new(new_adapter(&base, run.options)?, run.device)?;

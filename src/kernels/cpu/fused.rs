@@ -106,6 +106,47 @@ pub fn swiglu(gate: &mut Tensor, up: &Tensor) {
     });
 }
 
+/// The gradient by x of [`rms_norm`], from that of its output. x, gradient: `[.., width]`; same shape out.
+pub fn rms_norm_backward(x: &Tensor, gradient: &Tensor, weight: &Tensor, eps: f64) -> Result<Tensor> {
+    let mut out = x.f_empty_like()?;
+    let (input, gradient, weight) = (values(x), values(gradient), values(weight));
+    assert_eq!(input.len(), gradient.len(), "as many gradients");
+    let width = weight.len();
+    let target = Shared::new(values_mut(&mut out));
+    by_rows(input.len() / width, width, |rows| {
+        let range = rows.start * width..rows.end * width;
+        Level::best().run(RmsNormBackward {
+            x: &input[range.clone()],
+            gradient: &gradient[range.clone()],
+            weight,
+            eps: eps as f32,
+            // SAFETY: members' rows do not meet.
+            out: unsafe { target.write(range) },
+        });
+    });
+    Ok(out)
+}
+
+/// x with a `part` of its values zero and the others scaled up. Which ones is a function of seed and place alone.
+pub fn dropout(x: &Tensor, seed: u64, part: f64) -> Result<Tensor> {
+    let mut out = x.f_empty_like()?;
+    let input = values(x);
+    let target = Shared::new(values_mut(&mut out));
+    by_rows(input.len().div_ceil(LANES), LANES, |rows| {
+        let range = rows.start * LANES..(rows.end * LANES).min(input.len());
+        Level::best().run(Dropout {
+            x: &input[range.clone()],
+            first: range.start as u32,
+            seed: [seed as u32, (seed >> 32) as u32],
+            least: (part * f64::from(u32::MAX)) as u32,
+            scale: (1.0 / (1.0 - part)) as f32,
+            // SAFETY: members' rows do not meet.
+            out: unsafe { target.write(range) },
+        });
+    });
+    Ok(out)
+}
+
 /// Heads to rotate inside wider rows.
 #[derive(Debug, Clone, Copy)]
 pub struct Heads {
@@ -235,6 +276,74 @@ impl Kernel for SwiGlu<'_> {
     }
 }
 
+struct RmsNormBackward<'a> {
+    x: &'a [f32],
+    gradient: &'a [f32],
+    weight: &'a [f32],
+    eps: f32,
+    out: &'a mut [f32],
+}
+
+impl Kernel for RmsNormBackward<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    unsafe fn run<L: Lanes>(self) {
+        let (width, weight) = (self.weight.len(), self.weight);
+        let rows = self.x.chunks_exact(width).zip(self.gradient.chunks_exact(width));
+        for ((x, gradient), out) in rows.zip(self.out.chunks_exact_mut(width)) {
+            // Sums by lane, so that the compiler may make vectors of them.
+            let (mut squares, mut along) = ([0f32; LANES], [0f32; LANES]);
+            let parts = x
+                .chunks(LANES)
+                .zip(gradient.chunks(LANES))
+                .zip(weight.chunks(LANES));
+            for ((x, gradient), weight) in parts {
+                for (i, ((x, gradient), weight)) in x.iter().zip(gradient).zip(weight).enumerate() {
+                    squares[i] += x * x;
+                    along[i] += gradient * weight * x;
+                }
+            }
+            let mean = |sums: [f32; LANES]| sums.iter().sum::<f32>() / width as f32;
+            let factor = 1.0 / (mean(squares) + self.eps).sqrt();
+            let along = mean(along) * factor * factor;
+            for (((x, gradient), weight), out) in x.iter().zip(gradient).zip(weight).zip(out) {
+                *out = (gradient * weight - x * along) * factor;
+            }
+        }
+    }
+}
+
+struct Dropout<'a> {
+    x: &'a [f32],
+    /// Place of the first value.
+    first: u32,
+    seed: [u32; 2],
+    /// Values whose draw is below this are dropped.
+    least: u32,
+    scale: f32,
+    out: &'a mut [f32],
+}
+
+impl Kernel for Dropout<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    unsafe fn run<L: Lanes>(self) {
+        // Murmur's finalizer of place and seed, twice; the compiler makes vectors of it.
+        let mixed = |mut h: u32| {
+            h = (h ^ (h >> 16)).wrapping_mul(0x85EB_CA6B);
+            h = (h ^ (h >> 13)).wrapping_mul(0xC2B2_AE35);
+            h ^ (h >> 16)
+        };
+        for (i, (x, out)) in self.x.iter().zip(self.out).enumerate() {
+            let place = self.first.wrapping_add(i as u32);
+            let draw = mixed(mixed(place ^ self.seed[0]).wrapping_add(self.seed[1]));
+            *out = if draw < self.least { 0.0 } else { x * self.scale };
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -266,6 +375,41 @@ mod tests {
             assert_eq!(largest_difference(&sum, &(&x + &delta)), 0.0);
             assert!(largest_difference(&got, &reference_norm(&sum, &weight, 1e-6)) < 2e-5);
         }
+    }
+
+    #[test]
+    fn dropout_drops_its_part_and_keeps_the_mean() {
+        let x = Tensor::ones([1000, 257], (Kind::Float, Device::Cpu));
+        let y = dropout(&x, 0x1234_5678_9ABC, 0.05).unwrap();
+        let dropped = y
+            .eq(0.0)
+            .to_kind(Kind::Double)
+            .mean(Kind::Double)
+            .double_value(&[]);
+        assert!((dropped - 0.05).abs() < 0.002, "{dropped}");
+        assert!((y.mean(Kind::Double).double_value(&[]) - 1.0).abs() < 0.002);
+        assert_eq!(
+            largest_difference(&y, &dropout(&x, 0x1234_5678_9ABC, 0.05).unwrap()),
+            0.0
+        );
+        // Other seeds drop others: where both do is a matter of chance.
+        for seed in [0x1234_5678_9ABD, 0x1235_1234_5678_9ABC] {
+            let other = dropout(&x, seed, 0.05).unwrap();
+            let both = (&y + &other)
+                .eq(0.0)
+                .to_kind(Kind::Double)
+                .mean(Kind::Double)
+                .double_value(&[]);
+            assert!((both - 0.0025).abs() < 0.0006, "{both}");
+        }
+        let rows = y
+            .eq(0.0)
+            .to_kind(Kind::Double)
+            .mean_dim(&[1i64][..], false, Kind::Double);
+        assert!(
+            rows.max().double_value(&[]) < 0.15,
+            "no row is dropped as a whole"
+        );
     }
 
     #[test]

@@ -12,7 +12,9 @@ mod team;
 
 pub use self::attention::{AttentionShape, Partial, attend, combine, stretch};
 pub use self::awq::GroupedMatrix;
-pub use self::fused::{Heads, add_rms_norm, applies, rms_norm, rotate_halves, rotate_head, swiglu};
+pub use self::fused::{
+    Heads, add_rms_norm, applies, dropout, rms_norm, rms_norm_backward, rotate_halves, rotate_head, swiglu,
+};
 pub(crate) use self::fused::{rms_norm_row, swiglu_row};
 pub use self::lanes::{CodeTable, LANES, Lanes};
 pub use self::level::{Kernel, Level};
