@@ -2,6 +2,7 @@
 //!
 //! Reference: `transformers/models/qwen2_5_vl/modeling_qwen2_5_vl.py` of transformers 5.17.
 
+mod attention;
 mod config;
 mod decoder;
 mod front;

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use tch::{Kind, Tensor};
 
+use super::attention::Runs;
 use super::language::{LanguageModel, Layer};
 use super::layers::rotate;
 use super::positions::rope_positions;
@@ -122,7 +123,7 @@ struct Frame {
     /// Rotary tables, `[rows, dim]` each.
     cos: Tensor,
     sin: Tensor,
-    lengths: Vec<i64>,
+    runs: Runs,
 }
 
 // SAFETY: its tables are only read, which libtorch allows any thread.
@@ -137,7 +138,7 @@ impl LanguageModel {
             dim: self.config.head_dim,
             cos,
             sin,
-            lengths: packed.lengths.clone(),
+            runs: Runs::new(packed.lengths.clone(), self.kind, self.device)?,
         });
         if recompute && !x.requires_grad() {
             // What is computed again gets its gradient through its input.
@@ -240,35 +241,6 @@ impl Layer {
         let q = by_head(turn(self.q.forward(x)?, frame.heads)?)?;
         let k = by_head(turn(self.k.forward(x)?, frame.kv_heads)?)?;
         let v = by_head(self.v.forward(x)?)?;
-        let grouped = frame.heads != frame.kv_heads;
-        let (mut out, mut start, mut i) = (Vec::new(), 0, 0);
-        // Neighbours of one length go through one call.
-        while let Some(&length) = frame.lengths.get(i) {
-            let same = frame.lengths[i..]
-                .iter()
-                .take_while(|&&other| other == length)
-                .count();
-            let rows = length * same as i64;
-            let batch = |t: &Tensor| -> Result<Tensor> {
-                let t = t
-                    .f_narrow(0, start, rows)?
-                    .f_unflatten(0, [same as i64, length])?;
-                Ok(t.f_transpose(1, 2)?)
-            };
-            let y = Tensor::f_scaled_dot_product_attention(
-                &batch(&q)?,
-                &batch(&k)?,
-                &batch(&v)?,
-                None::<Tensor>,
-                0.0,
-                true,
-                None,
-                grouped,
-            )?;
-            out.push(y.f_transpose(1, 2)?.f_reshape([rows, -1])?);
-            start += rows;
-            i += same;
-        }
-        Ok(Tensor::f_cat(&out, 0)?)
+        frame.runs.attention(&q, &k, &v, true)
     }
 }

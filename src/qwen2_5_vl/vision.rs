@@ -5,6 +5,7 @@ use std::sync::Arc;
 use tch::{Device, Kind, Tensor};
 
 use super::VisionConfig;
+use super::attention::Runs;
 use super::layers::{Mlp, RmsNorm, Weights, rotate};
 use super::linear::{Linear, LinearWeight};
 use super::positions::WindowPlan;
@@ -31,8 +32,8 @@ struct Frame {
     /// Rotary tables, `[rows, dim]` each.
     cos: Tensor,
     sin: Tensor,
-    /// Rows that attend to each other, run after run.
-    lengths: Vec<i64>,
+    /// Rows that attend to each other.
+    runs: Runs,
 }
 
 // SAFETY: its tables are only read, which libtorch allows any thread.
@@ -63,12 +64,9 @@ impl Block {
         Ok(x.f_add(&delta)?)
     }
 
-    /// Attention inside consecutive runs of `lengths` rows; x: `[rows, hidden]`, same shape out.
-    ///
-    /// Neighbouring runs of one length go through one batched call, so no rows x rows mask ever exists.
+    /// Attention inside the frame's runs; x: `[rows, hidden]`, same shape out.
     fn attention(&self, x: &Tensor, frame: &Frame) -> Result<Tensor> {
         let (rows, heads, dim) = (x.size()[0], frame.heads as i64, frame.dim as i64);
-        let lengths = &frame.lengths;
         let turned = Heads {
             count: 2 * frame.heads,
             dim: frame.dim,
@@ -77,22 +75,7 @@ impl Block {
         let qkv =
             rotate(self.qkv.forward(x)?, turned, &frame.cos, &frame.sin)?.f_view([rows, 3, heads, dim])?;
         let (q, k, v) = (qkv.f_select(1, 0)?, qkv.f_select(1, 1)?, qkv.f_select(1, 2)?);
-        let (mut out, mut start, mut i) = (Vec::new(), 0, 0);
-        while i < lengths.len() {
-            let n = lengths[i];
-            let same = lengths[i..].iter().take_while(|&&m| m == n).count();
-            let batch = |t: &Tensor| -> Result<Tensor> {
-                let t = t.f_narrow(0, start, n * same as i64)?;
-                Ok(t.f_unflatten(0, [same as i64, n])?.f_transpose(1, 2)?)
-            };
-            let (q, k, v) = (batch(&q)?, batch(&k)?, batch(&v)?);
-            let y =
-                Tensor::f_scaled_dot_product_attention(&q, &k, &v, None::<Tensor>, 0.0, false, None, false)?;
-            out.push(y.f_transpose(1, 2)?.f_reshape([n * same as i64, heads * dim])?);
-            start += n * same as i64;
-            i += same;
-        }
-        self.proj.forward(&Tensor::f_cat(&out, 0)?)
+        self.proj.forward(&frame.runs.attention(&q, &k, &v, false)?)
     }
 }
 
@@ -183,14 +166,16 @@ impl VisionTower {
             .iter()
             .flat_map(|g| std::iter::repeat_n((g.h * g.w) as i64, g.t))
             .collect();
-        let frame = |lengths| Frame {
-            heads: c.num_heads,
-            dim: c.head_dim,
-            cos: cos.shallow_clone(),
-            sin: sin.shallow_clone(),
-            lengths,
+        let frame = |lengths| -> Result<Arc<Frame>> {
+            Ok(Arc::new(Frame {
+                heads: c.num_heads,
+                dim: c.head_dim,
+                cos: cos.shallow_clone(),
+                sin: sin.shallow_clone(),
+                runs: Runs::new(lengths, self.kind, self.device)?,
+            }))
         };
-        let (images, windows) = (Arc::new(frame(images)), Arc::new(frame(windows)));
+        let (images, windows) = (frame(images)?, frame(windows)?);
         let recompute = recompute && self.blocks.iter().any(|block| block.trains());
         if recompute {
             // What is computed again gets its gradient through its input.
@@ -241,11 +226,13 @@ impl VisionTower {
             }
         }
         let spatial = (self.config.head_dim / 2) as i64;
-        let inverse = inverse_frequencies(self.config.rope_theta, spatial)?;
-        let angle =
-            |p: &[f32]| -> Result<Tensor> { Ok(Tensor::f_from_slice(p)?.f_unsqueeze(1)?.f_mul(&inverse)?) };
+        let inverse = inverse_frequencies(self.config.rope_theta, spatial)?.f_to_device(self.device)?;
+        let angle = |p: &[f32]| -> Result<Tensor> {
+            let p = Tensor::f_from_slice(p)?.f_to_device(self.device)?;
+            Ok(p.f_unsqueeze(1)?.f_mul(&inverse)?)
+        };
         let (h, w) = (angle(&rows)?, angle(&columns)?);
-        Ok(Tensor::f_cat(&[&h, &w, &h, &w], 1)?.f_to_device(self.device)?)
+        Ok(Tensor::f_cat(&[&h, &w, &h, &w], 1)?)
     }
 }
 

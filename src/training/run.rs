@@ -6,6 +6,7 @@ use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread;
 use std::time::Instant;
 
+use rayon::prelude::*;
 use tch::{Device, Kind, Tensor};
 
 use super::batches::Batching;
@@ -279,12 +280,19 @@ impl Trainer<'_> {
     fn work(&mut self, mut log: Option<&mut Log>) -> Result<()> {
         let (batching, lengths) = (self.plan.batching, self.lengths.clone());
         let (from, to) = (self.progress.step, self.plan.steps);
-        let (samples, images) = (&self.data.train, self.reader.images().clone());
-        let share = (self.run.rank(), self.run.processes());
+        let feed = Feed {
+            samples: &self.data.train,
+            images: self.reader.images().clone(),
+            batching,
+            lengths: &lengths,
+            share: (self.run.rank(), self.run.processes()),
+            device: self.run.device,
+        };
         // Pages are read and cut while the last batch is computed.
         thread::scope(|scope| {
             let (sender, receiver) = sync_channel(2);
-            scope.spawn(move || produce(samples, &images, (&batching, &lengths), from..to, share, &sender));
+            let feed = &feed;
+            scope.spawn(move || feed.read(from..to, &sender));
             while self.progress.step < to && !self.out_of_patience() {
                 self.step(&receiver, log.as_deref_mut())?;
                 if self.stopping {
@@ -464,35 +472,63 @@ impl Trainer<'_> {
     }
 }
 
-/// Reads the pages of this process's batches in their order, until the receiver goes.
-fn produce(
-    samples: &Samples,
-    images: &ImageProcessor,
-    (batching, lengths): (&Batching, &[usize]),
-    steps: std::ops::Range<u64>,
-    (rank, processes): (usize, usize),
-    sender: &SyncSender<Result<Ready>>,
-) {
-    let own = |step| {
-        let batches = batching.step(lengths, step).batches;
-        batches.into_iter().skip(rank).step_by(processes)
-    };
-    for batch in steps.flat_map(own) {
-        let patches = |batch: &[usize]| -> Result<Tensor> {
-            let pages: Vec<Tensor> = batch
-                .iter()
-                .map(|&i| pixels(images, &samples.samples[i]))
-                .collect::<Result<_>>()?;
-            Ok(Tensor::f_cat(&pages, 0)?)
+/// Where batches come from.
+struct Feed<'a> {
+    samples: &'a Samples,
+    images: ImageProcessor,
+    batching: Batching,
+    lengths: &'a [usize],
+    /// This process, of how many.
+    share: (usize, usize),
+    device: Device,
+}
+
+impl Feed<'_> {
+    /// Reads the pages of this process's batches in their order, until the receiver goes.
+    fn read(&self, steps: std::ops::Range<u64>, sender: &SyncSender<Result<Ready>>) {
+        let pool = match readers(self.device) {
+            Ok(pool) => pool,
+            Err(error) => return drop(sender.send(Err(error))),
         };
-        let ready = patches(&batch).map(|pixels| Ready {
-            samples: batch,
-            pixels,
-        });
-        if sender.send(ready).is_err() {
-            return;
+        let (rank, processes) = self.share;
+        let own = |step| {
+            let batches = self.batching.step(self.lengths, step).batches;
+            batches.into_iter().skip(rank).step_by(processes)
+        };
+        for batch in steps.flat_map(own) {
+            let pages: Result<Vec<Tensor>> =
+                pool.install(|| batch.par_iter().map(|&sample| self.page(sample)).collect());
+            let ready = pages
+                .and_then(|pages| Ok(Tensor::f_cat(&pages, 0)?))
+                .map(|pixels| Ready {
+                    samples: batch,
+                    pixels,
+                });
+            if sender.send(ready).is_err() {
+                return;
+            }
         }
     }
+
+    /// The patches of a sample's page, on the device.
+    fn page(&self, sample: usize) -> Result<Tensor> {
+        let patches = pixels(&self.images, &self.samples.samples[sample])?;
+        Ok(patches.f_to_device(self.device)?)
+    }
+}
+
+/// Threads that read pages: all cores beside a GPU, one beside the threads that compute on the CPU.
+fn readers(device: Device) -> Result<rayon::ThreadPool> {
+    let threads = match device {
+        Device::Cpu => 1,
+        _ => thread::available_parallelism().map_or(1, usize::from),
+    };
+    rayon::ThreadPoolBuilder::new()
+        .num_threads(threads)
+        // Each page is one thread's work: libtorch needs no team for it.
+        .start_handler(|_| tch::set_num_threads(1))
+        .build()
+        .map_err(|error| Error::Device(format!("no threads to read pages with: {error}")))
 }
 
 /// The seed of a batch's dropout; never 0.

@@ -164,9 +164,10 @@ impl Encoder<'_> {
     }
 
     fn encode(&self, root: &Path, entry: &DataSample) -> Result<Outcome> {
+        let (prompt, response) = entry.exchange();
         let response = match self.max_response_characters {
-            Some(most) => entry.response.chars().take(most).collect(),
-            None => entry.response.clone(),
+            Some(most) => response.chars().take(most).collect(),
+            None => response.to_owned(),
         };
         if response.trim().is_empty() {
             return Ok(Outcome::EmptyAnswer);
@@ -186,7 +187,7 @@ impl Encoder<'_> {
         };
         let messages = [Message {
             role: Role::User,
-            content: vec![Content::Image, Content::Text(entry.prompt.clone())],
+            content: vec![Content::Image, Content::Text(prompt.to_owned())],
         }];
         let mut ids = self.text.encode_chat(&messages, &[grid])?;
         let answer = ids.len();
@@ -201,7 +202,7 @@ impl Encoder<'_> {
         hasher.update(answer.to_le_bytes());
         let sample = Sample {
             image,
-            prompt: entry.prompt.clone(),
+            prompt: prompt.to_owned(),
             response,
             ids,
             answer,
