@@ -15,10 +15,15 @@ use super::download::{self, Download, ModelWish, Network};
 use super::state::State;
 use super::work::{Work, work};
 use crate::cli::{CommonArgs, EXIT_INTERRUPTED};
+use crate::device::{self, DeviceChoice};
 use crate::hub::{Hasher, HubArgs};
 use crate::paths::Project;
 use crate::telemetry::{self, Level, LogFormat};
-use crate::{Error, Result, device};
+use crate::{Error, Result};
+
+/// Why a training is left out.
+const LONG_TRAINING: &str = "a whole training takes hours on a CPU; MVP_MAX_STEPS=N makes a short one part of the pipeline, \
+                             finetune_lora by itself trains as long as it is told to";
 
 /// Flags of the pipeline.
 #[derive(Debug, Clone, clap::Args)]
@@ -163,6 +168,10 @@ impl Pipeline<'_> {
                 &self.project.model_folder(self.common.model.as_deref())?.path,
             ),
         };
+        if phase == Phase::FinetuneLora && self.takes_hours() {
+            say(&format!("skipped: {LONG_TRAINING}"));
+            return Ok(Ended::Nothing(LONG_TRAINING.to_owned()));
+        }
         if work.runs.is_empty() {
             let reason = match phase {
                 Phase::EvaluateFinetuned => "there is no adapter",
@@ -191,6 +200,17 @@ impl Pipeline<'_> {
             state.finish(phase.name(), inputs, &work.outputs, seconds)?;
         }
         Ok(Ended::Done)
+    }
+
+    /// A whole training on a CPU, which nobody has asked for by saying how long it may be.
+    fn takes_hours(&self) -> bool {
+        let on_gpu = match self.common.device {
+            DeviceChoice::Cpu => false,
+            DeviceChoice::Cuda(_) => true,
+            DeviceChoice::Auto => device::gpus().is_ok_and(|gpus| !gpus.is_empty()),
+        };
+        let bounded = ["MVP_MAX_STEPS", "MVP_CONFIG"].map(std::env::var_os);
+        !on_gpu && bounded.iter().all(Option::is_none)
     }
 
     /// How a download phase is done; `None` for any other.

@@ -82,7 +82,7 @@ fn the_whole_chain_without_network() {
     for said in [
         "the small model that comes with the program stands in",
         "synthetic reports that come with the program stand in",
-        "[8/10] finetune_lora: not built yet",
+        "[8/10] finetune_lora: skipped: a whole training takes hours on a CPU",
     ] {
         assert!(messages.contains(said), "{said} is missing in {messages}");
     }
@@ -94,7 +94,7 @@ fn the_whole_chain_without_network() {
         ("benchmark_quantized", "done"),
         ("download_datasets", "done"),
         ("prepare_training_data", "done"),
-        ("finetune_lora", "not built yet"),
+        ("finetune_lora", "nothing to do"),
         ("evaluate_finetuned", "nothing to do"),
         ("generate_report", "done"),
     ] {
@@ -123,6 +123,28 @@ fn the_whole_chain_without_network() {
     assert!(notes.contains("synthetic reports"), "{notes}");
 
     skips_what_is_up_to_date(root);
+    trains_as_long_as_it_is_told_to(root);
+}
+
+fn trains_as_long_as_it_is_told_to(root: &Path) {
+    let output = pipeline(root, &["--from", "finetune_lora", "--to", "finetune_lora"])
+        .envs([
+            ("MVP_MAX_STEPS", "1"),
+            ("MVP_BATCH_SIZE", "1"),
+            ("MVP_GRAD_ACCUM_STEPS", "1"),
+            ("MVP_MAX_VAL_SAMPLES", "0"),
+        ])
+        .output()
+        .unwrap();
+    assert_eq!(
+        ended(&output, "finetune_lora"),
+        "done",
+        "{}",
+        text(&output.stderr)
+    );
+    assert!(record(root, paths::TRAINING_METRICS)["final_loss"].is_f64());
+    let adapter = root.join("models/qwen25-vl-nano-medical-lora");
+    assert!(adapter.join("adapter_model.safetensors").is_file());
 }
 
 fn skips_what_is_up_to_date(root: &Path) {
