@@ -22,7 +22,7 @@ const TEST_IMAGES: &str = "datasets/test_images";
 pub struct BenchmarkArgs {
     /// Documents to read instead of the five that come with the program
     ///
-    /// {"documents": [{"id", "filename", "title", "content": [lines], "prompt", "expected_terms": [], "expected_values": []}]}
+    /// {"documents": [{"id", "filename", "title", "content": ["line", ...], "prompt", "expected_terms": ["..."], ...}]}
     #[arg(long, value_name = "FILE.json", env = "MVP_DOCUMENTS", hide_env_values = true)]
     pub documents: Option<PathBuf>,
 

@@ -21,7 +21,7 @@ pub struct EvaluationArgs {
 
     /// Documents to read instead of the five evaluation cases
     ///
-    /// {"documents": [{"id", "filename", "title", "content": [lines], "prompt", "expected_terms": [], "expected_values": []}]}
+    /// {"documents": [{"id", "filename", "title", "content": ["line", ...], "prompt", "expected_terms": ["..."], ...}]}
     #[arg(long, value_name = "FILE.json", env = "MVP_DOCUMENTS", hide_env_values = true)]
     pub documents: Option<PathBuf>,
 
