@@ -57,6 +57,7 @@ pub mod records;
 pub mod rendering;
 pub mod report;
 pub mod server;
+mod shim;
 pub mod telemetry;
 pub mod training;
 

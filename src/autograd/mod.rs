@@ -4,15 +4,12 @@
 //! its gradient into the inputs'. So a packed weight is restored again in the backward pass instead of being kept, and a
 //! layer can be computed again instead of keeping what it made.
 
-use std::ffi::{CStr, c_char, c_int, c_void};
+use std::ffi::{c_char, c_int, c_void};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use tch::Tensor;
 
-use crate::{Error, Result};
-
-/// Room for an error's text from the other side.
-const MESSAGE_BYTES: usize = 512;
+use crate::{Error, Result, shim};
 
 type RawTensor = c_void;
 /// Turns a gradient into those of the inputs that are wanted.
@@ -209,17 +206,9 @@ pub fn adamw_step(
     })
 }
 
-/// Calls the other side with room for an error's text.
-fn check(call: impl FnOnce(*mut c_char, usize) -> c_int) -> Result<()> {
-    let mut message = [0 as c_char; MESSAGE_BYTES];
-    if call(message.as_mut_ptr(), message.len()) == 0 {
-        return Ok(());
-    }
-    // SAFETY: the other side ends its text with a zero inside the room, which began as zeros.
-    let text = unsafe { CStr::from_ptr(message.as_ptr()) };
-    Err(Error::Torch(tch::TchError::Torch(
-        text.to_string_lossy().into_owned(),
-    )))
+/// Calls the other side; its error is libtorch's.
+fn check(work: impl FnOnce(*mut c_char, usize) -> c_int) -> Result<()> {
+    shim::call(work).map_err(|text| Error::Torch(tch::TchError::Torch(text)))
 }
 
 /// The other side's way into a closure.

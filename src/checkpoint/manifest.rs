@@ -132,6 +132,7 @@ pub fn revision(files: &[PathBuf]) -> Result<String> {
     Ok(hexadecimal(&Sha256::digest(lines.concat())))
 }
 
-fn hexadecimal(bytes: &[u8]) -> String {
+/// Lower-case hexadecimal digits of a hash.
+pub(crate) fn hexadecimal(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }

@@ -17,6 +17,7 @@ use std::sync::Arc;
 use serde::Deserialize;
 use tch::{Device, Kind, Tensor};
 
+pub(crate) use self::manifest::hexadecimal;
 pub use self::manifest::{FileDigest, MANIFEST, Manifest, Origin, digest_of, revision};
 pub use self::names::{canonical_name, transformers_name};
 pub use self::raw::{MappedBytes, StoredTensor};

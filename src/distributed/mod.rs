@@ -7,18 +7,16 @@
 
 mod nccl;
 
-use std::ffi::{CStr, CString, c_char, c_int, c_void};
+use std::ffi::{CString, c_char, c_int, c_void};
 use std::time::Duration;
 
 use tch::{Device, Kind, Tensor};
 
 use self::nccl::Communicator;
-use crate::{Error, Result};
+use crate::{Error, Result, shim};
 
 /// How long members wait for each other.
 const TIMEOUT: Duration = Duration::from_secs(600);
-/// Room for an error's text from the other side.
-const MESSAGE_BYTES: usize = 512;
 
 unsafe extern "C" {
     fn medvision_group_join(
@@ -132,7 +130,7 @@ impl Group {
         let (rank, size) = (number(place.rank)?, number(place.size)?);
         let server = c_int::from(place.rank == 0 && !place.store_is_elsewhere);
         let mut handle = std::ptr::null_mut();
-        call(|message, capacity| {
+        shim::call(|message, capacity| {
             // SAFETY: the strings are terminated and outlive the call, as the places for results do; it throws nothing.
             unsafe {
                 medvision_group_join(
@@ -152,8 +150,10 @@ impl Group {
         })
         .map_err(|reason| {
             Error::Distributed(format!(
-                "process {rank} of {size} cannot join the others at {}:{}: {reason}",
-                place.host, place.port
+                "process {rank} of {size} cannot join the others at {}:{}: {}",
+                place.host,
+                place.port,
+                shim::first_line(&reason)
             ))
         })?;
         let mut group = Self {
@@ -219,13 +219,14 @@ impl Group {
         operation: unsafe extern "C" fn(*mut c_void, *mut c_void, *mut c_char, usize) -> c_int,
         tensor: &Tensor,
     ) -> Result<()> {
-        call(|message, capacity| {
+        shim::call(|message, capacity| {
             // SAFETY: the group lives; the tensor is a C++ tensor on the CPU, which outlives the call.
             unsafe { operation(self.handle, tensor.as_ptr().cast_mut().cast(), message, capacity) }
         })
         .map_err(|reason| {
             Error::Distributed(format!(
-                "the other processes cannot be reached: {reason}; one of them may have failed, see its messages"
+                "the other processes cannot be reached: {}; one of them may have failed, see its messages",
+                shim::first_line(&reason)
             ))
         })
     }
@@ -236,17 +237,6 @@ impl Drop for Group {
         // SAFETY: made by `medvision_group_join`, and not used any more.
         unsafe { medvision_group_leave(self.handle) };
     }
-}
-
-/// Calls `work` with room for a message, which is the error where it returns something else than 0.
-fn call(work: impl FnOnce(*mut c_char, usize) -> c_int) -> Result<(), String> {
-    let mut message = [0 as c_char; MESSAGE_BYTES];
-    if work(message.as_mut_ptr(), MESSAGE_BYTES - 1) == 0 {
-        return Ok(());
-    }
-    // SAFETY: the last byte is zero whatever was written before it.
-    let text = unsafe { CStr::from_ptr(message.as_ptr()) }.to_string_lossy();
-    Err(text.lines().next().unwrap_or_default().to_owned())
 }
 
 #[cfg(test)]

@@ -8,6 +8,7 @@ use sha2::{Digest, Sha256};
 use super::Watch;
 use super::base::BaseRun;
 use crate::benchmark::{BenchmarkArgs, BenchmarkRun, Pages, benchmark};
+use crate::checkpoint::hexadecimal;
 use crate::engine::Precision;
 use crate::records::{Accuracy, InferenceResult, round_to};
 use crate::{Error, Result};
@@ -68,6 +69,5 @@ pub(super) fn documents_digest(run: &BaseRun<'_>) -> Result<String> {
     let documents = run.documents.documents()?;
     let text = serde_json::to_vec(&(documents, run.documents.max_new_tokens))
         .map_err(|error| Error::Numeric(format!("the documents cannot be written as JSON: {error}")))?;
-    let digest = Sha256::digest(&text);
-    Ok(digest.iter().map(|byte| format!("{byte:02x}")).collect())
+    Ok(hexadecimal(&Sha256::digest(&text)))
 }

@@ -1,13 +1,10 @@
 //! Attention within runs of rows that lie one behind the other: windows, images, sequences of a training.
 
-use std::ffi::{CStr, c_char, c_int, c_void};
+use std::ffi::{c_char, c_int, c_void};
 
 use tch::{Device, Kind, Tensor};
 
-use crate::Result;
-
-/// Room for an error's text from the other side.
-const MESSAGE_BYTES: usize = 512;
+use crate::{Result, shim};
 
 unsafe extern "C" {
     /// In `device/attention.cpp`.
@@ -95,9 +92,8 @@ impl Runs {
     fn flash(&self, q: &Tensor, k: &Tensor, v: &Tensor, causal: bool) -> Option<Tensor> {
         let bounds = self.bounds.as_ref()?;
         let mut out = std::ptr::null_mut();
-        let mut message = [0 as c_char; MESSAGE_BYTES];
         // SAFETY: live tensors; `out` and the message's room are valid for the call, which throws nothing.
-        let status = unsafe {
+        let called = shim::call(|message, capacity| unsafe {
             medvision_flash_attention(
                 q.as_ptr().cast(),
                 k.as_ptr().cast(),
@@ -106,17 +102,12 @@ impl Runs {
                 self.longest,
                 c_int::from(causal),
                 &mut out,
-                message.as_mut_ptr(),
-                MESSAGE_BYTES - 1,
+                message,
+                capacity,
             )
-        };
-        if status != 0 {
-            // SAFETY: the last byte is zero whatever was written before it.
-            let reason = unsafe { CStr::from_ptr(message.as_ptr()) }.to_string_lossy();
-            tracing::debug!(
-                "no flash attention: {}",
-                reason.lines().next().unwrap_or_default()
-            );
+        });
+        if let Err(reason) = called {
+            tracing::debug!("no flash attention: {}", shim::first_line(&reason));
             return None;
         }
         // SAFETY: a new tensor, whose owner this becomes.

@@ -9,6 +9,7 @@ use tch::Tensor;
 
 use super::error::TrainingError;
 use super::options::TrainingOptions;
+use crate::checkpoint::hexadecimal;
 use crate::paths::Project;
 use crate::processing::{Content, DecodeLimits, Grid, ImageProcessor, Message, Role, TextProcessor, decode};
 use crate::records::{self, DataSample};
@@ -132,11 +133,7 @@ impl Encoder<'_> {
                 }
             }
         }
-        found.sha256 = hasher
-            .finalize()
-            .iter()
-            .map(|byte| format!("{byte:02x}"))
-            .collect();
+        found.sha256 = hexadecimal(&hasher.finalize());
         let broken = found.left_out.broken_page as usize;
         let tolerated = (wanted.len() as f64 * BROKEN_PERCENT / 100.0).max(1.0);
         match first {

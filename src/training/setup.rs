@@ -10,6 +10,7 @@ use super::error::TrainingError;
 use super::options::{BaseKind, TrainingOptions};
 use super::samples::{Encoder, LeftOut, Samples, max_tokens};
 use crate::adapters::{Adapter, LoraConfig, Targets};
+use crate::checkpoint::hexadecimal;
 use crate::checkpoint::{Checkpoint, MANIFEST, revision};
 use crate::device::{gpu_memory, host_memory};
 use crate::paths::{LORA_SUFFIX, NF4_SUFFIX, Project};
@@ -57,10 +58,7 @@ impl Base {
         // A folder that this program made says itself what it holds.
         let manifest = self.dir.join(MANIFEST);
         if let Ok(text) = std::fs::read(&manifest) {
-            return Ok(Sha256::digest(text)
-                .iter()
-                .map(|byte| format!("{byte:02x}"))
-                .collect());
+            return Ok(hexadecimal(&Sha256::digest(text)));
         }
         revision(&Checkpoint::open(&self.dir)?.files())
     }

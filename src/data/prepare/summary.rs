@@ -8,6 +8,7 @@ use sha2::{Digest, Sha256};
 use super::samples::Collected;
 use super::split::Split;
 use super::{PrepareOptions, list_paths};
+use crate::checkpoint::hexadecimal;
 use crate::data::RawDataset;
 use crate::documents::DOCUMENTS_VERSION;
 use crate::paths::Project;
@@ -43,8 +44,7 @@ impl Inputs {
             datasets,
             [u64::from(DOCUMENTS_VERSION), options.clinical],
         ]);
-        let digest = Sha256::digest(inputs.to_string());
-        Self(digest.iter().map(|byte| format!("{byte:02x}")).collect())
+        Self(hexadecimal(&Sha256::digest(inputs.to_string())))
     }
 
     /// The summary of an earlier run that made the same, if all that it made is still there.

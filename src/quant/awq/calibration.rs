@@ -5,6 +5,7 @@ use tch::{Device, Kind};
 
 use super::decoder::Rotary;
 use super::layer::Prompt;
+use crate::checkpoint::hexadecimal;
 use crate::data::CalibrationPage;
 use crate::quant::Source;
 use crate::quant::accuracy::Encoder;
@@ -54,6 +55,5 @@ pub fn pages_digest(pages: &[CalibrationPage]) -> String {
         }
         hasher.update(page.image.width.to_le_bytes());
     }
-    let digest = hasher.finalize();
-    digest.iter().map(|byte| format!("{byte:02x}")).collect()
+    hexadecimal(&hasher.finalize())
 }
