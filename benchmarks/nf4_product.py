@@ -32,7 +32,7 @@ def main() -> int:
     program = arguments.program or record.bench_program("nf4")
     lines = []
     for _ in range(arguments.rounds):
-        for level in ("avx512", "avx2", "portable"):
+        for level in ("avx512", "avx2", "sse4.1", "portable"):
             lines.append(json.loads(output(program, MVP_CPU_LEVEL=level)))
     # The best of each apart: the ratio of one round flatters where a neighbour slowed only the reading.
     bandwidth = max(line["read_bandwidth_gb_per_second"] for line in lines)

@@ -3,7 +3,7 @@
 use std::sync::OnceLock;
 
 #[cfg(target_arch = "x86_64")]
-use super::lanes::{Avx2, Avx512};
+use super::lanes::{Avx2, Avx512, Sse41};
 use super::lanes::{Lanes, Portable};
 
 /// Instructions that kernels may use.
@@ -11,6 +11,8 @@ use super::lanes::{Lanes, Portable};
 pub enum Level {
     /// Those of any processor the program runs on.
     Portable,
+    /// SSE4.1.
+    Sse41,
     /// AVX2 with FMA.
     Avx2,
     /// AVX-512F and BW.
@@ -30,7 +32,7 @@ pub trait Kernel {
 }
 
 impl Level {
-    /// The best that this processor has; `MVP_CPU_LEVEL` (`portable`, `avx2`, `avx512`) may lower it.
+    /// The best that this processor has; `MVP_CPU_LEVEL` (`portable`, `sse4.1`, `avx2`, `avx512`) may lower it.
     pub fn best() -> Self {
         static BEST: OnceLock<Level> = OnceLock::new();
         *BEST.get_or_init(|| {
@@ -45,33 +47,48 @@ impl Level {
 
     /// All that this processor has, the best last.
     pub fn available() -> Vec<Self> {
-        let mut levels = vec![Self::Portable];
-        #[cfg(target_arch = "x86_64")]
-        {
-            if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
-                levels.push(Self::Avx2);
-                if is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512bw") {
-                    levels.push(Self::Avx512);
-                }
-            }
-        }
-        levels
+        let all = [Self::Portable, Self::Sse41, Self::Avx2, Self::Avx512];
+        all.into_iter().filter(|level| level.is_available()).collect()
     }
 
-    /// "portable", "avx2", "avx512".
+    /// Whether this processor has it: after the first time a load and a test.
+    #[inline]
+    fn is_available(self) -> bool {
+        #[cfg(target_arch = "x86_64")]
+        return match self {
+            Self::Portable => true,
+            Self::Sse41 => is_x86_feature_detected!("sse4.1") && is_x86_feature_detected!("ssse3"),
+            Self::Avx2 => is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma"),
+            Self::Avx512 => {
+                Self::Avx2.is_available()
+                    && is_x86_feature_detected!("avx512f")
+                    && is_x86_feature_detected!("avx512bw")
+            }
+        };
+        #[cfg(not(target_arch = "x86_64"))]
+        return self == Self::Portable;
+    }
+
+    /// "portable", "sse4.1", "avx2", "avx512".
     pub fn name(self) -> &'static str {
         match self {
             Self::Portable => "portable",
+            Self::Sse41 => "sse4.1",
             Self::Avx2 => "avx2",
             Self::Avx512 => "avx512",
         }
     }
 
-    /// Runs `kernel` with this level's instructions; a level that the processor lacks falls back to portable ones.
+    /// Runs `kernel` with this level's instructions; where the processor lacks them, with portable ones.
     #[inline]
     pub fn run<K: Kernel>(self, kernel: K) -> K::Output {
         #[cfg(target_arch = "x86_64")]
         {
+            #[target_feature(enable = "sse4.1,ssse3")]
+            unsafe fn sse41<K: Kernel>(kernel: K) -> K::Output {
+                // SAFETY: the caller checked for SSE4.1.
+                unsafe { kernel.run::<Sse41>() }
+            }
             #[target_feature(enable = "avx2,fma")]
             unsafe fn avx2<K: Kernel>(kernel: K) -> K::Output {
                 // SAFETY: the caller checked for AVX2 and FMA.
@@ -82,19 +99,16 @@ impl Level {
                 // SAFETY: the caller checked for AVX-512F and BW.
                 unsafe { kernel.run::<Avx512>() }
             }
-            // Detection is cached: a load and a test.
-            let has_avx2 = is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma");
-            if self == Self::Avx512
-                && is_x86_feature_detected!("avx512f")
-                && is_x86_feature_detected!("avx512bw")
-                && has_avx2
-            {
+            if self.is_available() {
                 // SAFETY: just checked.
-                return unsafe { avx512(kernel) };
-            }
-            if self != Self::Portable && has_avx2 {
-                // SAFETY: just checked.
-                return unsafe { avx2(kernel) };
+                unsafe {
+                    match self {
+                        Self::Portable => {}
+                        Self::Sse41 => return sse41(kernel),
+                        Self::Avx2 => return avx2(kernel),
+                        Self::Avx512 => return avx512(kernel),
+                    }
+                }
             }
         }
         // SAFETY: plain Rust.

@@ -1,4 +1,4 @@
-//! CPU kernels: one generic source over [`Lanes`], compiled for AVX-512, AVX2 and any processor; see [`Level`].
+//! CPU kernels: one generic source over [`Lanes`], compiled for AVX-512, AVX2, SSE4.1 and any processor; see [`Level`].
 
 mod attention;
 mod awq;
@@ -16,7 +16,7 @@ pub use self::fused::{
     Heads, add_rms_norm, applies, dropout, rms_norm, rms_norm_backward, rotate_halves, rotate_head, swiglu,
 };
 pub(crate) use self::fused::{rms_norm_row, swiglu_row};
-pub use self::lanes::{CodeTable, LANES, Lanes};
+pub use self::lanes::{CodeFactors, CodeTable, LANES, Lanes};
 pub use self::level::{Kernel, Level};
 pub use self::matrix::{Matrix, RowProduct};
 pub use self::nf4::{BlockScales, CodedMatrix};

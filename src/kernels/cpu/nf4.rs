@@ -6,14 +6,12 @@ use std::ops::Range;
 use half::f16;
 use half::slice::HalfFloatSliceExt;
 
-use super::lanes::{CODE_FACTOR, CODE_UNIT, CodeTable, Lanes};
+use super::lanes::{CODE_FACTOR, CODE_UNIT, CODES, CodeFactors, CodeTable, Lanes};
 use super::level::{Kernel, Level};
 use super::matrix::RowProduct;
 
-/// Codes that [`Lanes::code_dots`] looks up at a time.
-const CHUNK: usize = 128;
-/// Codes of a chunk that share a scale here: half a chunk.
-const HALF: usize = CHUNK / 2;
+/// Codes that share a scale in [`Lanes::code_dots`].
+const HALF: usize = CODES / 2;
 /// Rows that share the loads of `x`.
 const ROWS: usize = 4;
 
@@ -174,7 +172,7 @@ impl RowProduct for CodedMatrix<'_> {
 #[derive(Default)]
 struct Room {
     /// `x` as whole numbers, in the order that codes are looked up in, filled up with zeros to whole chunks.
-    x: Vec<i16>,
+    x: Vec<CodeFactors>,
     /// What 1 stands for, each half of a chunk of `x`, over [`CODE_UNIT`].
     units: Vec<f32>,
     /// Products of scales and units of [`ROWS`] rows.
@@ -237,12 +235,12 @@ impl Kernel for Regular<'_> {
 /// Fourteen bits of a half chunk's largest value: some twenty times finer than bf16. What is not a number makes its unit
 /// one, and so every product.
 #[inline(always)]
-fn round<L: Lanes>(x: &[f32], out: &mut Vec<i16>, units: &mut Vec<f32>) {
-    out.resize(x.len().next_multiple_of(CHUNK), 0);
-    units.resize(out.len() / HALF, 0.0);
-    let chunks = x.chunks(CHUNK).zip(out.chunks_exact_mut(CHUNK));
+fn round<L: Lanes>(x: &[f32], out: &mut Vec<CodeFactors>, units: &mut Vec<f32>) {
+    out.resize(x.len().div_ceil(CODES), CodeFactors([0; CODES]));
+    units.resize(2 * out.len(), 0.0);
+    let chunks = x.chunks(CODES).zip(out);
     for ((x, out), units) in chunks.zip(units.chunks_exact_mut(2)) {
-        let mut rounded = [0i16; CHUNK];
+        let mut rounded = [0i16; CODES];
         for ((x, rounded), unit) in x
             .chunks(HALF)
             .zip(rounded.chunks_exact_mut(HALF))
@@ -256,8 +254,8 @@ fn round<L: Lanes>(x: &[f32], out: &mut Vec<i16>, units: &mut Vec<f32>) {
             }
             *unit = largest / (CODE_FACTOR * CODE_UNIT);
         }
-        for (i, out) in out.iter_mut().enumerate() {
-            *out = rounded[L::code_place(i) % CHUNK];
+        for (i, out) in out.0.iter_mut().enumerate() {
+            *out = rounded[L::code_place(i) % CODES];
         }
         if x.len() <= HALF {
             units[1] = 0.0;
@@ -279,7 +277,7 @@ fn read_row_scales(matrix: &CodedMatrix<'_>, row: usize, out: &mut [f32]) {
     }
 }
 
-/// Dot products of `N` rows of `codes` with `x`, which is in order; `scales` holds `x.len() / HALF` for each row.
+/// Dot products of `N` rows of `codes` with `x`, which is in order; `scales` holds two a chunk for each row.
 ///
 /// # Safety
 /// The processor has the instructions of `L`.
@@ -288,18 +286,16 @@ unsafe fn dots<L: Lanes, const N: usize>(
     codes: &[u8],
     table: &CodeTable,
     scales: &[f32],
-    x: &[i16],
+    x: &[CodeFactors],
 ) -> [f32; N] {
-    const BYTES: usize = CHUNK / 2;
-    let (row_bytes, halves) = (codes.len() / N, x.len() / HALF);
-    assert!(scales.len() >= N * halves && x.len() == (row_bytes * 2).next_multiple_of(CHUNK));
-    // SAFETY: a chunk has CHUNK values of `x` and BYTES bytes of each row, but the last, which is copied; the level is the
-    // caller's promise.
+    const BYTES: usize = CODES / 2;
+    let (row_bytes, halves) = (codes.len() / N, 2 * x.len());
+    assert!(scales.len() >= N * halves && x.len() == row_bytes.div_ceil(BYTES));
+    // SAFETY: a chunk has BYTES bytes of each row, but the last, which is copied; the level is the caller's promise.
     unsafe {
         let mut sums = [L::splat(0.0); N];
         let whole = row_bytes / BYTES;
-        for chunk in 0..whole {
-            let x = x.as_ptr().add(chunk * CHUNK);
+        for (chunk, x) in x[..whole].iter().enumerate() {
             for (row, sum) in sums.iter_mut().enumerate() {
                 let product = L::code_dots(codes.as_ptr().add(row * row_bytes + chunk * BYTES), x, table);
                 // The next rows, in the order of memory: the processor itself does not see that rows follow each other.
@@ -317,7 +313,7 @@ unsafe fn dots<L: Lanes, const N: usize>(
                 let rest = &codes[row * row_bytes + whole * BYTES..(row + 1) * row_bytes];
                 let mut last = [0u8; BYTES];
                 last[..rest.len()].copy_from_slice(rest);
-                let product = L::code_dots(last.as_ptr(), x.as_ptr().add(whole * CHUNK), table);
+                let product = L::code_dots(last.as_ptr(), &x[whole], table);
                 *sum = product.mul_add(L::halves(scales[row * halves + whole * 2], 0.0), *sum);
             }
         }
