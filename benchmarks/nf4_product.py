@@ -4,7 +4,7 @@
     python benchmarks/nf4_product.py          # on an idle machine; needs cargo
 
 Runs benchmarks/nf4.rs, which measures both in the same run, some rounds for each kind, and writes the best product and the best bandwidth of all of them to
-benchmarks/runs/nf4-product.json. Exits with 1 where the best instructions, or AVX2, stay below 60 %.
+benchmarks/runs/nf4-product.json. Exits with 1 where AVX-512 or AVX2 stays below 60 %: without them arithmetic is the limit, not memory.
 """
 
 import argparse
@@ -51,7 +51,7 @@ def main() -> int:
     }
     print(json.dumps(made, indent=1))
     print(f"written: {record.save('nf4-product', made)}")
-    return 0 if all(share >= BAR for name, share in shares.items() if name != "portable") else 1
+    return 0 if all(share >= BAR for name, share in shares.items() if name.startswith("avx")) else 1
 
 
 if __name__ == "__main__":

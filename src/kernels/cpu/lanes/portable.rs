@@ -3,6 +3,9 @@
 use super::{CodeFactors, CodeTable, LANES, Lanes};
 
 /// For any processor.
+///
+/// Plain Rust has no lookup inside a register: four-bit products load the two values of each byte from a table, some 64
+/// cycles for 64 bytes. Whole numbers are no faster there, since compilers do not find the instructions for their sums.
 #[derive(Clone, Copy)]
 pub(in super::super) struct Portable([f32; LANES]);
 

@@ -338,6 +338,9 @@ unsafe impl Lanes for Avx2 {
 }
 
 /// SSE4.1: what every x86-64 processor since about 2009 has.
+///
+/// Arithmetic limits its four-bit products, not memory: [`Lanes::code_dots`] and the scaling take 86 vector instructions for
+/// 64 bytes, sixteen bytes at a time; 28 cycles where a processor does three a cycle.
 #[derive(Clone, Copy)]
 pub(in super::super) struct Sse41([__m128; 4]);
 
