@@ -51,11 +51,13 @@ fn link_libtorch() {
     }
 }
 
-/// What tch does not bind: nodes of autograd's graph, the allocator's figures, the choice of attention kernels, process groups.
-const SHIMS: [&str; 4] = [
+/// What tch does not bind: nodes of autograd's graph, the allocator's figures, the choice of attention kernels,
+/// page-locked memory, process groups.
+const SHIMS: [&str; 5] = [
     "src/autograd/node.cpp",
     "src/device/allocator.cpp",
     "src/device/attention.cpp",
+    "src/device/transfer.cpp",
     "src/distributed/c10d.cpp",
 ];
 /// Declarations of gloo's, which libtorch holds but has no headers of.

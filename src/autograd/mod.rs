@@ -65,6 +65,15 @@ unsafe extern "C" {
         message: *mut c_char,
         capacity: usize,
     ) -> c_int;
+    fn medvision_rms_norm_backward(
+        gradient: *const RawTensor,
+        input: *const RawTensor,
+        factor: *const RawTensor,
+        weight: *const RawTensor,
+        result: *mut *mut RawTensor,
+        message: *mut c_char,
+        capacity: usize,
+    ) -> c_int;
     fn medvision_adamw_step(
         parameters: *mut RawTensor,
         gradients: *mut RawTensor,
@@ -167,6 +176,30 @@ pub fn set_gradient(parameter: &mut Tensor, gradient: &Tensor) -> Result<()> {
             capacity,
         )
     })
+}
+
+/// The gradient of the input of libtorch's fused RMS norm, on a GPU; `factor` is that norm's second result.
+pub fn rms_norm_backward(
+    gradient: &Tensor,
+    input: &Tensor,
+    factor: &Tensor,
+    weight: &Tensor,
+) -> Result<Tensor> {
+    let mut result: *mut RawTensor = std::ptr::null_mut();
+    // SAFETY: live tensors.
+    check(|message, capacity| unsafe {
+        medvision_rms_norm_backward(
+            gradient.as_ptr().cast(),
+            input.as_ptr().cast(),
+            factor.as_ptr().cast(),
+            weight.as_ptr().cast(),
+            &mut result,
+            message,
+            capacity,
+        )
+    })?;
+    // SAFETY: a new tensor, whose owner this becomes.
+    Ok(unsafe { Tensor::from_ptr(result.cast()) })
 }
 
 /// What an AdamW step works on; all f32, of one shape, on one device.

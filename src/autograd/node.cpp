@@ -1,9 +1,11 @@
-// What tch does not bind: a node of autograd's graph whose backward is the caller's, and the fused AdamW step.
+// What tch does not bind: a node of autograd's graph whose backward is the caller's, the fused AdamW step, and the
+// backward pass of the fused RMS norm.
 //
 // Device-neutral headers alone: nothing here needs CUDA to compile or link. No exception leaves.
 
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/_fused_adamw.h>
+#include <ATen/ops/_fused_rms_norm_backward.h>
 #include <c10/core/GradMode.h>
 #include <torch/csrc/autograd/autograd.h>
 #include <torch/csrc/autograd/function.h>
@@ -127,6 +129,17 @@ struct medvision_adamw {
 };
 
 // One step of AdamW in place; `step` is f32, on the parameters' device, and holds this step's number, from 1.
+int medvision_rms_norm_backward(
+    const at::Tensor* gradient, const at::Tensor* input, const at::Tensor* factor, const at::Tensor* weight,
+    at::Tensor** result, char* message, size_t capacity) noexcept {
+  return guarded(message, capacity, [&] {
+    c10::AutoGradMode no_grad(false);
+    auto made = at::_fused_rms_norm_backward(
+        gradient->contiguous(), *input, weight->sizes(), *factor, *weight, {true, false});
+    *result = new at::Tensor(std::get<0>(std::move(made)));
+  });
+}
+
 int medvision_adamw_step(
     at::Tensor* parameters, at::Tensor* gradients, at::Tensor* first, at::Tensor* second, at::Tensor* step,
     const medvision_adamw* settings, char* message, size_t capacity) noexcept {

@@ -164,11 +164,11 @@ impl CommonArgs {
         Ok(folder)
     }
 
-    /// As [`Self::select_device`] for one of several processes on this machine: "auto" takes the GPU of its number.
+    /// As [`Self::select_device`] for one of several processes on this machine: "auto" and "cuda" take the GPU of its number.
     pub fn select_device_of(&self, local_rank: usize) -> Result<Selected> {
         let gpus = device::gpus().map_or(0, |gpus| gpus.len());
         let device = match self.device {
-            DeviceChoice::Auto if gpus > 0 => DeviceChoice::Cuda(local_rank % gpus),
+            DeviceChoice::Auto | DeviceChoice::Gpu if gpus > 0 => DeviceChoice::Cuda(local_rank % gpus),
             chosen => chosen,
         };
         Self {

@@ -4,6 +4,7 @@ mod allocator;
 mod cuda;
 mod memory;
 mod threads;
+mod transfer;
 
 use std::fmt;
 use std::str::FromStr;
@@ -14,6 +15,7 @@ pub use self::cuda::{
 };
 pub use self::memory::{HostMemory, ProcessMemory, host_memory, keep_freed_memory, process_memory};
 pub use self::threads::{default_threads, physical_cores, set_threads};
+pub use self::transfer::{pinned, upload};
 
 use crate::{Error, Result};
 
@@ -24,8 +26,21 @@ pub enum DeviceChoice {
     Auto,
     /// The CPU.
     Cpu,
+    /// The first GPU; of several processes each its own.
+    Gpu,
     /// The GPU with this index among those that CUDA sees.
     Cuda(usize),
+}
+
+impl DeviceChoice {
+    /// Index of the GPU that was asked for.
+    pub fn gpu(self) -> Option<usize> {
+        match self {
+            Self::Auto | Self::Cpu => None,
+            Self::Gpu => Some(0),
+            Self::Cuda(index) => Some(index),
+        }
+    }
 }
 
 impl FromStr for DeviceChoice {
@@ -35,7 +50,7 @@ impl FromStr for DeviceChoice {
         match text.to_ascii_lowercase().as_str() {
             "auto" => Ok(Self::Auto),
             "cpu" => Ok(Self::Cpu),
-            "cuda" => Ok(Self::Cuda(0)),
+            "cuda" => Ok(Self::Gpu),
             other => other
                 .strip_prefix("cuda:")
                 .and_then(|index| index.parse().ok())
@@ -50,6 +65,7 @@ impl fmt::Display for DeviceChoice {
         match self {
             Self::Auto => formatter.write_str("auto"),
             Self::Cpu => formatter.write_str("cpu"),
+            Self::Gpu => formatter.write_str("cuda"),
             Self::Cuda(index) => write!(formatter, "cuda:{index}"),
         }
     }
@@ -73,9 +89,9 @@ pub struct Selected {
 pub fn select(choice: DeviceChoice) -> Result<Selected> {
     match choice {
         DeviceChoice::Cpu => Ok(cpu("as asked for")),
-        DeviceChoice::Cuda(index) => cuda::start(index)
+        DeviceChoice::Gpu | DeviceChoice::Cuda(_) => cuda::start(choice.gpu().unwrap_or(0))
             .map(on_gpu)
-            .map_err(|reason| Error::Device(format!("cuda:{index} cannot be used: {reason}"))),
+            .map_err(|reason| Error::Device(format!("{choice} cannot be used: {reason}"))),
         DeviceChoice::Auto => Ok(match cuda::start(0) {
             Ok(gpu) => on_gpu(gpu),
             Err(reason) => cpu(&reason.to_string()),
@@ -108,7 +124,7 @@ mod tests {
         for (text, choice) in [
             ("auto", DeviceChoice::Auto),
             ("CPU", DeviceChoice::Cpu),
-            ("cuda", DeviceChoice::Cuda(0)),
+            ("cuda", DeviceChoice::Gpu),
             ("cuda:3", DeviceChoice::Cuda(3)),
         ] {
             assert_eq!(text.parse(), Ok(choice));

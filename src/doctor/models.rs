@@ -64,11 +64,13 @@ impl Target {
     fn new(common: &CommonArgs, machine: &Machine, accelerators: &Accelerators) -> Self {
         let gpu = match common.device {
             DeviceChoice::Cpu => None,
-            DeviceChoice::Auto => accelerators.gpus.iter().find(|gpu| gpu.index == 0 && gpu.works),
-            DeviceChoice::Cuda(index) => accelerators
-                .gpus
-                .iter()
-                .find(|gpu| gpu.index == index && gpu.works),
+            choice => {
+                let index = choice.gpu().unwrap_or(0);
+                accelerators
+                    .gpus
+                    .iter()
+                    .find(|gpu| gpu.index == index && gpu.works)
+            }
         };
         let (name, available_bytes) = match gpu {
             Some(gpu) => (format!("cuda:{}", gpu.index), gpu.free_bytes),

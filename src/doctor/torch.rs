@@ -120,7 +120,7 @@ pub(super) fn examine_accelerators(choice: DeviceChoice, checks: &mut Checks) ->
         Ok(_) => without_gpu(&CudaUnavailable::NoGpu, checks),
         Err(reason) => without_gpu(&reason, checks),
     };
-    if let DeviceChoice::Cuda(index) = choice
+    if let Some(index) = choice.gpu()
         && !accelerators
             .gpus
             .iter()

@@ -51,11 +51,11 @@ pub(super) struct Wear {
 impl Look {
     pub(super) fn draw(dice: &mut Dice) -> Self {
         match dice.below(100) {
-            0..12 => Self::Document {
+            0..18 => Self::Document {
                 size: *dice.pick(&[TEST_PAGE, EVALUATION_PAGE]),
                 columns: dice.between(72, 98),
             },
-            12..18 => Self::Report,
+            18..28 => Self::Report,
             _ => Self::Sheet(Sheet::draw(dice)),
         }
     }
@@ -85,7 +85,7 @@ impl Sheet {
             0..=6 => dice.between(11, 17),
             _ => dice.between(SIZES[0].into(), SIZES[1].into()),
         } as u16;
-        let wear = dice.chance(0.75).then(|| Wear::draw(dice, pixels));
+        let wear = dice.chance(0.62).then(|| Wear::draw(dice, pixels));
         // A skewed page's corners stay on the sheet.
         let slant = wear.as_ref().map_or(0.0, |wear| wear.skew_degrees.abs());
         Self {

@@ -8,6 +8,7 @@ use super::dice::Dice;
 use super::layout::{self, Written};
 use super::look::Look;
 use super::sections;
+use super::spelling::respell;
 use super::tasks::{Question, questions};
 use super::vocabulary::{Split, kinds, shared, words};
 use super::wear::{self, Encoded};
@@ -64,7 +65,10 @@ pub fn page(split: Split, seed: u64, index: u64) -> Page {
 fn attempted(split: Split, dice: &mut Dice) -> Option<Page> {
     let kind = dice.pick(kinds());
     let look = Look::draw(dice);
-    let blocks = sections::write(kind, dice, words(split), shared());
+    let mut blocks = sections::write(kind, dice, words(split), shared());
+    if split == Split::Train {
+        respell(&mut blocks, dice);
+    }
     let (image, written) = draw(&look, blocks, dice)?;
     let (font, font_px) = look.font();
     Some(Page {

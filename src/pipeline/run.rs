@@ -206,7 +206,7 @@ impl Pipeline<'_> {
     fn takes_hours(&self) -> bool {
         let on_gpu = match self.common.device {
             DeviceChoice::Cpu => false,
-            DeviceChoice::Cuda(_) => true,
+            DeviceChoice::Gpu | DeviceChoice::Cuda(_) => true,
             DeviceChoice::Auto => device::gpus().is_ok_and(|gpus| !gpus.is_empty()),
         };
         let bounded = ["MVP_MAX_STEPS", "MVP_CONFIG"].map(std::env::var_os);

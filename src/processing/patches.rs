@@ -10,6 +10,7 @@ use super::processor_config::{PIXEL_BOUND, ProcessorConfig};
 use super::resize::resize;
 use super::{Grid, ImageError, PromptError, RgbPage, smart_resize};
 use crate::Result;
+use crate::device::upload;
 
 /// One image as the vision tower wants it.
 pub struct ImagePatches {
@@ -19,12 +20,36 @@ pub struct ImagePatches {
     pub grid: Grid,
 }
 
+/// One image in 8 bits and once a patch, however many frames that spans: an eighth of [`ImagePatches`] to send to a GPU.
+pub struct LevelPatches {
+    /// `[grid.patches(), channels * patch * patch]`, u8, CPU.
+    pub levels: Tensor,
+    /// The patches' grid.
+    pub grid: Grid,
+}
+
 /// `preprocessor_config.json`: resize, rescale, normalise, cut into patches.
 #[derive(Debug, Clone)]
 pub struct ImageProcessor {
     config: ProcessorConfig,
+    /// By channel, of 8-bit levels.
+    mean: [f32; 3],
+    std: [f32; 3],
     /// By channel, what each 8-bit level becomes.
     normalised: Box<[[f32; 256]; 3]>,
+}
+
+/// Levels as they are.
+static UNCHANGED: [[u8; 256]; 3] = [unchanged(); 3];
+
+const fn unchanged() -> [u8; 256] {
+    let mut levels = [0; 256];
+    let mut level = 0;
+    while level < 256 {
+        levels[level] = level as u8;
+        level += 1;
+    }
+    levels
 }
 
 impl ImageProcessor {
@@ -34,17 +59,17 @@ impl ImageProcessor {
         let config = ProcessorConfig::from_dir(dir)?;
         // As transformers fuses rescaling into normalising: both constants scaled in f32, one subtraction, one division.
         let scale = (1.0 / config.rescale_factor) as f32;
-        let mut normalised = Box::new([[0.0; 256]; 3]);
-        for (channel, levels) in normalised.iter_mut().enumerate() {
-            let (mean, std) = (
-                config.image_mean[channel] as f32 * scale,
-                config.image_std[channel] as f32 * scale,
-            );
-            for (level, value) in levels.iter_mut().enumerate() {
-                *value = (level as f32 - mean) / std;
-            }
-        }
-        Ok(Self { config, normalised })
+        let scaled = |values: [f64; 3]| values.map(|value| value as f32 * scale);
+        let (mean, std) = (scaled(config.image_mean), scaled(config.image_std));
+        let normalised = std::array::from_fn(|channel| {
+            std::array::from_fn(|level| (level as f32 - mean[channel]) / std[channel])
+        });
+        Ok(Self {
+            config,
+            mean,
+            std,
+            normalised: Box::new(normalised),
+        })
     }
 
     /// Same processor with other bounds of height x width after resizing (`None` keeps the folder's).
@@ -110,6 +135,41 @@ impl ImageProcessor {
 
     /// Resizes, normalises and cuts one page, whose sides must fit its number of bytes.
     pub fn process(&self, page: &RgbPage) -> Result<ImagePatches> {
+        let (levels, frames) = (&*self.normalised, self.temporal_patch_size());
+        let (pixel_values, grid) = self.cut(page, levels, frames, Kind::Float)?;
+        Ok(ImagePatches { pixel_values, grid })
+    }
+
+    /// As [`Self::process`], but for what [`Self::normalise`] does on any device.
+    pub fn process_levels(&self, page: &RgbPage) -> Result<LevelPatches> {
+        let (levels, grid) = self.cut(page, &UNCHANGED, 1, Kind::Uint8)?;
+        Ok(LevelPatches { levels, grid })
+    }
+
+    /// The `pixel_values` of [`LevelPatches::levels`], on their device; bit for bit those of [`Self::process`].
+    pub fn normalise(&self, levels: &Tensor) -> Result<Tensor> {
+        let (patches, frames) = (levels.size()[0], self.temporal_patch_size() as i64);
+        let by_channel = |values: &[f32; 3]| -> Result<Tensor> {
+            Ok(upload(values, levels.device())?.f_view([1, 3, 1, 1])?)
+        };
+        let values = levels.f_view([patches, 3, 1, -1])?.f_to_kind(Kind::Float)?;
+        let values = values
+            .f_sub(&by_channel(&self.mean)?)?
+            .f_div(&by_channel(&self.std)?)?;
+        Ok(values
+            .f_expand([-1, -1, frames, -1], false)?
+            .f_reshape([patches, -1])?)
+    }
+
+    /// Scales a page to pixels that fill its grid and writes them patch by patch: rows of blocks of `merge` x `merge`
+    /// patches, each patch as channel, frame, row, column. `levels`: by channel, what each 8-bit level becomes, a `kind`.
+    fn cut<T: Copy + Send + Sync>(
+        &self,
+        page: &RgbPage,
+        levels: &[[T; 256]; 3],
+        frames: usize,
+        kind: Kind,
+    ) -> Result<(Tensor, Grid)> {
         let bytes = (u64::from(page.width) * u64::from(page.height)).checked_mul(3);
         if bytes != Some(page.pixels.len() as u64) {
             return Err(ImageError::Undecodable.into());
@@ -117,19 +177,12 @@ impl ImageProcessor {
         let (height, width) = self.resized(page.height, page.width)?;
         let grid = self.grid(page.height, page.width)?;
         let pixels = resize(page, height, width)?;
-        let pixel_values = self.cut(&pixels, grid)?;
-        Ok(ImagePatches { pixel_values, grid })
-    }
-
-    /// Normalises pixels that fill the grid and writes them patch by patch: rows of blocks of `merge` x `merge` patches,
-    /// each patch as channel, frame, row, column.
-    fn cut(&self, pixels: &[u8], grid: Grid) -> Result<Tensor> {
-        let (patch, merge, frames) = (self.patch_size(), self.merge_size(), self.temporal_patch_size());
+        let (patch, merge) = (self.patch_size(), self.merge_size());
         let length = 3 * frames * patch * patch;
-        let shape = [grid.patches() as i64, length as i64];
-        let tensor = Tensor::f_empty(shape, (Kind::Float, Device::Cpu))?;
-        // SAFETY: a fresh contiguous f32 tensor of that many elements, which nothing else refers to.
-        let values: &mut [MaybeUninit<f32>] =
+        let tensor = Tensor::f_empty([grid.patches() as i64, length as i64], (kind, Device::Cpu))?;
+        assert_eq!(kind.elt_size_in_bytes(), size_of::<T>());
+        // SAFETY: a fresh contiguous tensor of that many elements of T's size, which nothing else refers to.
+        let values: &mut [MaybeUninit<T>] =
             unsafe { std::slice::from_raw_parts_mut(tensor.data_ptr().cast(), grid.patches() * length) };
         let stride = grid.w * patch * 3;
         // One chunk of patches and one of pixels: `merge` rows of patches.
@@ -139,28 +192,32 @@ impl ImageProcessor {
             for (index, values) in patches.chunks_exact_mut(length).enumerate() {
                 let (block, row, column) = (index / (merge * merge), index / merge % merge, index % merge);
                 let corner = row * patch * stride + (block * merge + column) * patch * 3;
-                self.write_patch(&pixels[corner..], stride, values);
+                write_patch(&pixels[corner..], stride, patch, levels, values);
             }
         });
-        Ok(tensor)
+        Ok((tensor, grid))
     }
+}
 
-    /// Writes all values of one patch, whose top left pixel is the first of `pixels`.
-    fn write_patch(&self, pixels: &[u8], stride: usize, values: &mut [MaybeUninit<f32>]) {
-        let patch = self.patch_size();
-        let frame_length = patch * patch;
-        let channels = values.chunks_exact_mut(self.temporal_patch_size() * frame_length);
-        for (channel, (frames, levels)) in channels.zip(self.normalised.iter()).enumerate() {
-            let (frame, repeats) = frames.split_at_mut(frame_length);
-            for (row, values) in frame.chunks_exact_mut(patch).enumerate() {
-                let (colours, _) = pixels[row * stride..][..patch * 3].as_chunks::<3>();
-                for (value, colour) in values.iter_mut().zip(colours) {
-                    value.write(levels[usize::from(colour[channel])]);
-                }
+/// Writes all values of one patch, whose top left pixel is the first of `pixels`; every frame is the same.
+fn write_patch<T: Copy>(
+    pixels: &[u8],
+    stride: usize,
+    patch: usize,
+    levels: &[[T; 256]; 3],
+    values: &mut [MaybeUninit<T>],
+) {
+    let channels = values.chunks_exact_mut(values.len() / 3);
+    for (channel, (frames, levels)) in channels.zip(levels).enumerate() {
+        let (frame, repeats) = frames.split_at_mut(patch * patch);
+        for (row, values) in frame.chunks_exact_mut(patch).enumerate() {
+            let (colours, _) = pixels[row * stride..][..patch * 3].as_chunks::<3>();
+            for (value, colour) in values.iter_mut().zip(colours) {
+                value.write(levels[usize::from(colour[channel])]);
             }
-            for repeat in repeats.chunks_exact_mut(frame_length) {
-                repeat.copy_from_slice(frame);
-            }
+        }
+        for repeat in repeats.chunks_exact_mut(patch * patch) {
+            repeat.copy_from_slice(frame);
         }
     }
 }

@@ -4,6 +4,7 @@ use std::ffi::{c_char, c_int, c_void};
 
 use tch::{Device, Kind, Tensor};
 
+use crate::device::upload;
 use crate::{Result, shim};
 
 unsafe extern "C" {
@@ -40,7 +41,7 @@ impl Runs {
                 Some(*end as i32)
             });
             let ends: Vec<i32> = std::iter::once(0).chain(ends).collect();
-            Some(Tensor::f_from_slice(&ends)?.f_to_device(device)?)
+            Some(upload(&ends, device)?)
         };
         Ok(Self {
             longest: lengths.iter().copied().max().unwrap_or(0),

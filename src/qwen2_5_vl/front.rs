@@ -10,6 +10,7 @@ use super::recorded::DropoutSeed;
 use super::vision::VisionTower;
 use crate::Result;
 use crate::checkpoint::Checkpoint;
+use crate::device::upload;
 use crate::processing::{Grid, PromptError};
 use crate::quant::Quantization;
 
@@ -56,7 +57,7 @@ impl Front {
             .filter(|&i| input_ids[i as usize] == image)
             .collect();
         tch::no_grad(|| {
-            let ids = Tensor::f_from_slice(input_ids)?.f_to_device(self.embed.device())?;
+            let ids = upload(input_ids, self.embed.device())?;
             let mut x = self.embed.f_index_select(0, &ids)?;
             if let Some(pixels) = pixel_values {
                 let features = self.vision.forward(pixels, grids, false)?;
@@ -68,7 +69,7 @@ impl Front {
                     }
                     .into());
                 }
-                let at = Tensor::f_from_slice(&places)?.f_to_device(x.device())?;
+                let at = upload(&places, x.device())?;
                 x = x.f_index_copy(0, &at, &features.f_to_kind(x.kind())?)?;
             }
             Ok((x, positions))

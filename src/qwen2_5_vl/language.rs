@@ -10,6 +10,7 @@ use super::layers::{Mlp, RmsNorm, Weights, rotate};
 use super::linear::{Linear, LinearWeight};
 use super::vision::inverse_frequencies;
 use crate::Result;
+use crate::device::upload;
 use crate::kernels::cpu::Heads;
 
 pub(super) struct Layer {
@@ -154,7 +155,7 @@ impl LanguageModel {
 
     /// ids: `[rows]` → `[rows, hidden]`.
     pub(super) fn embed(&self, ids: &[i64]) -> Result<Tensor> {
-        let ids = Tensor::f_from_slice(ids)?.f_to_device(self.embed.device())?;
+        let ids = upload(ids, self.embed.device())?;
         let rows = self.embed.f_index_select(0, &ids)?;
         Ok(rows.f_to_device(self.device)?.f_to_kind(self.kind)?)
     }
@@ -249,9 +250,7 @@ impl LanguageModel {
     pub(super) fn rotary(&self, positions: &[Vec<i64>; 3]) -> Result<(Tensor, Tensor)> {
         let (mut parts, mut start) = (Vec::new(), 0);
         for (axis, &width) in positions.iter().zip(&self.config.mrope_section) {
-            let p = Tensor::f_from_slice(axis)?
-                .f_to_device(self.device)?
-                .f_to_kind(Kind::Float)?;
+            let p = upload(axis, self.device)?.f_to_kind(Kind::Float)?;
             let inverse = self.inverse.f_narrow(0, start, width as i64)?;
             parts.push(p.f_unsqueeze(1)?.f_mul(&inverse)?);
             start += width as i64;

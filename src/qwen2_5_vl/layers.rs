@@ -168,10 +168,18 @@ impl RmsNorm {
         if cpu::applies(x) {
             return cpu::rms_norm(x, &self.weight, self.eps);
         }
+        if x.device().is_cuda() {
+            return Ok(self.fused(x)?.0);
+        }
         let f = x.f_to_kind(Kind::Float)?;
         let mean_square = f.f_square()?.f_mean_dim(&[-1i64][..], true, Kind::Float)?;
         let normed = f.f_mul(&mean_square.f_add_scalar(self.eps)?.f_rsqrt()?)?;
         Ok(normed.f_to_kind(x.kind())?.f_mul(&self.weight)?)
+    }
+
+    /// The norm by libtorch's kernel, and by row what x was multiplied with.
+    pub(super) fn fused(&self, x: &Tensor) -> Result<(Tensor, Tensor)> {
+        Ok(x.f_internal_fused_rms_norm(&self.weight.size(), Some(&self.weight), self.eps)?)
     }
 
     /// Adds `delta`, what the layer before made, to the residual x in place; then the norm of x.
@@ -261,13 +269,12 @@ pub(super) fn rotate(mut x: Tensor, heads: cpu::Heads, cos: &Tensor, sin: &Tenso
     let (count, half) = (heads.count as i64, dim / 2);
     let part = x.f_narrow(1, 0, count * dim)?.f_reshape([rows, count, dim])?;
     let part = part.f_to_kind(cos.kind())?;
-    let turned = Tensor::f_cat(
-        &[part.f_narrow(2, half, half)?.f_neg()?, part.f_narrow(2, 0, half)?],
-        2,
-    )?;
-    let rotated = part
-        .f_mul(&cos.f_unsqueeze(1)?)?
-        .f_add(&turned.f_mul(&sin.f_unsqueeze(1)?)?)?;
+    let halves = |x: &Tensor| -> Result<_> { Ok((x.f_narrow(-1, 0, half)?, x.f_narrow(-1, half, half)?)) };
+    let rotated = part.f_mul(&cos.f_unsqueeze(1)?)?;
+    let (mut low, mut high) = halves(&rotated)?;
+    let ((part_low, part_high), (sin_low, sin_high)) = (halves(&part)?, halves(&sin.f_unsqueeze(1)?)?);
+    let _ = low.f_sub_(&part_high.f_mul(&sin_low)?)?;
+    let _ = high.f_add_(&part_low.f_mul(&sin_high)?)?;
     let mut target = x.f_narrow(1, 0, count * dim)?;
     target.f_copy_(&rotated.f_reshape([rows, -1])?)?;
     Ok(x)

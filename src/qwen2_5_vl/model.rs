@@ -14,6 +14,7 @@ use super::vision::VisionTower;
 use crate::Result;
 use crate::adapters::Adapter;
 use crate::checkpoint::Checkpoint;
+use crate::device::upload;
 use crate::processing::{Grid, PromptError};
 use crate::quant::Quantization;
 
@@ -93,6 +94,11 @@ impl Model {
         &self.config
     }
 
+    /// Where it computes.
+    pub fn device(&self) -> Device {
+        self.language.device
+    }
+
     /// pixel_values `[patches, patch_values]` of all images one after the other → `[merged tokens, hidden]`.
     pub fn image_features(&self, pixel_values: &Tensor, grids: &[Grid]) -> Result<Tensor> {
         tch::no_grad(|| self.vision.forward(pixel_values, grids, false))
@@ -128,7 +134,7 @@ impl Model {
         tch::no_grad(|| {
             let mut x = self.language.embed(input_ids)?;
             if let Some(features) = image_features.filter(|_| !places.is_empty()) {
-                let at = Tensor::f_from_slice(&places)?.f_to_device(x.device())?;
+                let at = upload(&places, x.device())?;
                 x = x.f_index_copy(0, &at, &features.f_to_kind(x.kind())?)?;
             }
             let hidden = self.language.forward(x, &positions.ids, cache, wanted)?;

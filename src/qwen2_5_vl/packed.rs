@@ -12,6 +12,7 @@ use super::layers::rotate;
 use super::positions::rope_positions;
 use super::{Config, Model};
 use crate::autograd::{self, attach, detached, recomputed};
+use crate::device::upload;
 use crate::kernels::cpu::Heads;
 use crate::processing::{Grid, PromptError};
 use crate::{Error, Result};
@@ -100,10 +101,10 @@ impl Model {
             return Err(PromptError::ImageCount { places, images }.into());
         }
         if let Some(features) = features.filter(|_| images > 0) {
-            let at = Tensor::f_from_slice(&packed.places)?.f_to_device(x.device())?;
+            let at = upload(&packed.places, x.device())?;
             x = x.f_index_copy(0, &at, &features.f_to_kind(x.kind())?)?;
         }
-        let rows = Tensor::f_from_slice(rows)?.f_to_device(x.device())?;
+        let rows = upload(rows, x.device())?;
         self.language.packed(x, packed, &rows, recompute)
     }
 
@@ -158,7 +159,7 @@ impl LanguageModel {
 
     fn loss(&self, hidden: &Tensor, labels: &[i64], scale: f64) -> Result<Tensor> {
         let normed = self.norm.forward(hidden)?;
-        let labels = Tensor::f_from_slice(labels)?.f_to_device(normed.device())?;
+        let labels = upload(labels, normed.device())?;
         if self.head.lora.is_some() {
             let logits = self.head.forward(&normed)?.f_to_kind(Kind::Float)?;
             let loss =

@@ -11,7 +11,7 @@ use tch::{Kind, Tensor};
 use super::layers::{RmsNorm, rotate};
 use super::linear::{Linear, Lora};
 use crate::Result;
-use crate::autograd::{attach, detached};
+use crate::autograd::{attach, detached, rms_norm_backward};
 use crate::kernels::cpu;
 
 /// Which inputs of an adapter's A are dropped: a function of a seed, which a training sets before each pass, and the
@@ -197,6 +197,12 @@ impl RmsNorm {
     /// [`RmsNorm::forward`] with a history.
     pub(super) fn recorded(&self, x: &Tensor) -> Result<Tensor> {
         let (kept, weight, eps) = (detached(x), self.weight.shallow_clone(), self.eps);
+        if x.device().is_cuda() {
+            let (y, factor) = tch::no_grad(|| self.fused(&kept))?;
+            return attach(&[x], y, move |gradient, _| {
+                Ok(vec![Some(rms_norm_backward(gradient, &kept, &factor, &weight)?)])
+            });
+        }
         let y = tch::no_grad(|| self.forward(&kept))?;
         attach(&[x], y, move |gradient, _| {
             if cpu::applies(&kept) && cpu::applies(gradient) {

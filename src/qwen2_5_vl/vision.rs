@@ -11,6 +11,7 @@ use super::linear::{Linear, LinearWeight};
 use super::positions::WindowPlan;
 use crate::Result;
 use crate::autograd::recomputed;
+use crate::device::upload;
 use crate::kernels::cpu::Heads;
 use crate::processing::Grid;
 
@@ -151,7 +152,7 @@ impl VisionTower {
         let c = &self.config;
         let unit = (c.spatial_merge_size * c.spatial_merge_size) as i64;
         let plan = WindowPlan::new(grids, c.spatial_merge_size, c.window_tokens());
-        let order = Tensor::f_from_slice(&plan.order)?.f_to_device(self.device)?;
+        let order = upload(&plan.order, self.device)?;
         let in_window_order = |x: &Tensor| -> Result<Tensor> {
             let rows = x.size()[0];
             let grouped = x.f_reshape([rows / unit, unit, -1])?;
@@ -204,7 +205,7 @@ impl VisionTower {
         let merged = self
             .merger_out
             .forward(&self.merger_in.forward(&merged)?.f_gelu("none")?)?;
-        let reverse = Tensor::f_from_slice(&plan.reverse)?.f_to_device(self.device)?;
+        let reverse = upload(&plan.reverse, self.device)?;
         Ok(merged.f_index_select(0, &reverse)?)
     }
 
@@ -227,10 +228,8 @@ impl VisionTower {
         }
         let spatial = (self.config.head_dim / 2) as i64;
         let inverse = inverse_frequencies(self.config.rope_theta, spatial)?.f_to_device(self.device)?;
-        let angle = |p: &[f32]| -> Result<Tensor> {
-            let p = Tensor::f_from_slice(p)?.f_to_device(self.device)?;
-            Ok(p.f_unsqueeze(1)?.f_mul(&inverse)?)
-        };
+        let angle =
+            |p: &[f32]| -> Result<Tensor> { Ok(upload(p, self.device)?.f_unsqueeze(1)?.f_mul(&inverse)?) };
         let (h, w) = (angle(&rows)?, angle(&columns)?);
         Ok(Tensor::f_cat(&[&h, &w, &h, &w], 1)?)
     }

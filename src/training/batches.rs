@@ -41,7 +41,7 @@ impl Batching {
     /// The step after `done` steps, over samples of `lengths` tokens.
     ///
     /// Samples of a batch lie one behind the other, without padding; where they have too many tokens together the batch is
-    /// cut. Long samples of a step come first, so that what the memory must hold is known at once.
+    /// cut. Batches of a step are about equally long, so that of several processes none waits for another.
     pub fn step(&self, lengths: &[usize], done: u64) -> StepPlan {
         let steps = self.steps_per_epoch(lengths.len()).max(1);
         let (epoch, step) = (done / steps, (done % steps) as usize);
@@ -51,8 +51,25 @@ impl Batching {
         samples.sort_by_key(|&sample| (std::cmp::Reverse(lengths[sample]), sample));
         StepPlan {
             epoch,
-            batches: self.cut(&samples, lengths),
+            batches: self.dealt(&samples, lengths),
         }
+    }
+
+    /// `samples`, the longest first, in as many batches as [`Self::cut`] makes, dealt to and fro where they fit.
+    fn dealt(&self, samples: &[usize], lengths: &[usize]) -> Vec<Vec<usize>> {
+        let cut = self.cut(samples, lengths);
+        let mut dealt = vec![Vec::new(); cut.len()];
+        for (round, some) in samples.chunks(cut.len().max(1)).enumerate() {
+            for (place, &sample) in some.iter().enumerate() {
+                let batch = if round % 2 == 0 { place } else { cut.len() - 1 - place };
+                dealt[batch].push(sample);
+            }
+        }
+        let fits = |batch: &Vec<usize>| {
+            let tokens: usize = batch.iter().map(|&sample| lengths[sample]).sum();
+            batch.len() <= self.batch_size && (batch.len() == 1 || tokens <= self.batch_tokens)
+        };
+        if dealt.iter().all(fits) { dealt } else { cut }
     }
 
     /// `samples` in their order, cut into batches.
@@ -122,6 +139,23 @@ mod tests {
         assert_eq!(permutation(42, 0, 10), permutation(42, 0, 10));
         assert_ne!(permutation(42, 0, 64), permutation(42, 1, 64));
         assert_ne!(permutation(42, 0, 64), permutation(43, 0, 64));
+    }
+
+    #[test]
+    fn batches_of_a_step_are_about_equally_long() {
+        let lengths: Vec<usize> = (1..=32).map(|i| i * 100).collect();
+        let batching = Batching {
+            step_samples: 32,
+            batch_size: 8,
+            batch_tokens: usize::MAX,
+            seed: 1,
+        };
+        let batches = batching.step(&lengths, 0).batches;
+        let tokens: Vec<usize> = batches
+            .iter()
+            .map(|batch| batch.iter().map(|&sample| lengths[sample]).sum())
+            .collect();
+        assert_eq!(tokens, [13200; 4]);
     }
 
     proptest! {

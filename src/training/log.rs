@@ -95,6 +95,8 @@ pub struct StepReport {
     pub gradient_norm: f64,
     /// Tokens computed a second.
     pub tokens_per_second: f64,
+    /// Of the step's time, waiting for pages to be read.
+    pub data_wait_seconds: f64,
     /// The gradient was not finite, and nothing was changed.
     pub skipped: bool,
 }
@@ -134,7 +136,8 @@ impl Log {
         self.line(&json!({
             "step": report.step, "epoch": report.epoch, "loss": finite(report.loss),
             "learning_rate": report.learning_rate, "gradient_norm": finite(report.gradient_norm),
-            "tokens_per_second": report.tokens_per_second, "skipped": report.skipped,
+            "tokens_per_second": report.tokens_per_second, "data_wait_seconds": report.data_wait_seconds,
+            "skipped": report.skipped,
         }))?;
         self.events.scalars(
             report.step,
@@ -143,6 +146,7 @@ impl Log {
                 ("train/learning_rate", report.learning_rate),
                 ("train/gradient_norm", report.gradient_norm),
                 ("train/tokens_per_second", report.tokens_per_second),
+                ("train/data_wait_seconds", report.data_wait_seconds),
             ],
         )
     }

@@ -9,6 +9,7 @@ mod checkpoints;
 mod curve;
 mod error;
 mod events;
+mod feed;
 mod log;
 mod options;
 mod parameters;

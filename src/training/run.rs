@@ -2,20 +2,17 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
-use std::thread;
 use std::time::Instant;
 
-use rayon::prelude::*;
 use tch::{Device, Kind, Tensor};
 
 use super::batches::Batching;
 use super::checkpoints::{Checkpoints, Identity};
 use super::error::TrainingError;
+use super::feed::{Batches, Feed};
 use super::log::{Log, Progress, StepReport, Validation};
 use super::options::TrainingOptions;
 use super::parameters::Parameters;
-use super::samples::{Samples, pixels};
 use super::schedule::Schedule;
 use super::setup::{Base, Data, adapter_folder, checkpoint_folder, decisive, memory_plan, new_adapter};
 use super::summary::{Outcome, metrics};
@@ -24,7 +21,6 @@ use crate::device::{keep_freed_memory, reset_allocator_peak};
 use crate::distributed::Group;
 use crate::engine::{LoadOptions, Precision, Reader};
 use crate::paths::Project;
-use crate::processing::ImageProcessor;
 use crate::records::{self, TrainingMetrics};
 use crate::telemetry::{self, Level};
 use crate::{Error, Result, autograd};
@@ -196,12 +192,6 @@ struct Trainer<'a> {
     step_seconds: Vec<f64>,
 }
 
-/// A batch whose pages are ready.
-struct Ready {
-    samples: Vec<usize>,
-    pixels: Tensor,
-}
-
 impl Trainer<'_> {
     /// Takes up the newest checkpoint where that is asked for, else begins anew; the first process decides for all.
     fn begin(&mut self, base: &Base) -> Result<()> {
@@ -280,21 +270,15 @@ impl Trainer<'_> {
     fn work(&mut self, mut log: Option<&mut Log>) -> Result<()> {
         let (batching, lengths) = (self.plan.batching, self.lengths.clone());
         let (from, to) = (self.progress.step, self.plan.steps);
-        let feed = Feed {
-            samples: &self.data.train,
-            images: self.reader.images().clone(),
-            batching,
-            lengths: &lengths,
-            share: (self.run.rank(), self.run.processes()),
-            device: self.run.device,
-        };
-        // Pages are read and cut while the last batch is computed.
-        thread::scope(|scope| {
-            let (sender, receiver) = sync_channel(2);
-            let feed = &feed;
-            scope.spawn(move || feed.read(from..to, &sender));
+        let (rank, processes) = (self.run.rank(), self.run.processes());
+        let own = (from..to).flat_map(|step| {
+            let batches = batching.step(&lengths, step).batches;
+            batches.into_iter().skip(rank).step_by(processes)
+        });
+        let feed = Feed::new(self.reader.images().clone(), self.run.device)?;
+        feed.serve(&self.data.train, own, |batches| {
             while self.progress.step < to && !self.out_of_patience() {
-                self.step(&receiver, log.as_deref_mut())?;
+                self.step(batches, log.as_deref_mut())?;
                 if self.stopping {
                     self.checkpoint()?;
                     return Err(Error::Interrupted);
@@ -310,7 +294,7 @@ impl Trainer<'_> {
     }
 
     /// One optimizer step, and what falls due after it.
-    fn step(&mut self, ready: &Receiver<Result<Ready>>, mut log: Option<&mut Log>) -> Result<()> {
+    fn step(&mut self, batches: &mut Batches<'_>, mut log: Option<&mut Log>) -> Result<()> {
         let start = Instant::now();
         let done = self.progress.step;
         let plan = self.plan.batching.step(&self.lengths, done);
@@ -320,8 +304,7 @@ impl Trainer<'_> {
         self.parameters.clear_gradients()?;
         let mut loss = 0.0;
         for index in (self.run.rank()..plan.batches.len()).step_by(self.run.processes()) {
-            let ready = ready.recv().unwrap_or(Err(Error::Interrupted))?;
-            loss += self.backward(ready, (done, index), 1.0 / labels as f64)?;
+            loss += self.backward(batches, (done, index), 1.0 / labels as f64)?;
         }
         if let Some(group) = self.run.group {
             group.sum(self.parameters.gradients())?;
@@ -351,6 +334,7 @@ impl Trainer<'_> {
             learning_rate: rate,
             gradient_norm: norm,
             tokens_per_second: tokens as f64 / seconds.max(1e-9),
+            data_wait_seconds: batches.waited().as_secs_f64(),
             skipped,
         };
         if let Some(log) = &mut log {
@@ -364,9 +348,14 @@ impl Trainer<'_> {
     }
 
     /// Adds the gradients of one batch; its part of the mean loss of a token.
-    fn backward(&mut self, ready: Ready, (step, index): (u64, usize), scale: f64) -> Result<f64> {
+    fn backward(
+        &mut self,
+        batches: &mut Batches<'_>,
+        (step, index): (u64, usize),
+        scale: f64,
+    ) -> Result<f64> {
         let model = self.reader.model();
-        let batch = Batch::of(&self.reader, &self.data.train, &ready.samples, ready.pixels)?;
+        let batch = Batch::next(&self.reader, &self.data.train, batches)?;
         model.set_dropout_seed(dropout_seed(self.run.options.seed, step, index));
         let recompute = self.progress.recompute;
         let hidden = model.packed_hidden(&batch.packed, Some(&batch.pixels), &batch.rows, recompute)?;
@@ -470,65 +459,6 @@ impl Trainer<'_> {
         self.checkpoints.remove()?;
         Ok(record)
     }
-}
-
-/// Where batches come from.
-struct Feed<'a> {
-    samples: &'a Samples,
-    images: ImageProcessor,
-    batching: Batching,
-    lengths: &'a [usize],
-    /// This process, of how many.
-    share: (usize, usize),
-    device: Device,
-}
-
-impl Feed<'_> {
-    /// Reads the pages of this process's batches in their order, until the receiver goes.
-    fn read(&self, steps: std::ops::Range<u64>, sender: &SyncSender<Result<Ready>>) {
-        let pool = match readers(self.device) {
-            Ok(pool) => pool,
-            Err(error) => return drop(sender.send(Err(error))),
-        };
-        let (rank, processes) = self.share;
-        let own = |step| {
-            let batches = self.batching.step(self.lengths, step).batches;
-            batches.into_iter().skip(rank).step_by(processes)
-        };
-        for batch in steps.flat_map(own) {
-            let pages: Result<Vec<Tensor>> =
-                pool.install(|| batch.par_iter().map(|&sample| self.page(sample)).collect());
-            let ready = pages
-                .and_then(|pages| Ok(Tensor::f_cat(&pages, 0)?))
-                .map(|pixels| Ready {
-                    samples: batch,
-                    pixels,
-                });
-            if sender.send(ready).is_err() {
-                return;
-            }
-        }
-    }
-
-    /// The patches of a sample's page, on the device.
-    fn page(&self, sample: usize) -> Result<Tensor> {
-        let patches = pixels(&self.images, &self.samples.samples[sample])?;
-        Ok(patches.f_to_device(self.device)?)
-    }
-}
-
-/// Threads that read pages: all cores beside a GPU, one beside the threads that compute on the CPU.
-fn readers(device: Device) -> Result<rayon::ThreadPool> {
-    let threads = match device {
-        Device::Cpu => 1,
-        _ => thread::available_parallelism().map_or(1, usize::from),
-    };
-    rayon::ThreadPoolBuilder::new()
-        .num_threads(threads)
-        // Each page is one thread's work: libtorch needs no team for it.
-        .start_handler(|_| tch::set_num_threads(1))
-        .build()
-        .map_err(|error| Error::Device(format!("no threads to read pages with: {error}")))
 }
 
 /// The seed of a batch's dropout; never 0.

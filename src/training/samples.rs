@@ -1,19 +1,19 @@
 //! A prepared split as the model trains on it.
 
+use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
 
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
-use tch::Tensor;
 
 use super::error::TrainingError;
 use super::options::TrainingOptions;
+use crate::Result;
 use crate::checkpoint::hexadecimal;
 use crate::paths::Project;
 use crate::processing::{Content, DecodeLimits, Grid, ImageProcessor, Message, Role, TextProcessor, decode};
 use crate::records::{self, DataSample};
-use crate::{Error, Result};
 
 /// One more than this share of the pages, percent, may be missing or broken.
 const BROKEN_PERCENT: f64 = 0.5;
@@ -84,6 +84,9 @@ pub struct Encoder<'a> {
     pub max_response_characters: Option<usize>,
 }
 
+/// A page that was looked at: the sha256 of its file and its patches, or why it cannot be read.
+type Page = std::result::Result<([u8; 32], Grid), String>;
+
 /// What became of one entry of a split.
 enum Outcome {
     Taken(Box<Sample>, [u8; 32]),
@@ -108,9 +111,14 @@ impl Encoder<'_> {
             return Err(no_samples("holds no samples").into());
         }
         let wanted = &entries[..entries.len().min(most)];
+        let pages: HashSet<&str> = wanted.iter().map(|entry| entry.image_path.as_str()).collect();
+        let pages: HashMap<&str, Page> = pages
+            .into_par_iter()
+            .map(|page| (page, self.look_at(&project.root().join(page))))
+            .collect();
         let outcomes = wanted
             .par_iter()
-            .map(|entry| self.encode(project.root(), entry))
+            .map(|entry| self.encode(project.root(), entry, &pages[entry.image_path.as_str()]))
             .collect::<Result<Vec<_>>>()?;
         let mut found = Samples {
             samples: Vec::new(),
@@ -160,7 +168,17 @@ impl Encoder<'_> {
         Ok(found)
     }
 
-    fn encode(&self, root: &Path, entry: &DataSample) -> Result<Outcome> {
+    fn look_at(&self, page: &Path) -> Page {
+        let bytes = std::fs::read(page).map_err(|error| error.to_string())?;
+        let decoded = decode(&bytes, &DecodeLimits::default()).map_err(|error| error.to_string())?;
+        let grid = self.images.grid(decoded.height, decoded.width);
+        Ok((
+            Sha256::digest(&bytes).into(),
+            grid.map_err(|error| error.to_string())?,
+        ))
+    }
+
+    fn encode(&self, root: &Path, entry: &DataSample, page: &Page) -> Result<Outcome> {
         let (prompt, response) = entry.exchange();
         let response = match self.max_response_characters {
             Some(most) => response.chars().take(most).collect(),
@@ -170,17 +188,9 @@ impl Encoder<'_> {
             return Ok(Outcome::EmptyAnswer);
         }
         let image = root.join(&entry.image_path);
-        let bytes = match std::fs::read(&image) {
-            Ok(bytes) => bytes,
-            Err(error) => return Ok(Outcome::Broken(image, error.to_string())),
-        };
-        let page = match decode(&bytes, &DecodeLimits::default()) {
-            Ok(page) => page,
-            Err(error) => return Ok(Outcome::Broken(image, error.to_string())),
-        };
-        let grid = match self.images.grid(page.height, page.width) {
-            Ok(grid) => grid,
-            Err(error) => return Ok(Outcome::Broken(image, error.to_string())),
+        let (digest, grid) = match page {
+            Ok((digest, grid)) => (digest, *grid),
+            Err(reason) => return Ok(Outcome::Broken(image, reason.clone())),
         };
         let messages = [Message {
             role: Role::User,
@@ -194,7 +204,7 @@ impl Encoder<'_> {
             return Ok(Outcome::TooLong);
         }
         let mut hasher = Sha256::new();
-        hasher.update(Sha256::digest(&bytes));
+        hasher.update(digest);
         ids.iter().for_each(|id| hasher.update(id.to_le_bytes()));
         hasher.update(answer.to_le_bytes());
         let sample = Sample {
@@ -207,17 +217,6 @@ impl Encoder<'_> {
         };
         Ok(Outcome::Taken(Box::new(sample), hasher.finalize().into()))
     }
-}
-
-/// The patches of a sample's page, f32 on the CPU.
-pub(super) fn pixels(images: &ImageProcessor, sample: &Sample) -> Result<Tensor> {
-    let bytes = std::fs::read(&sample.image).map_err(|error| Error::io(&sample.image, error))?;
-    let patches = images.process(&decode(&bytes, &DecodeLimits::default())?)?;
-    if patches.grid != sample.grid {
-        let reason = "the page changed while it was trained on".to_owned();
-        return Err(Error::record(&sample.image, reason));
-    }
-    Ok(patches.pixel_values)
 }
 
 /// Most tokens of a sample.

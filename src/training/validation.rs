@@ -5,9 +5,12 @@ use std::ops::ControlFlow;
 use tch::{Kind, Tensor};
 
 use super::batches::Batching;
+use super::feed::{Batches, Feed};
 use super::log::Validation;
-use super::samples::{Sample, Samples, pixels};
+use super::samples::{Sample, Samples};
+use crate::device::upload;
 use crate::engine::{ReadRequest, Reader};
+use crate::evaluation::character_errors;
 use crate::generation::GenerationOverrides;
 use crate::processing::{DecodeLimits, decode};
 use crate::qwen2_5_vl::{Packed, Sequence};
@@ -80,9 +83,18 @@ pub(super) fn measure(
     let lengths = samples.lengths();
     let all: Vec<usize> = (0..lengths.len()).collect();
     let mut tally = Tally::default();
-    for batch in batching.cut(&all, &lengths).iter().skip(rank).step_by(processes) {
-        tch::no_grad(|| tally.add_batch(reader, samples, batch))?;
-    }
+    let own: Vec<_> = batching
+        .cut(&all, &lengths)
+        .into_iter()
+        .skip(rank)
+        .step_by(processes)
+        .collect();
+    let count = own.len();
+    Feed::new(reader.images().clone(), reader.model().device())?.serve(
+        samples,
+        own.into_iter(),
+        |batches| (0..count).try_for_each(|_| tch::no_grad(|| tally.add_batch(reader, samples, batches))),
+    )?;
     for sample in samples
         .samples
         .iter()
@@ -96,14 +108,14 @@ pub(super) fn measure(
 }
 
 impl Tally {
-    fn add_batch(&mut self, reader: &Reader, samples: &Samples, batch: &[usize]) -> Result<()> {
+    fn add_batch(&mut self, reader: &Reader, samples: &Samples, batches: &mut Batches<'_>) -> Result<()> {
         let model = reader.model();
-        let batch = Batch::new(reader, samples, batch)?;
+        let batch = Batch::next(reader, samples, batches)?;
         let hidden = model.packed_hidden(&batch.packed, Some(&batch.pixels), &batch.rows, false)?;
         self.loss += model
             .packed_loss(&hidden, &batch.labels, 1.0)?
             .f_double_value(&[])?;
-        let labels = Tensor::f_from_slice(&batch.labels)?.f_to_device(hidden.device())?;
+        let labels = upload(&batch.labels, hidden.device())?;
         let likeliest = model.logits(&hidden)?.f_argmax(-1, false)?;
         let right = likeliest.f_eq_tensor(&labels)?.f_sum(Kind::Double)?;
         self.right += right.f_double_value(&[])?;
@@ -123,10 +135,9 @@ impl Tally {
             ..GenerationOverrides::default()
         };
         let answer = reader.read(&request, &mut |_| ControlFlow::Continue(()))?;
-        let expected: Vec<char> = sample.response.chars().collect();
-        let found: Vec<char> = answer.text.chars().collect();
-        self.wrong_letters += edits(&expected, &found).min(expected.len()) as f64;
-        self.letters += expected.len() as f64;
+        let errors = character_errors(&sample.response, &answer.text);
+        self.wrong_letters += errors.edits.min(errors.length) as f64;
+        self.letters += errors.length as f64;
         Ok(())
     }
 }
@@ -143,16 +154,9 @@ pub(super) struct Batch {
 }
 
 impl Batch {
-    fn new(reader: &Reader, samples: &Samples, batch: &[usize]) -> Result<Self> {
-        let pixels: Vec<Tensor> = batch
-            .iter()
-            .map(|&i| pixels(reader.images(), &samples.samples[i]))
-            .collect::<Result<_>>()?;
-        Self::of(reader, samples, batch, Tensor::f_cat(&pixels, 0)?)
-    }
-
-    /// `pixels`: patches of the samples' pages, one after the other.
-    pub(super) fn of(reader: &Reader, samples: &Samples, batch: &[usize], pixels: Tensor) -> Result<Self> {
+    /// Takes the next batch of `samples`.
+    pub(super) fn next(reader: &Reader, samples: &Samples, batches: &mut Batches<'_>) -> Result<Self> {
+        let (batch, pixels) = batches.next()?;
         let samples = batch.iter().map(|&i| &samples.samples[i]);
         let (mut rows, mut labels, mut start) = (Vec::new(), Vec::new(), 0);
         let mut sequences = Vec::new();
@@ -174,44 +178,7 @@ impl Batch {
     }
 }
 
-/// Levenshtein's distance.
-fn edits(a: &[char], b: &[char]) -> usize {
-    let mut row: Vec<usize> = (0..=b.len()).collect();
-    for (i, x) in a.iter().enumerate() {
-        let mut diagonal = row[0];
-        row[0] = i + 1;
-        for (j, y) in b.iter().enumerate() {
-            let substituted = diagonal + usize::from(x != y);
-            diagonal = row[j + 1];
-            row[j + 1] = substituted.min(diagonal + 1).min(row[j] + 1);
-        }
-    }
-    row[b.len()]
-}
-
 /// Whether the loss of one validation is better than another's.
 pub(super) fn better(new: &Validation, old: Option<&Validation>) -> bool {
     old.is_none_or(|old| new.loss < old.loss)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn edits_are_counted() {
-        let edits = |a: &str, b: &str| {
-            let letters = |text: &str| text.chars().collect::<Vec<_>>();
-            edits(&letters(a), &letters(b))
-        };
-        for (a, b, expected) in [
-            ("", "", 0),
-            ("abc", "", 3),
-            ("", "ab", 2),
-            ("kitten", "sitting", 3),
-            ("5 mg", "50 mg", 1),
-        ] {
-            assert_eq!(edits(a, b), expected, "{a} {b}");
-        }
-    }
 }

@@ -82,6 +82,17 @@ fn patches_equal_those_of_transformers() {
         let grid = patches.grid;
         assert_eq!([grid.t, grid.h, grid.w], row.grid, "{}", row.file);
         assert_eq!(patches.pixel_values.size(), [grid.patches() as i64, 1176]);
+        let levels = processor.process_levels(&page).unwrap();
+        assert_eq!(
+            (levels.grid, levels.levels.size()),
+            (grid, vec![grid.patches() as i64, 588])
+        );
+        assert!(
+            processor
+                .normalise(&levels.levels)
+                .unwrap()
+                .equal(&patches.pixel_values)
+        );
         let Some(golden) = golden else { continue };
         let values = Vec::<f32>::try_from(patches.pixel_values.flatten(0, -1)).unwrap();
         // The golden holds one of two equal frames.
