@@ -2,10 +2,12 @@
 """Trains LoRA on the same pages with `finetune_lora` and with transformers + peft, in turn; prints tokens/s and their ratio.
 
     python3 benchmarks/compare_training.py                      # the embedded model on the CPU, all cores
+    python3 benchmarks/compare_training.py --questions 1        # the same, pages that one sample alone has
     python3 benchmarks/compare_training.py --gpu FOLDER         # a base in NF4 on a GPU: 16 samples x 512 tokens a step
 
 Rank 64 on the contract's seven modules, AdamW, batches of 4. On the CPU: ours on the base in four bits, the peer in float32
-(bitsandbytes' CPU path is slower), vision blocks adapted as the contract has it, four batches a step counted as they come.
+(bitsandbytes' CPU path is slower), vision blocks adapted as the contract has it; two samples ask about each page, as those of
+prepare_training_data --clinical do, and ours looks at it once.
 On a GPU: bfloat16, vision tower frozen, pages of 256 pixels, as design papers of the peer do; FOLDER is what
 benchmarks/random_model.py writes. Tokens are those of pages, prompts and answers; padding is none. peft is needed beside
 tests/fixtures/requirements.txt (requirements-adapters.txt).
@@ -40,15 +42,16 @@ def noise(width, height, draw):
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(rows, 1)) + chunk(b"IEND", b"")
 
 
-def project(root, samples, size, digits):
-    """A prepared project: pages of noise and answers of digits, each of which is one token."""
+def project(root, samples, questions, size, digits):
+    """A prepared project: pages of noise, as many samples to each, and answers of digits, each of which is one token."""
     draw = random.Random(7)
     images = root / "datasets" / "formatted" / "images"
     images.mkdir(parents=True)
     split = []
     for i in range(samples):
-        name = f"datasets/formatted/images/{i}.png"
-        (root / name).write_bytes(noise(*size, draw))
+        name = f"datasets/formatted/images/{i // questions}.png"
+        if i % questions == 0:
+            (root / name).write_bytes(noise(*size, draw))
         answer = "".join(draw.choice("0123456789") for _ in range(digits))
         split.append({"image_path": name, "prompt": PROMPT, "response": answer, "source": "MTSamples"})
     (images.parent / "train.json").write_text(json.dumps(split))
@@ -136,6 +139,7 @@ def main():
     parser.add_argument("--gpu", type=Path, metavar="FOLDER", help="a base in NF4, to be trained on the GPU")
     parser.add_argument("--steps", type=int, default=5)
     parser.add_argument("--samples", type=int, help="samples a step (default: 4 on the CPU, 16 on a GPU)")
+    parser.add_argument("--questions", type=int, help="samples to a page (default: 2 on the CPU, 1 on a GPU)")
     parser.add_argument("--batch-size", type=int, default=BATCH, help="ours; the peer's is 4")
     parser.add_argument("--gradient-checkpointing", action="store_true", help="ours; the peer has it on a GPU")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
@@ -146,6 +150,7 @@ def main():
     parser.add_argument("--model", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     options.samples = options.samples or (16 if options.gpu else BATCH)
+    options.questions = options.questions or (1 if options.gpu else 2)
     options.model = options.model or (options.gpu or record.ROOT / "models" / "qwen25-vl-nano").resolve()
     if options.worker:
         return peer(options.worker, options)
@@ -154,7 +159,7 @@ def main():
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         # 81 image tokens of a page of 252 pixels, and 512 tokens in all; on the CPU a page as it is read.
-        project(root, options.samples, *(((252, 252), 396) if options.gpu else ((800, 600), 300)))
+        project(root, options.samples, options.questions, *(((252, 252), 396) if options.gpu else ((800, 600), 300)))
         if not options.gpu:
             subprocess.run([record.binary("quantize_base"), "--root", root, "--model", options.model, "--device", "cpu",
                             "--method", "nf4", "--quiet"], check=True, stdout=sys.stderr)
@@ -172,7 +177,10 @@ def main():
         print(f"ratio {ratio:.2f}x")
     if not options.no_record:
         name = "gpu_training_vs_peft" if options.gpu else "cpu_training_vs_peft"
+        if not options.gpu and options.questions == 1:
+            name += "-one-question"
         path = record.save(name, {"threads": options.threads, "steps": options.steps, "samples_a_step": options.samples,
+                                  "questions_a_page": options.questions,
                                   "model": options.model.name, "finetune_lora": made, "peft": theirs, "ratio": ratio})
         print(f"written: {path}")
 

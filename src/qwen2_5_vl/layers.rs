@@ -179,7 +179,7 @@ impl RmsNorm {
 
     /// The norm by libtorch's kernel, and by row what x was multiplied with.
     pub(super) fn fused(&self, x: &Tensor) -> Result<(Tensor, Tensor)> {
-        Ok(x.f_internal_fused_rms_norm(&self.weight.size(), Some(&self.weight), self.eps)?)
+        Ok(x.f_internal_fused_rms_norm(self.weight.size(), Some(&self.weight), self.eps)?)
     }
 
     /// Adds `delta`, what the layer before made, to the residual x in place; then the norm of x.

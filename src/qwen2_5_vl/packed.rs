@@ -25,8 +25,8 @@ const LOGIT_VALUES: i64 = 32 << 20;
 pub struct Sequence<'a> {
     /// Token ids.
     pub ids: &'a [i64],
-    /// Its pages, in order.
-    pub grids: &'a [Grid],
+    /// Its pages, in order: numbers of [`Packed`]'s.
+    pub pages: &'a [usize],
 }
 
 /// Sequences, one behind the other.
@@ -36,29 +36,48 @@ pub struct Packed {
     lengths: Vec<i64>,
     /// Rows that stand for image tokens.
     places: Vec<i64>,
+    /// Rows of the pages' features that stand there; `None` where it is all of them in their order.
+    features: Option<Vec<i64>>,
     grids: Vec<Grid>,
 }
 
 impl Packed {
-    /// Puts sequences together for a model of `config`.
-    pub fn new(config: &Config, sequences: &[Sequence<'_>]) -> Result<Self> {
+    /// Puts sequences together for a model of `config`. A page that several of them have is looked at once.
+    pub fn new(config: &Config, pages: &[Grid], sequences: &[Sequence<'_>]) -> Result<Self> {
+        let merge = config.vision.spatial_merge_size;
+        let starts: Vec<usize> = pages
+            .iter()
+            .scan(0, |end, page| {
+                let start = *end;
+                *end += page.tokens(merge);
+                Some(start)
+            })
+            .collect();
+        let mut features = Vec::new();
         let mut packed = Self {
             ids: Vec::new(),
             positions: Default::default(),
             lengths: Vec::new(),
             places: Vec::new(),
-            grids: Vec::new(),
+            features: None,
+            grids: pages.to_vec(),
         };
         for sequence in sequences {
-            let merge = config.vision.spatial_merge_size;
-            let positions = rope_positions(sequence.ids, config.image_token_id, sequence.grids, merge)?;
+            let grids: Vec<Grid> = sequence.pages.iter().map(|&page| pages[page]).collect();
+            let positions = rope_positions(sequence.ids, config.image_token_id, &grids, merge)?;
             for (all, own) in packed.positions.iter_mut().zip(positions.ids) {
                 all.extend(own);
             }
             packed.ids.extend(sequence.ids);
             packed.lengths.push(sequence.ids.len() as i64);
-            packed.grids.extend(sequence.grids);
+            for (&page, grid) in sequence.pages.iter().zip(&grids) {
+                let start = starts[page];
+                features.extend((start..start + grid.tokens(merge)).map(|row| row as i64));
+            }
         }
+        let all: usize = pages.iter().map(|page| page.tokens(merge)).sum();
+        let in_order = features.len() == all && features.iter().zip(0..).all(|(row, i)| *row == i);
+        packed.features = (!in_order).then_some(features);
         let rows = packed.ids.iter().enumerate();
         packed.places = rows
             .filter(|(_, id)| **id == config.image_token_id)
@@ -80,7 +99,7 @@ impl Model {
     }
 
     /// Hidden states `[rows.len(), hidden]` of some rows, before the final norm; with a history where the adapter is in
-    /// training. `pixel_values` are the patches of all pages, one after the other.
+    /// training. `pixel_values` are the patches of [`Packed`]'s pages, one after the other.
     ///
     /// `recompute`: layers keep their inputs alone, and are computed again in the backward pass.
     pub fn packed_hidden(
@@ -91,10 +110,13 @@ impl Model {
         recompute: bool,
     ) -> Result<Tensor> {
         let mut x = tch::no_grad(|| self.language.embed(&packed.ids))?;
-        let features = match pixel_values {
+        let mut features = match pixel_values {
             Some(pixels) => Some(self.vision.forward(pixels, &packed.grids, recompute)?),
             None => None,
         };
+        if let (Some(all), Some(rows)) = (&features, &packed.features) {
+            features = Some(all.f_index_select(0, &upload(rows, all.device())?)?);
+        }
         let images = features.as_ref().map_or(0, |features| features.size()[0]) as usize;
         if images != packed.places.len() {
             let places = packed.places.len();

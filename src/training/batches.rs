@@ -1,4 +1,7 @@
-//! Which samples make which optimizer step: a function of seed, epoch and the samples' lengths alone.
+//! Which samples make which optimizer step: a function of seed, epoch and the samples' lengths and pages alone.
+
+use std::cmp::Reverse;
+use std::collections::HashMap;
 
 use rand_chacha::ChaCha12Rng;
 use rand_chacha::rand_core::{RngCore, SeedableRng};
@@ -16,6 +19,57 @@ impl StepPlan {
     /// All samples of the step.
     pub fn samples(&self) -> impl Iterator<Item = usize> + '_ {
         self.batches.iter().flatten().copied()
+    }
+}
+
+/// A sample as batches see it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Shape {
+    /// Tokens of page, prompt and answer.
+    pub tokens: usize,
+    /// Number of its page, which other samples may have too.
+    pub page: usize,
+}
+
+/// All samples, by their pages: those of one page stay together, since a batch looks at each of its pages once.
+#[derive(Debug, Clone)]
+pub struct ByPage {
+    shapes: Vec<Shape>,
+    /// Samples of each page.
+    pages: Vec<Vec<usize>>,
+}
+
+impl ByPage {
+    /// Of samples in their order.
+    pub fn new(shapes: Vec<Shape>) -> Self {
+        let mut pages: Vec<Vec<usize>> = Vec::new();
+        let mut places = HashMap::new();
+        for (sample, shape) in shapes.iter().enumerate() {
+            let place = *places.entry(shape.page).or_insert(pages.len());
+            if place == pages.len() {
+                pages.push(Vec::new());
+            }
+            pages[place].push(sample);
+        }
+        Self { shapes, pages }
+    }
+
+    /// How many samples there are.
+    pub fn samples(&self) -> usize {
+        self.shapes.len()
+    }
+
+    /// Tokens of the longest one.
+    pub fn longest(&self) -> usize {
+        self.shapes.iter().map(|shape| shape.tokens).max().unwrap_or(0)
+    }
+
+    /// Tokens of some.
+    pub fn tokens<'a>(&self, samples: impl IntoIterator<Item = &'a usize>) -> usize {
+        samples
+            .into_iter()
+            .map(|&sample| self.shapes[sample].tokens)
+            .sum()
     }
 }
 
@@ -38,46 +92,62 @@ impl Batching {
         samples.div_ceil(self.step_samples) as u64
     }
 
-    /// The step after `done` steps, over samples of `lengths` tokens.
+    /// The step after `done` steps.
     ///
     /// Samples of a batch lie one behind the other, without padding; where they have too many tokens together the batch is
     /// cut. Batches of a step are about equally long, so that of several processes none waits for another.
-    pub fn step(&self, lengths: &[usize], done: u64) -> StepPlan {
-        let steps = self.steps_per_epoch(lengths.len()).max(1);
+    pub fn step(&self, samples: &ByPage, done: u64) -> StepPlan {
+        let steps = self.steps_per_epoch(samples.samples()).max(1);
         let (epoch, step) = (done / steps, (done % steps) as usize);
-        let order = permutation(self.seed, epoch, lengths.len());
-        let place = step * self.step_samples..((step + 1) * self.step_samples).min(lengths.len());
-        let mut samples = order[place].to_vec();
-        samples.sort_by_key(|&sample| (std::cmp::Reverse(lengths[sample]), sample));
+        let pages = permutation(self.seed, epoch, samples.pages.len());
+        let order = pages.iter().flat_map(|&page| &samples.pages[page]).copied();
+        let taken: Vec<usize> = order
+            .skip(step * self.step_samples)
+            .take(self.step_samples)
+            .collect();
+        let mut groups: Vec<&[usize]> = taken
+            .chunk_by(|&a, &b| samples.shapes[a].page == samples.shapes[b].page)
+            .collect();
+        groups.sort_by_key(|&group| (Reverse(samples.tokens(group)), group[0]));
         StepPlan {
             epoch,
-            batches: self.dealt(&samples, lengths),
+            batches: self.dealt(&groups, samples),
         }
     }
 
-    /// `samples`, the longest first, in as many batches as [`Self::cut`] makes, dealt to and fro where they fit.
-    fn dealt(&self, samples: &[usize], lengths: &[usize]) -> Vec<Vec<usize>> {
-        let cut = self.cut(samples, lengths);
+    /// All samples in their order, in batches.
+    pub fn all(&self, samples: &ByPage) -> Vec<Vec<usize>> {
+        self.cut(&samples.pages.concat(), samples)
+    }
+
+    /// `groups`, the longest first, in as many batches as [`Self::cut`] makes, dealt to and fro where they fit.
+    fn dealt(&self, groups: &[&[usize]], samples: &ByPage) -> Vec<Vec<usize>> {
+        let cut = self.cut(&groups.concat(), samples);
         let mut dealt = vec![Vec::new(); cut.len()];
-        for (round, some) in samples.chunks(cut.len().max(1)).enumerate() {
-            for (place, &sample) in some.iter().enumerate() {
-                let batch = if round % 2 == 0 { place } else { cut.len() - 1 - place };
-                dealt[batch].push(sample);
+        for (round, some) in groups.chunks(cut.len().max(1)).enumerate() {
+            for (place, group) in some.iter().enumerate() {
+                let batch = if round % 2 == 0 {
+                    place
+                } else {
+                    cut.len() - 1 - place
+                };
+                dealt[batch].extend_from_slice(group);
             }
         }
         let fits = |batch: &Vec<usize>| {
-            let tokens: usize = batch.iter().map(|&sample| lengths[sample]).sum();
-            batch.len() <= self.batch_size && (batch.len() == 1 || tokens <= self.batch_tokens)
+            !batch.is_empty()
+                && batch.len() <= self.batch_size
+                && (batch.len() == 1 || samples.tokens(batch) <= self.batch_tokens)
         };
         if dealt.iter().all(fits) { dealt } else { cut }
     }
 
-    /// `samples` in their order, cut into batches.
-    pub fn cut(&self, samples: &[usize], lengths: &[usize]) -> Vec<Vec<usize>> {
+    /// `chosen` in their order, cut into batches.
+    fn cut(&self, chosen: &[usize], samples: &ByPage) -> Vec<Vec<usize>> {
         let mut batches: Vec<Vec<usize>> = Vec::new();
         let mut tokens = 0;
-        for &sample in samples {
-            let length = lengths[sample];
+        for &sample in chosen {
+            let length = samples.shapes[sample].tokens;
             match batches.last_mut() {
                 Some(batch) if batch.len() < self.batch_size && tokens + length <= self.batch_tokens => {
                     batch.push(sample);
@@ -121,6 +191,19 @@ mod tests {
 
     use super::*;
 
+    /// Samples of these lengths, `each` to a page.
+    fn samples(lengths: &[usize], each: usize) -> ByPage {
+        let shapes = lengths.iter().enumerate();
+        ByPage::new(
+            shapes
+                .map(|(i, &tokens)| Shape {
+                    tokens,
+                    page: i / each,
+                })
+                .collect(),
+        )
+    }
+
     #[test]
     fn the_order_is_fixed() {
         // Changing it breaks every --resume of a training that an earlier version began.
@@ -130,7 +213,7 @@ mod tests {
             batch_tokens: usize::MAX,
             seed: 42,
         };
-        let first = batching.step(&[1; 64], 0).batches.concat();
+        let first = batching.step(&samples(&[1; 64], 1), 0).batches.concat();
         assert_eq!(
             first,
             (0..64).collect::<Vec<_>>(),
@@ -142,45 +225,58 @@ mod tests {
     }
 
     #[test]
-    fn batches_of_a_step_are_about_equally_long() {
-        let lengths: Vec<usize> = (1..=32).map(|i| i * 100).collect();
+    fn batches_of_a_step_are_about_equally_long_and_pages_stay_whole() {
         let batching = Batching {
             step_samples: 32,
             batch_size: 8,
             batch_tokens: usize::MAX,
             seed: 1,
         };
-        let batches = batching.step(&lengths, 0).batches;
-        let tokens: Vec<usize> = batches
-            .iter()
-            .map(|batch| batch.iter().map(|&sample| lengths[sample]).sum())
-            .collect();
-        assert_eq!(tokens, [13200; 4]);
+        let lengths: Vec<usize> = (1..=32).map(|i| i * 100).collect();
+        for each in [1, 2] {
+            let samples = samples(&lengths, each);
+            let batches = batching.step(&samples, 0).batches;
+            let tokens: Vec<usize> = batches.iter().map(|batch| samples.tokens(batch)).collect();
+            assert_eq!(tokens, [13200; 4]);
+        }
+        // Pages of a long pass, in any order, are each in one batch.
+        let lengths: Vec<usize> = (0..320).map(|i| 100 + i * 37 % 101).collect();
+        let samples = samples(&lengths, 2);
+        for step in 0..10 {
+            for batch in batching.step(&samples, step).batches {
+                assert!(
+                    batch.chunks(2).all(|pair| pair[0] / 2 == pair[1] / 2),
+                    "{batch:?}"
+                );
+            }
+        }
     }
 
     proptest! {
         #[test]
         fn every_sample_comes_once_an_epoch(
-            lengths in prop::collection::vec(1usize..500, 1..60), step_samples in 1usize..20, batch_size in 1usize..8,
-            batch_tokens in 1usize..1500, seed: u64,
+            lengths in prop::collection::vec(1usize..500, 1..60), each in 1usize..4, step_samples in 1usize..20,
+            batch_size in 1usize..8, batch_tokens in 1usize..1500, seed: u64,
         ) {
             let batching = Batching { step_samples, batch_size, batch_tokens, seed };
+            let samples = samples(&lengths, each);
+            let fits = |batch: &Vec<usize>| batch.len() <= batch_size && (batch.len() == 1 || samples.tokens(batch) <= batch_tokens);
             let steps = batching.steps_per_epoch(lengths.len());
             for epoch in 0..2 {
                 let mut seen = Vec::new();
                 for step in 0..steps {
-                    let plan = batching.step(&lengths, epoch * steps + step);
+                    let plan = batching.step(&samples, epoch * steps + step);
                     prop_assert_eq!(plan.epoch, epoch);
-                    for batch in &plan.batches {
-                        let tokens: usize = batch.iter().map(|&sample| lengths[sample]).sum();
-                        prop_assert!(batch.len() <= batch_size && (batch.len() == 1 || tokens <= batch_tokens));
-                    }
+                    prop_assert!(plan.batches.iter().all(fits));
                     prop_assert!(plan.samples().count() <= step_samples);
                     seen.extend(plan.samples());
                 }
                 seen.sort_unstable();
                 prop_assert_eq!(seen, (0..lengths.len()).collect::<Vec<_>>());
             }
+            let all = batching.all(&samples);
+            prop_assert!(all.iter().all(fits));
+            prop_assert_eq!(all.concat(), (0..lengths.len()).collect::<Vec<_>>());
         }
     }
 }

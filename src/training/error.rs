@@ -44,6 +44,17 @@ pub enum TrainingError {
         /// What to do.
         reason: String,
     },
+    /// The adapter to begin from is not one by the settings.
+    #[error(
+        "{}: cannot be begun from: {reason}; give the settings that it was made with, or leave --init-adapter out",
+        path.display()
+    )]
+    OtherAdapter {
+        /// The adapter.
+        path: PathBuf,
+        /// What differs, and where.
+        reason: String,
+    },
     /// Gradients were no numbers too often.
     #[error(
         "the gradients of {skipped} of {steps} steps were not finite ({in_a_row} in a row): the training ends; try a \

@@ -25,7 +25,7 @@ pub(super) struct Feed {
 /// A batch whose pages are ready.
 struct Ready {
     samples: Vec<usize>,
-    /// 8-bit patches of all pages, one after the other; pinned where they go to a GPU.
+    /// 8-bit patches of their pages, each once, one after the other; pinned where they go to a GPU.
     levels: Tensor,
 }
 
@@ -86,10 +86,11 @@ impl Feed {
     }
 
     fn ready(&self, samples: &Samples, batch: Vec<usize>) -> Result<Ready> {
-        let page = |&sample: &usize| self.page(&samples.samples[sample]);
+        let page = |group: &[usize]| self.page(&samples.samples[group[0]]);
+        let groups = samples.groups(&batch);
         let pages: Vec<Tensor> = self
             .pool
-            .install(|| batch.par_iter().map(page).collect::<Result<_>>())?;
+            .install(|| groups.into_par_iter().map(page).collect::<Result<_>>())?;
         Ok(Ready {
             samples: batch,
             levels: pinned(Tensor::f_cat(&pages, 0)?, self.device)?,

@@ -20,7 +20,7 @@ mod setup;
 mod summary;
 mod validation;
 
-pub use self::batches::{Batching, StepPlan};
+pub use self::batches::{Batching, ByPage, Shape, StepPlan};
 pub use self::error::TrainingError;
 pub use self::log::{Progress, StepReport, Validation};
 pub use self::options::{BaseKind, Preset, ScheduleKind, TrainArgs, TrainingOptions};

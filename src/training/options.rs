@@ -41,6 +41,8 @@ pub struct TrainingOptions {
     pub target_modules: Vec<String>,
     /// No adapter in the vision tower.
     pub freeze_vision: bool,
+    /// Folder of an adapter, made with the same settings, whose values to begin from; `None`: one that changes nothing yet.
+    pub init_adapter: Option<PathBuf>,
     /// How the learning rate falls after its warm-up.
     pub schedule: ScheduleKind,
     /// Part of the steps in which the learning rate rises.
@@ -138,6 +140,7 @@ impl Default for TrainingOptions {
             rslora: false,
             target_modules: targets.map(str::to_owned).to_vec(),
             freeze_vision: false,
+            init_adapter: None,
             schedule: ScheduleKind::Linear,
             warmup_ratio: 0.05,
             weight_decay: 0.01,
@@ -345,6 +348,11 @@ pub struct TrainArgs {
     #[arg(long, env = "MVP_FREEZE_VISION", num_args = 0..=1, default_missing_value = "true", hide_env_values = true)]
     #[serde(skip_serializing_if = "Option::is_none")]
     freeze_vision: Option<bool>,
+
+    /// Begin from the values of this adapter, or of the one of that name under models/: same rank, alpha and modules
+    #[arg(long, value_name = "DIR", env = "MVP_INIT_ADAPTER", hide_env_values = true)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    init_adapter: Option<PathBuf>,
 
     /// How the learning rate falls after its warm-up [default: linear]
     #[arg(long, value_name = "KIND", env = "MVP_SCHEDULE", hide_env_values = true)]

@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use tch::{Device, Kind, Tensor};
 
-use super::batches::Batching;
+use super::batches::{Batching, ByPage};
 use super::checkpoints::{Checkpoints, Identity};
 use super::error::TrainingError;
 use super::feed::{Batches, Feed};
@@ -92,7 +92,7 @@ pub fn train(run: &TrainingRun<'_>) -> Result<TrainingMetrics> {
     }
     let base = Base::find(run.project, run.model, run.options)?;
     let data = Data::read(run.project, &base, run.options)?;
-    let parameters = Parameters::new(new_adapter(&base, run.options)?, run.device)?;
+    let parameters = Parameters::new(new_adapter(run.project, &base, run.options)?, run.device)?;
     let target = adapter_folder(run.project, run.model);
     let identity = Identity {
         settings: decisive(run.options),
@@ -115,11 +115,11 @@ pub fn train(run: &TrainingRun<'_>) -> Result<TrainingMetrics> {
         ..LoadOptions::default()
     };
     let reader = Reader::load_with(&base.dir, &load, Some(&parameters.adapter))?;
-    let lengths = data.train.lengths();
+    let samples = data.train.by_page();
     let mut trainer = Trainer {
         run,
-        plan: Plan::new(run.options, &lengths, run.processes()),
-        lengths,
+        plan: Plan::new(run.options, samples.samples(), run.processes()),
+        samples,
         data: &data,
         parameters,
         reader,
@@ -142,7 +142,7 @@ pub fn train(run: &TrainingRun<'_>) -> Result<TrainingMetrics> {
     trainer.finish(&base, &target)
 }
 
-/// What a training will do, by its settings and the samples' lengths.
+/// What a training will do, by its settings and the number of samples.
 struct Plan {
     batching: Batching,
     schedule: Schedule,
@@ -153,14 +153,14 @@ struct Plan {
 }
 
 impl Plan {
-    fn new(options: &TrainingOptions, lengths: &[usize], processes: usize) -> Self {
+    fn new(options: &TrainingOptions, samples: usize, processes: usize) -> Self {
         let batching = Batching {
             step_samples: options.step_samples() as usize * processes,
             batch_size: options.batch_size as usize,
             batch_tokens: usize::MAX,
             seed: options.seed,
         };
-        let steps_per_epoch = batching.steps_per_epoch(lengths.len());
+        let steps_per_epoch = batching.steps_per_epoch(samples);
         let all = options.epochs * steps_per_epoch;
         let steps = options.max_steps.map_or(all, |most| most.min(all));
         let eval_steps = options.eval_steps.unwrap_or(steps.div_ceil(VALIDATIONS)).max(1);
@@ -178,7 +178,7 @@ impl Plan {
 struct Trainer<'a> {
     run: &'a TrainingRun<'a>,
     plan: Plan,
-    lengths: Vec<usize>,
+    samples: ByPage,
     data: &'a Data,
     parameters: Parameters,
     reader: Reader,
@@ -229,7 +229,7 @@ impl Trainer<'_> {
             );
             self.checkpoints.clear()?;
         }
-        let longest = self.lengths.iter().copied().max().unwrap_or(0);
+        let longest = self.samples.longest();
         (self.progress.batch_tokens, self.progress.recompute) =
             memory_plan(base, self.run.options, self.run.device, longest);
         Ok(())
@@ -268,11 +268,11 @@ impl Trainer<'_> {
 
     /// All steps that are left.
     fn work(&mut self, mut log: Option<&mut Log>) -> Result<()> {
-        let (batching, lengths) = (self.plan.batching, self.lengths.clone());
+        let (batching, samples) = (self.plan.batching, self.samples.clone());
         let (from, to) = (self.progress.step, self.plan.steps);
         let (rank, processes) = (self.run.rank(), self.run.processes());
         let own = (from..to).flat_map(|step| {
-            let batches = batching.step(&lengths, step).batches;
+            let batches = batching.step(&samples, step).batches;
             batches.into_iter().skip(rank).step_by(processes)
         });
         let feed = Feed::new(self.reader.images().clone(), self.run.device)?;
@@ -297,10 +297,10 @@ impl Trainer<'_> {
     fn step(&mut self, batches: &mut Batches<'_>, mut log: Option<&mut Log>) -> Result<()> {
         let start = Instant::now();
         let done = self.progress.step;
-        let plan = self.plan.batching.step(&self.lengths, done);
+        let plan = self.plan.batching.step(&self.samples, done);
         let samples = &self.data.train.samples;
         let labels: usize = plan.samples().map(|sample| samples[sample].labels()).sum();
-        let tokens: usize = plan.samples().map(|sample| self.lengths[sample]).sum();
+        let tokens = self.samples.tokens(plan.batches.iter().flatten());
         self.parameters.clear_gradients()?;
         let mut loss = 0.0;
         for index in (self.run.rank()..plan.batches.len()).step_by(self.run.processes()) {

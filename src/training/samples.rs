@@ -1,12 +1,13 @@
 //! A prepared split as the model trains on it.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
+use super::batches::{ByPage, Shape};
 use super::error::TrainingError;
 use super::options::TrainingOptions;
 use crate::Result;
@@ -31,6 +32,8 @@ pub struct Sample {
     pub ids: Vec<i64>,
     /// Where the answer begins in `ids`.
     pub answer: usize,
+    /// Number of the page among those of the split.
+    pub page: usize,
     /// The page's patches.
     pub grid: Grid,
 }
@@ -66,9 +69,19 @@ pub struct Samples {
 }
 
 impl Samples {
-    /// Tokens of each sample.
-    pub fn lengths(&self) -> Vec<usize> {
-        self.samples.iter().map(|sample| sample.ids.len()).collect()
+    /// The samples of a batch by their pages, which lie side by side.
+    pub(super) fn groups<'a>(&self, batch: &'a [usize]) -> Vec<&'a [usize]> {
+        let page = |sample: usize| self.samples[sample].page;
+        batch.chunk_by(|&a, &b| page(a) == page(b)).collect()
+    }
+
+    /// The samples as batches see them.
+    pub fn by_page(&self) -> ByPage {
+        let shape = |sample: &Sample| Shape {
+            tokens: sample.ids.len(),
+            page: sample.page,
+        };
+        ByPage::new(self.samples.iter().map(shape).collect())
     }
 }
 
@@ -84,8 +97,16 @@ pub struct Encoder<'a> {
     pub max_response_characters: Option<usize>,
 }
 
-/// A page that was looked at: the sha256 of its file and its patches, or why it cannot be read.
-type Page = std::result::Result<([u8; 32], Grid), String>;
+/// A page that was looked at, or why it cannot be read.
+type Page = std::result::Result<Look, String>;
+
+/// A page that can be read.
+struct Look {
+    /// Its place among the split's pages.
+    number: usize,
+    sha256: [u8; 32],
+    grid: Grid,
+}
 
 /// What became of one entry of a split.
 enum Outcome {
@@ -111,10 +132,14 @@ impl Encoder<'_> {
             return Err(no_samples("holds no samples").into());
         }
         let wanted = &entries[..entries.len().min(most)];
-        let pages: HashSet<&str> = wanted.iter().map(|entry| entry.image_path.as_str()).collect();
-        let pages: HashMap<&str, Page> = pages
+        let mut numbers: HashMap<&str, usize> = HashMap::new();
+        for entry in wanted {
+            let number = numbers.len();
+            numbers.entry(&entry.image_path).or_insert(number);
+        }
+        let pages: HashMap<&str, Page> = numbers
             .into_par_iter()
-            .map(|page| (page, self.look_at(&project.root().join(page))))
+            .map(|(page, number)| (page, self.look_at(&project.root().join(page), number)))
             .collect();
         let outcomes = wanted
             .par_iter()
@@ -168,14 +193,15 @@ impl Encoder<'_> {
         Ok(found)
     }
 
-    fn look_at(&self, page: &Path) -> Page {
+    fn look_at(&self, page: &Path, number: usize) -> Page {
         let bytes = std::fs::read(page).map_err(|error| error.to_string())?;
         let decoded = decode(&bytes, &DecodeLimits::default()).map_err(|error| error.to_string())?;
         let grid = self.images.grid(decoded.height, decoded.width);
-        Ok((
-            Sha256::digest(&bytes).into(),
-            grid.map_err(|error| error.to_string())?,
-        ))
+        Ok(Look {
+            number,
+            sha256: Sha256::digest(&bytes).into(),
+            grid: grid.map_err(|error| error.to_string())?,
+        })
     }
 
     fn encode(&self, root: &Path, entry: &DataSample, page: &Page) -> Result<Outcome> {
@@ -188,15 +214,15 @@ impl Encoder<'_> {
             return Ok(Outcome::EmptyAnswer);
         }
         let image = root.join(&entry.image_path);
-        let (digest, grid) = match page {
-            Ok((digest, grid)) => (digest, *grid),
+        let page = match page {
+            Ok(page) => page,
             Err(reason) => return Ok(Outcome::Broken(image, reason.clone())),
         };
         let messages = [Message {
             role: Role::User,
             content: vec![Content::Image, Content::Text(prompt.to_owned())],
         }];
-        let mut ids = self.text.encode_chat(&messages, &[grid])?;
+        let mut ids = self.text.encode_chat(&messages, &[page.grid])?;
         let answer = ids.len();
         ids.extend(self.text.encode_plain(&response)?);
         ids.push(self.text.end_of_turn());
@@ -204,7 +230,7 @@ impl Encoder<'_> {
             return Ok(Outcome::TooLong);
         }
         let mut hasher = Sha256::new();
-        hasher.update(digest);
+        hasher.update(page.sha256);
         ids.iter().for_each(|id| hasher.update(id.to_le_bytes()));
         hasher.update(answer.to_le_bytes());
         let sample = Sample {
@@ -213,7 +239,8 @@ impl Encoder<'_> {
             response,
             ids,
             answer,
-            grid,
+            page: page.number,
+            grid: page.grid,
         };
         Ok(Outcome::Taken(Box::new(sample), hasher.finalize().into()))
     }

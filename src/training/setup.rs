@@ -174,8 +174,8 @@ fn say_left_out(split: &str, left_out: &LeftOut, max_tokens: usize) {
     }
 }
 
-/// A new adapter by the settings.
-pub(super) fn new_adapter(base: &Base, options: &TrainingOptions) -> Result<Adapter> {
+/// A new adapter by the settings, with the values of another where they name one.
+pub(super) fn new_adapter(project: &Project, base: &Base, options: &TrainingOptions) -> Result<Adapter> {
     let config = LoraConfig {
         r: options.lora_rank as usize,
         lora_alpha: options.lora_alpha,
@@ -188,7 +188,38 @@ pub(super) fn new_adapter(base: &Base, options: &TrainingOptions) -> Result<Adap
         base_model_name_or_path: Some(base.dir.display().to_string()),
         ..LoraConfig::default()
     };
-    Adapter::initial(config, &base.config, options.seed)
+    let mut adapter = Adapter::initial(config, &base.config, options.seed)?;
+    if let Some(choice) = &options.init_adapter {
+        take_values(&mut adapter, project.adapter_folder(choice)?)?;
+    }
+    Ok(adapter)
+}
+
+/// Takes the values of the adapter in `path`, which must have the very pairs of this one.
+fn take_values(adapter: &mut Adapter, path: PathBuf) -> Result<()> {
+    let mut other = Adapter::read(&path)?.pairs;
+    let mut difference = None;
+    for (name, pair) in &mut adapter.pairs {
+        match other.remove(name) {
+            None => difference = Some(format!("it has nothing for \"{name}\"")),
+            Some(found) if found.sizes() != pair.sizes() || found.scale != pair.scale => {
+                let text = |(rank, inputs, outputs), scale| {
+                    format!("{inputs} inputs, {outputs} outputs, rank {rank}, scale {scale}")
+                };
+                let (theirs, ours) = (text(found.sizes(), found.scale), text(pair.sizes(), pair.scale));
+                difference = Some(format!("\"{name}\" has {theirs}, here {ours}"));
+            }
+            Some(found) => *pair = found,
+        }
+        if difference.is_some() {
+            break;
+        }
+    }
+    let left = other.into_keys().next().filter(|_| difference.is_none());
+    match difference.or(left.map(|name| format!("it has \"{name}\" beside what is to be trained"))) {
+        Some(reason) => Err(TrainingError::OtherAdapter { path, reason }.into()),
+        None => Ok(()),
+    }
 }
 
 /// Settings that change what is learnt.

@@ -80,11 +80,9 @@ pub(super) fn measure(
     (rank, processes): (usize, usize),
 ) -> Result<Tally> {
     reader.model().set_dropout_seed(0);
-    let lengths = samples.lengths();
-    let all: Vec<usize> = (0..lengths.len()).collect();
     let mut tally = Tally::default();
     let own: Vec<_> = batching
-        .cut(&all, &lengths)
+        .all(&samples.by_page())
         .into_iter()
         .skip(rank)
         .step_by(processes)
@@ -157,20 +155,24 @@ impl Batch {
     /// Takes the next batch of `samples`.
     pub(super) fn next(reader: &Reader, samples: &Samples, batches: &mut Batches<'_>) -> Result<Self> {
         let (batch, pixels) = batches.next()?;
-        let samples = batch.iter().map(|&i| &samples.samples[i]);
+        let (mut grids, mut pages) = (Vec::new(), Vec::new());
+        for group in samples.groups(&batch) {
+            pages.extend(std::iter::repeat_n(grids.len(), group.len()));
+            grids.push(samples.samples[group[0]].grid);
+        }
         let (mut rows, mut labels, mut start) = (Vec::new(), Vec::new(), 0);
         let mut sequences = Vec::new();
-        for sample in samples {
+        for (sample, page) in batch.iter().map(|&i| &samples.samples[i]).zip(&pages) {
             rows.extend((sample.answer - 1..sample.ids.len() - 1).map(|row| (start + row) as i64));
             labels.extend(&sample.ids[sample.answer..]);
             start += sample.ids.len();
             sequences.push(Sequence {
                 ids: &sample.ids,
-                grids: std::slice::from_ref(&sample.grid),
+                pages: std::slice::from_ref(page),
             });
         }
         Ok(Self {
-            packed: Packed::new(reader.model().config(), &sequences)?,
+            packed: Packed::new(reader.model().config(), &grids, &sequences)?,
             pixels,
             rows,
             labels,

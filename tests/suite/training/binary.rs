@@ -379,3 +379,65 @@ fn training_ends_early_when_it_gains_nothing() {
     assert_eq!(metrics.extra["steps"], 3);
     assert_eq!(metrics.extra["best_validation"]["step"], 1);
 }
+
+#[test]
+fn training_begins_from_another_adapter_made_alike() {
+    let project = TrainingProject::new(4);
+    let flags = ["--epochs", "1", "--max-val-samples", "0", "--warmup-ratio", "0"];
+    project.succeed(&flags);
+    let first = project.adapter();
+    let kept = project.path("models/first-lora");
+    fs::rename(project.path(ADAPTER), &kept).unwrap();
+    // At this rate nothing is learnt: what it ends with is what it began with.
+    let still = [
+        "--init-adapter",
+        "first-lora",
+        "--learning-rate",
+        "1e-30",
+        "--weight-decay",
+        "0",
+    ];
+    project.succeed(&[&flags[..], &still].concat());
+    assert!(project.adapter() == first);
+    fs::remove_file(project.path(records::paths::TRAINING_METRICS)).unwrap();
+    for (other, words) in [
+        (&["--lora-rank", "2"][..], ["rank", "scale"]),
+        (&["--target-modules", "q_proj"], ["mlp.down_proj", "beside"]),
+        (
+            &[
+                "--target-modules",
+                "q_proj,k_proj,v_proj,o_proj,gate_proj,up_proj,down_proj,qkv",
+            ],
+            ["qkv", "nothing"],
+        ),
+    ] {
+        let error = project.fail(&[&flags[..], &["--init-adapter", "first-lora"], other].concat());
+        assert!(
+            error.contains("first-lora: cannot be begun from")
+                && words.iter().all(|word| error.contains(word)),
+            "{error}"
+        );
+    }
+    let error = project.fail(&[&flags[..], &["--init-adapter", "none-such"]].concat());
+    assert!(error.contains("none-such"), "{error}");
+    // An adapter of a base with other shapes.
+    let config = project.path("models/first-lora/adapter_model.safetensors");
+    let tensors = tch::Tensor::read_safetensors(&config).unwrap();
+    let tensors: Vec<_> = tensors
+        .into_iter()
+        .map(|(name, tensor)| {
+            let tensor = if name.ends_with("layers.0.self_attn.q_proj.lora_A.weight") {
+                tensor.narrow(1, 0, 8).contiguous()
+            } else {
+                tensor
+            };
+            (name, tensor)
+        })
+        .collect();
+    tch::Tensor::write_safetensors(&tensors, &config).unwrap();
+    let error = project.fail(&[&flags[..], &["--init-adapter", "first-lora"]].concat());
+    assert!(
+        error.contains("layers.0.self_attn.q_proj\" has 8 inputs"),
+        "{error}"
+    );
+}

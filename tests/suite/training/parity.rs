@@ -77,13 +77,19 @@ impl Data {
     }
 
     fn packed(&self, config: &Config) -> Packed {
+        let mut numbers = 0..;
+        let pages: Vec<Vec<usize>> = self
+            .grids
+            .iter()
+            .map(|grids| numbers.by_ref().take(grids.len()).collect())
+            .collect();
         let sequences: Vec<Sequence<'_>> = self
             .ids
             .iter()
-            .zip(&self.grids)
-            .map(|(ids, grids)| Sequence { ids, grids })
+            .zip(&pages)
+            .map(|(ids, pages)| Sequence { ids, pages })
             .collect();
-        Packed::new(config, &sequences).unwrap()
+        Packed::new(config, &self.grids.concat(), &sequences).unwrap()
     }
 
     /// The mean loss, whose gradients are added.
@@ -166,6 +172,51 @@ fn the_packed_pass_is_the_prompts_one_by_one() {
             patch += patches as i64;
         }
     }
+}
+
+#[test]
+fn a_page_of_several_samples_is_looked_at_once_to_the_same_gradients() {
+    let name = "untied-flat-sharded";
+    let dir = fixtures().join("models").join(name);
+    let alone = Data::new(name, &CASES[..1]);
+    let (ids, grids) = (&alone.ids[0], &alone.grids[0]);
+    let other: Vec<i64> = [&ids[..], &ids[ids.len() - 2..]].concat();
+    // The golden's sample, and a longer one about the same pages, in two batches and in one.
+    let gradients = |batches: &[&[&[i64]]]| {
+        let parameters = parameters("plain");
+        let model = load(&dir, Some(&parameters.adapter), Kind::Float);
+        let mut loss = 0.0;
+        for sequences in batches {
+            let pages: Vec<usize> = (0..grids.len()).collect();
+            let whole: Vec<Sequence<'_>> = sequences
+                .iter()
+                .map(|ids| Sequence { ids, pages: &pages })
+                .collect();
+            let packed = Packed::new(model.config(), grids, &whole).unwrap();
+            let ends: Vec<usize> = sequences
+                .iter()
+                .scan(0, |end, ids| {
+                    *end += ids.len();
+                    Some(*end)
+                })
+                .collect();
+            let rows: Vec<i64> = ends.iter().map(|end| *end as i64 - 2).collect();
+            let labels: Vec<i64> = sequences.iter().map(|ids| ids[ids.len() - 1]).collect();
+            let hidden = model
+                .packed_hidden(&packed, Some(&alone.pixels), &rows, false)
+                .unwrap();
+            let sum = model.packed_loss(&hidden, &labels, 0.5).unwrap();
+            autograd::backward(&sum, &sum.ones_like()).unwrap();
+            loss += sum.double_value(&[]);
+        }
+        let mut parameters = parameters;
+        (loss, parameters.gradients().copy())
+    };
+    let (apart_loss, apart) = gradients(&[&[ids.as_slice()], &[other.as_slice()]]);
+    let (loss, together) = gradients(&[&[ids.as_slice(), other.as_slice()]]);
+    assert!((loss - apart_loss).abs() < 1e-5, "{loss} {apart_loss}");
+    let difference = largest(&(&together - &apart)) / largest(&apart);
+    assert!(difference < 1e-4, "{difference}");
 }
 
 #[test]
