@@ -51,7 +51,7 @@ async fn serve(arguments: Arguments) -> anyhow::Result<ExitCode> {
     } = arguments;
     let listener = server::bind(&options)?;
     let project = common.project()?;
-    let model = common.model_folder(&project)?;
+    let model = common.served_model(&project)?;
     let adapter = adapter.named_or_found(&project, &model.path)?;
     let selected = common.select_device()?;
     let load_options = LoadOptions {

@@ -6,8 +6,8 @@
     python3 benchmarks/compare_training.py --gpu FOLDER         # a base in NF4 on a GPU: 16 samples x 512 tokens a step
 
 Rank 64 on the contract's seven modules, AdamW, batches of 4. On the CPU: ours on the base in four bits, the peer in float32
-(bitsandbytes' CPU path is slower), vision blocks adapted as the contract has it; two samples ask about each page, as those of
-prepare_training_data --clinical do, and ours looks at it once.
+(bitsandbytes' CPU path is slower), vision blocks adapted as the contract has it; two samples ask about each page (of those that
+prepare_training_data generates, four), and ours looks at it once.
 On a GPU: bfloat16, vision tower frozen, pages of 256 pixels, as design papers of the peer do; FOLDER is what
 benchmarks/random_model.py writes. Tokens are those of pages, prompts and answers; padding is none. peft is needed beside
 tests/fixtures/requirements.txt (requirements-adapters.txt).

@@ -34,8 +34,8 @@ struct Arguments {
 
     /// How many synthetic clinical pages to generate for training
     ///
-    /// A tenth of that, 500 at most, is generated for validation and for the test each, with other words. Two questions are
-    /// asked about each page: the whole of it, the medications, the laboratory values... 0 for none.
+    /// A tenth of that, 500 at most, is generated for validation and for the test each, with other words. Four questions are
+    /// asked about each page to train on, two about others: the whole of it, the medications, the laboratory values... 0 for none.
     #[arg(long, value_name = "N", env = "MVP_CLINICAL", default_value_t = DEFAULT_CLINICAL, hide_env_values = true)]
     clinical: u64,
 

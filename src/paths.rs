@@ -116,6 +116,23 @@ impl Project {
         ))
     }
 
+    /// The model folder to serve: as [`Self::model_folder`], but in four bits where nobody chose and `quantize_base` made it.
+    pub fn served_model(&self, choice: Option<&Path>) -> Result<ModelFolder> {
+        let quantized = |base: &Path| Some(self.derived_model(base, NF4_SUFFIX)).filter(|path| path.is_dir());
+        // Its base may be gone.
+        if let (None, Some(path)) = (choice, quantized(Path::new(BASE_MODEL))) {
+            return Ok(ModelFolder {
+                path,
+                stands_in: false,
+            });
+        }
+        let mut folder = self.model_folder(choice)?;
+        if let (None, Some(path)) = (choice, quantized(&folder.path)) {
+            folder.path = path;
+        }
+        Ok(folder)
+    }
+
     /// Folder for a model that may not be there yet: `choice`, a path or a name under `models/`, or else `models/DEFAULT`.
     pub fn new_model(&self, choice: Option<&Path>, default: &str) -> PathBuf {
         let Some(choice) = choice else {
@@ -238,6 +255,38 @@ mod tests {
         let folder = project.model_folder(None).unwrap();
         assert_eq!(folder.path, project.models().join(BASE_MODEL));
         assert_eq!(folder.notice(), None);
+    }
+
+    #[test]
+    fn what_is_served_is_in_four_bits_unless_somebody_chose() {
+        for (models, served, stands_in) in [
+            (&[BASE_MODEL, EMBEDDED_MODEL][..], BASE_MODEL, false),
+            (
+                &[BASE_MODEL, "qwen25-vl-7b-bnb-nf4"],
+                "qwen25-vl-7b-bnb-nf4",
+                false,
+            ),
+            (
+                &["qwen25-vl-7b-bnb-nf4", EMBEDDED_MODEL],
+                "qwen25-vl-7b-bnb-nf4",
+                false,
+            ),
+            (
+                &[EMBEDDED_MODEL, "qwen25-vl-nano-bnb-nf4"],
+                "qwen25-vl-nano-bnb-nf4",
+                true,
+            ),
+            (&[EMBEDDED_MODEL], EMBEDDED_MODEL, true),
+        ] {
+            let (_folder, project) = project(models);
+            let folder = project.served_model(None).unwrap();
+            assert_eq!(
+                (folder.path, folder.stands_in),
+                (project.models().join(served), stands_in)
+            );
+            let chosen = project.served_model(Some(Path::new(models[0]))).unwrap();
+            assert_eq!(chosen.path, project.models().join(models[0]));
+        }
     }
 
     #[test]

@@ -157,7 +157,15 @@ impl CommonArgs {
 
     /// The model folder to load; says which one where the user did not choose it.
     pub fn model_folder(&self, project: &Project) -> Result<ModelFolder> {
-        let folder = project.model_folder(self.model.as_deref())?;
+        Self::announced(project.model_folder(self.model.as_deref())?)
+    }
+
+    /// The model folder to serve; see [`Project::served_model`].
+    pub fn served_model(&self, project: &Project) -> Result<ModelFolder> {
+        Self::announced(project.served_model(self.model.as_deref())?)
+    }
+
+    fn announced(folder: ModelFolder) -> Result<ModelFolder> {
         if let Some(notice) = folder.notice() {
             telemetry::say(Level::INFO, &notice);
         }

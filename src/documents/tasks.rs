@@ -34,7 +34,9 @@ pub struct Question {
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Tasks {
-    questions_per_page: usize,
+    /// Of each page.
+    questions_to_train: usize,
+    questions_to_measure: usize,
     whole_page_chance: f64,
     usual_prompt_chance: f64,
     nothing: String,
@@ -121,13 +123,17 @@ pub(super) fn questions(document: &str, written: &Written, split: Split, dice: &
             items: written.lines.clone(),
         });
     }
-    while asked.len() < DATA.questions_per_page {
+    let wanted = match split {
+        Split::Train => DATA.questions_to_train,
+        _ => DATA.questions_to_measure,
+    };
+    while asked.len() < wanted {
         let Some(task) = dice.weighted(&DATA.tasks, |task| task.weight) else {
             break;
         };
         let items = matching(task, written);
         // Most questions have an answer; as many others as it takes to learn to say so.
-        let skipped = items.is_empty() && dice.chance(0.6);
+        let skipped = items.is_empty() && dice.chance(0.75);
         if skipped || asked.iter().any(|question| question.task == task.id) {
             continue;
         }

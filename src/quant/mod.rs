@@ -84,3 +84,9 @@ pub struct Outcome {
     /// Bytes of the folder's weights.
     pub bytes: u64,
 }
+
+/// A file of a quantized folder, as text.
+fn json_text(value: &impl Serialize) -> String {
+    // Maps with text keys and finite numbers always serialize.
+    serde_json::to_string_pretty(value).unwrap_or_default() + "\n"
+}

@@ -148,15 +148,14 @@ pub fn prepare(project: &Project, options: &PrepareOptions) -> Result<Prepared> 
     })
 }
 
-/// Puts generated samples among the others, so that the first thousand of a list are like all of it.
+/// Puts generated samples among the others, so that the first thousand of a list are like all of it; those of a page stay
+/// together.
 fn mix(list: &mut Vec<DataSample>, generated: Vec<DataSample>, seed: u64) {
     if generated.is_empty() {
         return;
     }
     list.extend(generated);
-    list.sort_by_cached_key(|sample| {
-        order_key(seed, "mix", &format!("{}\0{}", sample.image_path, sample.prompt))
-    });
+    list.sort_by_cached_key(|sample| order_key(seed, "mix", &sample.image_path));
 }
 
 fn open_datasets(raw: &Path) -> Result<Vec<RawDataset>> {

@@ -18,7 +18,7 @@ use crate::checkpoint::{
     FileDigest, Manifest, Origin, Staged, Staging, StoredTensor, TensorFile, TensorPlan,
 };
 use crate::data::CalibrationPage;
-use crate::quant::{Method, Outcome, Source, Watch};
+use crate::quant::{Method, Outcome, Source, Watch, json_text};
 use crate::qwen2_5_vl::Config;
 use crate::{Error, Result};
 
@@ -356,9 +356,4 @@ fn half_precision(config: &str) -> String {
                 &format!("\"{key}\": \"float16\""),
             )
         })
-}
-
-fn json_text(value: &impl Serialize) -> String {
-    // Maps with text keys and finite numbers always serialize.
-    serde_json::to_string_pretty(value).unwrap_or_default() + "\n"
 }

@@ -22,7 +22,7 @@ use crate::checkpoint::{
 };
 use crate::processing::PromptError;
 use crate::quant::source::FileValues;
-use crate::quant::{Method, Outcome, Source, Watch};
+use crate::quant::{Method, Outcome, Source, Watch, json_text};
 use crate::records::{self, Nf4Config, Nf4QuantizationConfig};
 use crate::{Error, Result};
 
@@ -175,11 +175,6 @@ fn contract_config(source: &Source, options: &Nf4Options) -> Nf4QuantizationConf
         ),
         extra: Map::new(),
     }
-}
-
-fn json_text(value: &impl Serialize) -> String {
-    // Maps with text keys and finite numbers always serialize.
-    serde_json::to_string_pretty(value).unwrap_or_default() + "\n"
 }
 
 /// Errors of the files that an earlier run finished.
