@@ -65,7 +65,7 @@ const GLOO_STUB: &str = "src/distributed/stub";
 
 /// Compiles the few lines of C++.
 fn compile_shims(libtorch: &Path) {
-    for source in SHIMS {
+    for source in SHIMS.iter().chain(&["src/shim.hpp"]) {
         println!("cargo::rerun-if-changed={source}");
     }
     println!("cargo::rerun-if-env-changed=LIBTORCH_CXX11_ABI");

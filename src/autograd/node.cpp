@@ -17,6 +17,8 @@
 #include <utility>
 #include <vector>
 
+#include "../shim.hpp"
+
 namespace {
 
 using torch::autograd::variable_list;
@@ -64,19 +66,6 @@ struct ClosureNode : torch::autograd::Node {
   Backward backward_;
   Drop drop_;
 };
-
-template <typename Work>
-int guarded(char* message, size_t capacity, Work work) noexcept {
-  try {
-    work();
-    return 0;
-  } catch (const std::exception& error) {
-    std::snprintf(message, capacity, "%s", error.what());
-  } catch (...) {
-    std::snprintf(message, capacity, "unknown error");
-  }
-  return 1;
-}
 
 }  // namespace
 

@@ -4,7 +4,7 @@
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/_flash_attention_forward.h>
 
-#include <cstdio>
+#include "../shim.hpp"
 
 extern "C" {
 
@@ -22,16 +22,10 @@ void medvision_without_cudnn_attention() noexcept {
 // 0 where it could. No exception leaves.
 int medvision_flash_attention(const at::Tensor* q, const at::Tensor* k, const at::Tensor* v, const at::Tensor* bounds,
                               int64_t longest, int causal, at::Tensor** out, char* message, size_t capacity) noexcept {
-  try {
+  return guarded(message, capacity, [&] {
     auto made = at::_flash_attention_forward(*q, *k, *v, *bounds, *bounds, longest, longest, 0.0, causal != 0, false);
     *out = new at::Tensor(std::get<0>(std::move(made)));
-    return 0;
-  } catch (const std::exception& error) {
-    std::snprintf(message, capacity, "%s", error.what());
-  } catch (...) {
-    std::snprintf(message, capacity, "unknown error");
-  }
-  return 1;
+  });
 }
 
 }  // extern "C"

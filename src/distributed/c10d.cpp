@@ -12,28 +12,14 @@
 #include <string>
 #include <vector>
 
+#include "../shim.hpp"
+
 namespace {
 
 struct Group {
   c10::intrusive_ptr<c10d::Store> store;
   c10::intrusive_ptr<c10d::ProcessGroupGloo> gloo;
 };
-
-// Runs `work`; 0 where it could, else the reason is in `message`. No exception leaves.
-template <typename Work>
-int guarded(char* message, size_t capacity, Work work) noexcept {
-  try {
-    work();
-    return 0;
-  } catch (const c10::Error& error) {
-    std::snprintf(message, capacity, "%s", error.what_without_backtrace());
-  } catch (const std::exception& error) {
-    std::snprintf(message, capacity, "%s", error.what());
-  } catch (...) {
-    std::snprintf(message, capacity, "unknown error");
-  }
-  return 1;
-}
 
 }  // namespace
 
