@@ -9,7 +9,7 @@ use super::linear::{InputSamples, Linear, LinearWeight, Lora, Scratch};
 use super::recorded::{Dropout, DropoutSeed, recorded_rotate};
 use crate::adapters::{Adapter, LoraPair};
 use crate::checkpoint::Checkpoint;
-use crate::kernels::cpu;
+use crate::kernels::{cpu, cuda};
 use crate::quant::Quantization;
 use crate::quant::awq::AwqWeight;
 use crate::quant::nf4::Nf4Weight;
@@ -233,9 +233,14 @@ impl Mlp {
     /// act(gate) · up: `[rows, intermediate]`.
     fn gated(&self, mut gate: Tensor, up: &Tensor) -> Result<Tensor> {
         let tracked = autograd::tracks(&[&gate, up]);
-        if self.activation == Activation::Silu && !tracked && cpu::applies(&gate) && cpu::applies(up) {
-            cpu::swiglu(&mut gate, up);
-            return Ok(gate);
+        if self.activation == Activation::Silu && !tracked {
+            if cpu::applies(&gate) && cpu::applies(up) {
+                cpu::swiglu(&mut gate, up);
+                return Ok(gate);
+            }
+            if let Some(y) = cuda::gated(&gate, up)? {
+                return Ok(y);
+            }
         }
         if tracked {
             let gate = match self.activation {
@@ -254,6 +259,22 @@ impl Mlp {
     }
 }
 
+/// As a GPU's kernel takes it.
+pub(super) fn rotation<'a>(
+    heads: cpu::Heads,
+    cos: &'a Tensor,
+    sin: &'a Tensor,
+    back: bool,
+) -> cuda::Rotation<'a> {
+    cuda::Rotation {
+        heads: heads.count,
+        dim: heads.dim,
+        cos,
+        sin,
+        back,
+    }
+}
+
 /// Rotates the first `heads` of each row: x · cos + rotate_half(x) · sin, in f32, back in x's dtype.
 ///
 /// x: `[rows, ..]`, at least `heads.count * heads.dim` values a row; cos, sin: `[rows, heads.dim]`.
@@ -263,6 +284,9 @@ pub(super) fn rotate(mut x: Tensor, heads: cpu::Heads, cos: &Tensor, sin: &Tenso
     }
     if cpu::applies(&x) {
         cpu::rotate_halves(&mut x, heads, cos, sin);
+        return Ok(x);
+    }
+    if rotation(heads, cos, sin, false).in_place(&x)? {
         return Ok(x);
     }
     let (rows, dim) = (x.size()[0], heads.dim as i64);

@@ -8,11 +8,11 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use tch::{Kind, Tensor};
 
-use super::layers::{RmsNorm, rotate};
+use super::layers::{RmsNorm, rotate, rotation};
 use super::linear::{Linear, Lora};
 use crate::Result;
 use crate::autograd::{attach, detached, rms_norm_backward};
-use crate::kernels::cpu;
+use crate::kernels::{cpu, cuda};
 
 /// Which inputs of an adapter's A are dropped: a function of a seed, which a training sets before each pass, and the
 /// module. 0 drops nothing.
@@ -81,6 +81,12 @@ fn mixed(seed: u64) -> u64 {
 }
 
 impl Lora {
+    /// A and scale · B as they are computed with, without a history: what the scale costs depends on no number of rows then.
+    fn halves(&self, kind: Kind) -> Result<(Tensor, Tensor)> {
+        let (a, b) = (detached(&self.a), detached(&self.b));
+        Ok((a.f_to_kind(kind)?, b.f_mul_scalar(self.scale)?.f_to_kind(kind)?))
+    }
+
     /// x as A sees it.
     fn dropped(x: &Tensor, mask: Option<Mask>) -> Result<Tensor> {
         match mask {
@@ -111,6 +117,9 @@ impl Kept {
         match self {
             Self::Input(_) => Ok(vec![Some(gradient)]),
             Self::Gated { gate, up } => {
+                if let Some((for_gate, for_up)) = cuda::gated_backward(&gradient, gate, up)? {
+                    return Ok(vec![Some(for_gate), Some(for_up)]);
+                }
                 let for_up = gradient.f_mul(&gate.f_silu()?)?;
                 // The receiver is the input.
                 let for_gate = gate.f_silu_backward(&gradient.f_mul(up)?)?;
@@ -125,6 +134,9 @@ fn swiglu(gate: &Tensor, up: &Tensor) -> Result<Tensor> {
     if cpu::applies(gate) && cpu::applies(up) {
         let mut y = gate.f_detach_copy()?;
         cpu::swiglu(&mut y, up);
+        return Ok(y);
+    }
+    if let Some(y) = cuda::gated(gate, up)? {
         return Ok(y);
     }
     Ok(gate.f_silu()?.f_mul_(up)?)
@@ -154,15 +166,15 @@ impl Linear {
                 kept.gradients(x)
             });
         };
-        let (a, b, scale) = (detached(&lora.a), detached(&lora.b), lora.scale);
+        let (masters, scale) = (lora.a.kind(), lora.scale);
         let mask = lora.dropout.as_ref().and_then(Dropout::now);
-        let (y, low) = tch::no_grad(|| -> Result<_> {
+        let (y, low, a, b) = tch::no_grad(|| -> Result<_> {
             let x = kept.value()?;
-            let kind = x.kind();
+            let (a, b) = lora.halves(x.kind())?;
             let mut y = self.base(&x)?;
-            let low = Lora::dropped(&x, mask)?.f_matmul(&a.f_to_kind(kind)?.f_tr()?)?;
-            let _ = y.f_addmm_(&low.f_mul_scalar(scale)?, &b.f_to_kind(kind)?.f_tr()?)?;
-            Ok((y, low))
+            let low = Lora::dropped(&x, mask)?.f_matmul(&a.f_tr()?)?;
+            let _ = y.f_addmm_(&low, &b.f_tr()?)?;
+            Ok((y, low, a, b))
         })?;
         let (weight, scratch, count) = (Arc::clone(&self.weight), self.scratch.clone(), inputs.len());
         attach(
@@ -170,13 +182,13 @@ impl Linear {
             y,
             move |gradient, wanted| {
                 let kind = gradient.kind();
-                let scaled = gradient.f_matmul(&b.f_to_kind(kind)?)?.f_mul_scalar(scale)?;
-                let for_b = gradient.f_tr()?.f_matmul(&low)?.f_mul_scalar(scale)?;
+                let scaled = gradient.f_matmul(&b)?;
+                let for_b = gradient.f_tr()?.f_matmul(&low)?.f_to_kind(masters)?;
+                let for_b = for_b.f_mul_scalar(scale)?;
                 let for_a = scaled.f_tr()?.f_matmul(&Lora::dropped(&kept.value()?, mask)?)?;
                 let mut gradients = Vec::new();
                 if wanted[..count].contains(&true) {
                     let mut x = weight.values(&scratch, kind, |w| Ok(gradient.f_matmul(w)?))?;
-                    let a = a.f_to_kind(kind)?;
                     let x = match mask {
                         Some(mask) => x.f_add_(&mask.applied(&scaled.f_matmul(&a)?)?)?,
                         None => x.f_addmm_(&scaled, &a)?,
@@ -184,9 +196,8 @@ impl Linear {
                     gradients = kept.gradients(x)?;
                 }
                 gradients.resize_with(count, || None);
-                let master = |gradient: Tensor, of: &Tensor| gradient.f_to_kind(of.kind());
-                gradients.push(Some(master(for_a, &a)?));
-                gradients.push(Some(master(for_b, &b)?));
+                gradients.push(Some(for_a.f_to_kind(masters)?));
+                gradients.push(Some(for_b));
                 Ok(gradients)
             },
         )
@@ -224,14 +235,13 @@ impl RmsNorm {
 /// [`rotate`] with a history. Writes into x, which nobody may have kept: linear layers keep their inputs alone.
 pub(super) fn recorded_rotate(x: &Tensor, heads: cpu::Heads, cos: &Tensor, sin: &Tensor) -> Result<Tensor> {
     let y = tch::no_grad(|| rotate(detached(x), heads, cos, sin))?;
-    // Turned back.
-    let (cos, sin) = (cos.shallow_clone(), sin.f_neg()?);
+    let (cos, sin) = (cos.shallow_clone(), sin.shallow_clone());
     attach(&[x], y, move |gradient, _| {
-        Ok(vec![Some(rotate(
-            gradient.f_contiguous()?.copy(),
-            heads,
-            &cos,
-            &sin,
-        )?)])
+        let gradient = gradient.f_contiguous()?;
+        let made = match rotation(heads, &cos, &sin, true).of(&gradient)? {
+            Some(made) => made,
+            None => rotate(gradient.f_detach_copy()?, heads, &cos, &sin.f_neg()?)?,
+        };
+        Ok(vec![Some(made)])
     })
 }

@@ -6,13 +6,17 @@ use std::marker::PhantomData;
 use std::sync::{Arc, LazyLock, Mutex, OnceLock, PoisonError};
 
 use libloading::os::unix::{Library, RTLD_NOW};
-use tch::{Device, Kind};
+use tch::{Device, Kind, Tensor};
 
 use super::compiler::compile;
 use crate::{Error, Result};
 
 /// The kernels.
-pub(super) const SOURCE: &str = include_str!("nf4.cu");
+pub(super) const SOURCE: &str = concat!(
+    include_str!("values.cu"),
+    include_str!("nf4.cu"),
+    include_str!("elementwise.cu")
+);
 
 type Status = c_int;
 type Handle = *mut c_void;
@@ -101,12 +105,21 @@ pub(super) struct Kernels {
     driver: &'static Driver,
     context: Handle,
     pub(super) dequantize: Kernel,
-    /// Not there for f32.
-    pub(super) product: Kernel,
+    /// Those that compute with 16 bits.
+    pub(super) half: Option<HalfKernels>,
     /// Of the GPU.
     pub(super) multiprocessors: u32,
     /// Most that a block may use.
     pub(super) most_shared_bytes: u32,
+}
+
+/// What there is for 16-bit values alone.
+#[derive(Clone, Copy)]
+pub(super) struct HalfKernels {
+    pub(super) product: Kernel,
+    pub(super) rotate: Kernel,
+    pub(super) gated: Kernel,
+    pub(super) gated_backward: Kernel,
 }
 
 /// A function on the GPU.
@@ -143,6 +156,13 @@ impl Kernels {
         kernels.clone()
     }
 
+    /// Those that compute with 16 bits, for x's device and dtype.
+    pub(super) fn half(x: &Tensor) -> Option<(Arc<Self>, HalfKernels)> {
+        let kernels = Self::of(x.device(), x.kind())?;
+        let half = kernels.half?;
+        Some((kernels, half))
+    }
+
     fn load(index: usize, value_type: &str) -> Result<Self, String> {
         static DRIVER: OnceLock<Result<Driver, String>> = OnceLock::new();
         let driver = DRIVER.get_or_init(Driver::load).as_ref().map_err(Clone::clone)?;
@@ -175,7 +195,7 @@ impl Kernels {
         check("the GPU's context", unsafe {
             (driver.retain_context)(&mut context, device)
         })?;
-        let (dequantize, product) = within(driver, context, || {
+        let (dequantize, half) = within(driver, context, || {
             let mut module = std::ptr::null_mut();
             // SAFETY: the compiler's own ELF image, in a context; the module stays loaded as long as the process lives.
             check("loading the kernels", unsafe {
@@ -187,24 +207,29 @@ impl Kernels {
                 check("finding a kernel", unsafe {
                     (driver.get_function)(&mut function, module, name.as_ptr())
                 })
-                .map(|()| function)
+                .map(|()| Kernel(function))
             };
             let dequantize = function(c"dequantize")?;
             if value_type == "0" {
-                return Ok((dequantize, std::ptr::null_mut()));
+                return Ok((dequantize, None));
             }
-            let product = function(c"product")?;
+            let half = HalfKernels {
+                product: function(c"product")?,
+                rotate: function(c"rotate")?,
+                gated: function(c"gated")?,
+                gated_backward: function(c"gated_backward")?,
+            };
             // SAFETY: a function of this module, and a limit that the GPU named.
             check("a kernel's shared memory", unsafe {
-                (driver.set_attribute)(product, MAX_DYNAMIC_SHARED_SIZE_BYTES, most_shared)
+                (driver.set_attribute)(half.product.0, MAX_DYNAMIC_SHARED_SIZE_BYTES, most_shared)
             })?;
-            Ok((dequantize, product))
+            Ok((dequantize, Some(half)))
         })?;
         Ok(Self {
             driver,
             context,
-            dequantize: Kernel(dequantize),
-            product: Kernel(product),
+            dequantize,
+            half,
             multiprocessors: attribute(MULTIPROCESSOR_COUNT)?.unsigned_abs(),
             most_shared_bytes: most_shared.unsigned_abs(),
         })

@@ -1,14 +1,17 @@
 //! Kernels for NVIDIA GPUs, compiled when they are first wanted.
 //!
-//! `nf4.cu` restores NF4 and FP4 weights in one pass, and multiplies them with one row without restoring them. NVRTC, which
-//! comes with libtorch's CUDA libraries, compiles it for the GPU that is there: no nvcc, no list of GPUs. Where that fails,
-//! it is logged once, and libtorch's own operations do the work.
+//! `nf4.cu` restores NF4 and FP4 weights in one pass, and multiplies them with one row without restoring them;
+//! `elementwise.cu` has rotary positions and gated activations. NVRTC, which comes with libtorch's CUDA libraries, compiles
+//! them for the GPU that is there: no nvcc, no list of GPUs. Where that fails, it is logged once, and libtorch's own
+//! operations do the work.
 
 mod compiler;
+mod elementwise;
 mod launch;
 
 use tch::{Device, Kind, Tensor};
 
+pub use self::elementwise::{Rotation, gated, gated_backward};
 use self::launch::{Argument, Kernels};
 use crate::Result;
 
@@ -111,7 +114,7 @@ impl CodedTensor<'_> {
         let Some(coded) = self.coded() else {
             return Ok(None);
         };
-        let Some(kernels) = Kernels::of(x.device(), x.kind()) else {
+        let Some((kernels, half)) = Kernels::half(x) else {
             return Ok(None);
         };
         let shared = TABLE_BYTES + (self.columns as u32).div_ceil(TILE) * TILE * 2;
@@ -128,7 +131,7 @@ impl CodedTensor<'_> {
         let addresses = [address(x), bias.map_or(0, address), address(&y)];
         let [x, bias, to] = addresses.each_ref().map(Argument::new);
         let arguments = [Argument::new(&coded), x, bias, to];
-        kernels.launch(kernels.product, (blocks, PRODUCT_THREADS, shared), &arguments)?;
+        kernels.launch(half.product, (blocks, PRODUCT_THREADS, shared), &arguments)?;
         Ok(Some(y))
     }
 

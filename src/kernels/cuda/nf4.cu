@@ -1,12 +1,4 @@
-// NF4 and FP4 weights in bitsandbytes' layout: their values, and their product with one row. Compiled by NVRTC at run time.
-//
-// No header is included, so that the compiler needs no folder of them. VALUE_TYPE is the 16-bit or 32-bit type of values outside:
-// 0 f32, 1 bf16, 2 f16.
-
-typedef unsigned char u8;
-typedef unsigned short u16;
-typedef unsigned int u32;
-typedef unsigned long long u64;
+// NF4 and FP4 weights in bitsandbytes' layout: their values, and their product with one row.
 
 struct Coded {
   const u8* packed;      // two codes a byte, the first in the high half
@@ -25,22 +17,6 @@ struct Coded {
 __device__ __forceinline__ float scale_of(const Coded& w, u64 block) {
   if (w.codes == nullptr) return w.absmax[block];
   return __fadd_rn(__fmul_rn(w.map[w.codes[block]], w.absmax[block >> w.nested_shift]), w.offset);
-}
-
-__device__ __forceinline__ u32 two(float low, float high) {
-  u32 both;
-#if VALUE_TYPE == 1
-  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(both) : "f"(high), "f"(low));
-#else
-  asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(both) : "f"(high), "f"(low));
-#endif
-  return both;
-}
-
-__device__ __forceinline__ float half_to_float(u16 bits) {
-  float value;
-  asm("cvt.f32.f16 %0, %1;" : "=f"(value) : "h"(bits));
-  return value;
 }
 
 // Every thread restores the eight values of four bytes. Blocks hold multiples of eight values.
@@ -79,22 +55,6 @@ extern "C" __global__ void __launch_bounds__(256) dequantize(Coded w, void* out)
 }
 
 #if VALUE_TYPE != 0
-__device__ __forceinline__ float low(u32 both) {
-#if VALUE_TYPE == 1
-  return __uint_as_float(both << 16);
-#else
-  return half_to_float((u16)both);
-#endif
-}
-
-__device__ __forceinline__ float high(u32 both) {
-#if VALUE_TYPE == 1
-  return __uint_as_float(both & 0xffff0000u);
-#else
-  return half_to_float((u16)(both >> 16));
-#endif
-}
-
 // y = W x + bias for one x. A warp takes a row at a time, a lane 32 neighbouring values of it, which lie in one block.
 //
 // Shared memory: the values of every byte as f16, 32 times over so that each lane reads a bank of its own (NF4's values lie

@@ -1,0 +1,145 @@
+//! Rotary positions and gated activations of 16-bit values, each one pass over memory.
+
+use tch::{Kind, Tensor};
+
+use super::launch::{Argument, HalfKernels, Kernel, Kernels};
+use super::{address, aligned};
+use crate::Result;
+
+const THREADS: u32 = 256;
+/// Neighbours that a thread takes.
+const EIGHT: i64 = 8;
+
+/// Turns the first `heads` of each row by the row's angle.
+pub struct Rotation<'a> {
+    /// How many heads.
+    pub heads: usize,
+    /// Columns of each.
+    pub dim: usize,
+    /// f32 `[rows, dim]`.
+    pub cos: &'a Tensor,
+    /// f32 `[rows, dim]`.
+    pub sin: &'a Tensor,
+    /// By minus the angle: what gradients need.
+    pub back: bool,
+}
+
+impl Rotation<'_> {
+    /// x `[rows, ..]`, rotated in place; `false` where there is no kernel for it.
+    pub fn in_place(&self, x: &Tensor) -> Result<bool> {
+        self.run(x, x)
+    }
+
+    /// x `[rows, ..]` rotated, and its other columns as they are; `None` where there is no kernel for it.
+    pub fn of(&self, x: &Tensor) -> Result<Option<Tensor>> {
+        let to = x.f_empty_like()?;
+        Ok(self.run(x, &to)?.then_some(to))
+    }
+
+    fn run(&self, from: &Tensor, to: &Tensor) -> Result<bool> {
+        let (rows, columns) = (from.size()[0], from.numel() as i64 / from.size()[0].max(1));
+        let turned = (self.heads * self.dim) as i64;
+        let table = |t: &Tensor| {
+            t.kind() == Kind::Float
+                && t.numel() as i64 == rows * self.dim as i64
+                && t.is_contiguous()
+                && t.device() == from.device()
+                && aligned(t)
+        };
+        let fits = self.dim as i64 % (2 * EIGHT) == 0
+            && columns % EIGHT == 0
+            && turned <= columns
+            && [from, to].into_iter().all(whole)
+            && table(self.cos)
+            && table(self.sin);
+        if !fits {
+            return Ok(false);
+        }
+        let (columns, turned, half) = (
+            (columns / EIGHT) as i32,
+            (turned / EIGHT) as i32,
+            (self.dim as i64 / 2 / EIGHT) as i32,
+        );
+        let sign: f32 = if self.back { -1.0 } else { 1.0 };
+        let rows = rows as u64;
+        let [from_at, to_at, cos, sin] = [from, to, self.cos, self.sin].map(address);
+        let arguments = [
+            Argument::new(&from_at),
+            Argument::new(&to_at),
+            Argument::new(&cos),
+            Argument::new(&sin),
+            Argument::new(&sign),
+            Argument::new(&rows),
+            Argument::new(&columns),
+            Argument::new(&turned),
+            Argument::new(&half),
+        ];
+        let items = rows * (columns - turned / 2) as u64;
+        launch(from, |half| half.rotate, items, &arguments)
+    }
+}
+
+/// silu(gate) · up, of the same shape; `None` where there is no kernel for it.
+pub fn gated(gate: &Tensor, up: &Tensor) -> Result<Option<Tensor>> {
+    if !alike(&[gate, up]) {
+        return Ok(None);
+    }
+    let y = gate.f_empty_like()?;
+    let n = gate.numel() as u64 / EIGHT as u64;
+    let [from, by, to] = [gate, up, &y].map(address);
+    let arguments = [
+        Argument::new(&from),
+        Argument::new(&by),
+        Argument::new(&to),
+        Argument::new(&n),
+    ];
+    Ok(launch(gate, |half| half.gated, n, &arguments)?.then_some(y))
+}
+
+/// The gradient of silu(gate) · up → those of gate and up; `None` where there is no kernel for it.
+pub fn gated_backward(gradient: &Tensor, gate: &Tensor, up: &Tensor) -> Result<Option<(Tensor, Tensor)>> {
+    if !alike(&[gradient, gate, up]) {
+        return Ok(None);
+    }
+    let (for_gate, for_up) = (gate.f_empty_like()?, up.f_empty_like()?);
+    let n = gate.numel() as u64 / EIGHT as u64;
+    let addresses = [gradient, gate, up, &for_gate, &for_up].map(address);
+    let [gradient, gate_at, up, to_gate, to_up] = addresses.each_ref().map(Argument::new);
+    let arguments = [gradient, gate_at, up, to_gate, to_up, Argument::new(&n)];
+    let made = launch(gate, |half| half.gated_backward, n, &arguments)?;
+    Ok(made.then_some((for_gate, for_up)))
+}
+
+/// Of one shape and dtype, on one GPU, in eights.
+fn alike(tensors: &[&Tensor]) -> bool {
+    let first = tensors[0];
+    tensors.iter().all(|tensor| {
+        tensor.size() == first.size()
+            && tensor.kind() == first.kind()
+            && tensor.device() == first.device()
+            && whole(tensor)
+            && tensor.numel() as i64 % EIGHT == 0
+    })
+}
+
+/// As a kernel walks through it.
+fn whole(tensor: &Tensor) -> bool {
+    tensor.device().is_cuda() && tensor.numel() > 0 && tensor.is_contiguous() && aligned(tensor)
+}
+
+/// A thread for each of `items`; `false` where there is no kernel for x's dtype, or there are too many.
+fn launch(
+    x: &Tensor,
+    kernel: impl Fn(HalfKernels) -> Kernel,
+    items: u64,
+    arguments: &[Argument<'_>],
+) -> Result<bool> {
+    let Some((kernels, half)) = Kernels::half(x) else {
+        return Ok(false);
+    };
+    let Ok(blocks) = u32::try_from(items.div_ceil(THREADS.into())) else {
+        return Ok(false);
+    };
+    kernels.launch(kernel(half), (blocks, THREADS, 0), arguments)?;
+    Ok(true)
+}
