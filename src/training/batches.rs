@@ -92,29 +92,6 @@ impl Batching {
         samples.div_ceil(self.step_samples) as u64
     }
 
-    /// The step after `done` steps.
-    ///
-    /// Samples of a batch lie one behind the other, without padding; where they have too many tokens together the batch is
-    /// cut. Batches of a step are about equally long, so that of several processes none waits for another.
-    pub fn step(&self, samples: &ByPage, done: u64) -> StepPlan {
-        let steps = self.steps_per_epoch(samples.samples()).max(1);
-        let (epoch, step) = (done / steps, (done % steps) as usize);
-        let pages = permutation(self.seed, epoch, samples.pages.len());
-        let order = pages.iter().flat_map(|&page| &samples.pages[page]).copied();
-        let taken: Vec<usize> = order
-            .skip(step * self.step_samples)
-            .take(self.step_samples)
-            .collect();
-        let mut groups: Vec<&[usize]> = taken
-            .chunk_by(|&a, &b| samples.shapes[a].page == samples.shapes[b].page)
-            .collect();
-        groups.sort_by_key(|&group| (Reverse(samples.tokens(group)), group[0]));
-        StepPlan {
-            epoch,
-            batches: self.dealt(&groups, samples),
-        }
-    }
-
     /// All samples in their order, in batches.
     pub fn all(&self, samples: &ByPage) -> Vec<Vec<usize>> {
         self.cut(&samples.pages.concat(), samples)
@@ -160,6 +137,57 @@ impl Batching {
             }
         }
         batches
+    }
+}
+
+/// The steps of a training, one after the other.
+#[derive(Debug, Clone)]
+pub struct Steps {
+    batching: Batching,
+    samples: ByPage,
+    /// Which epoch's order is at hand.
+    epoch: Option<u64>,
+    order: Vec<usize>,
+}
+
+impl Steps {
+    /// Of `samples`, put together as `batching` says.
+    pub fn new(batching: Batching, samples: ByPage) -> Self {
+        Self {
+            batching,
+            samples,
+            epoch: None,
+            order: Vec::new(),
+        }
+    }
+
+    /// The step after `done` steps.
+    ///
+    /// Samples of a batch lie one behind the other, without padding; where they have too many tokens together the batch is
+    /// cut. Batches of a step are about equally long, so that of several processes none waits for another.
+    pub fn plan(&mut self, done: u64) -> StepPlan {
+        let (batching, samples) = (&self.batching, &self.samples);
+        let steps = batching.steps_per_epoch(samples.samples()).max(1);
+        let (epoch, step) = (done / steps, (done % steps) as usize);
+        if self.epoch != Some(epoch) {
+            let pages = permutation(batching.seed, epoch, samples.pages.len());
+            self.order = pages
+                .iter()
+                .flat_map(|&page| &samples.pages[page])
+                .copied()
+                .collect();
+            self.epoch = Some(epoch);
+        }
+        let start = step * batching.step_samples;
+        let end = (start + batching.step_samples).min(self.order.len());
+        let mut groups: Vec<&[usize]> = self.order[start..end]
+            .chunk_by(|&a, &b| samples.shapes[a].page == samples.shapes[b].page)
+            .collect();
+        groups.sort_by_key(|&group| (Reverse(samples.tokens(group)), group[0]));
+        StepPlan {
+            epoch,
+            batches: batching.dealt(&groups, samples),
+        }
     }
 }
 
@@ -213,7 +241,10 @@ mod tests {
             batch_tokens: usize::MAX,
             seed: 42,
         };
-        let first = batching.step(&samples(&[1; 64], 1), 0).batches.concat();
+        let first = Steps::new(batching, samples(&[1; 64], 1))
+            .plan(0)
+            .batches
+            .concat();
         assert_eq!(
             first,
             (0..64).collect::<Vec<_>>(),
@@ -235,15 +266,16 @@ mod tests {
         let lengths: Vec<usize> = (1..=32).map(|i| i * 100).collect();
         for each in [1, 2] {
             let samples = samples(&lengths, each);
-            let batches = batching.step(&samples, 0).batches;
+            let batches = Steps::new(batching, samples.clone()).plan(0).batches;
             let tokens: Vec<usize> = batches.iter().map(|batch| samples.tokens(batch)).collect();
             assert_eq!(tokens, [13200; 4]);
         }
         // Pages of a long pass, in any order, are each in one batch.
         let lengths: Vec<usize> = (0..320).map(|i| 100 + i * 37 % 101).collect();
         let samples = samples(&lengths, 2);
+        let mut steps = Steps::new(batching, samples);
         for step in 0..10 {
-            for batch in batching.step(&samples, step).batches {
+            for batch in steps.plan(step).batches {
                 assert!(
                     batch.chunks(2).all(|pair| pair[0] / 2 == pair[1] / 2),
                     "{batch:?}"
@@ -262,10 +294,11 @@ mod tests {
             let samples = samples(&lengths, each);
             let fits = |batch: &Vec<usize>| batch.len() <= batch_size && (batch.len() == 1 || samples.tokens(batch) <= batch_tokens);
             let steps = batching.steps_per_epoch(lengths.len());
+            let mut plans = Steps::new(batching, samples.clone());
             for epoch in 0..2 {
                 let mut seen = Vec::new();
                 for step in 0..steps {
-                    let plan = batching.step(&samples, epoch * steps + step);
+                    let plan = plans.plan(epoch * steps + step);
                     prop_assert_eq!(plan.epoch, epoch);
                     prop_assert!(plan.batches.iter().all(fits));
                     prop_assert!(plan.samples().count() <= step_samples);

@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use tch::{Device, Kind, Tensor};
 
-use super::batches::{Batching, ByPage};
+use super::batches::{Batching, ByPage, StepPlan, Steps};
 use super::checkpoints::{Checkpoints, Identity};
 use super::error::TrainingError;
 use super::feed::{Batches, Feed};
@@ -87,9 +87,7 @@ impl TrainingRun<'_> {
 ///
 /// Whatever ends it before, the newest good checkpoint stays and no record is written.
 pub fn train(run: &TrainingRun<'_>) -> Result<TrainingMetrics> {
-    if run.device == Device::Cpu {
-        keep_freed_memory();
-    }
+    keep_freed_memory();
     let base = Base::find(run.project, run.model, run.options)?;
     let data = Data::read(run.project, &base, run.options)?;
     let parameters = Parameters::new(new_adapter(run.project, &base, run.options)?, run.device)?;
@@ -115,6 +113,10 @@ pub fn train(run: &TrainingRun<'_>) -> Result<TrainingMetrics> {
         ..LoadOptions::default()
     };
     let reader = Reader::load_with(&base.dir, &load, Some(&parameters.adapter))?;
+    if run.device != Device::Cpu {
+        // Teams of threads for what little is left to the CPU wait busily, on the cores that start the GPU's kernels.
+        tch::set_num_threads(1);
+    }
     let samples = data.train.by_page();
     let mut trainer = Trainer {
         run,
@@ -268,17 +270,19 @@ impl Trainer<'_> {
 
     /// All steps that are left.
     fn work(&mut self, mut log: Option<&mut Log>) -> Result<()> {
-        let (batching, samples) = (self.plan.batching, self.samples.clone());
+        let mut steps = Steps::new(self.plan.batching, self.samples.clone());
+        let mut ahead = steps.clone();
         let (from, to) = (self.progress.step, self.plan.steps);
         let (rank, processes) = (self.run.rank(), self.run.processes());
-        let own = (from..to).flat_map(|step| {
-            let batches = batching.step(&samples, step).batches;
+        let own = (from..to).flat_map(move |step| {
+            let batches = ahead.plan(step).batches;
             batches.into_iter().skip(rank).step_by(processes)
         });
         let feed = Feed::new(self.reader.images().clone(), self.run.device)?;
         feed.serve(&self.data.train, own, |batches| {
             while self.progress.step < to && !self.out_of_patience() {
-                self.step(batches, log.as_deref_mut())?;
+                let plan = steps.plan(self.progress.step);
+                self.step(&plan, batches, log.as_deref_mut())?;
                 if self.stopping {
                     self.checkpoint()?;
                     return Err(Error::Interrupted);
@@ -294,10 +298,9 @@ impl Trainer<'_> {
     }
 
     /// One optimizer step, and what falls due after it.
-    fn step(&mut self, batches: &mut Batches<'_>, mut log: Option<&mut Log>) -> Result<()> {
+    fn step(&mut self, plan: &StepPlan, batches: &mut Batches<'_>, mut log: Option<&mut Log>) -> Result<()> {
         let start = Instant::now();
         let done = self.progress.step;
-        let plan = self.plan.batching.step(&self.samples, done);
         let samples = &self.data.train.samples;
         let labels: usize = plan.samples().map(|sample| samples[sample].labels()).sum();
         let tokens = self.samples.tokens(plan.batches.iter().flatten());
