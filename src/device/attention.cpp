@@ -17,13 +17,16 @@ void medvision_without_cudnn_attention() noexcept {
   }
 }
 
-// Flash attention within runs of rows: queries, keys and values `[rows, heads, dim]` in 16 bits on a GPU, `bounds` the runs'
-// ends, i32 `[runs + 1]` from 0. `*out` becomes a new tensor `[rows, heads, dim]`, with a history where autograd records;
-// 0 where it could. No exception leaves.
-int medvision_flash_attention(const at::Tensor* q, const at::Tensor* k, const at::Tensor* v, const at::Tensor* bounds,
-                              int64_t longest, int causal, at::Tensor** out, char* message, size_t capacity) noexcept {
+// Flash attention within runs of rows: queries `[rows, heads, dim]`, keys and values alike, in 16 bits on a GPU; `query_bounds`
+// and `key_bounds` the runs' ends, i32 `[runs + 1]` from 0, and the longest run of each. Causal: the last query sees all keys, the
+// one before it one key less. `*out` becomes a new tensor of the queries' shape, with a history where autograd records; 0 where it
+// could. No exception leaves.
+int medvision_flash_attention(const at::Tensor* q, const at::Tensor* k, const at::Tensor* v, const at::Tensor* query_bounds,
+                              const at::Tensor* key_bounds, int64_t most_queries, int64_t most_keys, int causal,
+                              at::Tensor** out, char* message, size_t capacity) noexcept {
   return guarded(message, capacity, [&] {
-    auto made = at::_flash_attention_forward(*q, *k, *v, *bounds, *bounds, longest, longest, 0.0, causal != 0, false);
+    auto made = at::_flash_attention_forward(*q, *k, *v, *query_bounds, *key_bounds, most_queries, most_keys, 0.0,
+                                             causal != 0, false);
     *out = new at::Tensor(std::get<0>(std::move(made)));
   });
 }

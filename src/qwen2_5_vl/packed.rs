@@ -1,12 +1,13 @@
 //! Whole sequences at once, one behind the other and without a cache: what a training computes.
 //!
-//! Linear layers take the rows of all sequences together; attention goes by sequence. No row is padding.
+//! Linear layers take the rows of all sequences together; attention goes by sequence. No row is padding. What several
+//! sequences about one page have in common at their beginning, the page above all, is computed once.
 
 use std::sync::Arc;
 
 use tch::{Kind, Tensor};
 
-use super::attention::Runs;
+use super::attention::{Run, Runs};
 use super::language::{LanguageModel, Layer};
 use super::layers::rotate;
 use super::positions::rope_positions;
@@ -29,16 +30,30 @@ pub struct Sequence<'a> {
     pub pages: &'a [usize],
 }
 
-/// Sequences, one behind the other.
+/// Sequences, one behind the other, those with a common beginning behind it.
 pub struct Packed {
     ids: Vec<i64>,
     positions: [Vec<i64>; 3],
-    lengths: Vec<i64>,
+    runs: Vec<Run>,
+    /// Rows that the runs see; `None` where each sees its own.
+    seen: Option<Vec<i64>>,
+    sequences: Vec<Place>,
     /// Rows that stand for image tokens.
     places: Vec<i64>,
     /// Rows of the pages' features that stand there; `None` where it is all of them in their order.
     features: Option<Vec<i64>>,
     grids: Vec<Grid>,
+}
+
+/// Where a sequence's rows are.
+#[derive(Clone, Copy)]
+struct Place {
+    /// Where those begin that it shares with its neighbours.
+    common: usize,
+    /// How many those are.
+    shared: usize,
+    /// Where the others begin.
+    own: usize,
 }
 
 impl Packed {
@@ -53,28 +68,61 @@ impl Packed {
                 Some(start)
             })
             .collect();
-        let mut features = Vec::new();
         let mut packed = Self {
             ids: Vec::new(),
             positions: Default::default(),
-            lengths: Vec::new(),
+            runs: Vec::new(),
+            seen: None,
+            sequences: Vec::new(),
             places: Vec::new(),
             features: None,
             grids: pages.to_vec(),
         };
-        for sequence in sequences {
-            let grids: Vec<Grid> = sequence.pages.iter().map(|&page| pages[page]).collect();
-            let positions = rope_positions(sequence.ids, config.image_token_id, &grids, merge)?;
-            for (all, own) in packed.positions.iter_mut().zip(positions.ids) {
-                all.extend(own);
-            }
-            packed.ids.extend(sequence.ids);
-            packed.lengths.push(sequence.ids.len() as i64);
-            for (&page, grid) in sequence.pages.iter().zip(&grids) {
-                let start = starts[page];
-                features.extend((start..start + grid.tokens(merge)).map(|row| row as i64));
+        let (mut features, mut seen) = (Vec::new(), Vec::new());
+        for group in sequences.chunk_by(|a, b| !a.pages.is_empty() && a.pages == b.pages) {
+            let shared = common(group);
+            let start = packed.ids.len();
+            for (i, sequence) in group.iter().enumerate() {
+                let grids: Vec<Grid> = sequence.pages.iter().map(|&page| pages[page]).collect();
+                let positions = rope_positions(sequence.ids, config.image_token_id, &grids, merge)?;
+                // The first one brings what all have.
+                let first = if i == 0 { 0 } else { shared };
+                let own = packed.ids.len() + shared - first;
+                for (all, own) in packed.positions.iter_mut().zip(&positions.ids) {
+                    all.extend(&own[first..]);
+                }
+                packed.ids.extend(&sequence.ids[first..]);
+                let images = |ids: &[i64]| ids.iter().filter(|&&id| id == config.image_token_id).count();
+                let rows = sequence.pages.iter().zip(&grids).flat_map(|(&page, grid)| {
+                    let start = starts[page];
+                    (start..start + grid.tokens(merge)).map(|row| row as i64)
+                });
+                features.extend(rows.skip(images(&sequence.ids[..first])));
+                packed.sequences.push(Place {
+                    common: start,
+                    shared,
+                    own,
+                });
+                if i == 0 && shared > 0 {
+                    packed.runs.push(Run {
+                        queries: shared as i64,
+                        keys: shared as i64,
+                    });
+                    seen.extend(start as i64..(start + shared) as i64);
+                }
+                packed.runs.push(Run {
+                    queries: (sequence.ids.len() - shared) as i64,
+                    keys: sequence.ids.len() as i64,
+                });
+                seen.extend(start as i64..(start + shared) as i64);
+                seen.extend(own as i64..packed.ids.len() as i64);
             }
         }
+        packed.seen = packed
+            .runs
+            .iter()
+            .any(|run| run.queries != run.keys)
+            .then_some(seen);
         let all: usize = pages.iter().map(|page| page.tokens(merge)).sum();
         let in_order = features.len() == all && features.iter().zip(0..).all(|(row, i)| *row == i);
         packed.features = (!in_order).then_some(features);
@@ -90,6 +138,27 @@ impl Packed {
     pub fn rows(&self) -> usize {
         self.ids.len()
     }
+
+    /// The row of a sequence's token, both by number.
+    pub fn row(&self, sequence: usize, token: usize) -> i64 {
+        let place = self.sequences[sequence];
+        let row = match token < place.shared {
+            true => place.common + token,
+            false => place.own + token - place.shared,
+        };
+        row as i64
+    }
+}
+
+/// How many tokens all of `group` begin with; each has one more at least.
+fn common(group: &[Sequence<'_>]) -> usize {
+    let [first, others @ ..] = group else { return 0 };
+    let shared = others.iter().map(|other| {
+        let pairs = first.ids.iter().zip(other.ids);
+        pairs.take_while(|(a, b)| a == b).count()
+    });
+    let shortest = group.iter().map(|sequence| sequence.ids.len()).min().unwrap_or(0);
+    shared.min().unwrap_or(0).min(shortest.saturating_sub(1))
 }
 
 impl Model {
@@ -161,7 +230,12 @@ impl LanguageModel {
             dim: self.config.head_dim,
             cos,
             sin,
-            runs: Runs::new(packed.lengths.clone(), self.kind, self.device)?,
+            runs: Runs::seeing(
+                packed.runs.clone(),
+                packed.seen.as_deref(),
+                self.kind,
+                self.device,
+            )?,
         });
         if recompute && !x.requires_grad() {
             // What is computed again gets its gradient through its input.

@@ -75,8 +75,12 @@ impl Block {
         // Queries and keys, which come first; cos and sin repeat for both.
         let qkv =
             rotate(self.qkv.forward(x)?, turned, &frame.cos, &frame.sin)?.f_view([rows, 3, heads, dim])?;
-        let (q, k, v) = (qkv.f_select(1, 0)?, qkv.f_select(1, 1)?, qkv.f_select(1, 2)?);
-        self.proj.forward(&frame.runs.attention(&q, &k, &v, false)?)
+        // One node of the graph, whose backward pass puts the three gradients together at once.
+        let parts = qkv.f_unbind(1)?;
+        let [q, k, v] = parts.as_slice() else {
+            unreachable!("a dimension of three");
+        };
+        self.proj.forward(&frame.runs.attention(q, k, v, false)?)
     }
 }
 

@@ -160,19 +160,23 @@ impl Batch {
             pages.extend(std::iter::repeat_n(grids.len(), group.len()));
             grids.push(samples.samples[group[0]].grid);
         }
-        let (mut rows, mut labels, mut start) = (Vec::new(), Vec::new(), 0);
-        let mut sequences = Vec::new();
-        for (sample, page) in batch.iter().map(|&i| &samples.samples[i]).zip(&pages) {
-            rows.extend((sample.answer - 1..sample.ids.len() - 1).map(|row| (start + row) as i64));
-            labels.extend(&sample.ids[sample.answer..]);
-            start += sample.ids.len();
-            sequences.push(Sequence {
+        let samples: Vec<&Sample> = batch.iter().map(|&i| &samples.samples[i]).collect();
+        let sequences: Vec<Sequence<'_>> = samples
+            .iter()
+            .zip(&pages)
+            .map(|(sample, page)| Sequence {
                 ids: &sample.ids,
                 pages: std::slice::from_ref(page),
-            });
+            })
+            .collect();
+        let packed = Packed::new(reader.model().config(), &grids, &sequences)?;
+        let (mut rows, mut labels) = (Vec::new(), Vec::new());
+        for (i, sample) in samples.iter().enumerate() {
+            rows.extend((sample.answer - 1..sample.ids.len() - 1).map(|token| packed.row(i, token)));
+            labels.extend(&sample.ids[sample.answer..]);
         }
         Ok(Self {
-            packed: Packed::new(reader.model().config(), &grids, &sequences)?,
+            packed,
             pixels,
             rows,
             labels,

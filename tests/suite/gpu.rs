@@ -6,8 +6,10 @@ use std::sync::atomic::AtomicBool;
 use medical_vision::checkpoint::Checkpoint;
 use medical_vision::device::{DeviceChoice, select};
 use medical_vision::kernels::cuda;
+use medical_vision::processing::Grid;
 use medical_vision::quant::Watch;
 use medical_vision::quant::nf4::{Nf4Options, Nf4Weight, QuantType, quantize_folder};
+use medical_vision::qwen2_5_vl::{Config, Model, Packed, Sequence};
 use tch::{Device, Kind, Tensor};
 
 fn gpu() -> Option<Device> {
@@ -92,4 +94,93 @@ fn several_rows_are_not_multiplied_by_the_kernel_for_one() {
     assert!(weight.product(&rows, None).unwrap().is_none());
     let floats = Tensor::randn([1, 256], (Kind::Float, device));
     assert!(weight.product(&floats, None).unwrap().is_none());
+}
+
+#[test]
+fn the_gpus_kernels_rotate_and_gate_as_libtorch_does() {
+    let Some(device) = gpu() else { return };
+    let (rows, count, dim, columns) = (37, 3, 16, 64);
+    let angles = Tensor::randn([rows, dim / 2], (Kind::Float, device));
+    let angles = Tensor::cat(&[&angles, &angles], 1);
+    let (cos, sin) = (angles.cos(), angles.sin());
+    for kind in [Kind::BFloat16, Kind::Half] {
+        let x = Tensor::randn([rows, columns], (kind, device));
+        for back in [false, true] {
+            let rotation = cuda::Rotation {
+                heads: count as usize,
+                dim: dim as usize,
+                cos: &cos,
+                sin: &sin,
+                back,
+            };
+            let part = x.narrow(1, 0, count * dim).reshape([rows, count, dim]);
+            let part = part.to_kind(Kind::Float);
+            let (low, high) = (part.narrow(2, 0, dim / 2), part.narrow(2, dim / 2, dim / 2));
+            let sin = if back { -&sin } else { sin.copy() };
+            let other = Tensor::cat(&[&-high, &low], 2) * sin.unsqueeze(1);
+            let turned = (part * cos.unsqueeze(1) + other)
+                .reshape([rows, -1])
+                .to_kind(kind);
+            let rest = x.narrow(1, count * dim, columns - count * dim);
+            let expected = Tensor::cat(&[turned, rest], 1);
+            assert!(
+                rotation.of(&x).unwrap().unwrap().equal(&expected),
+                "{kind:?} {back}"
+            );
+            let own = x.copy();
+            assert!(rotation.in_place(&own).unwrap());
+            assert!(own.equal(&expected), "{kind:?} {back}");
+        }
+        let [gate, up, outer] = [(); 3].map(|()| Tensor::randn([rows, columns], (kind, device)) * 3.0);
+        let close = |made: &Tensor, expected: &Tensor| {
+            let off = (made - expected).abs() / (expected.abs() + 0.01);
+            let most = off.to_kind(Kind::Float).max().double_value(&[]);
+            assert!(most <= 0.02, "{kind:?}: {most}");
+        };
+        close(&cuda::gated(&gate, &up).unwrap().unwrap(), &(gate.silu() * &up));
+        let (for_gate, for_up) = cuda::gated_backward(&outer, &gate, &up).unwrap().unwrap();
+        let [leaf, other] =
+            [&gate, &up].map(|t| t.detach_copy().to_kind(Kind::Float).set_requires_grad(true));
+        (leaf.silu() * &other * outer.to_kind(Kind::Float))
+            .sum(Kind::Float)
+            .backward();
+        close(&for_gate.to_kind(Kind::Float), &leaf.grad());
+        close(&for_up.to_kind(Kind::Float), &other.grad());
+        let narrow = gate.narrow(1, 0, 5);
+        assert!(cuda::gated(&narrow, &narrow).unwrap().is_none());
+    }
+}
+
+#[test]
+fn sequences_with_a_common_beginning_are_computed_as_alone() {
+    let Some(device) = gpu() else { return };
+    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/qwen25-vl-nano");
+    let config = Config::from_dir(&dir).unwrap();
+    let checkpoint = Checkpoint::open(&dir).unwrap();
+    let model = Model::load(&checkpoint, &config, Kind::BFloat16, device, None).unwrap();
+    let grid = Grid { t: 1, h: 8, w: 12 };
+    let pixels = Tensor::randn([96, 1176], (Kind::Float, device));
+    let mut beginning = vec![5i64, 6, 7];
+    beginning.extend(vec![config.image_token_id; 24]);
+    let sequences: Vec<Vec<i64>> = [&[8i64, 9, 10, 11][..], &[12, 13], &[14; 9]]
+        .iter()
+        .map(|rest| [&beginning[..], rest].concat())
+        .collect();
+    let hidden = |some: &[Vec<i64>]| {
+        let some: Vec<Sequence<'_>> = some.iter().map(|ids| Sequence { ids, pages: &[0] }).collect();
+        let packed = Packed::new(&config, &[grid], &some).unwrap();
+        let rows: Vec<i64> = some
+            .iter()
+            .enumerate()
+            .flat_map(|(i, sequence)| (20..sequence.ids.len()).map(move |token| (i, token)))
+            .map(|(i, token)| packed.row(i, token))
+            .collect();
+        let hidden = model.packed_hidden(&packed, Some(&pixels), &rows, false).unwrap();
+        hidden.to_kind(Kind::Float)
+    };
+    let together = hidden(&sequences);
+    let alone: Vec<Tensor> = sequences.chunks(1).map(hidden).collect();
+    let alone = Tensor::cat(&alone, 0);
+    let off = (together - &alone).abs().max().double_value(&[]) / alone.abs().max().double_value(&[]);
+    assert!(off < 0.03, "{off}");
 }

@@ -181,11 +181,12 @@ fn a_page_of_several_samples_is_looked_at_once_to_the_same_gradients() {
     let alone = Data::new(name, &CASES[..1]);
     let (ids, grids) = (&alone.ids[0], &alone.grids[0]);
     let other: Vec<i64> = [&ids[..], &ids[ids.len() - 2..]].concat();
-    // The golden's sample, and a longer one about the same pages, in two batches and in one.
+    let third: Vec<i64> = [&ids[..ids.len() - 3], &ids[1..3], &ids[..1]].concat();
+    // The golden's sample, and two others about the same pages, in three batches and in one.
     let gradients = |batches: &[&[&[i64]]]| {
         let parameters = parameters("plain");
         let model = load(&dir, Some(&parameters.adapter), Kind::Float);
-        let mut loss = 0.0;
+        let (mut loss, mut rows_of_batches) = (0.0, Vec::new());
         for sequences in batches {
             let pages: Vec<usize> = (0..grids.len()).collect();
             let whole: Vec<Sequence<'_>> = sequences
@@ -193,14 +194,10 @@ fn a_page_of_several_samples_is_looked_at_once_to_the_same_gradients() {
                 .map(|ids| Sequence { ids, pages: &pages })
                 .collect();
             let packed = Packed::new(model.config(), grids, &whole).unwrap();
-            let ends: Vec<usize> = sequences
-                .iter()
-                .scan(0, |end, ids| {
-                    *end += ids.len();
-                    Some(*end)
-                })
+            rows_of_batches.push(packed.rows());
+            let rows: Vec<i64> = (0..sequences.len())
+                .map(|i| packed.row(i, sequences[i].len() - 2))
                 .collect();
-            let rows: Vec<i64> = ends.iter().map(|end| *end as i64 - 2).collect();
             let labels: Vec<i64> = sequences.iter().map(|ids| ids[ids.len() - 1]).collect();
             let hidden = model
                 .packed_hidden(&packed, Some(&alone.pixels), &rows, false)
@@ -210,10 +207,18 @@ fn a_page_of_several_samples_is_looked_at_once_to_the_same_gradients() {
             loss += sum.double_value(&[]);
         }
         let mut parameters = parameters;
-        (loss, parameters.gradients().copy())
+        (loss, parameters.gradients().copy(), rows_of_batches)
     };
-    let (apart_loss, apart) = gradients(&[&[ids.as_slice()], &[other.as_slice()]]);
-    let (loss, together) = gradients(&[&[ids.as_slice(), other.as_slice()]]);
+    let all = [ids.as_slice(), &other, &third];
+    let (apart_loss, apart, rows) = gradients(&[&all[..1], &all[1..2], &all[2..]]);
+    let (loss, together, fewer) = gradients(&[&all]);
+    assert_eq!(rows, all.map(<[i64]>::len));
+    let shared = ids.len() - 3;
+    assert_eq!(
+        fewer,
+        [rows.iter().sum::<usize>() - 2 * shared],
+        "what is common is computed once"
+    );
     assert!((loss - apart_loss).abs() < 1e-5, "{loss} {apart_loss}");
     let difference = largest(&(&together - &apart)) / largest(&apart);
     assert!(difference < 1e-4, "{difference}");
