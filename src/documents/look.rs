@@ -81,10 +81,7 @@ impl Look {
 
 impl Sheet {
     fn draw(dice: &mut Dice) -> Self {
-        let pixels = match dice.below(10) {
-            0..=6 => dice.between(11, 17),
-            _ => dice.between(SIZES[0].into(), SIZES[1].into()),
-        } as u16;
+        let pixels = dice.between(SIZES[0].into(), SIZES[1].into()) as u16;
         let wear = dice.chance(0.62).then(|| Wear::draw(dice, pixels));
         // A skewed page's corners stay on the sheet.
         let slant = wear.as_ref().map_or(0.0, |wear| wear.skew_degrees.abs());

@@ -27,7 +27,7 @@ pub(super) fn respell(blocks: &mut [Block], dice: &mut Dice) {
     if dice.chance(0.4) {
         return;
     }
-    let part = dice.range(0.05, 0.6);
+    let part = dice.range(0.05, 0.4);
     let with_headings = part < HEADINGS_PART && dice.chance(0.5);
     let kept = if with_headings {
         HashSet::new()
