@@ -177,8 +177,8 @@ def main():
         print(f"ratio {ratio:.2f}x")
     if not options.no_record:
         name = "gpu_training_vs_peft" if options.gpu else "cpu_training_vs_peft"
-        if not options.gpu and options.questions == 1:
-            name += "-one-question"
+        if not options.gpu and options.questions != 2:
+            name += {1: "-one-question", 4: "-four-questions"}.get(options.questions, f"-{options.questions}-questions")
         path = record.save(name, {"threads": options.threads, "steps": options.steps, "samples_a_step": options.samples,
                                   "questions_a_page": options.questions,
                                   "model": options.model.name, "finetune_lora": made, "peft": theirs, "ratio": ratio})
