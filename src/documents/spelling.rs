@@ -1,6 +1,6 @@
 //! Words, numbers and signs written as nobody expects, on pages to train on: what is read pays there, not what is known.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 
 use super::content::{Block, Body, ItemKind};
 use super::dice::Dice;
@@ -29,23 +29,16 @@ pub(super) fn respell(blocks: &mut [Block], dice: &mut Dice) {
     }
     let part = dice.range(0.05, 0.4);
     let with_headings = part < HEADINGS_PART && dice.chance(0.5);
-    let kept = if with_headings {
-        HashSet::new()
-    } else {
-        headings(blocks)
+    let mut known = match with_headings {
+        true => HashMap::new(),
+        false => headings(blocks),
     };
-    let mut known: HashMap<String, Spelling> = HashMap::new();
     let mut change = |text: &mut String| {
         *text = by_word(text, |word| {
-            if let Some(spelling) = known.get(word) {
-                return spelling.clone();
-            }
-            let spelling = match kept.contains(word) {
-                true => Spelling::usual(word),
-                false => Spelling::draw(word, part, dice),
-            };
-            known.insert(word.to_owned(), spelling.clone());
+            let spelling = known.entry(word.to_owned());
             spelling
+                .or_insert_with(|| Spelling::draw(word, part, dice))
+                .clone()
         });
     };
     for block in blocks {
@@ -57,13 +50,13 @@ pub(super) fn respell(blocks: &mut [Block], dice: &mut Dice) {
     }
 }
 
-/// Words of titles and headings.
-fn headings(blocks: &[Block]) -> HashSet<String> {
-    let mut found = HashSet::new();
+/// Words of titles and headings, as they are.
+fn headings(blocks: &[Block]) -> HashMap<String, Spelling> {
+    let mut found = HashMap::new();
     let mut note = |text: &str| {
         by_word(text, |word| {
-            found.insert(word.to_owned());
-            Spelling::usual(word)
+            let usual = found.entry(word.to_owned());
+            usual.or_insert_with(|| Spelling::usual(word)).clone()
         });
     };
     for block in blocks {
@@ -111,17 +104,17 @@ impl Spelling {
 
     /// Long words change with the chance `part`, short ones with half of it, numbers with a sixth; stops, too.
     fn draw(word: &str, part: f64, dice: &mut Dice) -> Self {
-        let letters = word.bytes().all(|byte| byte.is_ascii_alphabetic());
+        let long = word.len() >= LONG && word.bytes().all(|byte| byte.is_ascii_alphabetic());
         let digits = word
             .chars()
             .all(|c| c.is_ascii_digit() || c.is_ascii_punctuation());
-        let chance = match (digits, letters && word.len() >= LONG) {
+        let chance = match (digits, long) {
             (true, _) => part / 6.0,
             (_, true) => part,
             _ => part / 2.0,
         };
         let word = match dice.chance(chance) {
-            true if letters && word.len() >= LONG && dice.chance(0.7) => misspelt(word, dice),
+            true if long && dice.chance(0.7) => misspelt(word, dice),
             true => garbled(word, dice),
             false => word.to_owned(),
         };

@@ -231,48 +231,27 @@ impl Mlp {
     }
 
     /// act(gate) · up: `[rows, intermediate]`.
-    fn gated(&self, mut gate: Tensor, up: &Tensor) -> Result<Tensor> {
-        let tracked = autograd::tracks(&[&gate, up]);
-        if self.activation == Activation::Silu && !tracked {
-            if cpu::applies(&gate) && cpu::applies(up) {
-                cpu::swiglu(&mut gate, up);
-                return Ok(gate);
-            }
-            if let Some(y) = cuda::gated(&gate, up)? {
-                return Ok(y);
-            }
-        }
-        if tracked {
-            let gate = match self.activation {
-                Activation::Silu => gate.f_silu()?,
-                Activation::Gelu => gate.f_gelu("none")?,
-                Activation::GeluTanh => gate.f_gelu("tanh")?,
-            };
-            return Ok(gate.f_mul(up)?);
-        }
-        let mut gate = match self.activation {
-            Activation::Silu => gate.f_silu_()?,
+    fn gated(&self, gate: Tensor, up: &Tensor) -> Result<Tensor> {
+        let gate = match self.activation {
+            // With a history it is part of `down`'s node, see [`Self::forward`].
+            Activation::Silu => return swiglu(gate, up),
             Activation::Gelu => gate.f_gelu("none")?,
             Activation::GeluTanh => gate.f_gelu("tanh")?,
         };
-        Ok(gate.f_mul_(up)?)
+        Ok(gate.f_mul(up)?)
     }
 }
 
-/// As a GPU's kernel takes it.
-pub(super) fn rotation<'a>(
-    heads: cpu::Heads,
-    cos: &'a Tensor,
-    sin: &'a Tensor,
-    back: bool,
-) -> cuda::Rotation<'a> {
-    cuda::Rotation {
-        heads: heads.count,
-        dim: heads.dim,
-        cos,
-        sin,
-        back,
+/// silu(gate) · up, without a history; writes into gate.
+pub(super) fn swiglu(mut gate: Tensor, up: &Tensor) -> Result<Tensor> {
+    if cpu::applies(&gate) && cpu::applies(up) {
+        cpu::swiglu(&mut gate, up);
+        return Ok(gate);
     }
+    if let Some(y) = cuda::gated(&gate, up)? {
+        return Ok(y);
+    }
+    Ok(gate.f_silu_()?.f_mul_(up)?)
 }
 
 /// Rotates the first `heads` of each row: x · cos + rotate_half(x) · sin, in f32, back in x's dtype.
@@ -286,7 +265,13 @@ pub(super) fn rotate(mut x: Tensor, heads: cpu::Heads, cos: &Tensor, sin: &Tenso
         cpu::rotate_halves(&mut x, heads, cos, sin);
         return Ok(x);
     }
-    if rotation(heads, cos, sin, false).in_place(&x)? {
+    let rotation = cuda::Rotation {
+        heads,
+        cos,
+        sin,
+        back: false,
+    };
+    if rotation.in_place(&x)? {
         return Ok(x);
     }
     let (rows, dim) = (x.size()[0], heads.dim as i64);

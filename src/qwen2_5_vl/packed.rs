@@ -82,6 +82,14 @@ impl Packed {
         for group in sequences.chunk_by(|a, b| !a.pages.is_empty() && a.pages == b.pages) {
             let shared = common(group);
             let start = packed.ids.len();
+            let beginning = start as i64..(start + shared) as i64;
+            if shared > 0 {
+                packed.runs.push(Run {
+                    queries: shared as i64,
+                    keys: shared as i64,
+                });
+                seen.extend(beginning.clone());
+            }
             for (i, sequence) in group.iter().enumerate() {
                 let grids: Vec<Grid> = sequence.pages.iter().map(|&page| pages[page]).collect();
                 let positions = rope_positions(sequence.ids, config.image_token_id, &grids, merge)?;
@@ -103,18 +111,11 @@ impl Packed {
                     shared,
                     own,
                 });
-                if i == 0 && shared > 0 {
-                    packed.runs.push(Run {
-                        queries: shared as i64,
-                        keys: shared as i64,
-                    });
-                    seen.extend(start as i64..(start + shared) as i64);
-                }
                 packed.runs.push(Run {
                     queries: (sequence.ids.len() - shared) as i64,
                     keys: sequence.ids.len() as i64,
                 });
-                seen.extend(start as i64..(start + shared) as i64);
+                seen.extend(beginning.clone());
                 seen.extend(own as i64..packed.ids.len() as i64);
             }
         }

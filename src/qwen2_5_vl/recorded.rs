@@ -1,14 +1,14 @@
 //! Layers as training computes them: each is one node of autograd's graph, which keeps its inputs and nothing else.
 //!
-//! The values are those of the plain path. What a layer made on the way (restored weights, dropped inputs, products) is
-//! made again in the backward pass.
+//! The values are those of the plain path, to the rounding where an adapter's scale is not a power of two. What a layer made
+//! on the way (restored weights, dropped inputs, products) is made again in the backward pass.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use tch::{Kind, Tensor};
 
-use super::layers::{RmsNorm, rotate, rotation};
+use super::layers::{RmsNorm, rotate, swiglu};
 use super::linear::{Linear, Lora};
 use crate::Result;
 use crate::autograd::{attach, detached, rms_norm_backward};
@@ -108,7 +108,10 @@ impl Kept {
     fn value(&self) -> Result<Tensor> {
         match self {
             Self::Input(x) => Ok(x.shallow_clone()),
-            Self::Gated { gate, up } => swiglu(gate, up),
+            Self::Gated { gate, up } => match cuda::gated(gate, up)? {
+                Some(y) => Ok(y),
+                None => swiglu(gate.f_detach_copy()?, up),
+            },
         }
     }
 
@@ -127,19 +130,6 @@ impl Kept {
             }
         }
     }
-}
-
-/// silu(gate) · up; both stay as they are.
-fn swiglu(gate: &Tensor, up: &Tensor) -> Result<Tensor> {
-    if cpu::applies(gate) && cpu::applies(up) {
-        let mut y = gate.f_detach_copy()?;
-        cpu::swiglu(&mut y, up);
-        return Ok(y);
-    }
-    if let Some(y) = cuda::gated(gate, up)? {
-        return Ok(y);
-    }
-    Ok(gate.f_silu()?.f_mul_(up)?)
 }
 
 impl Linear {
@@ -238,7 +228,13 @@ pub(super) fn recorded_rotate(x: &Tensor, heads: cpu::Heads, cos: &Tensor, sin: 
     let (cos, sin) = (cos.shallow_clone(), sin.shallow_clone());
     attach(&[x], y, move |gradient, _| {
         let gradient = gradient.f_contiguous()?;
-        let made = match rotation(heads, &cos, &sin, true).of(&gradient)? {
+        let rotation = cuda::Rotation {
+            heads,
+            cos: &cos,
+            sin: &sin,
+            back: true,
+        };
+        let made = match rotation.of(&gradient)? {
             Some(made) => made,
             None => rotate(gradient.f_detach_copy()?, heads, &cos, &sin.f_neg()?)?,
         };

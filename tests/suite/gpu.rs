@@ -5,6 +5,7 @@ use std::sync::atomic::AtomicBool;
 
 use medical_vision::checkpoint::Checkpoint;
 use medical_vision::device::{DeviceChoice, select};
+use medical_vision::kernels::cpu::Heads;
 use medical_vision::kernels::cuda;
 use medical_vision::processing::Grid;
 use medical_vision::quant::Watch;
@@ -107,8 +108,10 @@ fn the_gpus_kernels_rotate_and_gate_as_libtorch_does() {
         let x = Tensor::randn([rows, columns], (kind, device));
         for back in [false, true] {
             let rotation = cuda::Rotation {
-                heads: count as usize,
-                dim: dim as usize,
+                heads: Heads {
+                    count: count as usize,
+                    dim: dim as usize,
+                },
                 cos: &cos,
                 sin: &sin,
                 back,

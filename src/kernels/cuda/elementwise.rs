@@ -5,6 +5,7 @@ use tch::{Kind, Tensor};
 use super::launch::{Argument, HalfKernels, Kernel, Kernels};
 use super::{address, aligned};
 use crate::Result;
+use crate::kernels::cpu::Heads;
 
 const THREADS: u32 = 256;
 /// Neighbours that a thread takes.
@@ -12,10 +13,8 @@ const EIGHT: i64 = 8;
 
 /// Turns the first `heads` of each row by the row's angle.
 pub struct Rotation<'a> {
-    /// How many heads.
-    pub heads: usize,
-    /// Columns of each.
-    pub dim: usize,
+    /// Which.
+    pub heads: Heads,
     /// f32 `[rows, dim]`.
     pub cos: &'a Tensor,
     /// f32 `[rows, dim]`.
@@ -27,41 +26,47 @@ pub struct Rotation<'a> {
 impl Rotation<'_> {
     /// x `[rows, ..]`, rotated in place; `false` where there is no kernel for it.
     pub fn in_place(&self, x: &Tensor) -> Result<bool> {
-        self.run(x, x)
+        Ok(self.fits(x) && self.run(x, x)?)
     }
 
     /// x `[rows, ..]` rotated, and its other columns as they are; `None` where there is no kernel for it.
     pub fn of(&self, x: &Tensor) -> Result<Option<Tensor>> {
+        if !self.fits(x) {
+            return Ok(None);
+        }
         let to = x.f_empty_like()?;
         Ok(self.run(x, &to)?.then_some(to))
     }
 
-    fn run(&self, from: &Tensor, to: &Tensor) -> Result<bool> {
-        let (rows, columns) = (from.size()[0], from.numel() as i64 / from.size()[0].max(1));
-        let turned = (self.heads * self.dim) as i64;
+    fn fits(&self, x: &Tensor) -> bool {
+        let Heads { count, dim } = self.heads;
+        let (dim, turned) = (dim as i64, (count * dim) as i64);
         let table = |t: &Tensor| {
             t.kind() == Kind::Float
-                && t.numel() as i64 == rows * self.dim as i64
+                && t.numel() as i64 == x.size()[0] * dim
                 && t.is_contiguous()
-                && t.device() == from.device()
+                && t.device() == x.device()
                 && aligned(t)
         };
-        let fits = self.dim as i64 % (2 * EIGHT) == 0
-            && columns % EIGHT == 0
-            && turned <= columns
-            && [from, to].into_iter().all(whole)
+        whole(x)
+            && dim % (2 * EIGHT) == 0
+            && columns(x) % EIGHT == 0
+            && turned <= columns(x)
             && table(self.cos)
-            && table(self.sin);
-        if !fits {
-            return Ok(false);
-        }
+            && table(self.sin)
+    }
+
+    /// `from` fits, `to` is it or one like it.
+    fn run(&self, from: &Tensor, to: &Tensor) -> Result<bool> {
+        let eights = |columns: i64| (columns / EIGHT) as i32;
+        let Heads { count, dim } = self.heads;
         let (columns, turned, half) = (
-            (columns / EIGHT) as i32,
-            (turned / EIGHT) as i32,
-            (self.dim as i64 / 2 / EIGHT) as i32,
+            eights(columns(from)),
+            eights((count * dim) as i64),
+            eights(dim as i64 / 2),
         );
         let sign: f32 = if self.back { -1.0 } else { 1.0 };
-        let rows = rows as u64;
+        let rows = from.size()[0] as u64;
         let [from_at, to_at, cos, sin] = [from, to, self.cos, self.sin].map(address);
         let arguments = [
             Argument::new(&from_at),
@@ -108,6 +113,11 @@ pub fn gated_backward(gradient: &Tensor, gate: &Tensor, up: &Tensor) -> Result<O
     let arguments = [gradient, gate_at, up, to_gate, to_up, Argument::new(&n)];
     let made = launch(gate, |half| half.gated_backward, n, &arguments)?;
     Ok(made.then_some((for_gate, for_up)))
+}
+
+/// Of a row.
+fn columns(x: &Tensor) -> i64 {
+    x.numel() as i64 / x.size()[0].max(1)
 }
 
 /// Of one shape and dtype, on one GPU, in eights.
