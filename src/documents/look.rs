@@ -2,6 +2,7 @@
 
 use super::dice::Dice;
 use super::fonts::{FAMILIES, SIZES};
+use super::vocabulary::Split;
 use crate::rendering::{EVALUATION_PAGE, PageSize, TEST_PAGE};
 
 /// How a page is set.
@@ -49,14 +50,14 @@ pub(super) struct Wear {
 }
 
 impl Look {
-    pub(super) fn draw(dice: &mut Dice) -> Self {
+    pub(super) fn draw(split: Split, dice: &mut Dice) -> Self {
         match dice.below(100) {
             0..18 => Self::Document {
                 size: *dice.pick(&[TEST_PAGE, EVALUATION_PAGE]),
                 columns: dice.between(72, 98),
             },
             18..28 => Self::Report,
-            _ => Self::Sheet(Sheet::draw(dice)),
+            _ => Self::Sheet(Sheet::draw(split, dice)),
         }
     }
 
@@ -80,8 +81,13 @@ impl Look {
 }
 
 impl Sheet {
-    fn draw(dice: &mut Dice) -> Self {
-        let pixels = dice.between(SIZES[0].into(), SIZES[1].into()) as u16;
+    fn draw(split: Split, dice: &mut Dice) -> Self {
+        let mut size = || dice.between(SIZES[0].into(), SIZES[1].into()) as u16;
+        let pixels = match split {
+            // Small print takes longest to learn.
+            Split::Train => size().min(size()),
+            _ => size(),
+        };
         let wear = dice.chance(0.62).then(|| Wear::draw(dice, pixels));
         // A skewed page's corners stay on the sheet.
         let slant = wear.as_ref().map_or(0.0, |wear| wear.skew_degrees.abs());

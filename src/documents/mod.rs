@@ -4,7 +4,7 @@
 //!
 //! - [`vocabulary`]: the words, other ones for training, validation and test; kinds of document; all from data files.
 //! - [`sections`], [`entries`]: a kind of document and the words → blocks of text, and what each says: [`Item`]s.
-//! - [`spelling`]: on pages to train on, words as nobody expects them.
+//! - [`spelling`], [`pieces`]: on pages to train on, words as nobody expects them.
 //! - [`look`], [`layout`]: font, size, paper, faults → blocks placed on a page.
 //! - [`wear`]: the page drawn, then skewed, blurred, stamped, scanned, compressed.
 //! - [`tasks`]: prompts, and which items answer each.
@@ -20,6 +20,7 @@ mod fonts;
 mod layout;
 mod look;
 mod page;
+mod pieces;
 mod sections;
 mod spelling;
 mod strokes;
@@ -33,4 +34,4 @@ pub use self::tasks::{Question, TRANSCRIBE, nothing, task_kinds, whole_page_prom
 pub use self::vocabulary::Split;
 
 /// Changes whenever the same number would give another page or question.
-pub const DOCUMENTS_VERSION: u32 = 5;
+pub const DOCUMENTS_VERSION: u32 = 6;

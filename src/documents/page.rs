@@ -64,7 +64,7 @@ pub fn page(split: Split, seed: u64, index: u64) -> Page {
 /// `None` where the page says too little, or a line that it may not.
 fn attempted(split: Split, dice: &mut Dice) -> Option<Page> {
     let kind = dice.pick(kinds());
-    let look = Look::draw(dice);
+    let look = Look::draw(split, dice);
     let mut blocks = sections::write(kind, dice, words(split), shared());
     if split == Split::Train {
         respell(&mut blocks, dice);

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 
 use super::content::{Block, Body, ItemKind};
 use super::dice::Dice;
+use super::pieces;
 
 /// Shorter words are units, routes, abbreviations.
 const LONG: usize = 4;
@@ -24,10 +25,10 @@ struct Spelling {
 
 /// Respells some of the words of some pages, the same word alike wherever it stands.
 pub(super) fn respell(blocks: &mut [Block], dice: &mut Dice) {
-    if dice.chance(0.4) {
+    if dice.chance(0.3) {
         return;
     }
-    let part = dice.range(0.05, 0.4);
+    let part = dice.range(0.05, 0.5);
     let with_headings = part < HEADINGS_PART && dice.chance(0.5);
     let mut known = match with_headings {
         true => HashMap::new(),
@@ -114,7 +115,11 @@ impl Spelling {
             _ => part / 2.0,
         };
         let word = match dice.chance(chance) {
-            true if long && dice.chance(0.7) => misspelt(word, dice),
+            true if long => match dice.below(20) {
+                0..9 => pieces::word(dice),
+                9..16 => misspelt(word, dice),
+                _ => garbled(word, dice),
+            },
             true => garbled(word, dice),
             false => word.to_owned(),
         };

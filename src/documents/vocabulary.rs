@@ -1,8 +1,10 @@
 //! The words of each split and the kinds of document, from `datasets/clinical`.
 
+use std::collections::HashSet;
 use std::sync::LazyLock;
 
 use serde::Deserialize;
+use serde_json::Value;
 
 const VOCABULARY: &str = include_str!("../../datasets/clinical/vocabulary.json");
 const KINDS: &str = include_str!("../../datasets/clinical/kinds.json");
@@ -191,6 +193,19 @@ pub(super) enum Form {
     Organs,
 }
 
+/// Every word of letters that a split's pages can have, small; those of all splits are training's.
+pub(super) fn words_of(split: Split) -> HashSet<String> {
+    let data: Value = serde_json::from_str(VOCABULARY).expect("the shipped words are read by the tests");
+    let mut texts = vec![data[split.name()].to_string()];
+    if split == Split::Train {
+        texts.extend([data["shared"].to_string(), KINDS.to_owned()]);
+    }
+    let words = texts
+        .iter()
+        .flat_map(|text| text.split(|c: char| !c.is_alphabetic()));
+    words.map(str::to_lowercase).collect()
+}
+
 static DATA: LazyLock<Vocabulary> =
     LazyLock::new(|| serde_json::from_str(VOCABULARY).expect("the shipped words are read by the tests"));
 
@@ -222,8 +237,6 @@ pub(super) fn kinds() -> &'static [DocumentKind] {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use serde_json::Value;
-    use std::collections::HashSet;
 
     /// Lists whose names begin alike share their words within a split: a drug is the same drug by any route.
     fn lists(split: &str) -> Vec<(String, HashSet<String>)> {
