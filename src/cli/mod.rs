@@ -24,7 +24,7 @@ pub const EXIT_OK: u8 = 0;
 pub const EXIT_FAILURE: u8 = 1;
 /// The command line cannot be understood.
 pub const EXIT_USAGE: u8 = 2;
-/// Ctrl-C.
+/// Ctrl-C, or SIGTERM.
 pub const EXIT_INTERRUPTED: u8 = 130;
 
 /// Exit codes, for the end of every `--help`.
@@ -33,7 +33,7 @@ Exit codes:
   0    everything asked for was done
   1    something failed; standard error says what
   2    the command line cannot be understood
-  130  interrupted by Ctrl-C";
+  130  interrupted by Ctrl-C or SIGTERM";
 
 /// "VERSION (COMMIT)", for `--version`.
 pub fn version() -> &'static str {

@@ -1,19 +1,24 @@
-//! Ctrl-C: once to stop as soon as what is finished is kept, twice to stop at once.
+//! Ctrl-C: once to stop as soon as what is finished is kept, twice to stop at once. SIGTERM, which Slurm and Kubernetes send
+//! before they end a process, does the same.
 
+use std::future::poll_fn;
 use std::process;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::Poll;
 use std::thread;
+
+use tokio::signal::unix::{SignalKind, signal};
 
 use crate::cli::EXIT_INTERRUPTED;
 use crate::telemetry::{self, Level};
 
-/// Tells whether Ctrl-C was pressed.
+/// Tells whether Ctrl-C was pressed, or SIGTERM sent.
 #[derive(Debug, Clone)]
 pub struct Interrupt(Arc<AtomicBool>);
 
 impl Interrupt {
-    /// From now on Ctrl-C no longer ends the process at once; the second one does.
+    /// From now on Ctrl-C and SIGTERM no longer end the process at once; the second one does.
     ///
     /// `notice` is what the first one is answered with.
     pub fn install(notice: &'static str) -> std::io::Result<Self> {
@@ -24,16 +29,25 @@ impl Interrupt {
             .build()?;
         // The handler is set here, on the caller's thread, so that no Ctrl-C falls between this call and the thread's start.
         let guard = runtime.enter();
-        let mut signal = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::interrupt())?;
+        let mut signals = [signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?];
         drop(guard);
         thread::Builder::new().name("ctrl-c".to_owned()).spawn(move || {
-            runtime.block_on(async {
-                signal.recv().await;
-                flag.store(true, Ordering::Relaxed);
-                telemetry::say(Level::WARN, notice);
-                signal.recv().await;
-                process::exit(i32::from(EXIT_INTERRUPTED));
-            });
+            let mut wait = || {
+                runtime.block_on(poll_fn(|context| {
+                    match signals
+                        .iter_mut()
+                        .any(|signal| signal.poll_recv(context).is_ready())
+                    {
+                        true => Poll::Ready(()),
+                        false => Poll::Pending,
+                    }
+                }));
+            };
+            wait();
+            flag.store(true, Ordering::Relaxed);
+            telemetry::say(Level::WARN, notice);
+            wait();
+            process::exit(i32::from(EXIT_INTERRUPTED));
         })?;
         Ok(Self(pressed))
     }

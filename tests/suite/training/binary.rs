@@ -116,7 +116,7 @@ fn a_killed_run_goes_on_to_the_same_bytes() {
 }
 
 #[test]
-fn ctrl_c_leaves_a_checkpoint() {
+fn ctrl_c_and_sigterm_leave_a_checkpoint() {
     let project = TrainingProject::new(8);
     let flags = [
         "--epochs",
@@ -134,7 +134,8 @@ fn ctrl_c_leaves_a_checkpoint() {
     // Another length is another training.
     let error = project.fail(&["--epochs", "2", "--max-val-samples", "0", "--resume"]);
     assert!(error.contains("epochs is 50, this run's is 2"), "{error}");
-    let output = project.interrupt(&[&flags[..], &["--resume"]].concat(), before + 1, libc::SIGINT);
+    let output = project.interrupt(&[&flags[..], &["--resume"]].concat(), before + 1, libc::SIGTERM);
+    assert_eq!(output.status.code(), Some(130), "{}", stderr(&output));
     assert!(
         stderr(&output).contains(&format!("going on after step {before}")),
         "{}",
