@@ -10,10 +10,10 @@ use super::embedded::Shipped;
 use super::support::file_form;
 use crate::suite::program::{ModelCopy, golden_page, text};
 
-/// An adapter that changes nothing yet, of rank 256: 12 million values.
+/// An adapter that changes nothing yet, of rank 512: 24 million values, beside which an allocator's and threads' odd megabyte is little.
 fn adapter(model: &ModelCopy) -> Adapter {
     let config = LoraConfig {
-        r: 256,
+        r: 512,
         base_model_name_or_path: Some("models/qwen25-vl-nano-bnb-nf4".to_owned()),
         ..LoraConfig::default()
     };
@@ -64,7 +64,7 @@ fn an_adapter_of_the_model_is_attached_and_takes_its_own_size() {
     let server = start(&model, &[]);
     let beside = anonymous_bytes(&server).saturating_sub(alone);
     let most = adapter.bytes() * 103 / 100;
-    assert!(adapter.bytes() > 40 << 20, "large enough to tell");
+    assert!(adapter.bytes() > 80 << 20, "large enough to tell");
     assert!(
         beside > adapter.bytes() / 2 && beside <= most,
         "{beside} bytes for an adapter of {}",
