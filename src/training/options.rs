@@ -47,6 +47,8 @@ pub struct TrainingOptions {
     pub schedule: ScheduleKind,
     /// Part of the steps in which the learning rate rises.
     pub warmup_ratio: f64,
+    /// Where the learning rate falls to.
+    pub final_learning_rate: f64,
     /// Decoupled weight decay.
     pub weight_decay: f64,
     /// Longer gradients are scaled to this norm; 0: never.
@@ -143,6 +145,7 @@ impl Default for TrainingOptions {
             init_adapter: None,
             schedule: ScheduleKind::Linear,
             warmup_ratio: 0.05,
+            final_learning_rate: 0.0,
             weight_decay: 0.01,
             max_grad_norm: 1.0,
             adam_beta1: 0.9,
@@ -187,7 +190,7 @@ impl TrainingOptions {
     fn check(&self) -> Result<()> {
         let part = |value: f64| (0.0..1.0).contains(&value);
         let positive = |value: f64| value > 0.0 && value.is_finite();
-        let faults: [(&'static str, bool, &str); 15] = [
+        let faults: [(&'static str, bool, &str); 16] = [
             ("learning_rate", positive(self.learning_rate), "must be above 0"),
             (
                 "epochs",
@@ -225,6 +228,11 @@ impl TrainingOptions {
                 "warmup_ratio",
                 part(self.warmup_ratio),
                 "must be from 0 to below 1",
+            ),
+            (
+                "final_learning_rate",
+                (0.0..=self.learning_rate).contains(&self.final_learning_rate),
+                "must be from 0 to the learning rate",
             ),
             (
                 "weight_decay",
@@ -363,6 +371,16 @@ pub struct TrainArgs {
     #[arg(long, value_name = "P", env = "MVP_WARMUP_RATIO", hide_env_values = true)]
     #[serde(skip_serializing_if = "Option::is_none")]
     warmup_ratio: Option<f64>,
+
+    /// Where the learning rate falls to [default: 0]
+    #[arg(
+        long,
+        value_name = "LR",
+        env = "MVP_FINAL_LEARNING_RATE",
+        hide_env_values = true
+    )]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    final_learning_rate: Option<f64>,
 
     /// Decoupled weight decay [default: 0.01]
     #[arg(long, value_name = "W", env = "MVP_WEIGHT_DECAY", hide_env_values = true)]
@@ -587,7 +605,12 @@ mod tests {
         }
         let error = resolve(&["--config", "absent.yaml"]).unwrap_err().to_string();
         assert!(error.contains("absent.yaml"), "{error}");
-        let error = resolve(&["--warmup-ratio", "1"]).unwrap_err().to_string();
-        assert!(error.contains("warmup_ratio"), "{error}");
+        for (flag, word) in [
+            ("--warmup-ratio", "warmup_ratio"),
+            ("--final-learning-rate", "final_learning_rate"),
+        ] {
+            let error = resolve(&[flag, "1"]).unwrap_err().to_string();
+            assert!(error.contains(word), "{error}");
+        }
     }
 }

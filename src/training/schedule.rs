@@ -7,6 +7,8 @@ use super::options::{ScheduleKind, TrainingOptions};
 pub struct Schedule {
     kind: ScheduleKind,
     highest: f64,
+    /// Of the last step, or nearly.
+    lowest: f64,
     warmup: u64,
     steps: u64,
 }
@@ -17,6 +19,7 @@ impl Schedule {
         Self {
             kind: options.schedule,
             highest: options.learning_rate,
+            lowest: options.final_learning_rate,
             // As transformers: rounded up.
             warmup: (options.warmup_ratio * steps as f64).ceil() as u64,
             steps,
@@ -35,7 +38,7 @@ impl Schedule {
             ScheduleKind::Cosine => 0.5 * (1.0 + (std::f64::consts::PI * part.min(1.0)).cos()),
             ScheduleKind::Constant => 1.0,
         };
-        self.highest * factor.max(0.0)
+        self.lowest + (self.highest - self.lowest) * factor.max(0.0)
     }
 }
 
@@ -70,5 +73,16 @@ mod tests {
         }
         assert_eq!(schedule(ScheduleKind::Constant, 0.0, 4).rate(3), 1.0);
         assert_eq!(linear.rate(99), 0.0);
+        let options = TrainingOptions {
+            warmup_ratio: 0.0,
+            learning_rate: 1.0,
+            final_learning_rate: 0.5,
+            ..TrainingOptions::default()
+        };
+        let ending = Schedule::new(&options, 4);
+        assert_eq!(
+            [0, 1, 2, 3, 4].map(|done| ending.rate(done)),
+            [1.0, 0.875, 0.75, 0.625, 0.5]
+        );
     }
 }
