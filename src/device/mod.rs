@@ -87,11 +87,15 @@ pub struct Selected {
 /// Call it before the first tensor is made. [`DeviceChoice::Auto`] never fails; a GPU asked for that does not work is an
 /// [`Error::Device`] with the reason and the remedy.
 pub fn select(choice: DeviceChoice) -> Result<Selected> {
+    let asked_for = |index| {
+        cuda::start(index)
+            .map(on_gpu)
+            .map_err(|reason| Error::Device(format!("{choice} cannot be used: {reason}")))
+    };
     match choice {
         DeviceChoice::Cpu => Ok(cpu("as asked for")),
-        DeviceChoice::Gpu | DeviceChoice::Cuda(_) => cuda::start(choice.gpu().unwrap_or(0))
-            .map(on_gpu)
-            .map_err(|reason| Error::Device(format!("{choice} cannot be used: {reason}"))),
+        DeviceChoice::Gpu => asked_for(0),
+        DeviceChoice::Cuda(index) => asked_for(index),
         DeviceChoice::Auto => Ok(match cuda::start(0) {
             Ok(gpu) => on_gpu(gpu),
             Err(reason) => cpu(&reason.to_string()),
