@@ -61,7 +61,7 @@ static HELD_OUT: LazyLock<HashSet<String>> = LazyLock::new(|| {
         .collect()
 });
 
-/// One to three tokens in a row, of any case: most often a word that there is, never one that training may not have.
+/// A token or a few in a row: most often a word that there is, never one that training may not have.
 pub(super) fn word(dice: &mut Dice) -> String {
     loop {
         let mut word = dice.pick::<String>(&PIECES.first).clone();
