@@ -15,6 +15,7 @@ mod verdict;
 pub use self::adapter::{Adapter, LoraPair};
 pub use self::choice::{AdapterArgs, Found, find};
 pub use self::config::LoraConfig;
+pub(crate) use self::file::finite;
 pub use self::file::{ADAPTER_CONFIG, ADAPTER_EVALUATION, ADAPTER_WEIGHTS};
 pub use self::merge::{MergeError, merge_error, merge_folder};
 pub use self::targets::Targets;

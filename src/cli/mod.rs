@@ -18,6 +18,10 @@ use crate::processing::PromptError;
 use crate::telemetry::{self, Level, LogFormat};
 use crate::{Error, Result, device};
 
+mod signals;
+
+pub use self::signals::StopSignals;
+
 /// Everything asked for was done.
 pub const EXIT_OK: u8 = 0;
 /// Something failed; standard error says what.

@@ -1,16 +1,12 @@
 //! Ctrl-C: once to stop as soon as what is finished is kept, twice to stop at once. SIGTERM, which Slurm and Kubernetes send
 //! before they end a process, does the same.
 
-use std::future::poll_fn;
 use std::process;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::task::Poll;
 use std::thread;
 
-use tokio::signal::unix::{SignalKind, signal};
-
-use crate::cli::EXIT_INTERRUPTED;
+use crate::cli::{EXIT_INTERRUPTED, StopSignals};
 use crate::telemetry::{self, Level};
 
 /// Tells whether Ctrl-C was pressed, or SIGTERM sent.
@@ -29,24 +25,13 @@ impl Interrupt {
             .build()?;
         // The handler is set here, on the caller's thread, so that no Ctrl-C falls between this call and the thread's start.
         let guard = runtime.enter();
-        let mut signals = [signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?];
+        let mut signals = StopSignals::listen()?;
         drop(guard);
         thread::Builder::new().name("ctrl-c".to_owned()).spawn(move || {
-            let mut wait = || {
-                runtime.block_on(poll_fn(|context| {
-                    match signals
-                        .iter_mut()
-                        .any(|signal| signal.poll_recv(context).is_ready())
-                    {
-                        true => Poll::Ready(()),
-                        false => Poll::Pending,
-                    }
-                }));
-            };
-            wait();
+            runtime.block_on(signals.next());
             flag.store(true, Ordering::Relaxed);
             telemetry::say(Level::WARN, notice);
-            wait();
+            runtime.block_on(signals.next());
             process::exit(i32::from(EXIT_INTERRUPTED));
         })?;
         Ok(Self(pressed))

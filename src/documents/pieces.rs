@@ -2,13 +2,13 @@
 //!
 //! Without them, tokens that no training word has are unlearnt: a model is right to stop writing what it never sees.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::sync::LazyLock;
 
 use serde::Deserialize;
 
 use super::dice::Dice;
-use super::vocabulary::{Split, words_of};
+use super::vocabulary::HELD_OUT_WORDS;
 
 const TOKENIZER: &str = include_str!("../../models/qwen25-vl-nano/tokenizer.json");
 /// What byte-level tokens have for a space.
@@ -50,17 +50,6 @@ static PIECES: LazyLock<Pieces> = LazyLock::new(|| {
     pieces
 });
 
-/// Words that pages to train on may not have.
-static HELD_OUT: LazyLock<HashSet<String>> = LazyLock::new(|| {
-    let train = words_of(Split::Train);
-    let others = [Split::Validation, Split::Test].map(words_of);
-    others
-        .into_iter()
-        .flatten()
-        .filter(|word| !train.contains(word))
-        .collect()
-});
-
 /// A token or a few in a row: most often a word that there is, never one that training may not have.
 pub(super) fn word(dice: &mut Dice) -> String {
     loop {
@@ -68,7 +57,7 @@ pub(super) fn word(dice: &mut Dice) -> String {
         while dice.chance(0.35) && word.len() < 14 {
             word.push_str(dice.pick::<String>(&PIECES.more));
         }
-        if !HELD_OUT.contains(&word.to_lowercase()) {
+        if !HELD_OUT_WORDS.contains(&word.to_lowercase()) {
             return word;
         }
     }
@@ -76,6 +65,8 @@ pub(super) fn word(dice: &mut Dice) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::HashSet;
+
     use super::*;
 
     #[test]
@@ -84,12 +75,12 @@ mod tests {
         assert!(
             ["albumin", "asthma", "platelets"]
                 .iter()
-                .all(|word| HELD_OUT.contains(*word))
+                .all(|word| HELD_OUT_WORDS.contains(*word))
         );
         assert!(
             ["mg", "findings", "left"]
                 .iter()
-                .all(|word| !HELD_OUT.contains(*word))
+                .all(|word| !HELD_OUT_WORDS.contains(*word))
         );
         let mut dice = Dice::new(1, "pieces", 0, 0);
         let words: HashSet<String> = (0..20_000).map(|_| word(&mut dice)).collect();
@@ -97,7 +88,7 @@ mod tests {
         assert!(
             words
                 .iter()
-                .all(|word| word.len() < 40 && !HELD_OUT.contains(&word.to_lowercase()))
+                .all(|word| word.len() < 40 && !HELD_OUT_WORDS.contains(&word.to_lowercase()))
         );
         let begun = words.iter().filter(|word| word.starts_with("platelets")).count();
         assert!(begun > 0, "a token of a word that is held out goes on otherwise");

@@ -193,18 +193,18 @@ pub(super) enum Form {
     Organs,
 }
 
-/// Every word of letters that a split's pages can have, small; those of all splits are training's.
-pub(super) fn words_of(split: Split) -> HashSet<String> {
+/// Words of validation or test, small, that no list of training's or of all splits has.
+pub(super) static HELD_OUT_WORDS: LazyLock<HashSet<String>> = LazyLock::new(|| {
     let data: Value = serde_json::from_str(VOCABULARY).expect("the shipped words are read by the tests");
-    let mut texts = vec![data[split.name()].to_string()];
-    if split == Split::Train {
-        texts.extend([data["shared"].to_string(), KINDS.to_owned()]);
-    }
-    let words = texts
-        .iter()
-        .flat_map(|text| text.split(|c: char| !c.is_alphabetic()));
-    words.map(str::to_lowercase).collect()
-}
+    let words = |text: &str| -> HashSet<String> {
+        let words = text.split(|c: char| !c.is_alphabetic());
+        words.map(str::to_lowercase).collect()
+    };
+    let text = |list: &str| data[list].to_string();
+    let trained_on = words(&(text("train") + &text("shared") + KINDS));
+    let others = words(&(text("validation") + &text("test")));
+    others.difference(&trained_on).cloned().collect()
+});
 
 static DATA: LazyLock<Vocabulary> =
     LazyLock::new(|| serde_json::from_str(VOCABULARY).expect("the shipped words are read by the tests"));

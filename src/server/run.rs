@@ -15,8 +15,6 @@ use actix_web::rt::net::TcpStream;
 use actix_web::web::{self, Data};
 use actix_web::{App, HttpServer};
 use socket2::{SockRef, TcpKeepalive};
-use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::mpsc;
 use utoipa::OpenApi;
 use utoipa_swagger_ui::SwaggerUi;
 
@@ -27,6 +25,7 @@ use super::openapi::ApiDoc;
 use super::options::ServerOptions;
 use super::routes;
 use super::state::ServerState;
+use crate::cli::StopSignals;
 use crate::engine::{Engine, EngineState, ModelInfo};
 
 /// Threads that serve connections; the model has its own.
@@ -236,24 +235,14 @@ fn stop_on_signal(
     server: ServerHandle,
     stopped_at: Arc<OnceLock<Instant>>,
 ) -> io::Result<()> {
-    let (sender, mut signals) = mpsc::unbounded_channel();
-    for kind in [SignalKind::terminate(), SignalKind::interrupt()] {
-        let (mut stream, sender) = (signal(kind)?, sender.clone());
-        actix_web::rt::spawn(async move {
-            while stream.recv().await.is_some() && sender.send(kind.as_raw_value()).is_ok() {}
-        });
-    }
+    let mut signals = StopSignals::listen()?;
     actix_web::rt::spawn(async move {
-        if signals.recv().await.is_none() {
-            return;
-        }
+        signals.next().await;
         tracing::info!("stopping: what runs is finished; a second signal ends it at once");
         stopped_at.get_or_init(Instant::now);
         engine.close();
         actix_web::rt::spawn(server.stop(true));
-        if let Some(number) = signals.recv().await {
-            exit_at_once(128 + number);
-        }
+        exit_at_once(128 + signals.next().await);
     });
     Ok(())
 }

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use tch::{Device, Kind, Tensor};
 
 use super::options::TrainingOptions;
-use crate::adapters::{Adapter, LoraPair};
+use crate::adapters::{Adapter, LoraPair, finite};
 use crate::autograd::{AdamW, Moments, adamw_step, set_gradient};
 use crate::{Error, Result};
 
@@ -148,8 +148,7 @@ impl Parameters {
 
     /// The error where a value is not a number: such an adapter is never written.
     pub fn check_finite(&self) -> Result<()> {
-        let sum = self.values.f_abs()?.f_max()?.f_double_value(&[])?;
-        if sum.is_finite() {
+        if finite(&self.values)? {
             return Ok(());
         }
         Err(Error::Numeric(
