@@ -26,6 +26,7 @@ COPY --from=build /project/lib lib
 COPY --from=build /project/licences licences
 COPY --from=build /project/target/release/medvision /project/target/release/server bin/
 COPY models/qwen25-vl-nano models/qwen25-vl-nano
+COPY models/qwen25-vl-nano-medical-lora models/qwen25-vl-nano-medical-lora
 COPY LICENSE-MIT LICENSE-APACHE ./
 ENV PATH=/opt/medvision/bin:$PATH
 # Compiled CUDA kernels and the like, if any: the only place the program may write to.

@@ -97,26 +97,35 @@ impl Batching {
         self.cut(&samples.pages.concat(), samples)
     }
 
-    /// `groups`, the longest first, in as many batches as [`Self::cut`] makes, dealt to and fro where they fit.
+    /// `groups`, the longest first, in as many batches as [`Self::cut`] makes: each where there are fewest tokens and room
+    /// for it, in parts where it has room nowhere.
     fn dealt(&self, groups: &[&[usize]], samples: &ByPage) -> Vec<Vec<usize>> {
         let cut = self.cut(&groups.concat(), samples);
-        let mut dealt = vec![Vec::new(); cut.len()];
-        for (round, some) in groups.chunks(cut.len().max(1)).enumerate() {
-            for (place, group) in some.iter().enumerate() {
-                let batch = if round % 2 == 0 {
-                    place
-                } else {
-                    cut.len() - 1 - place
+        let mut dealt = vec![(0, Vec::new()); cut.len()];
+        for &group in groups {
+            let mut left = group;
+            while !left.is_empty() {
+                let room = |batch: &(usize, Vec<usize>)| self.batch_size - batch.1.len();
+                let Some(batch) = dealt
+                    .iter_mut()
+                    .filter(|batch| room(batch) > 0)
+                    .min_by_key(|batch| (room(batch) < left.len(), batch.0))
+                else {
+                    return cut;
                 };
-                dealt[batch].extend_from_slice(group);
+                let (here, rest) = left.split_at(left.len().min(room(batch)));
+                batch.0 += samples.tokens(here);
+                batch.1.extend_from_slice(here);
+                left = rest;
             }
         }
-        let fits = |batch: &Vec<usize>| {
-            !batch.is_empty()
-                && batch.len() <= self.batch_size
-                && (batch.len() == 1 || samples.tokens(batch) <= self.batch_tokens)
+        let fits = |(tokens, batch): &(usize, Vec<usize>)| {
+            !batch.is_empty() && (batch.len() == 1 || *tokens <= self.batch_tokens)
         };
-        if dealt.iter().all(fits) { dealt } else { cut }
+        if !dealt.iter().all(fits) {
+            return cut;
+        }
+        dealt.into_iter().map(|(_, batch)| batch).collect()
     }
 
     /// `chosen` in their order, cut into batches.
