@@ -42,7 +42,7 @@ impl ModelFolder {
     pub fn notice(&self) -> Option<String> {
         self.stands_in.then(|| {
             format!(
-                "model: {} (13M parameters; it transcribes typed pages in DejaVu Sans Mono and nothing else); \
+                "model: {} (13M parameters, for trying out: typed and scanned pages of printed English); \
                  for the 7B model, which reads any document: {GET_BASE_MODEL}",
                 self.path.display()
             )
@@ -100,7 +100,7 @@ impl Project {
                         stands_in: false,
                     });
                 }
-                (self.embedded(), true)
+                (self.embedded_models(), true)
             }
         };
         if let Some(path) = candidates.iter().find(|path| path.is_dir()) {
@@ -172,7 +172,7 @@ impl Project {
     }
 
     /// Places the embedded model may be in: the project, a checkout that the executable was built in, an installation.
-    fn embedded(&self) -> Vec<PathBuf> {
+    pub(crate) fn embedded_models(&self) -> Vec<PathBuf> {
         let mut places = vec![self.models().join(EMBEDDED_MODEL)];
         let executable = std::env::current_exe()
             .and_then(fs::canonicalize)

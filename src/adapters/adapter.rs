@@ -11,6 +11,7 @@ use super::config::LoraConfig;
 use super::file::ADAPTER_CONFIG;
 use super::targets::NOT_LINEAR;
 use crate::checkpoint::transformers_name;
+use crate::processing::ImageProcessor;
 use crate::qwen2_5_vl::{Config, LinearModule};
 use crate::{Error, Result};
 
@@ -40,6 +41,8 @@ pub struct Adapter {
     pub config: LoraConfig,
     /// What it adds, by the hub's module names, such as `model.layers.0.self_attn.q_proj`.
     pub pairs: BTreeMap<String, LoraPair>,
+    /// How pages are resized for it, where it was trained with other bounds than its base's.
+    pub images: Option<ImageProcessor>,
     /// The file that it was read from; for errors.
     pub(super) file: PathBuf,
 }
@@ -115,7 +118,12 @@ impl Adapter {
             };
             pairs.insert(module.name, pair);
         }
-        Ok(Self { config, pairs, file })
+        Ok(Self {
+            config,
+            pairs,
+            images: None,
+            file,
+        })
     }
 
     /// Where it was read from.

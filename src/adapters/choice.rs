@@ -1,12 +1,13 @@
 //! Which adapter a run attaches: the one that the flag names, or the one that was trained on the model.
 
+use std::iter;
 use std::path::{Path, PathBuf};
 
 use super::config::LoraConfig;
 use super::file::ADAPTER_CONFIG;
 use super::verdict::Verdict;
 use crate::hub::MODEL_ID;
-use crate::paths::{BASE_MODEL, LORA_SUFFIX, Project, model_stem};
+use crate::paths::{BASE_MODEL, EMBEDDED_MODEL, LORA_SUFFIX, Project, model_stem};
 use crate::telemetry::{Level, say};
 use crate::{Error, Result};
 
@@ -75,16 +76,23 @@ impl AdapterArgs {
     }
 }
 
-/// Looks for the adapter of `model` where fine-tuning puts it: in the project, and beside the model.
-pub fn find(project: &Project, model: &Path) -> Result<Found> {
-    let mut places = vec![project.derived_model(model, LORA_SUFFIX)];
-    if let (Some(models), Some(name)) = (model.parent(), places[0].file_name()) {
-        places.push(models.join(name));
+/// The folder of the adapter of `model`: where fine-tuning puts it, beside the model, or where the embedded model's comes with it.
+pub fn own_folder(project: &Project, model: &Path) -> Option<PathBuf> {
+    let own = project.derived_model(model, LORA_SUFFIX);
+    let mut models = vec![model.to_owned()];
+    if model_stem(model) == EMBEDDED_MODEL {
+        models.extend(project.embedded_models());
     }
-    let Some(dir) = places
-        .into_iter()
-        .find(|place| place.join(ADAPTER_CONFIG).is_file())
-    else {
+    let beside = models
+        .iter()
+        .filter_map(|model| Some(model.parent()?.join(own.file_name()?)));
+    let mut places = iter::once(own.clone()).chain(beside);
+    places.find(|place| place.join(ADAPTER_CONFIG).is_file())
+}
+
+/// Looks for the adapter of `model` and whether it is to be attached.
+pub fn find(project: &Project, model: &Path) -> Result<Found> {
+    let Some(dir) = own_folder(project, model) else {
         return Ok(Found::Nothing);
     };
     let config = LoraConfig::read(&dir).map_err(|error| without_it(&dir, &error))?;

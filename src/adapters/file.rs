@@ -11,9 +11,10 @@ use tch::{Device, Kind, Tensor};
 use super::adapter::{Adapter, LoraPair};
 use super::config::LoraConfig;
 use crate::checkpoint::{
-    Checkpoint, StoredTensor, TensorFile, TensorPlan, canonical_name, transformers_name,
+    Checkpoint, StoredTensor, TensorFile, TensorPlan, canonical_name, exchange, transformers_name,
 };
 use crate::paths::write_atomically;
+use crate::processing::{ImageProcessor, PREPROCESSOR_CONFIG};
 use crate::{Error, Result};
 
 /// PEFT's settings.
@@ -70,18 +71,20 @@ impl Adapter {
             let pair = pair(&config, &config_file, &file, &name, halves)?;
             pairs.insert(name, pair);
         }
-        Ok(Self { config, pairs, file })
+        Ok(Self {
+            config,
+            pairs,
+            images: ImageProcessor::from_dir_if_any(dir)?,
+            file,
+        })
     }
 
     /// Writes the adapter to `dir` as PEFT reads it, on top of transformers 5's model.
     ///
-    /// A new folder appears whole. In a folder that is there, the settings are the last to come: without them it is no
-    /// adapter. Whatever else is said there about the old adapter's quality goes.
-    pub fn write(&self, dir: &Path) -> Result<()> {
+    /// The folder appears whole. One that is there is kept beside it as `NAME.previous`, which is returned; an earlier one
+    /// of that name goes.
+    pub fn write(&self, dir: &Path) -> Result<Option<PathBuf>> {
         self.check_finite()?;
-        if dir.is_dir() {
-            return self.write_into(dir);
-        }
         let parent = match dir.parent() {
             Some(parent) if !parent.as_os_str().is_empty() => parent,
             _ => Path::new("."),
@@ -96,9 +99,14 @@ impl Adapter {
         };
         let temporary = attempt().map_err(|error| Error::io(dir, error))?;
         self.write_into(temporary.path())?;
-        let put = || -> io::Result<()> {
-            fs::rename(temporary.path(), dir)?;
-            fs::File::open(parent)?.sync_all()
+        let put = || -> io::Result<Option<PathBuf>> {
+            let previous = dir.exists().then(|| previous(dir));
+            match &previous {
+                Some(previous) => replace(dir, temporary.path(), previous)?,
+                None => fs::rename(temporary.path(), dir)?,
+            }
+            fs::File::open(parent)?.sync_all()?;
+            Ok(previous)
         };
         put().map_err(|error| Error::io(dir, error))
     }
@@ -124,9 +132,13 @@ impl Adapter {
         for (name, tensor) in &tensors {
             file.write(name, 0, &bytes(tensor)?)?;
         }
-        remove(&dir.join(ADAPTER_EVALUATION))?;
-        remove(&dir.join(ADAPTER_CONFIG))?;
         file.finish(&[])?;
+        if let Some(images) = &self.images {
+            write_atomically(&dir.join(PREPROCESSOR_CONFIG), |file| {
+                serde_json::to_writer_pretty(&mut *file, &images.settings())?;
+                file.write_all(b"\n")
+            })?;
+        }
         write_atomically(&dir.join(ADAPTER_CONFIG), |file| {
             serde_json::to_writer_pretty(&mut *file, &self.config.to_json())?;
             file.write_all(b"\n")
@@ -144,6 +156,30 @@ impl Adapter {
         }
         Ok(())
     }
+}
+
+/// Where an adapter is kept that another one takes the place of.
+fn previous(dir: &Path) -> PathBuf {
+    let name = dir.file_name().unwrap_or_default().to_string_lossy();
+    dir.with_file_name(format!("{name}.previous"))
+}
+
+/// Puts `new` in the place of `dir`, and that in the place of `previous`.
+fn replace(dir: &Path, new: &Path, previous: &Path) -> io::Result<()> {
+    if previous.exists() {
+        fs::remove_dir_all(previous)?;
+    }
+    if exchange(new, dir).is_ok() {
+        return fs::rename(new, previous);
+    }
+    // A file system that moves no folders, such as a container's: there is a moment without the adapter.
+    fs::create_dir(previous)?;
+    for entry in fs::read_dir(dir)? {
+        let file = entry?.path();
+        fs::copy(&file, previous.join(file.file_name().unwrap_or_default()))?;
+    }
+    fs::remove_dir_all(dir)?;
+    fs::rename(new, dir)
 }
 
 /// The module's name as stored, and which half of its pair the tensor is.
@@ -245,11 +281,4 @@ fn bytes(tensor: &Tensor) -> Result<Vec<u8>> {
     let mut bytes = vec![0; tensor.numel() * tensor.kind().elt_size_in_bytes()];
     tensor.f_copy_data_u8(&mut bytes, tensor.numel())?;
     Ok(bytes)
-}
-
-fn remove(path: &PathBuf) -> Result<()> {
-    match fs::remove_file(path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(Error::io(path, error)),
-        _ => Ok(()),
-    }
 }

@@ -13,10 +13,14 @@ use super::file::ADAPTER_CONFIG;
 use crate::checkpoint::{
     FileDigest, Manifest, Origin, Staged, Staging, StoredTensor, TensorFile, TensorPlan, revision,
 };
+use crate::json::read_object;
+use crate::processing::PREPROCESSOR_CONFIG;
 use crate::quant::{Outcome, Source, Watch};
 use crate::qwen2_5_vl::Config;
 use crate::{Error, Result};
 
+/// Where transformers 5 keeps the image processor's settings.
+const PROCESSOR_CONFIG: &str = "processor_config.json";
 const INDEX: &str = "model.safetensors.index.json";
 /// Bytes of weights that go into one file: a killed run loses no more work than this.
 const FILE_BYTES: u64 = 2 << 30;
@@ -73,7 +77,7 @@ pub fn merge_folder(base: &Path, adapter: &Adapter, target: &Path, watch: Watch<
         Staged::Work(staging) => staging,
     };
     (watch.total)(files.iter().map(PlannedFile::bytes).sum());
-    let base = Base::open(base)?;
+    let (dir, base) = (base, Base::open(base)?);
     for file in &files {
         if staging.has(&file.name) {
             watch.done(file.bytes())?;
@@ -86,6 +90,14 @@ pub fn merge_folder(base: &Path, adapter: &Adapter, target: &Path, watch: Watch<
         staging.write(INDEX, index(&files).as_bytes())?;
     }
     source.copy_side_files(&mut staging)?;
+    if let Some(images) = &adapter.images {
+        staging.write(PREPROCESSOR_CONFIG, images.settings().to_string().as_bytes())?;
+        // Where the base has transformers 5's file, that one counts.
+        if let Some(mut processor) = read_object(&dir.join(PROCESSOR_CONFIG))? {
+            processor.insert("image_processor".to_owned(), images.settings());
+            staging.write(PROCESSOR_CONFIG, Value::Object(processor).to_string().as_bytes())?;
+        }
+    }
     staging.write("config.json", merged_config(source.config_text())?.as_bytes())?;
     let manifest = staging.finish()?;
     Ok(outcome(&manifest, false))
@@ -148,7 +160,11 @@ fn pieces([rows, columns]: [i64; 2]) -> impl Iterator<Item = (i64, i64)> {
 /// sha256 over the adapter's files.
 fn adapter_revision(adapter: &Adapter) -> Result<String> {
     let file = adapter.file();
-    revision(&[file.to_owned(), file.with_file_name(ADAPTER_CONFIG)])
+    let mut files = vec![file.to_owned(), file.with_file_name(ADAPTER_CONFIG)];
+    if adapter.images.is_some() {
+        files.push(file.with_file_name(PREPROCESSOR_CONFIG));
+    }
+    revision(&files)
 }
 
 struct PlannedFile {

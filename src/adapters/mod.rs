@@ -13,7 +13,7 @@ mod targets;
 mod verdict;
 
 pub use self::adapter::{Adapter, LoraPair};
-pub use self::choice::{AdapterArgs, Found, find};
+pub use self::choice::{AdapterArgs, Found, find, own_folder};
 pub use self::config::LoraConfig;
 pub(crate) use self::file::finite;
 pub use self::file::{ADAPTER_CONFIG, ADAPTER_EVALUATION, ADAPTER_WEIGHTS};

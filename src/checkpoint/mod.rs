@@ -22,6 +22,7 @@ pub use self::manifest::{FileDigest, MANIFEST, Manifest, Origin, digest_of, revi
 pub use self::names::{canonical_name, transformers_name};
 pub use self::raw::{MappedBytes, StoredTensor};
 use self::shard::Shard;
+pub(crate) use self::staging::exchange;
 pub use self::staging::{Staged, Staging};
 pub use self::writer::{MAX_NOTE_BYTES, TensorFile, TensorPlan};
 use crate::{Error, Result};

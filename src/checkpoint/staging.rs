@@ -215,7 +215,7 @@ fn remove(path: &Path) -> Result<()> {
 }
 
 /// Swaps two folders in one step.
-fn exchange(one: &Path, other: &Path) -> io::Result<()> {
+pub(crate) fn exchange(one: &Path, other: &Path) -> io::Result<()> {
     let path = |path: &Path| CString::new(path.as_os_str().as_bytes()).map_err(io::Error::other);
     let (one, other) = (path(one)?, path(other)?);
     // SAFETY: both are C strings that outlive the call.

@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use super::content::{Block, Body, ItemKind};
 use super::dice::Dice;
 use super::pieces;
+use super::vocabulary::HELD_OUT_WORDS;
 
 /// Shorter words are units, routes, abbreviations.
 const LONG: usize = 4;
@@ -116,8 +117,9 @@ impl Spelling {
         };
         let word = match dice.chance(chance) {
             true if long => match dice.below(20) {
-                0..9 => pieces::word(dice),
-                9..16 => misspelt(word, dice),
+                0..7 => pieces::word(dice),
+                7..12 => crossed(word, dice),
+                12..17 => misspelt(word, dice),
                 _ => garbled(word, dice),
             },
             true => garbled(word, dice),
@@ -128,6 +130,22 @@ impl Spelling {
             kept.then(|| *dice.pick(&STOPS))
         });
         Self { word, stop }
+    }
+}
+
+/// One word's beginning, another's end: how a word begins does not tell how it goes on.
+fn crossed(word: &str, dice: &mut Dice) -> String {
+    loop {
+        let other = pieces::word(dice);
+        let (first, second) = match dice.chance(0.75) {
+            true => (word, other.as_str()),
+            false => (other.as_str(), word),
+        };
+        let begins = &first[..dice.between(1, first.len())];
+        let crossed = format!("{begins}{}", &second[dice.below(second.len())..]);
+        if !HELD_OUT_WORDS.contains(&crossed.to_lowercase()) {
+            return crossed;
+        }
     }
 }
 

@@ -152,8 +152,7 @@ impl Reader {
     pub fn load_with(dir: &Path, options: &LoadOptions, adapter: Option<&Adapter>) -> Result<Self> {
         let config = Config::from_dir(dir)?;
         let text = TextProcessor::from_dir(dir)?;
-        let images =
-            ImageProcessor::from_dir(dir)?.with_pixel_bounds(options.min_pixels, options.max_pixels)?;
+        let images = images(dir, options, adapter)?;
         check_patches(dir, &config, &images)?;
         let generation = GenerationOptions::from_dir(dir)?;
         let (kind, precision) = match (options.precision, options.device) {
@@ -358,6 +357,18 @@ fn folder_name(dir: &Path) -> String {
     dir.file_name()
         .map(|name| name.to_string_lossy().into_owned())
         .unwrap_or_default()
+}
+
+/// What resizes pages: the model's, or what its adapter was trained with; bounds that are asked for come first.
+fn images(dir: &Path, options: &LoadOptions, adapter: Option<&Adapter>) -> Result<ImageProcessor> {
+    let (min, max) = (options.min_pixels, options.max_pixels);
+    match adapter.and_then(|adapter| adapter.images.clone()) {
+        Some(images) => {
+            let lowered = max.filter(|max| *max < images.min_pixels());
+            images.with_pixel_bounds(min.or(lowered), max)
+        }
+        None => ImageProcessor::from_dir(dir)?.with_pixel_bounds(min, max),
+    }
 }
 
 /// The processor must cut what the vision tower expects.

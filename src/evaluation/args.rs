@@ -6,7 +6,7 @@ use clap::value_parser;
 
 use super::held_out::HeldOutSplit;
 use super::{Document, DocumentSet};
-use crate::adapters::ADAPTER_CONFIG;
+use crate::adapters::own_folder;
 use crate::paths::{LORA_SUFFIX, NF4_SUFFIX, Project};
 use crate::quant::Quantization;
 use crate::{Error, Result};
@@ -75,23 +75,18 @@ impl EvaluationArgs {
         Ok(folder)
     }
 
-    /// The adapter's folder: the flag's, else where fine-tuning puts it; `None` for "none".
+    /// The adapter's folder: the flag's, else the model's own; `None` for "none".
     pub fn adapter(&self, project: &Project, base: &Path) -> Result<Option<PathBuf>> {
         match &self.adapter {
             Some(choice) if choice.as_os_str() == "none" => return Ok(None),
             Some(choice) => return project.adapter_folder(choice).map(Some),
             None => {}
         }
-        let own = project.derived_model(base, LORA_SUFFIX);
-        let beside = own.file_name().and_then(|name| Some(base.parent()?.join(name)));
-        let mut places = [Some(own.clone()), beside].into_iter().flatten();
-        match places.find(|place| place.join(ADAPTER_CONFIG).is_file()) {
-            Some(found) => Ok(Some(found)),
-            None => {
-                let reason = "there is no adapter; train one with: finetune_lora (or name one with --adapter, or none)";
-                Err(Error::checkpoint(own, reason))
-            }
-        }
+        own_folder(project, base).map(Some).ok_or_else(|| {
+            let reason =
+                "there is no adapter; train one with: finetune_lora (or name one with --adapter, or none)";
+            Error::checkpoint(project.derived_model(base, LORA_SUFFIX), reason)
+        })
     }
 
     /// The documents of [`Self::cases`] with their pages written to `datasets/eval_images`.

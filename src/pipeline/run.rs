@@ -14,16 +14,22 @@ use super::Phase;
 use super::download::{self, Download, ModelWish, Network};
 use super::state::State;
 use super::work::{Work, work};
+use crate::adapters::own_folder;
 use crate::cli::{CommonArgs, EXIT_INTERRUPTED};
 use crate::device::{self, DeviceChoice};
 use crate::hub::{Hasher, HubArgs};
 use crate::paths::Project;
+use crate::records::paths;
 use crate::telemetry::{self, Level, LogFormat};
 use crate::{Error, Result};
 
 /// Why a training is left out.
 const LONG_TRAINING: &str = "a whole training takes hours on a CPU; MVP_MAX_STEPS=N makes a short one part of the pipeline, \
                              finetune_lora by itself trains as long as it is told to";
+
+/// Why an adapter that came with the model stays.
+const ADAPTER_OF_OTHERS: &str = "there is an adapter that was not trained here, which is evaluated; MVP_MAX_STEPS=N or --force \
+                                 trains another one";
 
 /// Flags of the pipeline.
 #[derive(Debug, Clone, clap::Args)]
@@ -168,9 +174,11 @@ impl Pipeline<'_> {
                 &self.project.model_folder(self.common.model.as_deref())?.path,
             ),
         };
-        if phase == Phase::FinetuneLora && self.takes_hours() {
-            say(&format!("skipped: {LONG_TRAINING}"));
-            return Ok(Ended::Nothing(LONG_TRAINING.to_owned()));
+        if phase == Phase::FinetuneLora
+            && let Some(reason) = self.untrained()?
+        {
+            say(&format!("skipped: {reason}"));
+            return Ok(Ended::Nothing(reason.to_owned()));
         }
         if work.runs.is_empty() {
             let reason = match phase {
@@ -202,15 +210,23 @@ impl Pipeline<'_> {
         Ok(Ended::Done)
     }
 
-    /// A whole training on a CPU, which nobody has asked for by saying how long it may be.
-    fn takes_hours(&self) -> bool {
+    /// Why this run leaves the training out, unless somebody has said how long it may be.
+    fn untrained(&self) -> Result<Option<&'static str>> {
+        let bounded = ["MVP_MAX_STEPS", "MVP_CONFIG"].map(std::env::var_os);
+        if bounded.iter().any(Option::is_some) {
+            return Ok(None);
+        }
+        let base = self.project.model_folder(self.common.model.as_deref())?.path;
+        let trained_here = self.project.file(paths::TRAINING_METRICS).exists();
+        if !self.args.force && !trained_here && own_folder(self.project, &base).is_some() {
+            return Ok(Some(ADAPTER_OF_OTHERS));
+        }
         let on_gpu = match self.common.device {
             DeviceChoice::Cpu => false,
             DeviceChoice::Gpu | DeviceChoice::Cuda(_) => true,
             DeviceChoice::Auto => device::gpus().is_ok_and(|gpus| !gpus.is_empty()),
         };
-        let bounded = ["MVP_MAX_STEPS", "MVP_CONFIG"].map(std::env::var_os);
-        !on_gpu && bounded.iter().all(Option::is_none)
+        Ok((!on_gpu).then_some(LONG_TRAINING))
     }
 
     /// How a download phase is done; `None` for any other.

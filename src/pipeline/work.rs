@@ -3,6 +3,7 @@
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
+use crate::adapters::own_folder;
 use crate::paths::{AWQ_SUFFIX, LORA_SUFFIX, NF4_SUFFIX, Project};
 use crate::records::{self, QuantizationInfo, paths};
 
@@ -28,7 +29,10 @@ pub(super) fn work(phase: Phase, project: &Project, base: &Path) -> Work {
     );
     let test_images = file("datasets/test_images");
     let splits = [paths::TRAIN, paths::VAL, paths::TEST].map(file);
-    let adapter = project.derived_model(base, LORA_SUFFIX);
+    let (adapter, own) = (
+        project.derived_model(base, LORA_SUFFIX),
+        own_folder(project, base),
+    );
     let (runs, inputs, outputs) = match phase {
         Phase::BenchmarkBaseline => (
             once(),
@@ -61,8 +65,8 @@ pub(super) fn work(phase: Phase, project: &Project, base: &Path) -> Work {
         ),
         Phase::EvaluateFinetuned => (
             // Without an adapter there is nothing to evaluate.
-            if adapter.is_dir() { once() } else { Vec::new() },
-            vec![nf4, adapter, file(paths::TEST)],
+            own.as_ref().map_or_else(Vec::new, |_| once()),
+            [nf4, file(paths::TEST)].into_iter().chain(own).collect(),
             vec![
                 file(paths::EVALUATION_FINETUNED),
                 file(paths::FINETUNED_STANDARD_BENCH),

@@ -14,5 +14,6 @@ pub use self::chat::{ChatTemplate, Content, Message, Role, Span};
 pub use self::error::{ImageError, PromptError};
 pub use self::image::{DecodeLimits, RgbPage, decode};
 pub use self::patches::{ImagePatches, ImageProcessor, LevelPatches};
+pub use self::processor_config::PREPROCESSOR_CONFIG;
 pub use self::resize::{Grid, smart_resize};
 pub use self::tokenizer::{TextProcessor, TokenStream};

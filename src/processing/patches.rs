@@ -4,13 +4,14 @@ use std::mem::MaybeUninit;
 use std::path::Path;
 
 use rayon::prelude::*;
+use serde_json::Value;
 use tch::{Device, Kind, Tensor};
 
-use super::processor_config::{PIXEL_BOUND, ProcessorConfig};
+use super::processor_config::{PIXEL_BOUND, PREPROCESSOR_CONFIG, ProcessorConfig};
 use super::resize::resize;
 use super::{Grid, ImageError, PromptError, RgbPage, smart_resize};
-use crate::Result;
 use crate::device::upload;
+use crate::{Error, Result};
 
 /// One image as the vision tower wants it.
 pub struct ImagePatches {
@@ -56,7 +57,20 @@ impl ImageProcessor {
     /// Reads the image part of `processor_config.json`, or else `preprocessor_config.json`, of a model folder. A value
     /// that asks for something this processor does not do is an error that names file and key.
     pub fn from_dir(dir: &Path) -> Result<Self> {
-        let config = ProcessorConfig::from_dir(dir)?;
+        Self::from_dir_if_any(dir)?.ok_or_else(|| {
+            Error::checkpoint(
+                dir.join(PREPROCESSOR_CONFIG),
+                "not found; the model folder is incomplete: fetch this file from where the model came from",
+            )
+        })
+    }
+
+    /// As [`Self::from_dir`]; `None` where the folder has neither file, as most adapters' have not.
+    pub fn from_dir_if_any(dir: &Path) -> Result<Option<Self>> {
+        Ok(ProcessorConfig::from_dir(dir)?.map(Self::new))
+    }
+
+    fn new(config: ProcessorConfig) -> Self {
         // As transformers fuses rescaling into normalising: both constants scaled in f32, one subtraction, one division.
         let scale = (1.0 / config.rescale_factor) as f32;
         let scaled = |values: [f64; 3]| values.map(|value| value as f32 * scale);
@@ -64,12 +78,17 @@ impl ImageProcessor {
         let normalised = std::array::from_fn(|channel| {
             std::array::from_fn(|level| (level as f32 - mean[channel]) / std[channel])
         });
-        Ok(Self {
+        Self {
             config,
             mean,
             std,
             normalised: Box::new(normalised),
-        })
+        }
+    }
+
+    /// The contents of a `preprocessor_config.json` that makes this processor.
+    pub fn settings(&self) -> Value {
+        self.config.to_json()
     }
 
     /// Same processor with other bounds of height x width after resizing (`None` keeps the folder's).
@@ -96,6 +115,11 @@ impl ImageProcessor {
             return Err(PromptError::Option { option, reason }.into());
         }
         Ok(self)
+    }
+
+    /// Smaller pages are enlarged to this height x width.
+    pub fn min_pixels(&self) -> u64 {
+        self.config.min_pixels
     }
 
     /// Side of a square patch, pixels.

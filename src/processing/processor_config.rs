@@ -5,10 +5,12 @@ use std::io::Read;
 use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 
 use crate::{Error, Result};
 
+/// The image processor's settings, in a model's folder or an adapter's.
+pub const PREPROCESSOR_CONFIG: &str = "preprocessor_config.json";
 /// Pixel bounds lie below this.
 pub(super) const PIXEL_BOUND: u64 = 1 << 31;
 
@@ -36,8 +38,8 @@ pub(super) struct ProcessorConfig {
 }
 
 impl ProcessorConfig {
-    /// `image_processor` of `processor_config.json` (transformers 5), or else `preprocessor_config.json`.
-    pub(super) fn from_dir(dir: &Path) -> Result<Self> {
+    /// `image_processor` of `processor_config.json` (transformers 5), or else `preprocessor_config.json`; `None` without both.
+    pub(super) fn from_dir(dir: &Path) -> Result<Option<Self>> {
         if let Some(mut file) = Object::read(dir.join("processor_config.json"))?
             && let Some(inner) = file.keys.remove("image_processor")
         {
@@ -45,16 +47,25 @@ impl ProcessorConfig {
                 return Err(file.wrong("image_processor", "is not an object"));
             };
             let prefix = "image_processor.";
-            return Self::from_object(&Object { keys, prefix, ..file });
+            return Self::from_object(&Object { keys, prefix, ..file }).map(Some);
         }
-        let path = dir.join("preprocessor_config.json");
-        match Object::read(path.clone())? {
-            Some(file) => Self::from_object(&file),
-            None => Err(Error::checkpoint(
-                path,
-                "not found; the model folder is incomplete: fetch this file from where the model came from",
-            )),
-        }
+        let file = Object::read(dir.join(PREPROCESSOR_CONFIG))?;
+        file.map(|file| Self::from_object(&file)).transpose()
+    }
+
+    /// What makes the same processor, here and in transformers.
+    pub(super) fn to_json(&self) -> Value {
+        json!({
+            "image_processor_type": "Qwen2VLImageProcessor",
+            "min_pixels": self.min_pixels,
+            "max_pixels": self.max_pixels,
+            "patch_size": self.patch_size,
+            "temporal_patch_size": self.temporal_patch_size,
+            "merge_size": self.merge_size,
+            "rescale_factor": self.rescale_factor,
+            "image_mean": self.image_mean,
+            "image_std": self.image_std,
+        })
     }
 
     fn from_object(file: &Object) -> Result<Self> {

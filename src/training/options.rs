@@ -65,6 +65,8 @@ pub struct TrainingOptions {
     pub max_val_samples: u64,
     /// Answers are cut there before training; `None`: nowhere.
     pub max_response_characters: Option<u64>,
+    /// Pages of fewer pixels are enlarged to this many, here and wherever the adapter is used; `None`: as the model says.
+    pub min_pixels: Option<u64>,
     /// Bound of width x height of a page after resizing; `None`: the model's own, 1,254,400 at most.
     pub max_pixels: Option<u64>,
     /// Compute layers again in the backward pass instead of keeping what they made.
@@ -154,6 +156,7 @@ impl Default for TrainingOptions {
             max_samples: 1000,
             max_val_samples: 64,
             max_response_characters: None,
+            min_pixels: None,
             max_pixels: None,
             gradient_checkpointing: false,
             base: BaseKind::Nf4,
@@ -411,6 +414,11 @@ pub struct TrainArgs {
     )]
     #[serde(skip_serializing_if = "Option::is_none")]
     max_response_characters: Option<u64>,
+
+    /// Enlarge pages of fewer pixels to this many, as small print wants it; the adapter keeps it for its use [default: the model's own]
+    #[arg(long, value_name = "N", env = "MVP_TRAIN_MIN_PIXELS", hide_env_values = true)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    min_pixels: Option<u64>,
 
     /// Bound of width x height of a page after resizing [default: the model's own, 1254400 at most]
     #[arg(long, value_name = "N", env = "MVP_TRAIN_MAX_PIXELS", hide_env_values = true)]

@@ -457,7 +457,13 @@ impl Trainer<'_> {
         if !self.run.leads() {
             return Ok(record);
         }
-        self.parameters.adapter.write(target)?;
+        if let Some(previous) = self.parameters.adapter.write(target)? {
+            let kept = format!(
+                "the adapter that was there before is kept: {}",
+                previous.display()
+            );
+            telemetry::say(Level::INFO, &kept);
+        }
         records::write(&self.run.project.file(records::paths::TRAINING_METRICS), &record)?;
         self.checkpoints.remove()?;
         Ok(record)

@@ -111,7 +111,8 @@ impl Data {
     pub(super) fn read(project: &Project, base: &Base, options: &TrainingOptions) -> Result<Self> {
         let text = TextProcessor::from_dir(&base.dir)?;
         let max_pixels = options.max_pixels.unwrap_or(DEFAULT_MAX_PIXELS);
-        let images = images(&base.dir, max_pixels)?;
+        let images =
+            ImageProcessor::from_dir(&base.dir)?.with_pixel_bounds(options.min_pixels, Some(max_pixels))?;
         let max_tokens = max_tokens(options, base.config.text.max_position_embeddings);
         let encoder = Encoder {
             text: &text,
@@ -142,11 +143,6 @@ impl Data {
             max_pixels,
         })
     }
-}
-
-/// The base's image processor with a bound of its own; a page is never enlarged beyond the folder's.
-fn images(dir: &Path, max_pixels: u64) -> Result<ImageProcessor> {
-    ImageProcessor::from_dir(dir)?.with_pixel_bounds(None, Some(max_pixels))
 }
 
 fn say_left_out(split: &str, left_out: &LeftOut, max_tokens: usize) {
@@ -189,6 +185,10 @@ pub(super) fn new_adapter(project: &Project, base: &Base, options: &TrainingOpti
         ..LoraConfig::default()
     };
     let mut adapter = Adapter::initial(config, &base.config, options.seed)?;
+    if options.min_pixels.is_some() {
+        adapter.images =
+            Some(ImageProcessor::from_dir(&base.dir)?.with_pixel_bounds(options.min_pixels, None)?);
+    }
     if let Some(choice) = &options.init_adapter {
         take_values(&mut adapter, project.adapter_folder(choice)?)?;
     }

@@ -1,6 +1,7 @@
 //! `evaluate_finetuned` as a user runs it, and what it makes of adapters that do harm.
 
 use std::fs;
+use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::sync::atomic::AtomicBool;
@@ -204,12 +205,14 @@ fn the_records_the_tables_and_the_verdict_beside_the_adapter() {
         "--limit",
         "2",
     ];
-    let absent = evaluate(&flags);
+    // Under another name the model has no adapter that comes with the program.
+    let renamed = root.join("models/other-bnb-nf4");
+    symlink(root.join("models/qwen25-vl-nano-bnb-nf4"), &renamed).unwrap();
+    let absent = evaluate(&[&["--model", "other-bnb-nf4"], &flags[2..]].concat());
     assert_eq!(absent.status.code(), Some(1));
     let message = text(&absent.stderr);
     assert!(
-        message.contains("models/qwen25-vl-nano-medical-lora")
-            && message.contains("train one with: finetune_lora"),
+        message.contains("models/other-medical-lora") && message.contains("train one with: finetune_lora"),
         "{message}"
     );
     assert!(!root.join(paths::EVALUATION_FINETUNED).exists());

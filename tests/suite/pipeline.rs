@@ -35,6 +35,7 @@ fn pipeline(root: &Path, arguments: &[&str]) -> Command {
         .env("MVP_DOCUMENTS", documents)
         .env("MVP_MAX_NEW_TOKENS", "24")
         .env("MVP_NO_WARM_UP", "1")
+        .env("MVP_LIMIT", "2")
         .env("MVP_CALIBRATION_PAGES", "1")
         .env("MVP_CALIBRATION_ROWS", "96")
         .stdin(Stdio::null())
@@ -71,6 +72,13 @@ fn record(root: &Path, file: &str) -> Value {
 fn the_whole_chain_without_network() {
     let folder = tempfile::tempdir().unwrap();
     let root = folder.path();
+    // Evaluating writes beside the adapter: a copy is evaluated.
+    let adapter = root.join("models/qwen25-vl-nano-medical-lora");
+    let shipped = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/qwen25-vl-nano-medical-lora");
+    fs::create_dir_all(&adapter).unwrap();
+    for file in ["adapter_config.json", "adapter_model.safetensors"] {
+        fs::copy(shipped.join(file), adapter.join(file)).unwrap();
+    }
     let output = run(root, &["--to", "report"]);
     let messages = text(&output.stderr);
     assert_eq!(
@@ -82,7 +90,7 @@ fn the_whole_chain_without_network() {
     for said in [
         "the small model that comes with the program stands in",
         "synthetic reports that come with the program stand in",
-        "[8/10] finetune_lora: skipped: a whole training takes hours on a CPU",
+        "[8/10] finetune_lora: skipped: there is an adapter that was not trained here",
     ] {
         assert!(messages.contains(said), "{said} is missing in {messages}");
     }
@@ -95,7 +103,7 @@ fn the_whole_chain_without_network() {
         ("download_datasets", "done"),
         ("prepare_training_data", "done"),
         ("finetune_lora", "nothing to do"),
-        ("evaluate_finetuned", "nothing to do"),
+        ("evaluate_finetuned", "done"),
         ("generate_report", "done"),
     ] {
         assert_eq!(ended(&output, phase), how, "{phase}");
@@ -112,6 +120,7 @@ fn the_whole_chain_without_network() {
         "/performance_comparison/improvements/latency_reduction_nf4_vs_fp16_pct",
         "/performance_comparison/improvements/weight_file_reduction_nf4_vs_fp16_pct",
         "/medical_accuracy/test_documents/nf4_quantized/avg_combined_accuracy_pct",
+        "/medical_accuracy/test_documents/finetuned_nf4_lora/avg_combined_accuracy_pct",
         "/datasets/mtsamples_formatted",
         "/datasets/train_split",
     ] {
@@ -143,8 +152,28 @@ fn trains_as_long_as_it_is_told_to(root: &Path) {
         text(&output.stderr)
     );
     assert!(record(root, paths::TRAINING_METRICS)["final_loss"].is_f64());
-    let adapter = root.join("models/qwen25-vl-nano-medical-lora");
-    assert!(adapter.join("adapter_model.safetensors").is_file());
+    let weights =
+        |folder: &str| fs::read(root.join("models").join(folder).join("adapter_model.safetensors")).unwrap();
+    let (new, kept) = (
+        weights("qwen25-vl-nano-medical-lora"),
+        weights("qwen25-vl-nano-medical-lora.previous"),
+    );
+    assert!(new.len() != kept.len(), "the adapter that was there is kept");
+}
+
+#[test]
+fn a_training_that_takes_hours_is_left_out_unless_it_is_asked_for() {
+    let folder = tempfile::tempdir().unwrap();
+    let other = folder.path().join("models/other-base");
+    fs::create_dir_all(&other).unwrap();
+    let arguments = ["--from", "finetune_lora", "--to", "finetune_lora", "--model"];
+    let output = pipeline(folder.path(), &arguments).arg(&other).output().unwrap();
+    assert_eq!(ended(&output, "finetune_lora"), "nothing to do");
+    let messages = text(&output.stderr);
+    assert!(
+        messages.contains("a whole training takes hours on a CPU"),
+        "{messages}"
+    );
 }
 
 fn skips_what_is_up_to_date(root: &Path) {

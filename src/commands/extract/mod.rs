@@ -38,7 +38,8 @@ pub(super) struct ExtractArgs {
 
     /// What to do with each page [default: list diagnoses, medications, laboratory values, ...]
     ///
-    /// The small model that comes with the program copies the page's text whatever the prompt says.
+    /// The small model that comes with the program knows the ten prompts of fine-tuning (medications, laboratory values, ...)
+    /// by its adapter; without it, it copies the page's text whatever the prompt says.
     #[arg(short, long, value_name = "TEXT", env = "MVP_PROMPT", hide_env_values = true)]
     prompt: Option<String>,
 

@@ -66,6 +66,19 @@ fn the_model_s_own_adapter_is_found_by_its_name() {
     assert_eq!(found, Found::Fit(theirs));
 }
 
+/// What quantize_base makes of the embedded model lies in the project; the embedded model and its adapter may not.
+#[test]
+fn the_embedded_model_s_adapter_is_found_where_it_comes_with_the_program() {
+    let root = tempfile::tempdir().unwrap();
+    let project = Project::open(Some(root.path())).unwrap();
+    let found = find(&project, &root.path().join("models/qwen25-vl-nano-bnb-nf4")).unwrap();
+    let Found::Fit(dir) = found else {
+        panic!("{found:?}")
+    };
+    let shipped = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/qwen25-vl-nano-medical-lora");
+    assert_eq!(dir.canonicalize().unwrap(), shipped.canonicalize().unwrap());
+}
+
 #[test]
 fn an_adapter_of_another_model_or_without_merit_is_left_out() {
     let root = tempfile::tempdir().unwrap();
@@ -111,6 +124,8 @@ fn extract_says_and_records_what_is_attached() {
         "cpu",
         "--prompt",
         TRAINED_PROMPT,
+        "--root",
+        text(model.models()),
         "--model",
         model.folder(),
     ];

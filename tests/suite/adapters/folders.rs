@@ -236,17 +236,29 @@ fn what_is_written_is_peft_s_and_comes_back() {
 }
 
 #[test]
-fn writing_again_leaves_no_verdict_on_the_old_weights() {
+fn writing_again_keeps_the_adapter_that_was_there_with_all_that_is_said_of_it() {
     let folder = tempfile::tempdir().unwrap();
     let dir = folder.path().join("adapter");
-    adapter(LoraConfig::default(), &tiny(), 1).write(&dir).unwrap();
-    fs::write(dir.join(ADAPTER_EVALUATION), r#"{"recommended": true}"#).unwrap();
-    fs::write(dir.join("README.md"), "mine").unwrap();
-    let second = adapter(LoraConfig::default(), &tiny(), 2);
-    second.write(&dir).unwrap();
-    assert!(!dir.join(ADAPTER_EVALUATION).exists() && dir.join("README.md").exists());
     let q = "model.layers.0.self_attn.q_proj";
-    assert_eq!(Adapter::read(&dir).unwrap().pairs[q].a, second.pairs[q].a);
+    let written = [1, 2, 3].map(|seed| adapter(LoraConfig::default(), &tiny(), seed));
+    assert_eq!(written[0].write(&dir).unwrap(), None);
+    for (round, pair) in written.windows(2).enumerate() {
+        fs::write(dir.join(ADAPTER_EVALUATION), r#"{"recommended": true}"#).unwrap();
+        let previous = pair[1].write(&dir).unwrap().unwrap();
+        assert_eq!(previous, folder.path().join("adapter.previous"));
+        assert!(!dir.join(ADAPTER_EVALUATION).exists() && previous.join(ADAPTER_EVALUATION).exists());
+        assert_eq!(
+            Adapter::read(&dir).unwrap().pairs[q].a,
+            pair[1].pairs[q].a,
+            "{round}"
+        );
+        assert_eq!(
+            Adapter::read(&previous).unwrap().pairs[q].a,
+            pair[0].pairs[q].a,
+            "{round}"
+        );
+    }
+    assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 2);
 }
 
 #[test]

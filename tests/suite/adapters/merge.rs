@@ -7,6 +7,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use medical_vision::Error;
 use medical_vision::adapters::{Adapter, LoraConfig, LoraPair, MergeError, merge_error, merge_folder};
 use medical_vision::checkpoint::Checkpoint;
+use medical_vision::engine::{LoadOptions, Reader};
+use medical_vision::processing::{ImageProcessor, PREPROCESSOR_CONFIG};
 use medical_vision::quant::{Outcome, Quantization, Watch};
 use medical_vision::qwen2_5_vl::Config;
 use serde_json::Value;
@@ -181,6 +183,52 @@ fn what_cannot_be_merged_is_refused_by_name() {
     let tied = message(&models.join("nested-bf16"), &tied);
     assert!(tied.contains("lm_head"), "{tied}");
     assert!(!target.exists());
+}
+
+/// Bounds that pages were trained with go with the adapter, and into what it is merged into.
+#[test]
+fn an_adapter_resizes_pages_as_it_was_trained() {
+    let folder = tempfile::tempdir().unwrap();
+    let dir = folder.path().join("adapter");
+    let base = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/qwen25-vl-nano");
+    let mut first = Adapter::initial(LoraConfig::default(), &Config::from_dir(&base).unwrap(), 1).unwrap();
+    let images = ImageProcessor::from_dir(&base).unwrap();
+    first.images = Some(images.clone().with_pixel_bounds(Some(40_000), None).unwrap());
+    first.write(&dir).unwrap();
+    let read = Adapter::read(&dir).unwrap();
+    let grid = |images: &ImageProcessor| {
+        let grid = images.grid(60, 90).unwrap();
+        (grid.h, grid.w)
+    };
+    let (small, large) = (grid(&images), grid(read.images.as_ref().unwrap()));
+    assert!(large.0 > small.0 && large.1 > small.1, "{small:?} {large:?}");
+
+    let load = |adapter: Option<&Path>, max_pixels| {
+        let options = LoadOptions {
+            adapter: adapter.map(Path::to_owned),
+            max_pixels,
+            ..LoadOptions::default()
+        };
+        grid(Reader::load(&base, &options).unwrap().images())
+    };
+    assert_eq!(load(None, None), small);
+    assert_eq!(load(Some(&dir), None), large);
+    let lowered = load(Some(&dir), Some(20_000));
+    assert!(
+        lowered.0 < large.0,
+        "a bound that is asked for comes first: {lowered:?}"
+    );
+
+    let merged = folder.path().join("merged");
+    merge(&base, &read, &merged).unwrap();
+    assert_eq!(grid(&ImageProcessor::from_dir(&merged).unwrap()), large);
+
+    fs::write(dir.join(PREPROCESSOR_CONFIG), r#"{"min_pixels": 0}"#).unwrap();
+    let error = Adapter::read(&dir).unwrap_err().to_string();
+    assert!(
+        error.contains("min_pixels") && error.contains(PREPROCESSOR_CONFIG),
+        "{error}"
+    );
 }
 
 /// A project with the embedded model and an adapter of it that changes little.

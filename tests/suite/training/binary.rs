@@ -382,6 +382,25 @@ fn training_ends_early_when_it_gains_nothing() {
 }
 
 #[test]
+fn what_pages_are_enlarged_to_goes_with_the_adapter_and_the_one_before_is_kept() {
+    let project = TrainingProject::new(2);
+    let flags = ["--epochs", "1", "--max-val-samples", "0"];
+    let error = project.fail(&[&flags[..], &["--min-pixels", "100000", "--max-pixels", "50000"]].concat());
+    assert!(error.contains("min_pixels"), "{error}");
+    project.succeed(&[&flags[..], &["--min-pixels", "100000"]].concat());
+    let bound = |folder: &str| {
+        let images = Adapter::read(&project.path(folder)).unwrap().images;
+        images.map(|images| images.min_pixels())
+    };
+    assert_eq!(bound(ADAPTER), Some(100_000));
+    assert_eq!(project.metrics().extra["min_pixels"], 100_000);
+    let output = project.succeed(&flags);
+    let previous = format!("{ADAPTER}.previous");
+    assert!(stderr(&output).contains(&previous), "{}", stderr(&output));
+    assert_eq!((bound(ADAPTER), bound(&previous)), (None, Some(100_000)));
+}
+
+#[test]
 fn training_begins_from_another_adapter_made_alike() {
     let project = TrainingProject::new(4);
     let flags = ["--epochs", "1", "--max-val-samples", "0", "--warmup-ratio", "0"];
