@@ -80,7 +80,7 @@ fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
         return Ok(ExitCode::from(EXIT_OK));
     };
     keep(verdict, &adapter);
-    let record = finetuned_benchmark(&project, &run)?;
+    let record = finetuned_benchmark(&project, &run, evaluation.documents.as_deref())?;
     let path = project.file(paths::FINETUNED_STANDARD_BENCH);
     records::write(&path, &record)?;
     let table = three_way_table(baseline.as_ref(), quantized.as_ref(), &record);

@@ -1,5 +1,7 @@
 //! The fine-tuned model on the test documents.
 
+use std::path::Path;
+
 use super::{BenchmarkArgs, BenchmarkRun, Pages, benchmark};
 use crate::Result;
 use crate::evaluation::FinetunedRun;
@@ -7,10 +9,15 @@ use crate::paths::Project;
 use crate::quant::{Method, Quantization};
 use crate::records::Benchmark;
 
-/// `benchmarks/finetuned_standard_bench.json` of an evaluation's model and adapter.
-pub fn finetuned_benchmark(project: &Project, run: &FinetunedRun<'_>) -> Result<Benchmark> {
+/// `benchmarks/finetuned_standard_bench.json` of an evaluation's model and adapter, on the documents that the base's
+/// benchmarks read: `documents`, or the five test documents.
+pub fn finetuned_benchmark(
+    project: &Project,
+    run: &FinetunedRun<'_>,
+    documents: Option<&Path>,
+) -> Result<Benchmark> {
     let args = BenchmarkArgs {
-        documents: None,
+        documents: documents.map(Path::to_owned),
         max_new_tokens: u32::try_from(run.case_tokens()).unwrap_or(u32::MAX),
         no_warm_up: false,
     };

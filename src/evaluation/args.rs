@@ -19,7 +19,7 @@ pub struct EvaluationArgs {
     #[arg(long, value_name = "DIR|none", env = "MVP_ADAPTER", hide_env_values = true)]
     pub adapter: Option<PathBuf>,
 
-    /// Documents to read instead of the five evaluation cases
+    /// Documents to read instead of the five evaluation cases and the five test documents
     ///
     /// {"documents": [{"id", "filename", "title", "content": ["line", ...], "prompt", "expected_terms": ["..."], ...}]}
     #[arg(long, value_name = "FILE.json", env = "MVP_DOCUMENTS", hide_env_values = true)]

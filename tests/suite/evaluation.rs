@@ -260,7 +260,7 @@ fn the_records_the_tables_and_the_verdict_beside_the_adapter() {
     let bench: Benchmark = records::read(&root.join(paths::FINETUNED_STANDARD_BENCH)).unwrap();
     assert_eq!(
         (bench.inference_results.len(), bench.adapter_path.as_deref()),
-        (5, dir.to_str())
+        (1, dir.to_str())
     );
     assert_eq!(bench.quantization_method.as_deref(), Some("bitsandbytes_NF4"));
     assert!(Verdict::read(&dir).unwrap().unwrap().recommended);

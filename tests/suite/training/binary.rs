@@ -385,8 +385,9 @@ fn training_ends_early_when_it_gains_nothing() {
 fn what_pages_are_enlarged_to_goes_with_the_adapter_and_the_one_before_is_kept() {
     let project = TrainingProject::new(2);
     let flags = ["--epochs", "1", "--max-val-samples", "0"];
-    let error = project.fail(&[&flags[..], &["--min-pixels", "100000", "--max-pixels", "50000"]].concat());
-    assert!(error.contains("min_pixels"), "{error}");
+    let output = project.run(&[&flags[..], &["--min-pixels", "100000", "--max-pixels", "50000"]].concat());
+    assert_eq!(output.status.code(), Some(2));
+    assert!(stderr(&output).contains("min_pixels"), "{}", stderr(&output));
     project.succeed(&[&flags[..], &["--min-pixels", "100000"]].concat());
     let bound = |folder: &str| {
         let images = Adapter::read(&project.path(folder)).unwrap().images;
