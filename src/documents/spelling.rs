@@ -116,12 +116,7 @@ impl Spelling {
             _ => part / 2.0,
         };
         let word = match dice.chance(chance) {
-            true if long => match dice.below(20) {
-                0..7 => pieces::word(dice),
-                7..12 => crossed(word, dice),
-                12..17 => misspelt(word, dice),
-                _ => garbled(word, dice),
-            },
+            true if long => changed(word, dice),
             true => garbled(word, dice),
             false => word.to_owned(),
         };
@@ -133,20 +128,39 @@ impl Spelling {
     }
 }
 
-/// One word's beginning, another's end: how a word begins does not tell how it goes on.
-fn crossed(word: &str, dice: &mut Dice) -> String {
+/// Another word in a long one's place, never one that training may not have.
+fn changed(word: &str, dice: &mut Dice) -> String {
     loop {
-        let other = pieces::word(dice);
-        let (first, second) = match dice.chance(0.75) {
-            true => (word, other.as_str()),
-            false => (other.as_str(), word),
+        let changed = match dice.below(20) {
+            0..6 => pieces::word(dice),
+            6..11 => crossed(word, dice),
+            11..15 => misspelt(word, dice),
+            15..17 => abbreviation(dice),
+            _ => garbled(word, dice),
         };
-        let begins = &first[..dice.between(1, first.len())];
-        let crossed = format!("{begins}{}", &second[dice.below(second.len())..]);
-        if !HELD_OUT_WORDS.contains(&crossed.to_lowercase()) {
-            return crossed;
+        if !HELD_OUT_WORDS.contains(&changed.to_lowercase()) {
+            return changed;
         }
     }
+}
+
+/// One word's beginning, another's end: how a word begins does not tell how it goes on.
+fn crossed(word: &str, dice: &mut Dice) -> String {
+    let other = pieces::word(dice);
+    let (first, second) = match dice.chance(0.75) {
+        true => (word, other.as_str()),
+        false => (other.as_str(), word),
+    };
+    let begins = &first[..dice.between(1, first.len())];
+    format!("{begins}{}", &second[dice.below(second.len())..])
+}
+
+/// Capitals that nobody has seen together.
+fn abbreviation(dice: &mut Dice) -> String {
+    let letters = dice.between(3, 6);
+    (0..letters)
+        .map(|_| char::from(b'A' + dice.below(26) as u8))
+        .collect()
 }
 
 /// One to three letters become others, of the same case.

@@ -49,6 +49,9 @@ struct Tasks {
 struct Task {
     id: String,
     weight: u32,
+    /// Where training asks for it more often than validation and test do, since it takes longer to learn.
+    #[serde(default)]
+    weight_to_train: Option<u32>,
     kinds: Kinds,
     /// The usual one first: validation and test ask with it alone.
     prompts: Vec<String>,
@@ -128,7 +131,11 @@ pub(super) fn questions(document: &str, written: &Written, split: Split, dice: &
         _ => DATA.questions_to_measure,
     };
     while asked.len() < wanted {
-        let Some(task) = dice.weighted(&DATA.tasks, |task| task.weight) else {
+        let weight = |task: &Task| match split {
+            Split::Train => task.weight_to_train.unwrap_or(task.weight),
+            _ => task.weight,
+        };
+        let Some(task) = dice.weighted(&DATA.tasks, weight) else {
             break;
         };
         let items = matching(task, written);
