@@ -1,11 +1,21 @@
-//! Small JSON files of a model folder.
+//! Small JSON files of a model folder, and writing JSON files of any kind.
 
-use std::io::ErrorKind;
+use std::io::{ErrorKind, Write};
 use std::path::Path;
 
+use serde::Serialize;
 use serde_json::{Map, Value};
 
+use crate::paths::write_atomically;
 use crate::{Error, Result};
+
+/// Writes `content`, indented by 2, whole or not at all.
+pub(crate) fn write_pretty(path: &Path, content: &impl Serialize) -> Result<()> {
+    write_atomically(path, |file| {
+        serde_json::to_writer_pretty(&mut *file, content)?;
+        file.write_all(b"\n")
+    })
+}
 
 /// The JSON object in `path`; `None` where there is no such file.
 pub(crate) fn read_object(path: &Path) -> Result<Option<Map<String, Value>>> {

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::io::{self, Write};
+use std::io;
 use std::path::{Path, PathBuf};
 
 use safetensors::Dtype;
@@ -13,7 +13,7 @@ use super::config::LoraConfig;
 use crate::checkpoint::{
     Checkpoint, StoredTensor, TensorFile, TensorPlan, canonical_name, exchange, transformers_name,
 };
-use crate::paths::write_atomically;
+use crate::json::write_pretty;
 use crate::processing::{ImageProcessor, PREPROCESSOR_CONFIG};
 use crate::{Error, Result};
 
@@ -134,15 +134,9 @@ impl Adapter {
         }
         file.finish(&[])?;
         if let Some(images) = &self.images {
-            write_atomically(&dir.join(PREPROCESSOR_CONFIG), |file| {
-                serde_json::to_writer_pretty(&mut *file, &images.settings())?;
-                file.write_all(b"\n")
-            })?;
+            write_pretty(&dir.join(PREPROCESSOR_CONFIG), &images.settings())?;
         }
-        write_atomically(&dir.join(ADAPTER_CONFIG), |file| {
-            serde_json::to_writer_pretty(&mut *file, &self.config.to_json())?;
-            file.write_all(b"\n")
-        })
+        write_pretty(&dir.join(ADAPTER_CONFIG), &self.config.to_json())
     }
 
     /// An adapter with values that are no numbers is never written.
@@ -170,7 +164,8 @@ fn replace(dir: &Path, new: &Path, previous: &Path) -> io::Result<()> {
         fs::remove_dir_all(previous)?;
     }
     if exchange(new, dir).is_ok() {
-        return fs::rename(new, previous);
+        // The old one lies where the new one was made, which is removed after a failure: back with it.
+        return fs::rename(new, previous).or_else(|error| exchange(new, dir).and(Err(error)));
     }
     // A file system that moves no folders, such as a container's: there is a moment without the adapter.
     fs::create_dir(previous)?;

@@ -1,13 +1,11 @@
 //! What the evaluation says of an adapter, kept in its folder.
 
-use std::io::Write;
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
 use super::file::ADAPTER_EVALUATION;
-use crate::json::read_object;
-use crate::paths::write_atomically;
+use crate::json::{read_object, write_pretty};
 use crate::{Error, Result};
 
 /// Whether an adapter is to be used without being asked for.
@@ -34,9 +32,6 @@ impl Verdict {
 
     /// Writes it to the adapter's folder.
     pub fn write(&self, dir: &Path) -> Result<()> {
-        write_atomically(&dir.join(ADAPTER_EVALUATION), |file| {
-            serde_json::to_writer_pretty(&mut *file, self)?;
-            file.write_all(b"\n")
-        })
+        write_pretty(&dir.join(ADAPTER_EVALUATION), self)
     }
 }

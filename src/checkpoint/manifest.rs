@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
-use std::io::{self, Read, Write};
+use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
 use rayon::prelude::*;
@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 
-use crate::paths::write_atomically;
+use crate::json::write_pretty;
 use crate::{Error, Result};
 
 /// Name of the file.
@@ -78,11 +78,7 @@ impl Manifest {
 
     /// Writes it into `dir`.
     pub fn write(&self, dir: &Path) -> Result<()> {
-        let path = dir.join(MANIFEST);
-        write_atomically(&path, |file| {
-            serde_json::to_writer_pretty(&mut *file, self)?;
-            file.write_all(b"\n")
-        })
+        write_pretty(&dir.join(MANIFEST), self)
     }
 
     /// Names of the files that are in `dir` as the manifest says, byte for byte.

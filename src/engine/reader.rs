@@ -11,7 +11,9 @@ use super::answer::Answer;
 use crate::adapters::Adapter;
 use crate::checkpoint::Checkpoint;
 use crate::generation::{FinishReason, GenerationOptions, GenerationOverrides, Sampler};
-use crate::processing::{Content, Grid, ImageProcessor, Message, PromptError, RgbPage, Role, TextProcessor};
+use crate::processing::{
+    Content, Grid, ImageProcessor, Message, PREPROCESSOR_CONFIG, PromptError, RgbPage, Role, TextProcessor,
+};
 use crate::quant::Quantization;
 use crate::qwen2_5_vl::{Config, KvCache, Model, Prefill, Wanted};
 use crate::{Error, Result};
@@ -152,8 +154,8 @@ impl Reader {
     pub fn load_with(dir: &Path, options: &LoadOptions, adapter: Option<&Adapter>) -> Result<Self> {
         let config = Config::from_dir(dir)?;
         let text = TextProcessor::from_dir(dir)?;
-        let images = images(dir, options, adapter)?;
-        check_patches(dir, &config, &images)?;
+        let (images, settings) = images(dir, options, adapter)?;
+        check_patches(&settings, &config, &images)?;
         let generation = GenerationOptions::from_dir(dir)?;
         let (kind, precision) = match (options.precision, options.device) {
             (Precision::F32, _) | (Precision::Auto, Device::Cpu) => (Kind::Float, "FP32"),
@@ -359,21 +361,23 @@ fn folder_name(dir: &Path) -> String {
         .unwrap_or_default()
 }
 
-/// What resizes pages: the model's, or what its adapter was trained with; bounds that are asked for come first.
-fn images(dir: &Path, options: &LoadOptions, adapter: Option<&Adapter>) -> Result<ImageProcessor> {
-    let (min, max) = (options.min_pixels, options.max_pixels);
-    match adapter.and_then(|adapter| adapter.images.clone()) {
-        Some(images) => {
-            let lowered = max.filter(|max| *max < images.min_pixels());
-            images.with_pixel_bounds(min.or(lowered), max)
+/// What resizes pages: the model's, or what its adapter was trained with; bounds that are asked for come first. And its file.
+fn images(dir: &Path, options: &LoadOptions, adapter: Option<&Adapter>) -> Result<(ImageProcessor, PathBuf)> {
+    let (mut min, max) = (options.min_pixels, options.max_pixels);
+    let own = adapter.and_then(|adapter| Some((adapter.images.clone()?, adapter.file())));
+    let (images, settings) = match own {
+        Some((images, file)) => {
+            min = min.or(max.filter(|max| *max < images.min_pixels()));
+            (images, file.with_file_name(PREPROCESSOR_CONFIG))
         }
-        None => ImageProcessor::from_dir(dir)?.with_pixel_bounds(min, max),
-    }
+        None => (ImageProcessor::from_dir(dir)?, dir.join(PREPROCESSOR_CONFIG)),
+    };
+    Ok((images.with_pixel_bounds(min, max)?, settings))
 }
 
 /// The processor must cut what the vision tower expects.
-fn check_patches(dir: &Path, config: &Config, images: &ImageProcessor) -> Result<()> {
-    let (vision, name) = (&config.vision, dir.join("preprocessor_config.json"));
+fn check_patches(settings: &Path, config: &Config, images: &ImageProcessor) -> Result<()> {
+    let vision = &config.vision;
     let pairs = [
         ("patch_size", vision.patch_size, images.patch_size()),
         (
@@ -391,7 +395,7 @@ fn check_patches(dir: &Path, config: &Config, images: &ImageProcessor) -> Result
     match pairs.iter().find(|(_, model, processor)| model != processor) {
         None => Ok(()),
         Some((key, model, processor)) => Err(Error::checkpoint(
-            name,
+            settings,
             format!("the processor's {key} is {processor}, but config.json's vision_config asks for {model}"),
         )),
     }

@@ -6,7 +6,7 @@ use clap::value_parser;
 
 use super::held_out::HeldOutSplit;
 use super::{Document, DocumentSet};
-use crate::adapters::own_folder;
+use crate::adapters::{AdapterArgs, own_folder};
 use crate::paths::{LORA_SUFFIX, NF4_SUFFIX, Project};
 use crate::quant::Quantization;
 use crate::{Error, Result};
@@ -77,10 +77,9 @@ impl EvaluationArgs {
 
     /// The adapter's folder: the flag's, else the model's own; `None` for "none".
     pub fn adapter(&self, project: &Project, base: &Path) -> Result<Option<PathBuf>> {
-        match &self.adapter {
-            Some(choice) if choice.as_os_str() == "none" => return Ok(None),
-            Some(choice) => return project.adapter_folder(choice).map(Some),
-            None => {}
+        if self.adapter.is_some() {
+            let adapter = self.adapter.clone();
+            return AdapterArgs { adapter }.named(project);
         }
         own_folder(project, base).map(Some).ok_or_else(|| {
             let reason =

@@ -28,8 +28,8 @@ const LONG_TRAINING: &str = "a whole training takes hours on a CPU; MVP_MAX_STEP
                              finetune_lora by itself trains as long as it is told to";
 
 /// Why an adapter that came with the model stays.
-const ADAPTER_OF_OTHERS: &str = "there is an adapter that was not trained here, which is evaluated; MVP_MAX_STEPS=N or --force \
-                                 trains another one";
+const ADAPTER_OF_OTHERS: &str =
+    "there is an adapter that was not trained here, which is evaluated; MVP_MAX_STEPS=N trains another";
 
 /// Flags of the pipeline.
 #[derive(Debug, Clone, clap::Args)]
@@ -168,11 +168,7 @@ impl Pipeline<'_> {
                 work
             }
             Some(Download::Program(work)) => work,
-            None => work(
-                phase,
-                self.project,
-                &self.project.model_folder(self.common.model.as_deref())?.path,
-            ),
+            None => work(phase, self.project, &self.base()?),
         };
         if phase == Phase::FinetuneLora
             && let Some(reason) = self.untrained()?
@@ -210,15 +206,19 @@ impl Pipeline<'_> {
         Ok(Ended::Done)
     }
 
+    /// The base model's folder.
+    fn base(&self) -> Result<PathBuf> {
+        Ok(self.project.model_folder(self.common.model.as_deref())?.path)
+    }
+
     /// Why this run leaves the training out, unless somebody has said how long it may be.
     fn untrained(&self) -> Result<Option<&'static str>> {
         let bounded = ["MVP_MAX_STEPS", "MVP_CONFIG"].map(std::env::var_os);
         if bounded.iter().any(Option::is_some) {
             return Ok(None);
         }
-        let base = self.project.model_folder(self.common.model.as_deref())?.path;
         let trained_here = self.project.file(paths::TRAINING_METRICS).exists();
-        if !self.args.force && !trained_here && own_folder(self.project, &base).is_some() {
+        if !self.args.force && !trained_here && own_folder(self.project, &self.base()?).is_some() {
             return Ok(Some(ADAPTER_OF_OTHERS));
         }
         let on_gpu = match self.common.device {

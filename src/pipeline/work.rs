@@ -29,10 +29,7 @@ pub(super) fn work(phase: Phase, project: &Project, base: &Path) -> Work {
     );
     let test_images = file("datasets/test_images");
     let splits = [paths::TRAIN, paths::VAL, paths::TEST].map(file);
-    let (adapter, own) = (
-        project.derived_model(base, LORA_SUFFIX),
-        own_folder(project, base),
-    );
+    let adapter = project.derived_model(base, LORA_SUFFIX);
     let (runs, inputs, outputs) = match phase {
         Phase::BenchmarkBaseline => (
             once(),
@@ -63,15 +60,18 @@ pub(super) fn work(phase: Phase, project: &Project, base: &Path) -> Work {
             [vec![nf4], splits.to_vec()].concat(),
             vec![file(paths::TRAINING_METRICS), adapter],
         ),
-        Phase::EvaluateFinetuned => (
-            // Without an adapter there is nothing to evaluate.
-            own.as_ref().map_or_else(Vec::new, |_| once()),
-            [nf4, file(paths::TEST)].into_iter().chain(own).collect(),
-            vec![
-                file(paths::EVALUATION_FINETUNED),
-                file(paths::FINETUNED_STANDARD_BENCH),
-            ],
-        ),
+        Phase::EvaluateFinetuned => {
+            let own = own_folder(project, base);
+            (
+                // Without an adapter there is nothing to evaluate.
+                if own.is_some() { once() } else { Vec::new() },
+                [nf4, file(paths::TEST)].into_iter().chain(own).collect(),
+                vec![
+                    file(paths::EVALUATION_FINETUNED),
+                    file(paths::FINETUNED_STANDARD_BENCH),
+                ],
+            )
+        }
         Phase::ValidateEnvironment
         | Phase::GenerateReport
         | Phase::DownloadModel

@@ -1,14 +1,14 @@
 //! Reading and writing a record's file.
 
 use std::fs::File;
-use std::io::{self, BufWriter, ErrorKind, Read, Write};
+use std::io::{self, ErrorKind, Read};
 use std::path::Path;
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
-use crate::paths::write_atomically;
+use crate::json::write_pretty;
 use crate::{Error, Result};
 
 /// Version of the records that [`write()`] makes.
@@ -115,8 +115,5 @@ fn write_json(path: &Path, content: &impl Serialize) -> Result<()> {
     if let Some(folder) = path.parent() {
         std::fs::create_dir_all(folder).map_err(|error| Error::io(folder, error))?;
     }
-    write_atomically(path, |file: &mut BufWriter<File>| {
-        serde_json::to_writer_pretty(&mut *file, content)?;
-        file.write_all(b"\n")
-    })
+    write_pretty(path, content)
 }
