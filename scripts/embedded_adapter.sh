@@ -43,7 +43,7 @@ train)
         RANK=$rank LOCAL_RANK=$rank WORLD_SIZE=$gpus MASTER_ADDR=127.0.0.1 MASTER_PORT=${MASTER_PORT:-29500} \
             "$bin/finetune_lora" --root "$root" --model qwen25-vl-nano --device cuda \
             --target-modules q_proj,k_proj,v_proj,o_proj,gate_proj,up_proj,down_proj,qkv,attn.proj,mlp.0,mlp.2 \
-            --lora-dropout 0 --batch-size 128 --grad-accum-steps 1 --epochs 1000 --max-samples 10000000 --max-val-samples 500 \
+            --lora-dropout 0 --min-pixels 700000 --batch-size 128 --grad-accum-steps 1 --epochs 1000 --max-samples 10000000 --max-val-samples 500 \
             "${@:3}" &
         pids+=($!)
     done
