@@ -65,6 +65,17 @@ pub(super) enum Body {
     },
 }
 
+impl Body {
+    /// What cannot be broken.
+    pub(super) fn words(&self) -> impl Iterator<Item = &str> {
+        let texts = match self {
+            Self::Title(text) | Self::Heading(text) | Self::Text(text) => std::slice::from_ref(text),
+            Self::Row { cells, .. } => cells,
+        };
+        texts.iter().flat_map(|text| text.split(' '))
+    }
+}
+
 /// A block and what it says.
 pub(super) struct Block {
     pub(super) body: Body,

@@ -1,6 +1,6 @@
 //! Blocks → lines of text on a sheet.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use super::content::{Block, Body, Item, ItemKind, collapsed};
 use super::fonts::face;
@@ -11,10 +11,9 @@ use crate::rendering::{Canvas, Face, GreyPage};
 const MOST_CHARACTERS: usize = 1400;
 /// Sides of a sheet are multiples of this, so that no processor resizes it.
 const STEP: u32 = 28;
-const NARROWEST: u32 = 560;
-const WIDEST: u32 = 924;
-const LOWEST: u32 = 560;
-const HIGHEST: u32 = 1204;
+/// Least and most width and height, pixels.
+const PAGE: [[u32; 2]; 2] = [[560, 924], [560, 1204]];
+const SLIP: [[u32; 2]; 2] = [[84, 924], [56, 1204]];
 
 /// What stands on a page, and what it says.
 pub(super) struct Written {
@@ -167,7 +166,12 @@ pub(super) fn sheet(blocks: Vec<Block>, sheet: &Sheet) -> (GreyPage, Written) {
     let measure = |text: &str, weight: Weight| faces.face(weight).width(text);
     let sample = "The patient takes 12.5 mg of it twice a day, with meals.";
     let wanted = faces.body.width(sample) * sheet.columns / sample.len() as u32 + 2 * sheet.margin;
-    let width = wanted.next_multiple_of(STEP).clamp(NARROWEST, WIDEST);
+    // A narrow slip must have room for its longest word.
+    let words = blocks.iter().flat_map(|block| block.body.words());
+    let longest = words.map(|word| measure(word, Weight::Title).max(measure(word, Weight::Body)));
+    let wanted = wanted.max(longest.max().unwrap_or_default() + 2 * sheet.margin);
+    let [[narrowest, widest], [lowest, highest]] = if sheet.slip.is_some() { SLIP } else { PAGE };
+    let width = wanted.next_multiple_of(STEP).clamp(narrowest, widest);
     let setter = Setter::new(&blocks, width - 2 * sheet.margin, sheet.line_height, &measure);
     let mut runs: Vec<(u32, u32, String, &Face)> = Vec::new();
     let mut rules = Vec::new();
@@ -185,7 +189,7 @@ pub(super) fn sheet(blocks: Vec<Block>, sheet: &Sheet) -> (GreyPage, Written) {
             0
         };
         let bottom = top + space + height * lines.len() as u32;
-        if bottom + sheet.margin > HIGHEST {
+        if bottom + sheet.margin > highest {
             return false;
         }
         top += space;
@@ -201,7 +205,7 @@ pub(super) fn sheet(blocks: Vec<Block>, sheet: &Sheet) -> (GreyPage, Written) {
         }
         true
     });
-    let height = (top + sheet.margin).next_multiple_of(STEP).clamp(LOWEST, HIGHEST);
+    let height = (top + sheet.margin).next_multiple_of(STEP).clamp(lowest, highest);
     let mut canvas = Canvas::<1>::new(width, height);
     for (left, top, text, face) in &runs {
         canvas.text(*left, *top, text, face, [0]);
@@ -266,8 +270,8 @@ impl Faces {
     }
 }
 
-/// A page that says something: headings and two other kinds of item at least.
-pub(super) fn is_worth_it(written: &Written) -> bool {
-    let kinds: std::collections::HashSet<ItemKind> = written.items.iter().map(|item| item.kind).collect();
-    kinds.len() >= 3
+/// Kinds of item on a page, whose headings say nothing by themselves.
+pub(super) fn kinds_beside_headings(written: &Written) -> usize {
+    let kinds: HashSet<ItemKind> = written.items.iter().map(|item| item.kind).collect();
+    kinds.len() - usize::from(kinds.contains(&ItemKind::Heading))
 }

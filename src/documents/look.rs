@@ -27,6 +27,8 @@ pub(super) struct Sheet {
     pub(super) margin: u32,
     pub(super) border: bool,
     pub(super) rules: bool,
+    /// Of a label or a cutting, which is no larger than what it says: the number of blocks on it.
+    pub(super) slip: Option<usize>,
     pub(super) wear: Option<Wear>,
 }
 
@@ -88,7 +90,16 @@ impl Sheet {
             Split::Train => size().min(size()),
             _ => size(),
         };
-        let wear = dice.chance(0.62).then(|| Wear::draw(dice, pixels));
+        let slip = dice.chance(0.12).then(|| dice.between(1, 6));
+        let mut wear = dice.chance(0.62).then(|| Wear::draw(dice, pixels));
+        if let (Some(wear), Some(_)) = (&mut wear, slip) {
+            // On so little room they would hide what it says.
+            (wear.stamps, wear.strokes, wear.specks) = (0, 0, wear.specks / 10);
+        }
+        let (columns, margin) = match slip {
+            None => ([52, 92], [22, 48]),
+            Some(_) => ([20, 64], [8, 32]),
+        };
         // A skewed page's corners stay on the sheet.
         let slant = wear.as_ref().map_or(0.0, |wear| wear.skew_degrees.abs());
         Self {
@@ -98,10 +109,11 @@ impl Sheet {
             hinted: dice.chance(0.5),
             bold_headings: dice.chance(0.5),
             line_height: (f64::from(pixels) * dice.range(1.25, 1.65)).ceil() as u32,
-            columns: dice.between(52, 92) as u32,
-            margin: dice.between(22, 48) as u32 + (slant * 8.0) as u32,
+            columns: dice.between(columns[0], columns[1]) as u32,
+            margin: dice.between(margin[0], margin[1]) as u32 + (slant * 8.0) as u32,
             border: dice.chance(0.25),
             rules: dice.chance(0.3),
+            slip,
             wear,
         }
     }

@@ -34,4 +34,4 @@ pub use self::tasks::{Question, TRANSCRIBE, nothing, task_kinds, whole_page_prom
 pub use self::vocabulary::Split;
 
 /// Changes whenever the same number would give another page or question.
-pub const DOCUMENTS_VERSION: u32 = 7;
+pub const DOCUMENTS_VERSION: u32 = 8;

@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 use std::sync::LazyLock;
 
-use super::content::{Block, Item, collapsed};
+use super::content::{Block, Body, Item, ItemKind, collapsed};
 use super::dice::Dice;
 use super::layout::{self, Written};
 use super::look::Look;
@@ -85,8 +85,14 @@ fn attempted(split: Split, dice: &mut Dice) -> Option<Page> {
 }
 
 fn draw(look: &Look, blocks: Vec<Block>, dice: &mut Dice) -> Option<(Encoded, Written)> {
+    // Of a page, headings and two other kinds of item; of a slip, one.
+    let kinds = match look {
+        Look::Sheet(sheet) if sheet.slip.is_some() => 1,
+        _ => 2,
+    };
     let acceptable = |written: &Written| {
-        layout::is_worth_it(written) && !written.lines.iter().any(|line| HELD_OUT.contains(line))
+        layout::kinds_beside_headings(written) >= kinds
+            && !written.lines.iter().any(|line| HELD_OUT.contains(line))
     };
     match look {
         Look::Document { size, columns } => {
@@ -114,7 +120,10 @@ fn draw(look: &Look, blocks: Vec<Block>, dice: &mut Dice) -> Option<(Encoded, Wr
             acceptable(&written).then(|| (wear::png(&text_page(&content)), written))
         }
         Look::Sheet(sheet) => {
-            let (page, written) = layout::sheet(blocks, sheet);
+            let (page, written) = match sheet.slip {
+                None => layout::sheet(blocks, sheet),
+                Some(count) => layout::sheet(cutting(blocks, count, dice)?, sheet),
+            };
             if !acceptable(&written) {
                 return None;
             }
@@ -125,6 +134,24 @@ fn draw(look: &Look, blocks: Vec<Block>, dice: &mut Dice) -> Option<(Encoded, Wr
             Some((encoded, written))
         }
     }
+}
+
+/// Kinds of item that anybody recognizes without the heading above them.
+const PLAIN: [ItemKind; 3] = [ItemKind::Medication, ItemKind::Laboratory, ItemKind::Vital];
+
+/// `count` blocks, one after the other, from anywhere that makes sense to begin at.
+fn cutting(mut blocks: Vec<Block>, count: usize, dice: &mut Dice) -> Option<Vec<Block>> {
+    let begins = |block: &Block| match block.body {
+        Body::Title(_) | Body::Heading(_) => true,
+        _ => !block.items.is_empty() && block.items.iter().all(|item| PLAIN.contains(&item.kind)),
+    };
+    let beginnings: Vec<usize> = (0..blocks.len()).filter(|index| begins(&blocks[*index])).collect();
+    if beginnings.is_empty() {
+        return None;
+    }
+    let first = *dice.pick(&beginnings);
+    let end = blocks.len().min(first + count);
+    Some(blocks.drain(first..end).collect())
 }
 
 /// Lines that a document's page has room for.
@@ -203,19 +230,15 @@ mod tests {
         let mut kinds: HashMap<&str, usize> = HashMap::new();
         let mut looks: HashMap<&str, usize> = HashMap::new();
         let mut fonts = HashSet::new();
-        let mut characters = 0;
+        let (mut characters, mut slips) = (0, 0);
         for made in some(Split::Test) {
             *kinds.entry(made.document).or_default() += 1;
             *looks.entry(made.look).or_default() += 1;
             fonts.insert(made.font);
             characters += made.text.chars().count();
             let decoded = decode(&made.image, &DecodeLimits::default()).unwrap();
-            assert!(
-                decoded.width >= 560
-                    && decoded.width <= 924
-                    && decoded.height >= 400
-                    && decoded.height <= 1204
-            );
+            slips += usize::from(decoded.width < 560 || decoded.height < 400);
+            assert!((84..=924).contains(&decoded.width) && (56..=1204).contains(&decoded.height));
             if matches!(made.look, "typed" | "scanned") {
                 assert_eq!((decoded.width % 28, decoded.height % 28), (0, 0));
             }
@@ -234,6 +257,7 @@ mod tests {
         }
         assert_eq!(kinds.len(), 10, "{kinds:?}");
         assert_eq!(looks.len(), 4, "{looks:?}");
+        assert!((4..20).contains(&slips), "{slips}");
         assert!(fonts.len() >= 12, "{fonts:?}");
         assert!(characters / 120 > 600, "{}", characters / 120);
     }

@@ -7,7 +7,7 @@ use rayon::prelude::*;
 use serde_json::Value;
 use tch::{Device, Kind, Tensor};
 
-use super::processor_config::{PIXEL_BOUND, PREPROCESSOR_CONFIG, ProcessorConfig};
+use super::processor_config::{ENLARGEMENT, PIXEL_BOUND, PREPROCESSOR_CONFIG, ProcessorConfig};
 use super::resize::resize;
 use super::{Grid, ImageError, PromptError, RgbPage, smart_resize};
 use crate::device::upload;
@@ -117,6 +117,17 @@ impl ImageProcessor {
         Ok(self)
     }
 
+    /// Same processor, which makes a page's sides at most `most` times as long to reach `min_pixels` (`None`: as long as it takes).
+    pub fn with_max_enlargement(mut self, most: Option<f64>) -> Result<Self> {
+        if most.is_some_and(|most| !ENLARGEMENT.contains(&most)) {
+            let (low, high) = ENLARGEMENT.into_inner();
+            let (option, reason) = ("max_enlargement", format!("must be a number from {low} to {high}"));
+            return Err(PromptError::Option { option, reason }.into());
+        }
+        self.config.max_enlargement = most;
+        Ok(self)
+    }
+
     /// Smaller pages are enlarged to this height x width.
     pub fn min_pixels(&self) -> u64 {
         self.config.min_pixels
@@ -148,13 +159,11 @@ impl ImageProcessor {
     fn resized(&self, height: u32, width: u32) -> Result<(u32, u32)> {
         let config = &self.config;
         let factor = config.patch_size * config.merge_size;
-        Ok(smart_resize(
-            height,
-            width,
-            factor,
-            config.min_pixels,
-            config.max_pixels,
-        )?)
+        let min = config.max_enlargement.map_or(config.min_pixels, |most| {
+            let area = f64::from(height) * f64::from(width);
+            config.min_pixels.min((area * most * most) as u64)
+        });
+        Ok(smart_resize(height, width, factor, min, config.max_pixels)?)
     }
 
     /// Resizes, normalises and cuts one page, whose sides must fit its number of bytes.

@@ -21,6 +21,9 @@ const MAX_FILE_BYTES: u64 = 1 << 20;
 const SMALLEST: f64 = 1e-6;
 const LARGEST: f64 = 1e6;
 
+/// Range of `max_enlargement`.
+pub(super) const ENLARGEMENT: RangeInclusive<f64> = 1.0..=100.0;
+
 /// Bicubic in Pillow's numbering.
 const BICUBIC: u64 = 3;
 
@@ -29,6 +32,9 @@ const BICUBIC: u64 = 3;
 pub(super) struct ProcessorConfig {
     pub(super) min_pixels: u64,
     pub(super) max_pixels: u64,
+    /// A page's sides become at most this many times as long for `min_pixels`' sake. Not a key of transformers, which enlarges
+    /// without a bound.
+    pub(super) max_enlargement: Option<f64>,
     pub(super) patch_size: u32,
     pub(super) temporal_patch_size: u32,
     pub(super) merge_size: u32,
@@ -53,9 +59,9 @@ impl ProcessorConfig {
         file.map(|file| Self::from_object(&file)).transpose()
     }
 
-    /// What makes the same processor, here and in transformers.
+    /// What makes the same processor, here and (but for `max_enlargement`) in transformers.
     pub(super) fn to_json(&self) -> Value {
-        json!({
+        let mut settings = json!({
             "image_processor_type": "Qwen2VLImageProcessor",
             "min_pixels": self.min_pixels,
             "max_pixels": self.max_pixels,
@@ -65,7 +71,11 @@ impl ProcessorConfig {
             "rescale_factor": self.rescale_factor,
             "image_mean": self.image_mean,
             "image_std": self.image_std,
-        })
+        });
+        if let Some(most) = self.max_enlargement {
+            settings["max_enlargement"] = most.into();
+        }
+        settings
     }
 
     fn from_object(file: &Object) -> Result<Self> {
@@ -75,10 +85,13 @@ impl ProcessorConfig {
         let config = Self {
             min_pixels: file.integer("min_pixels", pixels.clone(), size.0)?,
             max_pixels: file.integer("max_pixels", pixels, size.1)?,
+            max_enlargement: file.number("max_enlargement", ENLARGEMENT)?,
             patch_size: file.integer("patch_size", 1..=256, Some(14))? as u32,
             temporal_patch_size: file.integer("temporal_patch_size", 1..=16, Some(2))? as u32,
             merge_size: file.integer("merge_size", 1..=16, Some(2))? as u32,
-            rescale_factor: file.rescale_factor()?,
+            rescale_factor: file
+                .number("rescale_factor", SMALLEST..=LARGEST)?
+                .unwrap_or(1.0 / 255.0),
             image_mean: file.colours("image_mean", [0.48145466, 0.4578275, 0.40821073], 0.0)?,
             image_std: file.colours("image_std", [0.26862954, 0.26130258, 0.27577711], SMALLEST)?,
         };
@@ -200,16 +213,14 @@ impl Object {
             })
     }
 
-    fn rescale_factor(&self) -> Result<f64> {
-        let Some(value) = self.get("rescale_factor") else {
-            return Ok(1.0 / 255.0);
+    fn number(&self, key: &str, range: RangeInclusive<f64>) -> Result<Option<f64>> {
+        let Some(value) = self.get(key) else {
+            return Ok(None);
         };
-        let number = value
-            .as_f64()
-            .filter(|number| (SMALLEST..=LARGEST).contains(number));
-        number.ok_or_else(|| {
-            let reason = format!("must be a number from {SMALLEST} to {LARGEST}");
-            self.wrong("rescale_factor", reason)
+        let number = value.as_f64().filter(|number| range.contains(number));
+        number.map(Some).ok_or_else(|| {
+            let (low, high) = range.into_inner();
+            self.wrong(key, format!("must be a number from {low} to {high}"))
         })
     }
 

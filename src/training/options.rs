@@ -67,6 +67,8 @@ pub struct TrainingOptions {
     pub max_response_characters: Option<u64>,
     /// Pages of fewer pixels are enlarged to this many, here and wherever the adapter is used; `None`: as the model says.
     pub min_pixels: Option<u64>,
+    /// A page's sides become at most this many times as long to reach `min_pixels`.
+    pub max_enlargement: f64,
     /// Bound of width x height of a page after resizing; `None`: the model's own, 1,254,400 at most.
     pub max_pixels: Option<u64>,
     /// Compute layers again in the backward pass instead of keeping what they made.
@@ -157,6 +159,7 @@ impl Default for TrainingOptions {
             max_val_samples: 64,
             max_response_characters: None,
             min_pixels: None,
+            max_enlargement: 1.5,
             max_pixels: None,
             gradient_checkpointing: false,
             base: BaseKind::Nf4,
@@ -419,6 +422,11 @@ pub struct TrainArgs {
     #[arg(long, value_name = "N", env = "MVP_TRAIN_MIN_PIXELS", hide_env_values = true)]
     #[serde(skip_serializing_if = "Option::is_none")]
     min_pixels: Option<u64>,
+
+    /// Make sides at most this many times as long for --min-pixels, lest the letters of a label grow as large as no page's [default: 1.5]
+    #[arg(long, value_name = "F", env = "MVP_MAX_ENLARGEMENT", hide_env_values = true)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    max_enlargement: Option<f64>,
 
     /// Bound of width x height of a page after resizing [default: the model's own, 1254400 at most]
     #[arg(long, value_name = "N", env = "MVP_TRAIN_MAX_PIXELS", hide_env_values = true)]

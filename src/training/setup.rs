@@ -111,8 +111,7 @@ impl Data {
     pub(super) fn read(project: &Project, base: &Base, options: &TrainingOptions) -> Result<Self> {
         let text = TextProcessor::from_dir(&base.dir)?;
         let max_pixels = options.max_pixels.unwrap_or(DEFAULT_MAX_PIXELS);
-        let images =
-            ImageProcessor::from_dir(&base.dir)?.with_pixel_bounds(options.min_pixels, Some(max_pixels))?;
+        let images = images(base, options)?.with_pixel_bounds(None, Some(max_pixels))?;
         let max_tokens = max_tokens(options, base.config.text.max_position_embeddings);
         let encoder = Encoder {
             text: &text,
@@ -186,8 +185,7 @@ pub(super) fn new_adapter(project: &Project, base: &Base, options: &TrainingOpti
     };
     let mut adapter = Adapter::initial(config, &base.config, options.seed)?;
     if options.min_pixels.is_some() {
-        adapter.images =
-            Some(ImageProcessor::from_dir(&base.dir)?.with_pixel_bounds(options.min_pixels, None)?);
+        adapter.images = Some(images(base, options)?);
     }
     if let Some(choice) = &options.init_adapter {
         take_values(&mut adapter, project.adapter_folder(choice)?)?;
@@ -220,6 +218,12 @@ fn take_values(adapter: &mut Adapter, path: PathBuf) -> Result<()> {
         Some(reason) => Err(TrainingError::OtherAdapter { path, reason }.into()),
         None => Ok(()),
     }
+}
+
+/// The base's image processor, which enlarges small pages as the settings say.
+fn images(base: &Base, options: &TrainingOptions) -> Result<ImageProcessor> {
+    let images = ImageProcessor::from_dir(&base.dir)?.with_pixel_bounds(options.min_pixels, None)?;
+    images.with_max_enlargement(options.min_pixels.map(|_| options.max_enlargement))
 }
 
 /// Settings that change what is learnt.

@@ -96,6 +96,7 @@ fn extra(outcome: &Outcome<'_>, initial_loss: Option<f64>, tokens_per_second: Op
         "precision": outcome.model.precision,
         "device": outcome.model.device,
         "min_pixels": outcome.options.min_pixels,
+        "max_enlargement": outcome.options.min_pixels.map(|_| outcome.options.max_enlargement),
         "max_pixels": outcome.max_pixels,
         "max_batch_tokens": progress.batch_tokens,
         "gradient_checkpointing": progress.recompute,

@@ -97,7 +97,7 @@ fn a_value_out_of_range_is_refused_by_its_key() {
         json!([14]),
         json!(true),
     ];
-    let constants = ["rescale_factor", "image_mean", "image_std"];
+    let constants = ["rescale_factor", "max_enlargement", "image_mean", "image_std"];
     let bad_constants = [
         json!(-1),
         json!(1e300),
@@ -126,6 +126,7 @@ fn a_value_out_of_range_is_refused_by_its_key() {
         ("size", json!(224)),
         ("image_std", json!([0.0, 1.0, 1.0])),
         ("rescale_factor", json!(0)),
+        ("max_enlargement", json!(0.9)),
     ];
     for (key, value) in cases.chain(others.iter().map(|(key, value)| (*key, value))) {
         let mut settings = hub();
@@ -200,5 +201,33 @@ fn given_bounds_go_before_the_folders() {
             .unwrap_err()
             .to_string();
         assert!(error.contains("_pixels"), "{error}");
+    }
+}
+
+#[test]
+fn small_pages_are_enlarged_up_to_a_bound() {
+    let model = load("preprocessor_config.json", &hub().to_string()).unwrap();
+    let free = model.with_pixel_bounds(Some(700_000), None).unwrap();
+    let bound = free.clone().with_max_enlargement(Some(1.5)).unwrap();
+    let sides = |images: &ImageProcessor, height, width| {
+        let grid = images.grid(height, width).unwrap();
+        (grid.h * 14, grid.w * 14)
+    };
+    // A label: 16 times its area without a bound.
+    assert_eq!(sides(&free, 112, 420), (448, 1624));
+    assert_eq!(sides(&bound, 112, 420), (168, 644));
+    // A page that the bound does not touch, and one that is large enough.
+    assert_eq!(sides(&bound, 700, 700), sides(&free, 700, 700));
+    assert_eq!(sides(&bound, 1092, 812), (1092, 812));
+    // It stays in the settings.
+    let written = load("preprocessor_config.json", &bound.settings().to_string()).unwrap();
+    assert_eq!(sides(&written, 112, 420), (168, 644));
+    for most in [0.9, f64::NAN, f64::INFINITY] {
+        let error = free
+            .clone()
+            .with_max_enlargement(Some(most))
+            .unwrap_err()
+            .to_string();
+        assert!(error.contains("max_enlargement"), "{error}");
     }
 }
