@@ -245,7 +245,7 @@ mod tests {
             .collect();
         assert!(tasks.len() >= 8, "{tasks:?}");
         for question in &held_out.questions {
-            assert!(question.image().unwrap().width >= 560);
+            assert!(question.image().unwrap().width >= 84);
             assert_eq!(question.items.is_none(), question.task == TRANSCRIBE);
         }
         assert!(HeldOut::read(&project, HeldOutSplit::None, 5).unwrap().is_none());
