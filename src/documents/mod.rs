@@ -5,7 +5,7 @@
 //! - [`vocabulary`]: the words, other ones for training, validation and test; kinds of document; all from data files.
 //! - [`sections`], [`entries`]: a kind of document and the words → blocks of text, and what each says: [`Item`]s.
 //! - [`spelling`], [`pieces`]: on pages to train on, words as nobody expects them.
-//! - [`look`], [`layout`]: font, size, paper, faults → blocks placed on a page.
+//! - [`look`], [`layout`]: font, size, paper, faults → blocks placed on a page, or some of them on a slip no larger than they are.
 //! - [`wear`]: the page drawn, then skewed, blurred, stamped, scanned, compressed.
 //! - [`tasks`]: prompts, and which items answer each.
 //!

@@ -145,7 +145,9 @@ fn cutting(mut blocks: Vec<Block>, count: usize, dice: &mut Dice) -> Option<Vec<
         Body::Title(_) | Body::Heading(_) => true,
         _ => !block.items.is_empty() && block.items.iter().all(|item| PLAIN.contains(&item.kind)),
     };
-    let beginnings: Vec<usize> = (0..blocks.len()).filter(|index| begins(&blocks[*index])).collect();
+    let beginnings: Vec<usize> = (0..blocks.len())
+        .filter(|index| begins(&blocks[*index]))
+        .collect();
     if beginnings.is_empty() {
         return None;
     }

@@ -121,7 +121,8 @@ impl ImageProcessor {
     pub fn with_max_enlargement(mut self, most: Option<f64>) -> Result<Self> {
         if most.is_some_and(|most| !ENLARGEMENT.contains(&most)) {
             let (low, high) = ENLARGEMENT.into_inner();
-            let (option, reason) = ("max_enlargement", format!("must be a number from {low} to {high}"));
+            let reason = format!("must be a number from {low} to {high}");
+            let option = "max_enlargement";
             return Err(PromptError::Option { option, reason }.into());
         }
         self.config.max_enlargement = most;

@@ -390,13 +390,15 @@ fn what_pages_are_enlarged_to_goes_with_the_adapter_and_the_one_before_is_kept()
     assert!(stderr(&output).contains("min_pixels"), "{}", stderr(&output));
     project.succeed(&[&flags[..], &["--min-pixels", "100000"]].concat());
     assert_eq!(project.metrics().extra["max_enlargement"], 1.5);
-    let output = project.run(&[&flags[..], &["--min-pixels", "100000", "--max-enlargement", "0.5"]].concat());
-    assert_eq!(output.status.code(), Some(2));
-    assert!(
-        stderr(&output).contains("max_enlargement"),
-        "{}",
-        stderr(&output)
+    let output = project.run(
+        &[
+            &flags[..],
+            &["--min-pixels", "100000", "--max-enlargement", "0.5"],
+        ]
+        .concat(),
     );
+    assert_eq!(output.status.code(), Some(2));
+    assert!(stderr(&output).contains("max_enlargement"), "{}", stderr(&output));
     let bound = |folder: &str| {
         let images = Adapter::read(&project.path(folder)).unwrap().images;
         images.map(|images| images.min_pixels())
