@@ -368,13 +368,13 @@ fn images(dir: &Path, options: &LoadOptions, adapter: Option<&Adapter>) -> Resul
     let (images, settings) = match own {
         Some((images, file)) => {
             min = min.or(max.filter(|max| *max < images.min_pixels()));
-            let images = match options.min_pixels {
-                Some(_) => images.with_max_enlargement(None)?,
-                None => images,
-            };
             (images, file.with_file_name(PREPROCESSOR_CONFIG))
         }
         None => (ImageProcessor::from_dir(dir)?, dir.join(PREPROCESSOR_CONFIG)),
+    };
+    let images = match options.min_pixels {
+        Some(_) => images.with_max_enlargement(None)?,
+        None => images,
     };
     Ok((images.with_pixel_bounds(min, max)?, settings))
 }

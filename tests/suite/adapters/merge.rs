@@ -193,7 +193,8 @@ fn an_adapter_resizes_pages_as_it_was_trained() {
     let base = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/qwen25-vl-nano");
     let mut first = Adapter::initial(LoraConfig::default(), &Config::from_dir(&base).unwrap(), 1).unwrap();
     let images = ImageProcessor::from_dir(&base).unwrap();
-    first.images = Some(images.clone().with_pixel_bounds(Some(40_000), None).unwrap());
+    let enlarging = images.clone().with_pixel_bounds(Some(40_000), None).unwrap();
+    first.images = Some(enlarging.with_max_enlargement(Some(1.5)).unwrap());
     first.write(&dir).unwrap();
     let read = Adapter::read(&dir).unwrap();
     let grid = |images: &ImageProcessor| {
@@ -203,21 +204,22 @@ fn an_adapter_resizes_pages_as_it_was_trained() {
     let (small, large) = (grid(&images), grid(read.images.as_ref().unwrap()));
     assert!(large.0 > small.0 && large.1 > small.1, "{small:?} {large:?}");
 
-    let load = |adapter: Option<&Path>, max_pixels| {
+    let load = |adapter: Option<&Path>, min_pixels, max_pixels| {
         let options = LoadOptions {
             adapter: adapter.map(Path::to_owned),
+            min_pixels,
             max_pixels,
             ..LoadOptions::default()
         };
         grid(Reader::load(&base, &options).unwrap().images())
     };
-    assert_eq!(load(None, None), small);
-    assert_eq!(load(Some(&dir), None), large);
-    let lowered = load(Some(&dir), Some(20_000));
-    assert!(
-        lowered.0 < large.0,
-        "a bound that is asked for comes first: {lowered:?}"
-    );
+    assert_eq!(load(None, None, None), small);
+    assert_eq!(load(Some(&dir), None, None), large);
+    // Bounds that are asked for come first.
+    let lowered = load(Some(&dir), None, Some(5_000));
+    assert!(lowered.0 < large.0, "{lowered:?} {large:?}");
+    let raised = load(Some(&dir), Some(40_000), None);
+    assert!(raised.0 > large.0, "{raised:?} {large:?}");
 
     let merged = folder.path().join("merged");
     merge(&base, &read, &merged).unwrap();
