@@ -560,7 +560,8 @@ fn clinical_pages_are_generated_without_any_data_set_and_questions_have_exact_an
             assert!(!prompt.is_empty() && !response.is_empty());
             tasks.insert(sample["task"].as_str().unwrap().to_owned());
             let page = fs::read(root.join(sample["image_path"].as_str().unwrap())).unwrap();
-            assert!(decode(&page, &DecodeLimits::default()).unwrap().width >= 84);
+            let page = decode(&page, &DecodeLimits::default()).unwrap();
+            assert!(page.width >= 84);
             if name != "train" {
                 let items: Vec<&str> = sample["items"]
                     .as_array()
@@ -574,7 +575,9 @@ fn clinical_pages_are_generated_without_any_data_set_and_questions_have_exact_an
                     items.join("\n")
                 };
                 assert_eq!(response, answer);
-                assert!(!sample["text"].as_str().unwrap().is_empty());
+                // A label may say less than a page, which is as high as this at least.
+                let least = if page.height >= 560 { 4 } else { 0 };
+                assert!(sample["text"].as_str().unwrap().lines().count() > least);
             }
         }
         texts.push(
