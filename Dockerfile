@@ -15,6 +15,7 @@ RUN make build CUDA=${CUDA}
 RUN mkdir lib licences \
     && find .libtorch -path '*/lib/*' -name '*.so*' -exec cp {} lib/ \; \
     && cp -r .libtorch/*.dist-info licences/
+RUN mkdir programs && find target/release -maxdepth 1 -type f -executable -exec cp {} programs/ \;
 
 FROM debian:bookworm-slim
 RUN apt-get update \
@@ -24,7 +25,8 @@ RUN apt-get update \
 WORKDIR /opt/medvision
 COPY --from=build /project/lib lib
 COPY --from=build /project/licences licences
-COPY --from=build /project/target/release/medvision /project/target/release/server bin/
+# All programs: `medvision pipeline` starts the others beside it.
+COPY --from=build /project/programs bin
 COPY models/qwen25-vl-nano models/qwen25-vl-nano
 COPY models/qwen25-vl-nano-medical-lora models/qwen25-vl-nano-medical-lora
 COPY LICENSE-MIT LICENSE-APACHE ./

@@ -1,68 +1,7 @@
 //! Measures the base model on the test documents.
 
-use std::process::ExitCode;
+mod launch;
 
-use anyhow::Context;
-use clap::Parser;
-use medical_vision::adapters::AdapterArgs;
-use medical_vision::benchmark::{BenchmarkArgs, BenchmarkRun, Pages, benchmark, summary_table};
-use medical_vision::cli::{CommonArgs, EXIT_CODES_HELP, EXIT_OK, fail, print, version};
-use medical_vision::commands::Interrupt;
-use medical_vision::records;
-use medical_vision::telemetry::{Level, progress_bar};
-
-const STOPPING: &str = "stopping after the next token, without a record; Ctrl-C again stops at once";
-
-/// Measure the base model on the test documents
-///
-/// Draws the five test documents to datasets/test_images, reads each and writes benchmarks/baseline_fp16.json: memory before
-/// and after loading and at its highest, load time, latencies, time to the first token, tokens a second, and how many of
-/// the expected terms and values are in the answers. One reading that does not count goes before.
-#[derive(Parser)]
-#[command(name = "benchmark_baseline", version = version(), after_help = EXIT_CODES_HELP)]
-struct Arguments {
-    #[command(flatten)]
-    benchmark: BenchmarkArgs,
-    #[command(flatten)]
-    adapter: AdapterArgs,
-    #[command(flatten)]
-    common: CommonArgs,
-}
-
-fn main() -> ExitCode {
-    let arguments = Arguments::parse();
-    arguments.common.start_logging(Level::WARN);
-    run(&arguments).unwrap_or_else(|error| fail(&error))
-}
-
-fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
-    let project = arguments.common.project()?;
-    let model = arguments.common.model_folder(&project)?;
-    let selected = arguments.common.select_device()?;
-    let interrupt = Interrupt::install(STOPPING).context("cannot listen for Ctrl-C")?;
-    let bar = progress_bar(0).with_message("documents");
-    let record = benchmark(&BenchmarkRun {
-        project: &project,
-        model: model.path,
-        adapter: arguments.adapter.named(&project)?,
-        selected: &selected,
-        precision: arguments.common.precision.into(),
-        args: &arguments.benchmark,
-        pages: Pages::Draw,
-        progress: &|done, all| {
-            bar.set_length(all as u64);
-            bar.set_position(done as u64);
-        },
-        stop: interrupt.flag(),
-    });
-    bar.finish_and_clear();
-    let record = record?;
-    let path = project.file(records::paths::BASELINE_FP16);
-    records::write(&path, &record)?;
-    print(&format!(
-        "{}written: {}\n",
-        summary_table(&record),
-        path.display()
-    ))?;
-    Ok(ExitCode::from(EXIT_OK))
+fn main() -> std::process::ExitCode {
+    launch::launch("benchmark_baseline")
 }

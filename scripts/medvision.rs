@@ -1,7 +1,5 @@
-//! The command line: extract, trace, doctor.
+//! All programs in one: `medvision` under its own name, the others under theirs.
 
-use std::process::ExitCode;
-
-fn main() -> ExitCode {
-    medical_vision::commands::main()
+fn main() -> std::process::ExitCode {
+    medical_vision::cli::main()
 }

@@ -1,71 +1,7 @@
 //! Quantizes the base model to four bits.
 
-use std::process::ExitCode;
-use std::sync::atomic::{AtomicU64, Ordering};
+mod launch;
 
-use anyhow::Context;
-use clap::Parser;
-use medical_vision::benchmark::BenchmarkArgs;
-use medical_vision::cli::{CommonArgs, EXIT_CODES_HELP, EXIT_FAILURE, EXIT_OK, fail, print, version};
-use medical_vision::commands::Interrupt;
-use medical_vision::quant::{BaseRun, QuantizeArgs, Watch, quantize_base, summary};
-use medical_vision::telemetry::{Level, progress_bar};
-
-const STOPPING: &str =
-    "stopping after the weight in work; what is finished is kept. Ctrl-C again stops at once";
-
-/// Quantizes the base model to four bits
-///
-/// Writes models/qwen25-vl-7b-bnb-nf4 and models/qwen25-vl-7b-awq-int4, folders that transformers loads as they stand, and
-/// what came of it to benchmarks/quantization_info.json: both are measured on calibration pages, and the more accurate one
-/// is the one to use. A run that was stopped goes on where it was; a folder that is there and made from
-/// the same model in the same way is kept.
-#[derive(Parser)]
-#[command(name = "quantize_base", version = version(), after_help = EXIT_CODES_HELP)]
-struct Arguments {
-    #[command(flatten)]
-    quantize: QuantizeArgs,
-    #[command(flatten)]
-    documents: BenchmarkArgs,
-    #[command(flatten)]
-    common: CommonArgs,
-}
-
-fn main() -> ExitCode {
-    let arguments = Arguments::parse();
-    arguments.common.start_logging(Level::WARN);
-    run(&arguments).unwrap_or_else(|error| fail(&error))
-}
-
-fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
-    let project = arguments.common.project()?;
-    let model = arguments.common.model_folder(&project)?.path;
-    let selected = arguments.common.select_device()?;
-    let interrupt = Interrupt::install(STOPPING).context("cannot listen for Ctrl-C")?;
-    let bar = progress_bar(0).with_message("MiB");
-    let done = AtomicU64::new(0);
-    let watch = Watch {
-        total: &|bytes| bar.inc_length(bytes >> 20),
-        progress: &|bytes| bar.set_position((done.fetch_add(bytes, Ordering::Relaxed) + bytes) >> 20),
-        stop: interrupt.flag(),
-    };
-    let run = BaseRun {
-        project: &project,
-        model: &model,
-        selected: &selected,
-        method: arguments.quantize.method(),
-        nf4: arguments.quantize.nf4(),
-        awq: arguments.quantize.awq(),
-        pages: arguments.quantize.calibration_pages(),
-        documents: &arguments.documents,
-    };
-    let info = quantize_base(&run, watch);
-    bar.finish_and_clear();
-    let info = info?;
-    print(&summary(&info))?;
-    Ok(ExitCode::from(if info.active_method.is_some() {
-        EXIT_OK
-    } else {
-        EXIT_FAILURE
-    }))
+fn main() -> std::process::ExitCode {
+    launch::launch("quantize_base")
 }

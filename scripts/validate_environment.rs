@@ -1,47 +1,7 @@
 //! The pipeline's first step: is this machine fit for it?
 
-use std::process::ExitCode;
+mod launch;
 
-use clap::Parser;
-use medical_vision::cli::{CommonArgs, EXIT_FAILURE, EXIT_OK, fail, print, version};
-use medical_vision::records::{self, paths};
-use medical_vision::telemetry::Level;
-
-const EXIT_CODES: &str = "\
-Exit codes:
-  0  the pipeline can run on this machine
-  1  something has to be mended first: it is said above and in the record
-  2  the command line cannot be understood";
-
-/// Look at the machine, libtorch, the GPUs and the models, and keep what was found
-///
-/// Writes benchmarks/environment.json. A machine without a GPU is valid: the pipeline then runs on the CPU.
-#[derive(Parser)]
-#[command(name = "validate_environment", version = version(), after_help = EXIT_CODES)]
-struct Arguments {
-    #[command(flatten)]
-    common: CommonArgs,
-}
-
-fn main() -> ExitCode {
-    run(&Arguments::parse().common).unwrap_or_else(|error| fail(&error))
-}
-
-fn run(common: &CommonArgs) -> anyhow::Result<ExitCode> {
-    common.start_logging(Level::WARN);
-    let project = common.project()?;
-    let (environment, report) = medical_vision::environment::examine(&project, common);
-    let path = project.file(paths::ENVIRONMENT);
-    records::write(&path, &environment)?;
-    let verdict = match environment.errors.len() {
-        0 => "valid: the pipeline can run on this machine".to_owned(),
-        1 => "not valid: 1 error".to_owned(),
-        errors => format!("not valid: {errors} errors"),
-    };
-    print(&format!("{report}{verdict}\nwritten: {}\n", path.display()))?;
-    Ok(ExitCode::from(if environment.validation_passed {
-        EXIT_OK
-    } else {
-        EXIT_FAILURE
-    }))
+fn main() -> std::process::ExitCode {
+    launch::launch("validate_environment")
 }

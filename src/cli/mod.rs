@@ -3,7 +3,7 @@
 //! Each flag has an environment variable (`MVP_*`); where both are given the flag wins.
 
 use std::io::{self, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::LazyLock;
 
@@ -16,9 +16,20 @@ use crate::engine::Precision;
 use crate::paths::{ModelFolder, Project};
 use crate::processing::PromptError;
 use crate::telemetry::{self, Level, LogFormat};
-use crate::{Error, Result, device};
+use crate::{Error, Result, commands, device};
 
+pub mod benchmark_baseline;
+pub mod benchmark_quantized;
+pub mod download_datasets;
+pub mod download_model;
+pub mod evaluate_finetuned;
+pub mod finetune_lora;
+pub mod generate_report;
+pub mod prepare_training_data;
+pub mod quantize_base;
+pub mod server;
 mod signals;
+pub mod validate_environment;
 
 pub use self::signals::StopSignals;
 
@@ -46,6 +57,27 @@ pub fn version() -> &'static str {
         format!("{} ({commit})", env!("CARGO_PKG_VERSION"))
     });
     &VERSION
+}
+
+/// Runs the program that this process was started as (the last part of its first argument), `medvision` where that is no
+/// other program's name; its exit code.
+pub fn main() -> ExitCode {
+    let name = std::env::args_os().next().unwrap_or_default();
+    let program = Path::new(&name).file_name().and_then(|name| name.to_str());
+    match program.unwrap_or_default() {
+        "benchmark_baseline" => benchmark_baseline::main(),
+        "benchmark_quantized" => benchmark_quantized::main(),
+        "download_datasets" => download_datasets::main(),
+        "download_model" => download_model::main(),
+        "evaluate_finetuned" => evaluate_finetuned::main(),
+        "finetune_lora" => finetune_lora::main(),
+        "generate_report" => generate_report::main(),
+        "prepare_training_data" => prepare_training_data::main(),
+        "quantize_base" => quantize_base::main(),
+        "server" => server::main(),
+        "validate_environment" => validate_environment::main(),
+        _ => commands::main(),
+    }
 }
 
 /// Flags of every binary.

@@ -1,0 +1,100 @@
+//! Measures what fine-tuning made of a model: evaluation cases, held-out pages, test documents.
+
+use std::io::IsTerminal;
+use std::process::ExitCode;
+
+use crate::adapters::Verdict;
+use crate::benchmark::{finetuned_benchmark, three_way_table};
+use crate::cli::{CommonArgs, EXIT_CODES_HELP, EXIT_OK, fail, print, version};
+use crate::commands::Interrupt;
+use crate::evaluation::{EvaluationArgs, FinetunedRun, HeldOut, evaluate, evaluation_table, verdict_line};
+use crate::records::{self, Benchmark, paths};
+use crate::telemetry::{Level, progress_bar, say};
+use anyhow::Context;
+use clap::Parser;
+
+const STOPPING: &str = "stopping after the next token, without a record; Ctrl-C again stops at once";
+
+/// Measure what fine-tuning made of a model
+///
+/// The quantized base and the adapter on it read the five evaluation cases and held-out pages, which gives
+/// benchmarks/evaluation_finetuned.json; the adapter also the test documents (benchmarks/finetuned_standard_bench.json), printed
+/// beside benchmarks/baseline_fp16.json and quantized_int4.json. The adapter's folder gets the verdict whether it is
+/// recommended; extract and server do not attach one that is not, unless they are told to.
+#[derive(Parser)]
+#[command(name = "evaluate_finetuned", version = version(), after_help = EXIT_CODES_HELP)]
+struct Arguments {
+    #[command(flatten)]
+    evaluation: EvaluationArgs,
+    #[command(flatten)]
+    common: CommonArgs,
+}
+
+/// Runs the program; its exit code.
+pub fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    arguments.common.start_logging(Level::WARN);
+    run(&arguments).unwrap_or_else(|error| fail(&error))
+}
+
+fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
+    let (common, evaluation) = (&arguments.common, &arguments.evaluation);
+    let project = common.project()?;
+    let model = common.model_folder(&project)?.path;
+    let adapter = evaluation.adapter(&project, &model)?;
+    let base = evaluation.quantized(&project, &model)?;
+    // Before the models are loaded: a broken record or split should not wait for that.
+    let record = |path| records::read_if_present::<Benchmark>(&project.file(path));
+    let (baseline, quantized) = (record(paths::BASELINE_FP16)?, record(paths::QUANTIZED_INT4)?);
+    let held_out = HeldOut::read(&project, evaluation.split, evaluation.limit)?;
+    let cases = evaluation.written_cases(&project)?;
+    let selected = common.select_device()?;
+    let interrupt = Interrupt::install(STOPPING).context("cannot listen for Ctrl-C")?;
+    let bar = progress_bar(0).with_message("answers");
+    let run = FinetunedRun {
+        base: &base,
+        adapter: adapter.clone(),
+        selected: &selected,
+        precision: common.precision.into(),
+        cases: &cases,
+        held_out: held_out.as_ref(),
+        max_new_tokens: evaluation.max_new_tokens.map(|tokens| tokens as usize),
+        progress: &|done, all| {
+            bar.set_length(all as u64);
+            bar.set_position(done as u64);
+        },
+        stop: interrupt.flag(),
+    };
+    let found = evaluate(&run);
+    bar.finish_and_clear();
+    let found = found?;
+    let path = project.file(paths::EVALUATION_FINETUNED);
+    records::write(&path, &found.record)?;
+    print(&format!(
+        "{}written: {}\n",
+        evaluation_table(&found.record),
+        path.display()
+    ))?;
+    let (Some(adapter), Some(verdict)) = (adapter, &found.verdict) else {
+        return Ok(ExitCode::from(EXIT_OK));
+    };
+    keep(verdict, &adapter);
+    let record = finetuned_benchmark(&project, &run, evaluation.documents.as_deref())?;
+    let path = project.file(paths::FINETUNED_STANDARD_BENCH);
+    records::write(&path, &record)?;
+    let table = three_way_table(baseline.as_ref(), quantized.as_ref(), &record);
+    let coloured = std::io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none();
+    let verdict = verdict_line(verdict, coloured);
+    print(&format!("\n{table}written: {}\n{verdict}", path.display()))?;
+    Ok(ExitCode::from(EXIT_OK))
+}
+
+/// Keeps the verdict beside the adapter; where that cannot be written, the record has it all the same.
+fn keep(verdict: &Verdict, adapter: &std::path::Path) {
+    if let Err(error) = verdict.write(adapter) {
+        say(
+            Level::WARN,
+            &format!("the verdict is not kept beside the adapter: {error}"),
+        );
+    }
+}

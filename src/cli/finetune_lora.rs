@@ -1,0 +1,80 @@
+//! Fine-tunes the model on the prepared pages.
+
+use std::process::ExitCode;
+
+use crate::cli::{CommonArgs, EXIT_CODES_HELP, EXIT_OK, fail, print, version};
+use crate::commands::Interrupt;
+use crate::distributed::{Group, Place};
+use crate::telemetry::{Level, progress_bar};
+use crate::training::{TrainArgs, TrainingRun, summary, train};
+use anyhow::Context;
+use clap::Parser;
+
+const STOPPING: &str = "stopping after the step in work, with a checkpoint: --resume goes on from it. Ctrl-C again stops at once";
+
+/// Fine-tunes the model on the prepared pages
+///
+/// Trains a LoRA adapter on the base in four bits, which stays as it is: models/qwen25-vl-7b-medical-lora, a folder that PEFT
+/// loads, and what came of it in benchmarks/training_metrics.json. Loss and accuracy are logged to benchmarks/training/ as
+/// JSON lines, TensorBoard events and a picture. A run that was stopped or killed goes on with --resume. Started by torchrun,
+/// Slurm or Kubernetes (RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT), one process a GPU, several train together.
+#[derive(Parser)]
+#[command(name = "finetune_lora", version = version(), after_help = EXIT_CODES_HELP)]
+struct Arguments {
+    #[command(flatten)]
+    train: TrainArgs,
+    #[command(flatten)]
+    common: CommonArgs,
+}
+
+/// Runs the program; its exit code.
+pub fn main() -> ExitCode {
+    let mut arguments = Arguments::parse();
+    let place = Place::from_env();
+    // Of several processes the first one speaks for all; errors are everyone's own.
+    let follows = matches!(&place, Ok(Some(place)) if place.rank > 0);
+    arguments.common.quiet |= follows && arguments.common.verbose == 0;
+    arguments.common.start_logging(Level::WARN);
+    let outcome = place.map_err(Into::into).and_then(|place| run(&arguments, place));
+    outcome.unwrap_or_else(|error| fail(&error))
+}
+
+fn run(arguments: &Arguments, place: Option<Place>) -> anyhow::Result<ExitCode> {
+    let options = arguments.train.resolve()?;
+    let project = arguments.common.project()?;
+    let model = arguments.common.model_folder(&project)?.path;
+    let selected = match &place {
+        Some(place) => arguments.common.select_device_of(place.local_rank)?,
+        None => arguments.common.select_device()?,
+    };
+    let group = place
+        .map(|place| Group::join(place, selected.device))
+        .transpose()?;
+    let leads = group.as_ref().is_none_or(|group| group.place().rank == 0);
+    let interrupt = Interrupt::install(STOPPING).context("cannot listen for Ctrl-C")?;
+    let bar = progress_bar(0);
+    let record = train(&TrainingRun {
+        project: &project,
+        model: &model,
+        options: &options,
+        device: selected.device,
+        precision: arguments.common.precision.into(),
+        resume: arguments.train.resume,
+        stop: interrupt.flag(),
+        group: group.as_ref(),
+        on_step: &|report, steps| {
+            bar.set_length(steps);
+            bar.set_position(report.step);
+            bar.set_message(format!(
+                "loss {:.4}, lr {:.1e}, {:.0} tokens/s",
+                report.loss, report.learning_rate, report.tokens_per_second
+            ));
+        },
+    });
+    bar.finish_and_clear();
+    let record = record?;
+    if leads {
+        print(&summary(&record))?;
+    }
+    Ok(ExitCode::from(EXIT_OK))
+}

@@ -1,0 +1,103 @@
+//! Turns the raw data sets into pages, questions and answers in three splits.
+
+use std::process::ExitCode;
+
+use crate::cli::{CommonArgs, EXIT_CODES_HELP, EXIT_OK, fail, print, version};
+use crate::data::{DEFAULT_CLINICAL, DEFAULT_SEED, PrepareOptions, Prepared, SplitRule, prepare};
+use crate::telemetry::Level;
+use clap::Parser;
+
+/// Turns the raw data sets into pages, questions and answers in three splits
+///
+/// Reads datasets/raw and writes datasets/formatted: train.json, val.json, test.json, images/ and data_summary.json.
+/// Reports are drawn as pages, pictures are taken over. A run that was stopped goes on where it was; one that would make
+/// the same again does nothing.
+#[derive(Parser)]
+#[command(name = "prepare_training_data", version = version(), after_help = EXIT_CODES_HELP)]
+struct Arguments {
+    /// How samples are told apart before they are split
+    ///
+    /// With "grouped" the same text never stands in two splits, and the 100 reports that the embedded model was not trained
+    /// on are always tested on.
+    #[arg(
+        long,
+        value_name = "RULE",
+        env = "MVP_SPLIT",
+        default_value = "grouped",
+        hide_env_values = true
+    )]
+    split: SplitRule,
+
+    /// Seed of the shuffle and of the prompts
+    #[arg(long, value_name = "N", env = "MVP_SEED", default_value_t = DEFAULT_SEED, hide_env_values = true)]
+    seed: u64,
+
+    /// How many synthetic clinical pages to generate for training
+    ///
+    /// A tenth of that, 500 at most, is generated for validation and for the test each, with other words. Four questions are
+    /// asked about each page to train on, two about others: the whole of it, the medications, the laboratory values... 0 for none.
+    #[arg(long, value_name = "N", env = "MVP_CLINICAL", default_value_t = DEFAULT_CLINICAL, hide_env_values = true)]
+    clinical: u64,
+
+    /// Generate clinical pages alone, without any downloaded data set
+    #[arg(long, env = "MVP_ONLY_CLINICAL", hide_env_values = true)]
+    only_clinical: bool,
+
+    #[command(flatten)]
+    common: CommonArgs,
+}
+
+/// Runs the program; its exit code.
+pub fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    arguments.common.start_logging(Level::WARN);
+    run(&arguments).unwrap_or_else(|error| fail(&error))
+}
+
+fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
+    let project = arguments.common.project()?;
+    if let Some(threads) = arguments.common.threads {
+        rayon::ThreadPoolBuilder::new()
+            .num_threads(threads.into())
+            .build_global()?;
+    }
+    let options = PrepareOptions {
+        split: arguments.split,
+        seed: arguments.seed,
+        clinical: arguments.clinical,
+        only_clinical: arguments.only_clinical,
+    };
+    print(&summary(&prepare(&project, &options)?))?;
+    Ok(ExitCode::from(EXIT_OK))
+}
+
+fn summary(prepared: &Prepared) -> String {
+    let Prepared { summary, seconds, .. } = prepared;
+    let figure = |key: &str| summary.extra.get(key).cloned().unwrap_or_default();
+    let state = if prepared.up_to_date {
+        "up to date: nothing was to be done".to_owned()
+    } else {
+        let (made, kept) = (prepared.images_made, prepared.images_kept);
+        format!("{made} images made, {kept} kept, {seconds:.1} s")
+    };
+    let sources = summary
+        .source_counts
+        .iter()
+        .map(|(source, count)| format!("{source} {count}"));
+    format!(
+        "{} samples: {} train, {} val, {} test ({})\n\
+         {} different texts, {} duplicates; {} test samples whose text is trained on\n\
+         unseen by the embedded model: {} test samples of {} texts\n\
+         {state}\n",
+        summary.total_samples,
+        summary.train_count,
+        summary.val_count,
+        summary.test_count,
+        sources.collect::<Vec<_>>().join(", "),
+        figure("different_texts"),
+        figure("duplicate_samples"),
+        figure("test_samples_whose_text_is_trained_on"),
+        figure("unseen")["samples"],
+        figure("unseen")["different_texts"],
+    )
+}

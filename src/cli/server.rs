@@ -1,0 +1,89 @@
+//! The REST server: `/health`, `/extract`, `/analyze`, `/benchmark`, `/docs`.
+
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use crate::adapters::AdapterArgs;
+use crate::cli::{CommonArgs, fail, version};
+use crate::device::{Selected, gpu_memory};
+use crate::engine::{Engine, LoadOptions, Reader};
+use crate::server::{self, GpuFigures, Readiness, ServerOptions, ServerState};
+use crate::telemetry::{Level, say};
+use actix_web::web::Data;
+use clap::Parser;
+
+const EXIT_CODES: &str = "\
+Exit codes:
+  0    ended by SIGTERM or Ctrl-C after everything that ran was finished
+  1    it could not listen, the model did not load, or requests outlived --shutdown-seconds
+  2    the command line cannot be understood
+  130, 143  ended at once by a second Ctrl-C or SIGTERM";
+
+/// Reads medical documents over HTTP: a page in, its text out
+///
+/// Routes: GET /health, POST /extract, POST /analyze, GET /benchmark; /docs describes them.
+/// It listens at once and loads the model meanwhile; /health tells when it is ready. Where the model does not load it
+/// ends with exit code 1, so that whoever supervises it learns of it.
+#[derive(Parser)]
+#[command(name = "server", version = version(), after_help = EXIT_CODES)]
+struct Arguments {
+    #[command(flatten)]
+    server: ServerOptions,
+    #[command(flatten)]
+    adapter: AdapterArgs,
+    #[command(flatten)]
+    common: CommonArgs,
+}
+
+/// Runs the program; its exit code.
+pub fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    arguments.common.start_logging(Level::INFO);
+    server::forbid_core_dumps();
+    let served = actix_web::rt::System::new().block_on(serve(arguments));
+    served.unwrap_or_else(|error| fail(&error))
+}
+
+async fn serve(arguments: Arguments) -> anyhow::Result<ExitCode> {
+    let Arguments {
+        server: options,
+        adapter,
+        common,
+    } = arguments;
+    let listener = server::bind(&options)?;
+    let project = common.project()?;
+    let model = common.served_model(&project)?;
+    let adapter = adapter.named_or_found(&project, &model.path)?;
+    let selected = common.select_device()?;
+    let load_options = LoadOptions {
+        device: selected.device,
+        precision: common.precision.into(),
+        adapter,
+        ..LoadOptions::default()
+    };
+    let address = listener.local_addr()?;
+    let folder = model.path.display();
+    say(
+        Level::INFO,
+        &format!("listening on http://{address}; loading {folder}"),
+    );
+    let load = move || Reader::load(&model.path, &load_options);
+    let engine = Arc::new(Engine::start(load, options.engine())?);
+    let state = ServerState::new(engine, options, project.benchmarks());
+    let state = state.with_gpu(move || gpu_figures(&selected));
+    let announce = |readiness: &Readiness| say(Level::INFO, &readiness.to_string());
+    Ok(server::run(listener, Data::new(state), announce).await?)
+}
+
+fn gpu_figures(selected: &Selected) -> GpuFigures {
+    let Some(gpu) = &selected.gpu else {
+        return GpuFigures::default();
+    };
+    let mebibytes = |bytes: u64| bytes as f64 / 1024.0 / 1024.0;
+    GpuFigures {
+        available: true,
+        name: Some(gpu.name.clone()),
+        used_mb: gpu_memory(gpu.index).map_or(0.0, |memory| mebibytes(memory.used_bytes)),
+        total_mb: mebibytes(gpu.total_bytes),
+    }
+}

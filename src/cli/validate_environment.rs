@@ -1,0 +1,48 @@
+//! The pipeline's first step: is this machine fit for it?
+
+use std::process::ExitCode;
+
+use crate::cli::{CommonArgs, EXIT_FAILURE, EXIT_OK, fail, print, version};
+use crate::records::{self, paths};
+use crate::telemetry::Level;
+use clap::Parser;
+
+const EXIT_CODES: &str = "\
+Exit codes:
+  0  the pipeline can run on this machine
+  1  something has to be mended first: it is said above and in the record
+  2  the command line cannot be understood";
+
+/// Look at the machine, libtorch, the GPUs and the models, and keep what was found
+///
+/// Writes benchmarks/environment.json. A machine without a GPU is valid: the pipeline then runs on the CPU.
+#[derive(Parser)]
+#[command(name = "validate_environment", version = version(), after_help = EXIT_CODES)]
+struct Arguments {
+    #[command(flatten)]
+    common: CommonArgs,
+}
+
+/// Runs the program; its exit code.
+pub fn main() -> ExitCode {
+    run(&Arguments::parse().common).unwrap_or_else(|error| fail(&error))
+}
+
+fn run(common: &CommonArgs) -> anyhow::Result<ExitCode> {
+    common.start_logging(Level::WARN);
+    let project = common.project()?;
+    let (environment, report) = crate::environment::examine(&project, common);
+    let path = project.file(paths::ENVIRONMENT);
+    records::write(&path, &environment)?;
+    let verdict = match environment.errors.len() {
+        0 => "valid: the pipeline can run on this machine".to_owned(),
+        1 => "not valid: 1 error".to_owned(),
+        errors => format!("not valid: {errors} errors"),
+    };
+    print(&format!("{report}{verdict}\nwritten: {}\n", path.display()))?;
+    Ok(ExitCode::from(if environment.validation_passed {
+        EXIT_OK
+    } else {
+        EXIT_FAILURE
+    }))
+}
