@@ -63,17 +63,24 @@ const SHIMS: [&str; 5] = [
 /// Declarations of gloo's, which libtorch holds but has no headers of.
 const GLOO_STUB: &str = "src/distributed/stub";
 
-/// Compiles the few lines of C++.
+/// Compiles the few lines of C++, in one piece: each file alone would read libtorch's headers again, half a minute each.
 fn compile_shims(libtorch: &Path) {
     for source in SHIMS.iter().chain(&["src/shim.hpp"]) {
         println!("cargo::rerun-if-changed={source}");
     }
     println!("cargo::rerun-if-env-changed=LIBTORCH_CXX11_ABI");
+    let root = PathBuf::from(env::var_os("CARGO_MANIFEST_DIR").unwrap_or_default());
+    let all = PathBuf::from(env::var_os("OUT_DIR").unwrap_or_default()).join("shims.cpp");
+    let includes = SHIMS.map(|source| format!("#include \"{}\"\n", root.join(source).display()));
+    if let Err(error) = std::fs::write(&all, includes.concat()) {
+        fail(&format!("cannot write {}: {error}", all.display()));
+    }
     let abi = env::var("LIBTORCH_CXX11_ABI").unwrap_or_else(|_| "1".to_owned());
     cc::Build::new()
         .cpp(true)
         .std("c++17")
-        .files(SHIMS)
+        .file(all)
+        .opt_level(1)
         .include(libtorch.join("include"))
         .include(libtorch.join("include/torch/csrc/api/include"))
         .include(GLOO_STUB)
