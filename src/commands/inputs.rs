@@ -1,13 +1,13 @@
 //! From `FILE|DIR|-` on the command line to pages' bytes.
 
-use std::fs::{self, File};
+use std::fs::{self, File, FileType, OpenOptions};
 use std::io::{self, Read};
+use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
+use crate::processing::{SIGNATURE_BYTES, is_picture};
+use crate::telemetry::{self, Level};
 use crate::{Error, Result};
-
-/// Extensions, in lower case, of the files taken from a folder.
-const EXTENSIONS: [&str; 8] = ["png", "jpg", "jpeg", "webp", "tif", "tiff", "bmp", "gif"];
 
 /// Where a page comes from.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -43,7 +43,7 @@ impl Source {
         let (path, bytes) = match self {
             Self::File(path) => (
                 path.as_path(),
-                File::open(path).and_then(|file| read_up_to(file, limit)),
+                open_file(path).and_then(|file| read_up_to(file, limit)),
             ),
             Self::Stdin => (Path::new("standard input"), read_up_to(io::stdin().lock(), limit)),
         };
@@ -56,6 +56,35 @@ impl Source {
             return Err(Error::io(path, io::Error::other(reason)));
         }
         Ok(bytes)
+    }
+}
+
+/// Opens a regular file; anything else is an error at once, where opening or reading it could last for ever.
+fn open_file(path: &Path) -> io::Result<File> {
+    let file = OpenOptions::new()
+        .read(true)
+        .custom_flags(libc::O_NONBLOCK)
+        .open(path)?;
+    match not_a_file(file.metadata()?.file_type()) {
+        None => Ok(file),
+        Some(what) => Err(io::Error::other(format!(
+            "is {what}, not a file; give - to read a page from standard input"
+        ))),
+    }
+}
+
+/// What a path names that is neither a file nor a folder.
+fn not_a_file(kind: FileType) -> Option<&'static str> {
+    if kind.is_file() {
+        None
+    } else if kind.is_fifo() {
+        Some("a pipe")
+    } else if kind.is_socket() {
+        Some("a socket")
+    } else if kind.is_dir() {
+        Some("a folder")
+    } else {
+        Some("a device")
     }
 }
 
@@ -92,14 +121,15 @@ fn pictures(folder: &Path, recursive: bool) -> Vec<Result<Source>> {
         } else {
             "; --recursive looks into the folders below"
         };
-        let reason = format!("no pictures in this folder ({}){below}", EXTENSIONS.join(", "));
+        let reason = format!("no pictures in this folder (PNG, JPEG, WebP, TIFF, BMP, GIF){below}");
         return vec![Err(Error::io(folder, io::Error::other(reason)))];
     }
     found.sort();
     found.into_iter().map(|path| Ok(Source::File(path))).collect()
 }
 
-/// Hidden files and links to folders are passed over.
+/// Files count by their first bytes, whatever their names. Hidden ones and links to folders are passed over, and what is
+/// no file at all with a word.
 fn add_pictures(folder: &Path, recursive: bool, found: &mut Vec<PathBuf>) -> Result<()> {
     let in_folder = |error| Error::io(folder, error);
     for entry in fs::read_dir(folder).map_err(in_folder)? {
@@ -112,17 +142,25 @@ fn add_pictures(folder: &Path, recursive: bool, found: &mut Vec<PathBuf>) -> Res
             if recursive {
                 add_pictures(&path, recursive, found)?;
             }
-        } else if is_picture(&path) && !path.is_dir() {
-            found.push(path);
+            continue;
+        }
+        // A link that leads nowhere is no picture.
+        let Ok(metadata) = path.metadata() else { continue };
+        match not_a_file(metadata.file_type()) {
+            Some("a folder") => {}
+            Some(what) => telemetry::say(Level::WARN, &format!("{}: skipped: {what}", path.display())),
+            // What cannot be read is reported in its turn.
+            None if starts_as_picture(&path).unwrap_or(true) => found.push(path),
+            None => {}
         }
     }
     Ok(())
 }
 
-fn is_picture(path: &Path) -> bool {
-    path.extension()
-        .and_then(|extension| extension.to_str())
-        .is_some_and(|extension| EXTENSIONS.contains(&extension.to_ascii_lowercase().as_str()))
+fn starts_as_picture(path: &Path) -> io::Result<bool> {
+    let mut start = Vec::new();
+    open_file(path)?.take(SIGNATURE_BYTES).read_to_end(&mut start)?;
+    Ok(is_picture(&start))
 }
 
 #[cfg(test)]
@@ -142,18 +180,45 @@ mod tests {
     fn a_folder_stands_for_its_pictures_in_order() {
         let folder = tempfile::tempdir().unwrap();
         fs::create_dir(folder.path().join("c")).unwrap();
-        for name in [
-            "b.PNG",
-            "a.jpeg",
-            "notes.txt",
-            ".hidden.png",
-            "c/d.tif",
-            "noextension",
+        const PNG: &[u8] = b"\x89PNG\r\n\x1a\n";
+        const JPEG: &[u8] = b"\xff\xd8\xff\xe0";
+        for (name, start) in [
+            ("b.PNG", PNG),
+            ("a.jfif", JPEG),
+            ("scan 1", JPEG),
+            ("notes.txt", b"To whom it may concern"),
+            ("notes.png", b"no picture"),
+            ("empty.png", b""),
+            (".hidden.png", PNG),
+            ("c/d.tif", b"II*\0"),
         ] {
-            fs::write(folder.path().join(name), "x").unwrap();
+            fs::write(folder.path().join(name), start).unwrap();
         }
-        assert_eq!(names(folder.path(), false), ["a.jpeg", "b.PNG"]);
-        assert_eq!(names(folder.path(), true), ["a.jpeg", "b.PNG", "c/d.tif"]);
+        assert_eq!(names(folder.path(), false), ["a.jfif", "b.PNG", "scan 1"]);
+        assert_eq!(
+            names(folder.path(), true),
+            ["a.jfif", "b.PNG", "c/d.tif", "scan 1"]
+        );
+    }
+
+    #[test]
+    fn what_is_no_file_is_refused_without_waiting() {
+        let folder = tempfile::tempdir().unwrap();
+        let pipe = folder.path().join("page.png");
+        let name = std::ffi::CString::new(pipe.as_os_str().as_encoded_bytes()).unwrap();
+        // SAFETY: a path that ends in zero, which only this call reads.
+        assert_eq!(unsafe { libc::mkfifo(name.as_ptr(), 0o600) }, 0);
+        let _socket = std::os::unix::net::UnixListener::bind(folder.path().join("socket.png")).unwrap();
+        for (path, what) in [
+            (pipe, "a pipe"),
+            (PathBuf::from("/dev/zero"), "a device"),
+            (folder.path().to_owned(), "a folder"),
+        ] {
+            let error = Source::File(path).read(1024).unwrap_err().to_string();
+            assert!(error.contains(what), "{error}");
+        }
+        fs::write(folder.path().join("a"), b"GIF89a").unwrap();
+        assert_eq!(names(folder.path(), false), ["a"]);
     }
 
     #[test]
@@ -174,10 +239,7 @@ mod tests {
         fs::write(file.path(), [0; 1025]).unwrap();
         let source = Source::File(file.path().to_owned());
         assert_eq!(source.read(1025).unwrap().len(), 1025);
-        let endless = Source::File(PathBuf::from("/dev/zero"));
-        for source in [source, endless] {
-            let error = source.read(1024).unwrap_err().to_string();
-            assert!(error.contains("--max-file-size"), "{error}");
-        }
+        let error = source.read(1024).unwrap_err().to_string();
+        assert!(error.contains("--max-file-size"), "{error}");
     }
 }

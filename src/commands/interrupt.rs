@@ -11,7 +11,11 @@ use crate::telemetry::{self, Level};
 
 /// Tells whether Ctrl-C was pressed, or SIGTERM sent.
 #[derive(Debug, Clone)]
-pub struct Interrupt(Arc<AtomicBool>);
+pub struct Interrupt {
+    pressed: Arc<AtomicBool>,
+    /// Nothing would be lost: the first Ctrl-C ends the process.
+    at_once: Arc<AtomicBool>,
+}
 
 impl Interrupt {
     /// From now on Ctrl-C and SIGTERM no longer end the process at once; the second one does.
@@ -19,7 +23,9 @@ impl Interrupt {
     /// `notice` is what the first one is answered with.
     pub fn install(notice: &'static str) -> std::io::Result<Self> {
         let pressed = Arc::new(AtomicBool::new(false));
-        let flag = Arc::clone(&pressed);
+        let at_once = Arc::new(AtomicBool::new(false));
+        let interrupt = Self { pressed, at_once };
+        let this = interrupt.clone();
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_io()
             .build()?;
@@ -29,20 +35,34 @@ impl Interrupt {
         drop(guard);
         thread::Builder::new().name("ctrl-c".to_owned()).spawn(move || {
             runtime.block_on(signals.next());
-            flag.store(true, Ordering::Relaxed);
-            telemetry::say(Level::WARN, notice);
-            runtime.block_on(signals.next());
+            this.pressed.store(true, Ordering::SeqCst);
+            if !this.at_once.load(Ordering::SeqCst) {
+                telemetry::say(Level::WARN, notice);
+                runtime.block_on(signals.next());
+            }
             process::exit(i32::from(EXIT_INTERRUPTED));
         })?;
-        Ok(Self(pressed))
+        Ok(interrupt)
+    }
+
+    /// Runs what may wait for ever and can be left at any time, as reading from a pipe can: Ctrl-C ends the process.
+    pub fn leaving_at_once<T>(&self, wait: impl FnOnce() -> T) -> T {
+        self.at_once.store(true, Ordering::SeqCst);
+        if self.pressed() {
+            process::exit(i32::from(EXIT_INTERRUPTED));
+        }
+        let result = wait();
+        self.at_once.store(false, Ordering::SeqCst);
+        result
     }
 
     /// Ctrl-C was pressed.
     pub fn pressed(&self) -> bool {
-        self.0.load(Ordering::Relaxed)
+        self.pressed.load(Ordering::SeqCst)
     }
+
     /// Set when Ctrl-C is pressed.
     pub fn flag(&self) -> &AtomicBool {
-        &self.0
+        &self.pressed
     }
 }

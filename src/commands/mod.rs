@@ -96,6 +96,16 @@ fn read_safely(
         .unwrap_or_else(|_| Err(Error::Numeric("an internal error ended this page".to_owned())))
 }
 
+/// What decides the size of pages.
+fn page_options(adapter: Option<&Path>, pixels: &PixelArgs) -> LoadOptions {
+    LoadOptions {
+        min_pixels: pixels.min_pixels,
+        max_pixels: pixels.max_pixels,
+        adapter: adapter.map(Path::to_owned),
+        ..LoadOptions::default()
+    }
+}
+
 /// Chooses the device and loads a model folder and an adapter on it.
 fn load_model(
     folder: &Path,
@@ -109,9 +119,7 @@ fn load_model(
     let options = LoadOptions {
         device: selected.device,
         precision: common.precision.into(),
-        min_pixels: pixels.min_pixels,
-        max_pixels: pixels.max_pixels,
-        adapter: adapter.map(Path::to_owned),
+        ..page_options(adapter, pixels)
     };
     let reader = Reader::load(folder, &options);
     spinner.finish_and_clear();

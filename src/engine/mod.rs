@@ -7,6 +7,6 @@ mod thread;
 
 pub use self::prompt::EXTRACTION_PROMPT;
 pub use self::reader::{
-    LoadOptions, MAX_PROMPT_CHARACTERS, ModelInfo, Precision, ReadRequest, Reader, Reading,
+    LoadOptions, MAX_PROMPT_CHARACTERS, ModelInfo, Precision, ReadRequest, Reader, Reading, page_bounds,
 };
 pub use self::thread::{Answer, Backend, Engine, EngineError, EngineOptions, EngineState, Place, Ticket};

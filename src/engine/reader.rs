@@ -12,7 +12,8 @@ use crate::adapters::Adapter;
 use crate::checkpoint::Checkpoint;
 use crate::generation::{FinishReason, GenerationOptions, GenerationOverrides, Sampler};
 use crate::processing::{
-    Content, Grid, ImageProcessor, Message, PREPROCESSOR_CONFIG, PromptError, RgbPage, Role, TextProcessor,
+    Content, Grid, ImageProcessor, Message, PREPROCESSOR_CONFIG, PixelBounds, PromptError, RgbPage, Role,
+    TextProcessor,
 };
 use crate::quant::Quantization;
 use crate::qwen2_5_vl::{Config, KvCache, Model, Prefill, Wanted};
@@ -323,7 +324,10 @@ impl Reader {
         let grids = request
             .images
             .iter()
-            .map(|page| self.images.grid(page.height, page.width))
+            .map(|page| {
+                let (height, width) = page.original_size();
+                self.images.grid(height, width)
+            })
             .collect::<Result<Vec<_>, _>>()?;
         let input_ids = self.text.encode_chat(&request.messages, &grids)?;
         let (prompt_tokens, context) = (input_ids.len(), self.model.config().text.max_position_embeddings);
@@ -361,22 +365,47 @@ fn folder_name(dir: &Path) -> String {
         .unwrap_or_default()
 }
 
-/// What resizes pages: the model's, or what its adapter was trained with; bounds that are asked for come first. And its file.
+/// The sizes that a reader of the model in `dir` scales pages to, without loading it. `options` as for [`Reader::load`].
+pub fn page_bounds(dir: &Path, options: &LoadOptions) -> Result<PixelBounds> {
+    let own = options
+        .adapter
+        .as_deref()
+        .map(ImageProcessor::from_dir_if_any)
+        .transpose()?;
+    Ok(bounded(own.flatten(), || ImageProcessor::from_dir(dir), options)?.bounds())
+}
+
+/// What resizes pages, and its file.
 fn images(dir: &Path, options: &LoadOptions, adapter: Option<&Adapter>) -> Result<(ImageProcessor, PathBuf)> {
-    let (mut min, max) = (options.min_pixels, options.max_pixels);
     let own = adapter.and_then(|adapter| Some((adapter.images.clone()?, adapter.file())));
-    let (images, settings) = match own {
-        Some((images, file)) => {
+    let settings = match &own {
+        Some((_, file)) => file.with_file_name(PREPROCESSOR_CONFIG),
+        None => dir.join(PREPROCESSOR_CONFIG),
+    };
+    let own = own.map(|(images, _)| images);
+    let images = bounded(own, || ImageProcessor::from_dir(dir), options)?;
+    Ok((images, settings))
+}
+
+/// The model's processor, or its adapter's own; bounds that are asked for come first.
+fn bounded(
+    own: Option<ImageProcessor>,
+    models: impl FnOnce() -> Result<ImageProcessor>,
+    options: &LoadOptions,
+) -> Result<ImageProcessor> {
+    let (mut min, max) = (options.min_pixels, options.max_pixels);
+    let images = match own {
+        Some(images) => {
             min = min.or(max.filter(|max| *max < images.min_pixels()));
-            (images, file.with_file_name(PREPROCESSOR_CONFIG))
+            images
         }
-        None => (ImageProcessor::from_dir(dir)?, dir.join(PREPROCESSOR_CONFIG)),
+        None => models()?,
     };
     let images = match options.min_pixels {
         Some(_) => images.with_max_enlargement(None)?,
         None => images,
     };
-    Ok((images.with_pixel_bounds(min, max)?, settings))
+    images.with_pixel_bounds(min, max)
 }
 
 /// The processor must cut what the vision tower expects.

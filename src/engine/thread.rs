@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::ops::ControlFlow;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -12,11 +12,17 @@ use tokio::sync::{oneshot, watch};
 
 use super::{ModelInfo, ReadRequest, Reader, Reading};
 use crate::Result;
+use crate::processing::PixelBounds;
 
 /// What the engine thread drives: a loaded model. [`Reader`] is the real one; tests bring their own.
 pub trait Backend {
     /// What is loaded.
     fn info(&self) -> &ModelInfo;
+
+    /// The sizes that pages are scaled to; whoever decodes them can do so at once and hold less. `None`: pages come as they are.
+    fn page_bounds(&self) -> Option<PixelBounds> {
+        None
+    }
 
     /// Answers one request; `on_text` is called between tokens and may end the answer with `Break`.
     ///
@@ -31,6 +37,10 @@ pub trait Backend {
 impl Backend for Reader {
     fn info(&self) -> &ModelInfo {
         Reader::info(self)
+    }
+
+    fn page_bounds(&self) -> Option<PixelBounds> {
+        Some(self.images().bounds())
     }
 
     fn read(
@@ -133,6 +143,8 @@ struct Shared {
     /// Places taken, waiting and running together; at most `options.queue + 1`.
     admitted: AtomicUsize,
     state: watch::Sender<EngineState>,
+    /// The model's, once it is loaded.
+    page_bounds: OnceLock<PixelBounds>,
 }
 
 struct Queue {
@@ -190,6 +202,7 @@ impl Engine {
             wake: Condvar::new(),
             admitted: AtomicUsize::new(0),
             state: watch::Sender::new(EngineState::Loading),
+            page_bounds: OnceLock::new(),
         });
         let thread = std::thread::Builder::new().name("engine".into()).spawn({
             let shared = shared.clone();
@@ -204,6 +217,11 @@ impl Engine {
     /// Where the engine stands; never waits for the model.
     pub fn state(&self) -> EngineState {
         self.shared.state.borrow().clone()
+    }
+
+    /// The sizes that the model's pages are scaled to; `None` while it is not loaded.
+    pub fn page_bounds(&self) -> Option<PixelBounds> {
+        self.shared.page_bounds.get().copied()
     }
 
     /// Waits until the model is loaded or has failed to load.
@@ -393,6 +411,9 @@ impl Shared {
         let state = match catch_unwind(AssertUnwindSafe(load)) {
             Ok(Ok(mut backend)) => {
                 let info = backend.info().clone();
+                if let Some(bounds) = backend.page_bounds() {
+                    self.page_bounds.get_or_init(|| bounds);
+                }
                 self.state.send_replace(EngineState::Ready(info));
                 while let Some(job) = self.next() {
                     self.read(&mut backend, job);

@@ -12,9 +12,9 @@ pub enum ImageError {
     /// The header or the pixel data cannot be decoded.
     #[error("the image is damaged or incomplete and cannot be decoded")]
     Undecodable,
-    /// A rare variant of a supported format that no decoder here reads.
-    #[error("the image uses a variant of its format that is not supported; save it as PNG and try again")]
-    UnsupportedVariant,
+    /// A sound file of a kind that is not read, by its name, as in "JPEG with arithmetic coding".
+    #[error("{0} is not supported; save the page as PNG and try again")]
+    UnsupportedVariant(&'static str),
     /// More pixels than the limit, known from the header before anything is decoded.
     #[error("the image has {width}x{height} pixels; the limit is {limit} pixels")]
     TooManyPixels {

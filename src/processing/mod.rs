@@ -4,16 +4,21 @@ mod chat;
 mod decoders;
 mod error;
 mod image;
+mod orientation;
 mod patches;
 mod processor_config;
+mod resample;
 mod resize;
 mod tokenizer;
 mod vocabulary;
 
 pub use self::chat::{ChatTemplate, Content, Message, Role, Span};
 pub use self::error::{ImageError, PromptError};
-pub use self::image::{DecodeLimits, RgbPage, decode};
-pub use self::patches::{ImagePatches, ImageProcessor, LevelPatches};
+pub use self::image::{
+    DecodeLimits, DecodedPage, PageWarning, RgbPage, SIGNATURE_BYTES, decode, decode_page, decoder_memory,
+    is_picture,
+};
+pub use self::patches::{ImagePatches, ImageProcessor, LevelPatches, PixelBounds};
 pub use self::processor_config::PREPROCESSOR_CONFIG;
 pub use self::resize::{Grid, smart_resize};
 pub use self::tokenizer::{TextProcessor, TokenStream};

@@ -40,6 +40,30 @@ pub struct ImageProcessor {
     normalised: Box<[[f32; 256]; 3]>,
 }
 
+/// The sizes that pages are scaled to: multiples of a block of patches within bounds of height x width.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct PixelBounds {
+    /// Side of a block of merged patches, pixels.
+    pub factor: u32,
+    /// Least height x width.
+    pub min_pixels: u64,
+    /// Most height x width.
+    pub max_pixels: u64,
+    /// Sides become at most this many times as long for `min_pixels`' sake.
+    pub max_enlargement: Option<f64>,
+}
+
+impl PixelBounds {
+    /// Height and width that a page of this height and width is scaled to.
+    pub fn scaled(&self, height: u32, width: u32) -> Result<(u32, u32), ImageError> {
+        let min = self.max_enlargement.map_or(self.min_pixels, |most| {
+            let area = f64::from(height) * f64::from(width);
+            self.min_pixels.min((area * most * most) as u64)
+        });
+        smart_resize(height, width, self.factor, min, self.max_pixels)
+    }
+}
+
 /// Levels as they are.
 static UNCHANGED: [[u8; 256]; 3] = [unchanged(); 3];
 
@@ -151,20 +175,20 @@ impl ImageProcessor {
 
     /// The grid that an image of this size becomes.
     pub fn grid(&self, height: u32, width: u32) -> Result<Grid> {
-        let (height, width) = self.resized(height, width)?;
+        let (height, width) = self.bounds().scaled(height, width)?;
         let patch = self.config.patch_size;
         let (h, w) = ((height / patch) as usize, (width / patch) as usize);
         Ok(Grid { t: 1, h, w })
     }
 
-    fn resized(&self, height: u32, width: u32) -> Result<(u32, u32)> {
-        let config = &self.config;
-        let factor = config.patch_size * config.merge_size;
-        let min = config.max_enlargement.map_or(config.min_pixels, |most| {
-            let area = f64::from(height) * f64::from(width);
-            config.min_pixels.min((area * most * most) as u64)
-        });
-        Ok(smart_resize(height, width, factor, min, config.max_pixels)?)
+    /// The sizes that pages are scaled to.
+    pub fn bounds(&self) -> PixelBounds {
+        PixelBounds {
+            factor: self.config.patch_size * self.config.merge_size,
+            min_pixels: self.config.min_pixels,
+            max_pixels: self.config.max_pixels,
+            max_enlargement: self.config.max_enlargement,
+        }
     }
 
     /// Resizes, normalises and cuts one page, whose sides must fit its number of bytes.
@@ -208,8 +232,9 @@ impl ImageProcessor {
         if bytes != Some(page.pixels.len() as u64) {
             return Err(ImageError::Undecodable.into());
         }
-        let (height, width) = self.resized(page.height, page.width)?;
-        let grid = self.grid(page.height, page.width)?;
+        let (height, width) = page.original_size();
+        let grid = self.grid(height, width)?;
+        let (height, width) = self.bounds().scaled(height, width)?;
         let pixels = resize(page, height, width)?;
         let (patch, merge) = (self.patch_size(), self.merge_size());
         let length = 3 * frames * patch * patch;

@@ -44,11 +44,7 @@ pub fn document_page(title: &str, content: &[String], size: PageSize) -> RgbPage
         }
         sheet.text(40, top, line, &BODY, BLACK);
     }
-    RgbPage {
-        width,
-        height,
-        pixels: sheet.into_bytes(),
-    }
+    RgbPage::new(width, height, sheet.into_bytes())
 }
 
 /// 2 pixels wide, within the rectangle from (20, 20) to (width - 20, height - 20).
@@ -89,11 +85,8 @@ impl std::fmt::Debug for GreyPage {
 impl GreyPage {
     /// As a model takes it.
     pub fn to_rgb(&self) -> RgbPage {
-        RgbPage {
-            width: self.width,
-            height: self.height,
-            pixels: self.pixels.iter().flat_map(|grey| [*grey; 3]).collect(),
-        }
+        let pixels = self.pixels.iter().flat_map(|grey| [*grey; 3]).collect();
+        RgbPage::new(self.width, self.height, pixels)
     }
 }
 

@@ -51,6 +51,16 @@ pub enum ApiError {
         /// The limit, bytes.
         limit: usize,
     },
+    /// 400: a picture that all of the memory for pictures would not do for.
+    #[error(
+        "decoding the image takes {needed_mib} MiB; the limit is {limit_mib} MiB: send it smaller, or as PNG or JPEG"
+    )]
+    DecodeMemory {
+        /// What its decoder would take, MiB.
+        needed_mib: u32,
+        /// `--max-decoded-mib`.
+        limit_mib: u32,
+    },
     /// 431: header lines.
     #[error("the request's header is too large")]
     HeaderTooLarge,
@@ -111,9 +121,11 @@ impl From<EngineError> for ApiError {
 impl ResponseError for ApiError {
     fn status_code(&self) -> StatusCode {
         match self {
-            Self::Image(_) | Self::Repeated(_) | Self::Malformed | Self::TooManyParts { .. } => {
-                StatusCode::BAD_REQUEST
-            }
+            Self::Image(_)
+            | Self::DecodeMemory { .. }
+            | Self::Repeated(_)
+            | Self::Malformed
+            | Self::TooManyParts { .. } => StatusCode::BAD_REQUEST,
             Self::BodyDeadline { .. } => StatusCode::REQUEST_TIMEOUT,
             Self::UploadTooLarge { .. } | Self::FieldTooLarge { .. } => StatusCode::PAYLOAD_TOO_LARGE,
             Self::NoFile | Self::Prompt(_) | Self::Field { .. } => StatusCode::UNPROCESSABLE_ENTITY,

@@ -59,6 +59,9 @@ pub struct ServerOptions {
     /// Largest picture, megapixels (width x height as stored; then 400).
     #[arg(long, value_name = "N", env = "MVP_MAX_MEGAPIXELS", hide_env_values = true, default_value_t = 40, value_parser = at_most::<1000>(1))]
     pub max_megapixels: u64,
+    /// Memory for pictures being decoded and decoded pages that wait, MiB, all requests together; more wait for it.
+    #[arg(long, value_name = "N", env = "MVP_MAX_DECODED_MIB", hide_env_values = true, default_value_t = 256, value_parser = at_most::<1_048_576>(64))]
+    pub max_decoded_mib: u64,
     /// Tokens of an answer; a request may ask for fewer, not for more.
     #[arg(long, value_name = "N", env = "MVP_MAX_NEW_TOKENS", hide_env_values = true, default_value_t = 1024, value_parser = at_most::<131_072>(1))]
     pub max_new_tokens: u64,
@@ -84,6 +87,7 @@ impl Default for ServerOptions {
             body_deadline_seconds: 30,
             max_upload_mib: 20,
             max_megapixels: 40,
+            max_decoded_mib: 256,
             max_new_tokens: 1024,
             max_connections: 512,
             shutdown_seconds: 60,
@@ -110,6 +114,11 @@ impl ServerOptions {
     /// Largest body, bytes.
     pub fn max_body_bytes(&self) -> u64 {
         self.max_upload_bytes() + FORM_OVERHEAD_BYTES
+    }
+
+    /// Memory of pictures, KiB.
+    pub(super) fn decoded_kib(&self) -> u32 {
+        u32::try_from(self.max_decoded_mib * 1024).unwrap_or(u32::MAX)
     }
 
     /// Bytes of uploads held in memory at the same time, all connections together.

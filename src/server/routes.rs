@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use actix_web::{HttpRequest, HttpResponse, web};
+use tokio::sync::OwnedSemaphorePermit;
 
 use super::benchmark::read_benchmarks;
 use super::errors::ApiError;
@@ -13,7 +14,7 @@ use super::types::{
 };
 use super::upload::{Upload, UploadedFile, read_upload};
 use crate::engine::{EXTRACTION_PROMPT, EngineState, ReadRequest};
-use crate::processing::{DecodeLimits, ImageError, RgbPage, decode};
+use crate::processing::{DecodeLimits, DecodedPage, ImageError, decode_page, decoder_memory};
 
 /// Whether the server can read pages now. Answers in milliseconds, whatever the model does.
 #[utoipa::path(
@@ -58,6 +59,7 @@ pub(super) async fn extract(
     let answer = answer(&state, upload, EXTRACTION_PROMPT.to_owned()).await?;
     Ok(web::Json(Extraction {
         extracted_content: answer.text,
+        warnings: answer.warnings,
         figures: answer.figures,
         model_info: answer.model_info,
         timestamp: timestamp(),
@@ -91,6 +93,7 @@ pub(super) async fn analyze(
     Ok(web::Json(Analysis {
         analysis: answer.text,
         prompt_used,
+        warnings: answer.warnings,
         figures: answer.figures,
         model_info: answer.model_info,
         timestamp: timestamp(),
@@ -115,6 +118,7 @@ pub(super) async fn benchmark(state: web::Data<ServerState>) -> Result<HttpRespo
 
 struct PageAnswer {
     text: String,
+    warnings: Vec<String>,
     figures: Figures,
     model_info: LoadedModel,
 }
@@ -122,7 +126,8 @@ struct PageAnswer {
 /// A place in the queue, then the picture, then the reading. Dropped when the client leaves, which ends each of them.
 async fn answer(state: &ServerState, upload: Upload, prompt: String) -> Result<PageAnswer, ApiError> {
     let place = state.engine.reserve()?;
-    let page = decode_page(state, upload.file).await?;
+    // Its memory is counted until the answer is there.
+    let (DecodedPage { page, warnings }, _memory) = decoded(state, upload.file).await?;
     let mut request = ReadRequest::page(prompt, page);
     request.overrides = upload.overrides;
     let answer = place.submit(request)?.answer().await?;
@@ -132,24 +137,47 @@ async fn answer(state: &ServerState, upload: Upload, prompt: String) -> Result<P
     let figures = Figures::from(&answer);
     Ok(PageAnswer {
         text: answer.reading.text,
+        warnings: warnings.iter().map(ToString::to_string).collect(),
         figures,
         model_info: model_info.into(),
     })
 }
 
-/// Decodes off the workers, few at a time. The file's memory is given back with its bytes.
-async fn decode_page(state: &ServerState, file: UploadedFile) -> Result<RgbPage, ApiError> {
+/// Decodes off the workers, few at a time, to what the model takes. The file's memory is given back with its bytes; the
+/// permits count the page's.
+async fn decoded(
+    state: &ServerState,
+    file: UploadedFile,
+) -> Result<(DecodedPage, OwnedSemaphorePermit), ApiError> {
     let limits = DecodeLimits {
         max_pixels: state.options.max_megapixels * 1_000_000,
     };
+    let bounds = state.engine.page_bounds();
+    let need = kibibytes(decoder_memory(&file.bytes, &limits, bounds.as_ref())?);
+    let limit = state.options.decoded_kib();
+    if need > limit {
+        return Err(ApiError::DecodeMemory {
+            needed_mib: need.div_ceil(1024),
+            limit_mib: limit / 1024,
+        });
+    }
     let permit = Arc::clone(&state.decodes).acquire_owned().await;
     let permit = permit.map_err(|_| ApiError::Internal)?;
+    let memory = Arc::clone(&state.decoded).acquire_many_owned(need).await;
+    let mut memory = memory.map_err(|_| ApiError::Internal)?;
     let decoded = web::block(move || {
-        // Inside, so that a client that leaves does not let a third decoding start.
+        // Inside, so that a client that leaves does not let another decoding start.
         let _permit = permit;
-        decode(&file.bytes, &limits)
+        let decoded = decode_page(&file.bytes, &limits, bounds.as_ref())?;
+        let kept = kibibytes(decoded.page.pixels.len() as u64).min(need);
+        drop(memory.split((need - kept) as usize));
+        Ok::<_, ImageError>((decoded, memory))
     })
     .await;
     // A decoder that panicked has met a picture it cannot decode.
     Ok(decoded.map_err(|_| ImageError::Undecodable)??)
+}
+
+fn kibibytes(bytes: u64) -> u32 {
+    u32::try_from(bytes.div_ceil(1024)).unwrap_or(u32::MAX)
 }

@@ -24,6 +24,8 @@ pub struct ServerState {
     pub gpu: Box<dyn Fn() -> GpuFigures + Send + Sync>,
     /// One permit a decoding.
     pub(super) decodes: Arc<Semaphore>,
+    /// One permit a KiB of decoders' memory and of decoded pages that wait.
+    pub(super) decoded: Arc<Semaphore>,
     /// One permit a step of upload memory.
     pub(super) upload_steps: Arc<Semaphore>,
 }
@@ -37,6 +39,7 @@ impl ServerState {
             benchmarks,
             gpu: Box::new(GpuFigures::default),
             decodes: Arc::new(Semaphore::new(MAX_DECODES)),
+            decoded: Arc::new(Semaphore::new(options.decoded_kib() as usize)),
             upload_steps: Arc::new(Semaphore::new(
                 usize::try_from(steps)
                     .unwrap_or(usize::MAX)

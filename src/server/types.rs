@@ -121,6 +121,9 @@ fn rounded(seconds: f64) -> f64 {
 pub struct Extraction {
     /// The text.
     pub extracted_content: String,
+    /// What is not as one would expect of the file: `truncated` (a part of the page is missing), `first of N pages`.
+    #[serde(default)]
+    pub warnings: Vec<String>,
     /// Figures of the reading.
     #[serde(flatten)]
     pub figures: Figures,
@@ -137,6 +140,9 @@ pub struct Analysis {
     pub analysis: String,
     /// The prompt that was answered.
     pub prompt_used: String,
+    /// What is not as one would expect of the file: `truncated` (a part of the page is missing), `first of N pages`.
+    #[serde(default)]
+    pub warnings: Vec<String>,
     /// Figures of the reading.
     #[serde(flatten)]
     pub figures: Figures,

@@ -1,7 +1,12 @@
 //! Image bytes → RGB → patches: against transformers' own results, and on files made to do harm.
 
+mod alpha;
 mod goldens;
 mod hostile;
+mod jpeg;
+pub mod memory;
+mod orientation;
+mod scaled;
 mod settings;
 mod size;
 mod tiff;
@@ -50,10 +55,6 @@ impl Random {
         let pixels = (0..width as usize * height as usize * 3)
             .map(|_| self.next() as u8)
             .collect();
-        RgbPage {
-            width,
-            height,
-            pixels,
-        }
+        RgbPage::new(width, height, pixels)
     }
 }

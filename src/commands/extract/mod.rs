@@ -16,12 +16,12 @@ use self::output::{PageRecord, PageWriter, Style};
 use super::inputs::{self, Source};
 use super::interrupt::Interrupt;
 use super::options::{FileArgs, GenerationArgs, PixelArgs};
-use super::{load_model, prompt_or_default, read_safely};
+use super::{load_model, page_options, prompt_or_default, read_safely};
 use crate::adapters::AdapterArgs;
 use crate::cli::{CommonArgs, EXIT_CODES_HELP, EXIT_FAILURE, EXIT_INTERRUPTED, EXIT_OK};
-use crate::engine::{ReadRequest, Reader, Reading};
+use crate::engine::{ReadRequest, Reader, Reading, page_bounds};
 use crate::generation::FinishReason;
-use crate::processing::{DecodeLimits, PromptError, decode};
+use crate::processing::{DecodeLimits, DecodedPage, PageWarning, PixelBounds, PromptError, decode_page};
 use crate::telemetry::{self, Level};
 use crate::{Error, device};
 
@@ -89,9 +89,12 @@ pub(super) fn run(args: &ExtractArgs) -> anyhow::Result<ExitCode> {
     } else {
         ProgressBar::hidden()
     };
+    // Where they cannot be told, loading the model says why.
+    let bounds = page_bounds(&model.path, &page_options(adapter.as_deref(), &args.pixels)).ok();
     let mut extraction = Extraction {
         args,
         prompt,
+        bounds,
         model: model.path,
         adapter,
         loaded: None,
@@ -121,6 +124,8 @@ enum Outcome {
 struct Extraction<'a> {
     args: &'a ExtractArgs,
     prompt: String,
+    /// The sizes that pages are scaled to as they are decoded.
+    bounds: Option<PixelBounds>,
     model: PathBuf,
     adapter: Option<PathBuf>,
     /// Loaded for the first page that can be decoded: a mistyped name should not wait for gigabytes.
@@ -172,12 +177,25 @@ impl Extraction<'_> {
             Err(error) => return Ok(self.failed("", &error)),
         };
         let name = source.name();
-        let bytes = match source.read(self.args.files.limit()) {
+        if self
+            .loaded
+            .as_ref()
+            .is_some_and(|loaded| loaded.interrupt.pressed())
+        {
+            return Ok(Outcome::Interrupted);
+        }
+        let read = || source.read(self.args.files.limit());
+        let bytes = match &self.loaded {
+            Some(loaded) => loaded.interrupt.leaving_at_once(read),
+            None => read(),
+        };
+        let bytes = match bytes {
             Ok(bytes) => bytes,
             Err(error) => return Ok(self.failed(&name, &error)),
         };
-        let page = match decode(&bytes, &DecodeLimits::default()) {
-            Ok(page) => page,
+        let decoded = decode_page(&bytes, &DecodeLimits::default(), self.bounds.as_ref());
+        let DecodedPage { page, warnings } = match decoded {
+            Ok(decoded) => decoded,
             Err(error) => return Ok(self.failed(&name, &error.into())),
         };
         drop(bytes);
@@ -191,7 +209,7 @@ impl Extraction<'_> {
         if loaded.interrupt.pressed() {
             return Ok(Outcome::Interrupted);
         }
-        let outcome = self.read(&mut loaded, &name, &request, out);
+        let outcome = self.read(&mut loaded, &name, &request, &warnings, out);
         self.loaded = Some(loaded);
         outcome
     }
@@ -210,6 +228,7 @@ impl Extraction<'_> {
         loaded: &mut Loaded,
         name: &str,
         request: &ReadRequest,
+        warnings: &[PageWarning],
         out: &mut PageWriter<impl Write>,
     ) -> anyhow::Result<Outcome> {
         const STDOUT: &str = "cannot write to standard output";
@@ -227,9 +246,9 @@ impl Extraction<'_> {
         written.context(STDOUT)?;
         match result {
             Ok(reading) => {
-                out.end(&PageRecord::new(name, &reading, reader.info()))
+                out.end(&PageRecord::new(name, &reading, warnings, reader.info()))
                     .context(STDOUT)?;
-                self.bar.suspend(|| report(name, &reading));
+                self.bar.suspend(|| report(name, &reading, warnings));
                 Ok(if interrupt.pressed() {
                     Outcome::Interrupted
                 } else {
@@ -270,8 +289,8 @@ impl Extraction<'_> {
     }
 }
 
-/// One page's figures, and a warning where the answer did not end by itself.
-fn report(name: &str, reading: &Reading) {
+/// One page's figures, and warnings where the file is not whole or the answer did not end by itself.
+fn report(name: &str, reading: &Reading, warnings: &[PageWarning]) {
     let speed = reading
         .tokens_per_second()
         .map_or_else(String::new, |speed| format!(", then {speed:.0} tokens/s"));
@@ -280,6 +299,13 @@ fn report(name: &str, reading: &Reading) {
         reading.completion_tokens, reading.latency_seconds, reading.time_to_first_token_seconds
     );
     telemetry::say(Level::INFO, &figures);
+    for warning in warnings {
+        let warning = match warning {
+            PageWarning::Truncated => "the file ends early: a part of the page is missing".to_owned(),
+            PageWarning::FirstOf(pages) => format!("the file has {pages} pages; only the first was read"),
+        };
+        telemetry::say(Level::WARN, &format!("{name}: {warning}"));
+    }
     let incomplete = match reading.finish_reason {
         FinishReason::Stop => return,
         FinishReason::Length => "the text is cut at --max-new-tokens",

@@ -6,6 +6,7 @@ use serde::Serialize;
 
 use crate::engine::{ModelInfo, Reading};
 use crate::generation::FinishReason;
+use crate::processing::PageWarning;
 
 /// One page, as `--json` prints it.
 #[derive(Debug, Serialize)]
@@ -18,12 +19,18 @@ pub(super) struct PageRecord<'a> {
     prompt_tokens: usize,
     completion_tokens: usize,
     finish_reason: FinishReason,
+    warnings: &'a [PageWarning],
     model_info: &'a ModelInfo,
 }
 
 impl<'a> PageRecord<'a> {
     /// The record of one page.
-    pub(super) fn new(file: &'a str, reading: &'a Reading, model_info: &'a ModelInfo) -> Self {
+    pub(super) fn new(
+        file: &'a str,
+        reading: &'a Reading,
+        warnings: &'a [PageWarning],
+        model_info: &'a ModelInfo,
+    ) -> Self {
         Self {
             file,
             extracted_content: &reading.text,
@@ -33,6 +40,7 @@ impl<'a> PageRecord<'a> {
             prompt_tokens: reading.prompt_tokens,
             completion_tokens: reading.completion_tokens,
             finish_reason: reading.finish_reason,
+            warnings,
             model_info,
         }
     }
@@ -164,7 +172,12 @@ mod tests {
                 writer.piece(piece).unwrap();
             }
             writer
-                .end(&PageRecord::new(name, &reading(&pieces.concat()), &info()))
+                .end(&PageRecord::new(
+                    name,
+                    &reading(&pieces.concat()),
+                    &[PageWarning::Truncated],
+                    &info(),
+                ))
                 .unwrap();
         }
         String::from_utf8(writer.out).unwrap()
@@ -212,6 +225,7 @@ mod tests {
         assert_eq!(record["extracted_content"], "x\ny");
         assert_eq!(record["tokens_per_second"], 6.0);
         assert_eq!(record["finish_reason"], "stop");
+        assert_eq!(record["warnings"], serde_json::json!(["truncated"]));
         assert_eq!(record["model_info"]["model_name"], "nano");
     }
 }

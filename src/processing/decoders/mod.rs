@@ -1,22 +1,57 @@
-//! The six formats: recognising them, and decoding each with its sizes checked first.
+//! The six formats: recognising them, and decoding each, a row at a time, with its sizes checked first.
 
+mod bmp;
+mod gif;
+mod held;
 mod jpeg;
+mod png;
+mod samples;
 mod tiff;
 mod webp;
 
-use std::io::Cursor;
-
-use image::codecs::{bmp::BmpDecoder, gif::GifDecoder, png::PngDecoder};
 use image::metadata::Orientation;
-use image::{DynamicImage, ImageDecoder, Limits};
 
+use self::jpeg::{Colours, Jpeg};
+use super::orientation::Metadata;
 use super::{DecodeLimits, ImageError};
 
 /// Memory a decoder may take beside the picture: palettes, tables, metadata.
-const EXTRA_BYTES: u64 = 16 << 20;
+const EXTRA_BYTES: usize = 16 << 20;
 
-/// A picture as it is stored, and how it is to be turned.
-pub(super) type Stored = (DynamicImage, Orientation);
+/// Takes a picture's rows as they are decoded, top to bottom as stored.
+pub(super) trait RowSink {
+    /// Once, before the first row: width and height.
+    fn begin(&mut self, width: u32, height: u32) -> Result<(), ImageError>;
+    /// One row: `width * 3` bytes, R G B.
+    fn row(&mut self, rgb: &[u8]) -> Result<(), ImageError>;
+}
+
+/// How alpha is treated.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Alpha {
+    /// Pixels are composited on white.
+    OnWhite,
+    /// Every pixel is opaque.
+    Ignored,
+}
+
+/// What decoding finds beside the pixels.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Decoded {
+    /// Rows or detail are missing.
+    pub(super) truncated: bool,
+    /// Pages in the file.
+    pub(super) pages: u32,
+    /// Some pixel's alpha is above 0, or there is no alpha.
+    pub(super) visible: bool,
+}
+
+/// A whole picture, all of it visible.
+const WHOLE: Decoded = Decoded {
+    truncated: false,
+    pages: 1,
+    visible: true,
+};
 
 /// The formats that are decoded; no other decoder is ever reached.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -36,7 +71,9 @@ impl Format {
             [0x89, b'P', b'N', b'G', b'\r', b'\n', 0x1a, b'\n', ..] => Some(Self::Png),
             [0xff, 0xd8, 0xff, ..] => Some(Self::Jpeg),
             [b'R', b'I', b'F', b'F', _, _, _, _, b'W', b'E', b'B', b'P', ..] => Some(Self::WebP),
-            [b'I', b'I', 42, 0, ..] | [b'M', b'M', 0, 42, ..] => Some(Self::Tiff),
+            // Classic and BigTIFF; some programs write the number in the other byte order.
+            [b'I', b'I', 42 | 43, 0, ..] | [b'M', b'M', 0, 42 | 43, ..] => Some(Self::Tiff),
+            [b'I', b'I', 0, 42, ..] | [b'M', b'M', 42, 0, ..] => Some(Self::Tiff),
             [b'G', b'I', b'F', b'8', b'7' | b'9', b'a', ..] => Some(Self::Gif),
             // Two letters are too few to know a file by: the size of the second header is one of seven.
             [b'B', b'M', ..] => {
@@ -46,47 +83,58 @@ impl Format {
             _ => None,
         }
     }
+
+    /// Bytes that decoding may take, beside the file and what the sink keeps.
+    pub(super) fn memory(self, bytes: &[u8], limits: &DecodeLimits) -> Result<u64, ImageError> {
+        /// A few rows, tables, the coefficients of a band.
+        const STREAMED: u64 = 48 << 20;
+        let held = match self {
+            Self::Png | Self::Jpeg | Self::Tiff => return Ok(STREAMED),
+            Self::WebP => webp::memory(bytes, limits)?,
+            Self::Bmp => bmp::memory(bytes, limits)?,
+            Self::Gif => gif::memory(bytes, limits)?,
+        };
+        Ok(held + EXTRA_BYTES as u64)
+    }
+
+    /// How a picture of this format is to be turned.
+    pub(super) fn orientation(self, bytes: &[u8]) -> Orientation {
+        match self {
+            Self::Png => Metadata::of_png(bytes).orientation(),
+            Self::Jpeg => Metadata::of_jpeg(bytes).orientation(),
+            Self::WebP => Metadata::of_webp(bytes).orientation(),
+            Self::Tiff => {
+                let xmp = tiff::xmp(bytes).unwrap_or_default().to_vec();
+                Metadata::of_tiff(tiff::orientation(bytes), xmp).orientation()
+            }
+            Self::Bmp | Self::Gif => Orientation::NoTransforms,
+        }
+    }
 }
 
 /// Decodes the first picture of a file.
-pub(super) fn decode(format: Format, bytes: &[u8], limits: &DecodeLimits) -> Result<Stored, ImageError> {
-    let reader = Cursor::new(bytes);
+pub(super) fn decode(
+    format: Format,
+    bytes: &[u8],
+    limits: &DecodeLimits,
+    alpha: Alpha,
+    sink: &mut dyn RowSink,
+) -> Result<Decoded, ImageError> {
     match format {
-        Format::Png => {
-            let mut extra = Limits::no_limits();
-            extra.max_alloc = Some(EXTRA_BYTES);
-            finish(PngDecoder::with_limits(reader, extra).map_err(refusal)?, limits)
-        }
-        Format::Jpeg => jpeg::decode(bytes, limits),
-        Format::WebP => webp::decode(bytes, limits),
-        Format::Tiff => tiff::decode(bytes, limits),
-        Format::Bmp => finish(BmpDecoder::new(reader).map_err(refusal)?, limits),
-        Format::Gif => finish(GifDecoder::new(reader).map_err(refusal)?, limits),
+        Format::Png => png::decode(bytes, limits, alpha, sink),
+        Format::Jpeg => jpeg(bytes, limits, sink),
+        Format::WebP => webp::decode(bytes, limits, alpha, sink),
+        Format::Tiff => tiff::decode(bytes, limits, alpha, sink),
+        Format::Bmp => bmp::decode(bytes, limits, alpha, sink),
+        Format::Gif => gif::decode(bytes, limits, alpha, sink),
     }
 }
 
-/// Checks the size that the header claims, then decodes.
-fn finish(mut decoder: impl ImageDecoder, limits: &DecodeLimits) -> Result<Stored, ImageError> {
-    let (width, height) = decoder.dimensions();
+fn jpeg(bytes: &[u8], limits: &DecodeLimits, sink: &mut dyn RowSink) -> Result<Decoded, ImageError> {
+    let picture = Jpeg::open(bytes, &[])?;
+    let (width, height) = picture.size();
     limits.check(width, height)?;
-    let mut memory = Limits::no_limits();
-    memory.max_alloc = Some(
-        decoder
-            .total_bytes()
-            .saturating_mul(2)
-            .saturating_add(EXTRA_BYTES),
-    );
-    decoder.set_limits(memory).map_err(refusal)?;
-    // Broken metadata is no reason to refuse a picture.
-    let orientation = decoder.orientation().unwrap_or(Orientation::NoTransforms);
-    let picture = DynamicImage::from_decoder(decoder).map_err(refusal)?;
-    Ok((picture, orientation))
-}
-
-/// Drops the decoder's own words.
-fn refusal(error: image::ImageError) -> ImageError {
-    match error {
-        image::ImageError::Unsupported(_) => ImageError::UnsupportedVariant,
-        _ => ImageError::Undecodable,
-    }
+    sink.begin(width, height)?;
+    let truncated = picture.decode(Colours::Rgb, &mut |row| sink.row(row))?;
+    Ok(Decoded { truncated, ..WHOLE })
 }

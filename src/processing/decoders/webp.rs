@@ -1,16 +1,150 @@
 //! WebP, with what its chunks claim checked first.
+//!
+//! Both codecs refer to all that they have decoded, so that a picture is held: a lossy one as brightness and colour differences,
+//! one and a half bytes a pixel, any other in four.
 
 use std::io::Cursor;
 
+use image::ImageDecoder;
 use image::codecs::webp::WebPDecoder;
+use image_webp::vp8::{Frame, Vp8Decoder};
 
-use super::{Stored, finish, refusal};
+use super::{Alpha, Decoded, RowSink, WHOLE, held};
 use crate::processing::{DecodeLimits, ImageError};
 
+const UNSUPPORTED: &str = "a WebP of this kind";
+
 /// Decodes a lossy or lossless WebP, or the first frame of an animated one.
-pub(super) fn decode(bytes: &[u8], limits: &DecodeLimits) -> Result<Stored, ImageError> {
+pub(super) fn decode(
+    bytes: &[u8],
+    limits: &DecodeLimits,
+    alpha: Alpha,
+    sink: &mut dyn RowSink,
+) -> Result<Decoded, ImageError> {
     let whole = check(bytes, limits)?;
-    finish(WebPDecoder::new(Cursor::new(whole)).map_err(refusal)?, limits)
+    match Kind::of(whole)? {
+        Kind::Lossy(frame) => decode_lossy(frame, limits, sink),
+        Kind::Opaque(flag, bit) => {
+            // The decoder puts a picture together in four bytes a pixel. If it takes the fourth for alpha, it needs no copy
+            // without it.
+            let mut whole = whole.to_vec();
+            if let Some(byte) = whole.get_mut(flag) {
+                *byte |= bit;
+            }
+            held::decode(open(&whole)?, UNSUPPORTED, limits, Alpha::Ignored, sink)
+        }
+        Kind::Other => held::decode(open(whole)?, UNSUPPORTED, limits, alpha, sink),
+    }
+}
+
+/// What decoding holds.
+pub(super) fn memory(bytes: &[u8], limits: &DecodeLimits) -> Result<u64, ImageError> {
+    let whole = check(bytes, limits)?;
+    let (width, height) = open(whole)?.dimensions();
+    let pixels = u64::from(width) * u64::from(height);
+    Ok(match Kind::of(whole)? {
+        Kind::Lossy(_) => pixels * 3 / 2,
+        Kind::Opaque(..) => pixels * 4 + whole.len() as u64,
+        Kind::Other => pixels * 8,
+    })
+}
+
+fn open(whole: &[u8]) -> Result<WebPDecoder<Cursor<&[u8]>>, ImageError> {
+    WebPDecoder::new(Cursor::new(whole)).map_err(|error| held::refusal(error, UNSUPPORTED))
+}
+
+/// How a file is decoded.
+enum Kind<'a> {
+    /// One lossy frame without alpha: its chunk.
+    Lossy(&'a [u8]),
+    /// One lossless frame without alpha: the place in the file, and the bit, that would say that it has some.
+    Opaque(usize, u8),
+    /// Alpha, or an animation.
+    Other,
+}
+
+impl<'a> Kind<'a> {
+    fn of(whole: &'a [u8]) -> Result<Self, ImageError> {
+        const FIRST_BODY: usize = 20;
+        const ALPHA: u8 = 0x10;
+        let (mut kind, mut extended) = (Self::Other, None);
+        for chunk in chunks(whole.get(12..).unwrap_or_default()) {
+            match chunk? {
+                (b"VP8X", [flags, ..]) => extended = Some(*flags),
+                (b"VP8 ", body) => kind = Self::Lossy(body),
+                // The bit after twice 14 of width and height, after a byte of signature.
+                (b"VP8L", [_, _, _, _, last, ..]) if last & ALPHA == 0 => {
+                    kind = Self::Opaque(FIRST_BODY + 4, ALPHA)
+                }
+                (b"ALPH" | b"ANMF", _) => return Ok(Self::Other),
+                _ => {}
+            }
+        }
+        Ok(match (kind, extended) {
+            (_, Some(flags)) if flags & ALPHA != 0 => Self::Other,
+            // Where there is an extended header, that alone counts.
+            (Self::Opaque(..), Some(_)) => Self::Opaque(FIRST_BODY, ALPHA),
+            (kind, _) => kind,
+        })
+    }
+}
+
+fn decode_lossy(frame: &[u8], limits: &DecodeLimits, sink: &mut dyn RowSink) -> Result<Decoded, ImageError> {
+    let frame = Vp8Decoder::decode_frame(Cursor::new(frame)).map_err(|_| ImageError::Undecodable)?;
+    let (width, height) = (u32::from(frame.width), u32::from(frame.height));
+    limits.check(width, height)?;
+    sink.begin(width, height)?;
+    let mut rgb = vec![0; width as usize * 3];
+    for y in 0..height as usize {
+        lossy_row(&frame, y, &mut rgb).ok_or(ImageError::Undecodable)?;
+        sink.row(&rgb)?;
+    }
+    Ok(WHOLE)
+}
+
+/// One row as libwebp makes it: colour differences are interpolated from the four nearest.
+fn lossy_row(frame: &Frame, y: usize, rgb: &mut [u8]) -> Option<()> {
+    let stride = usize::from(frame.width).next_multiple_of(16);
+    let (columns, rows) = (frame.width.div_ceil(2).into(), frame.height.div_ceil(2).into());
+    // The nearest, and the next one on the other side of the pixel, which at an edge is the same.
+    let neighbours = |at: usize, count: usize| {
+        let near = at / 2;
+        let next = if at % 2 == 1 {
+            near + 1
+        } else {
+            near.saturating_sub(1)
+        };
+        (near, next.min(count - 1))
+    };
+    let (near, next) = neighbours(y, rows);
+    let row = |samples: &'_ [u8], row: usize| -> Option<Vec<u8>> {
+        Some(samples.get(row * stride / 2..)?.get(..columns)?.to_vec())
+    };
+    let (u, v) = (&frame.ubuf, &frame.vbuf);
+    let chroma = [row(u, near)?, row(u, next)?, row(v, near)?, row(v, next)?];
+    let luma = frame.ybuf.get(y * stride..)?;
+    for (x, (pixel, luma)) in rgb.as_chunks_mut::<3>().0.iter_mut().zip(luma).enumerate() {
+        let (near, next) = neighbours(x, columns);
+        let mixed = |close: &[u8], far: &[u8]| {
+            let [a, b, c, d] = [close[near], close[next], far[near], far[next]].map(u32::from);
+            ((9 * a + 3 * b + 3 * c + d + 8) / 16) as i32
+        };
+        let (u, v) = (mixed(&chroma[0], &chroma[1]), mixed(&chroma[2], &chroma[3]));
+        *pixel = yuv_to_rgb(i32::from(*luma), u, v);
+    }
+    Some(())
+}
+
+/// libwebp's fixed point (src/dsp/yuv.h).
+fn yuv_to_rgb(y: i32, u: i32, v: i32) -> [u8; 3] {
+    let scaled = |value: i32, factor: i32| (value * factor) >> 8;
+    let luma = scaled(y, 19_077);
+    [
+        luma + scaled(v, 26_149) - 14_234,
+        luma - scaled(u, 6_419) - scaled(v, 13_320) + 8_708,
+        luma + scaled(u, 33_050) - 17_685,
+    ]
+    .map(|value| (value >> 6).clamp(0, 255) as u8)
 }
 
 /// The WebP file without what follows it, once every size and length in it has been checked: the decoder allocates

@@ -327,7 +327,7 @@ fn error_texts_hold_no_path_no_address_and_no_decoders_words() {
         ImageError::Empty,
         ImageError::UnsupportedFormat,
         ImageError::Undecodable,
-        ImageError::UnsupportedVariant,
+        ImageError::UnsupportedVariant("JPEG with arithmetic coding"),
         ImageError::TooManyPixels {
             width,
             height,

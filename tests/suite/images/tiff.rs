@@ -1,13 +1,40 @@
 //! TIFF: the kinds that scanners and office programs write, and directories that lie. Files are written by hand here, so
 //! that every field can be wrong.
 
-use medical_vision::processing::{ImageError, RgbPage};
+use medical_vision::processing::{DecodeLimits, ImageError, PageWarning, RgbPage, decode_page};
+use safetensors::SafeTensors;
+use serde_json::Value;
 
-use super::{Random, read};
+use super::{Random, fixture, image_fixture};
 use crate::suite::allocation::peak_allocation;
 
 const SHORT: u16 = 3;
 const LONG: u16 = 4;
+
+fn read(bytes: &[u8]) -> Result<RgbPage, ImageError> {
+    decode(bytes).map(|(page, _)| page)
+}
+
+/// What is said of a file.
+struct Found {
+    truncated: bool,
+    pages: u32,
+}
+
+fn decode(bytes: &[u8]) -> Result<(RgbPage, Found), ImageError> {
+    let decoded = decode_page(bytes, &DecodeLimits::default(), None)?;
+    let mut found = Found {
+        truncated: false,
+        pages: 1,
+    };
+    for warning in decoded.warnings {
+        match warning {
+            PageWarning::Truncated => found.truncated = true,
+            PageWarning::FirstOf(pages) => found.pages = pages,
+        }
+    }
+    Ok((decoded.page, found))
+}
 
 /// A file of one strip, whose directory has the tags every picture needs.
 #[derive(Clone)]
@@ -116,6 +143,55 @@ fn packed(bits: usize, width: usize, height: usize) -> (Vec<u8>, Vec<usize>) {
     (bytes, samples)
 }
 
+/// The refusal that the manifest names, or none.
+fn refusal(expected: &str) -> Option<String> {
+    match expected {
+        "rgb" | "truncated" => None,
+        "Undecodable" => Some(ImageError::Undecodable.to_string()),
+        what => Some(format!(
+            "{what} is not supported; save the page as PNG and try again"
+        )),
+    }
+}
+
+#[test]
+fn every_kind_is_read_as_the_judges_read_it_or_refused_by_its_name() {
+    let folder = fixture("images/tiff");
+    let manifest = std::fs::read(folder.join("manifest.json")).unwrap();
+    let manifest: Value = serde_json::from_slice(&manifest).unwrap();
+    let pixels = std::fs::read(folder.join("tiff.safetensors")).unwrap();
+    let pixels = SafeTensors::deserialize(&pixels).unwrap();
+    let files = manifest["files"].as_array().unwrap();
+    assert!(files.len() > 100);
+    for row in files {
+        let name = row["name"].as_str().unwrap();
+        let expected = row["expected"].as_str().unwrap();
+        let result = decode(&std::fs::read(folder.join(name)).unwrap());
+        if let Some(text) = refusal(expected) {
+            assert_eq!(result.map(|_| ()).unwrap_err().to_string(), text, "{name}");
+            continue;
+        }
+        let (page, found) = result.unwrap_or_else(|error| panic!("{name}: {error}"));
+        let right = pixels.tensor(row["pixels"].as_str().unwrap_or(name)).unwrap();
+        assert_eq!(
+            right.shape(),
+            [page.height as usize, page.width as usize, 3],
+            "{name}"
+        );
+        // Of a damaged file, the rows before the damage.
+        let whole = row["whole"].as_u64().unwrap_or(page.height.into()) as usize;
+        let bytes = whole * page.width as usize * 3;
+        let differences = page.pixels[..bytes].iter().zip(right.data());
+        let most = differences.map(|(a, b)| a.abs_diff(*b)).max().unwrap_or(0);
+        assert!(
+            u64::from(most) <= row["tolerance"].as_u64().unwrap(),
+            "{name}: {most}"
+        );
+        assert_eq!(found.truncated, expected == "truncated", "{name}");
+        assert_eq!(u64::from(found.pages), row["pages"].as_u64().unwrap(), "{name}");
+    }
+}
+
 #[test]
 fn palettes_of_every_depth_are_expanded() {
     let mut random = Random(1);
@@ -188,22 +264,43 @@ fn brightness_and_colour_differences_become_rgb() {
 }
 
 #[test]
-fn the_orientation_is_undone() {
-    let rgb: Vec<u8> = (0..18).collect();
-    let upright = Tiff::new(3, 2, 8, 3, 2, rgb).with(274, SHORT, vec![6]).read();
-    assert_eq!((upright.width, upright.height), (2, 3));
-    assert_eq!(upright.pixels[..6], [9, 10, 11, 0, 1, 2]);
-    let (strip, _) = packed(4, 3, 2);
-    let rare = Tiff::new(3, 2, 4, 1, 1, strip).with(274, SHORT, vec![8]).read();
-    assert_eq!((rare.width, rare.height), (2, 3));
+fn the_orientation_is_undone_whatever_its_type_is() {
+    let rgb = Tiff::new(3, 2, 8, 3, 2, (0..18).collect());
+    let turned = [9, 10, 11, 0, 1, 2, 12, 13, 14, 3, 4, 5, 15, 16, 17, 6, 7, 8];
+    for kind in [SHORT, LONG] {
+        let upright = rgb.clone().with(274, kind, vec![6]).read();
+        assert_eq!((upright.width, upright.height), (2, 3));
+        assert_eq!(upright.pixels, turned);
+    }
+    // XMP, padded to four bytes a value.
+    let xmp = b"<rdf tiff:Orientation=\"6\"/>\0";
+    let values = xmp
+        .as_chunks::<4>()
+        .0
+        .iter()
+        .map(|bytes| u32::from_le_bytes(*bytes))
+        .collect();
+    let file = rgb.with(700, LONG, values).bytes();
+    assert_eq!(read(&file).unwrap().pixels, turned);
 }
 
 #[test]
 fn what_no_decoder_reads_is_called_so() {
     let rgb = Tiff::new(3, 2, 8, 3, 2, (0..18).collect());
-    for (tag, value) in [(259, 2), (259, 34_712), (262, 8), (262, 32_803)] {
+    for (tag, value) in [
+        (259, 2),
+        (259, 34_712),
+        (259, 12_345),
+        (262, 8),
+        (262, 32_803),
+        (262, 77),
+    ] {
         let file = rgb.clone().with(tag, SHORT, vec![value]).bytes();
-        assert_eq!(read(&file), Err(ImageError::UnsupportedVariant), "{tag} {value}");
+        let error = read(&file).unwrap_err();
+        assert!(
+            matches!(error, ImageError::UnsupportedVariant(_)),
+            "{tag} {value}: {error}"
+        );
     }
 }
 
@@ -270,18 +367,52 @@ fn a_directory_that_lies_costs_nothing() {
 
 #[test]
 fn a_piece_in_jpeg_cannot_be_larger_than_its_place() {
-    let jpeg = super::image_fixture("rgb-444.jpg");
-    let whole = read(&jpeg).unwrap();
+    let jpeg = image_fixture("rgb-444.jpg");
     let tiff = |width, height, strip: &[u8]| {
         Tiff::new(width, height, 8, 3, 6, strip.to_vec())
             .with(259, SHORT, vec![7])
             .with(530, SHORT, vec![1, 1])
     };
-    let page = tiff(whole.width, whole.height, &jpeg).read();
-    let differences = page.pixels.iter().zip(&whole.pixels).map(|(a, b)| a.abs_diff(*b));
-    assert!(differences.max().unwrap() <= 2);
-    let small = tiff(whole.width, 16, &jpeg);
+    let (width, height) = (51, 74);
+    tiff(width, height, &jpeg).read();
+    let small = tiff(width, 16, &jpeg);
     assert_eq!(refused_cheaply(&small, "a larger frame"), ImageError::Undecodable);
-    let cut = tiff(whole.width, whole.height, &jpeg[..jpeg.len() - 40]);
-    assert_eq!(refused_cheaply(&cut, "a cut frame"), ImageError::Undecodable);
+    let cut = tiff(width, height, &jpeg[..jpeg.len() - 40]);
+    assert!(decode(&cut.bytes()).is_ok_and(|(_, found)| found.truncated));
+}
+
+#[test]
+fn rows_that_are_missing_are_white() {
+    let rgb = Tiff::new(3, 4, 8, 3, 2, (0..36).collect()).with(278, LONG, vec![2]);
+    // The second strip is outside the file.
+    let file = rgb
+        .clone()
+        .with(273, LONG, vec![8, 1 << 20])
+        .with(279, LONG, vec![18, 18]);
+    let (page, found) = decode(&file.bytes()).unwrap();
+    assert!(found.truncated);
+    let right: Vec<u8> = (0..18).chain([255; 18]).collect();
+    assert_eq!(page.pixels, right);
+    let none = rgb
+        .with(273, LONG, vec![1 << 19, 1 << 20])
+        .with(279, LONG, vec![18, 18]);
+    assert_eq!(read(&none.bytes()), Err(ImageError::Undecodable));
+}
+
+#[test]
+fn a_picture_without_a_visible_pixel_is_opaque() {
+    let strip = vec![10, 20, 30, 0, 40, 50, 60, 0];
+    for kind in [1, 2] {
+        let file = Tiff::new(2, 1, 8, 4, 2, strip.clone()).with(338, SHORT, vec![kind]);
+        assert_eq!(file.read().pixels, [10, 20, 30, 40, 50, 60]);
+    }
+}
+
+#[test]
+fn directories_in_a_ring_are_counted_once() {
+    let mut file = Tiff::new(3, 2, 8, 3, 2, (0..18).collect()).bytes();
+    let directory = u32::from_le_bytes(file[4..8].try_into().unwrap()) as usize;
+    let next = directory + 2 + usize::from(file[directory]) * 12;
+    file[next..next + 4].copy_from_slice(&(directory as u32).to_le_bytes());
+    assert_eq!(decode(&file).unwrap().1.pages, 1);
 }

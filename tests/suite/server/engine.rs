@@ -21,11 +21,7 @@ fn start(options: EngineOptions) -> (Engine, Arc<Counts>) {
 }
 
 fn request(prompt: &str) -> ReadRequest {
-    let page = RgbPage {
-        width: 1,
-        height: 1,
-        pixels: vec![0; 3],
-    };
+    let page = RgbPage::new(1, 1, vec![0; 3]);
     ReadRequest::page(prompt, page)
 }
 

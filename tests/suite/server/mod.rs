@@ -8,5 +8,6 @@ mod embedded;
 mod engine;
 mod leaving;
 mod limits;
+mod memory;
 mod raw;
 mod support;

@@ -1,0 +1,52 @@
+//! Pictures that the image crate decodes as a whole.
+
+use image::{ColorType, ImageDecoder, Limits};
+
+use super::samples::{Channels, ToRgb};
+use super::{Alpha, Decoded, EXTRA_BYTES, RowSink, WHOLE};
+use crate::processing::{DecodeLimits, ImageError};
+
+/// Checks the size that the header claims, decodes, and hands the rows on. `format` names what is not supported.
+pub(super) fn decode(
+    mut decoder: impl ImageDecoder,
+    format: &'static str,
+    limits: &DecodeLimits,
+    alpha: Alpha,
+    sink: &mut dyn RowSink,
+) -> Result<Decoded, ImageError> {
+    let refusal = |error| refusal(error, format);
+    let (width, height) = decoder.dimensions();
+    limits.check(width, height)?;
+    let channels = match decoder.color_type() {
+        ColorType::L8 => Channels::Grey,
+        ColorType::La8 => Channels::GreyAlpha,
+        ColorType::Rgb8 => Channels::Rgb,
+        ColorType::Rgba8 => Channels::Rgba,
+        _ => return Err(ImageError::UnsupportedVariant(format)),
+    };
+    let length = decoder.total_bytes();
+    let mut memory = Limits::no_limits();
+    memory.max_alloc = Some(length.saturating_mul(2).saturating_add(EXTRA_BYTES as u64));
+    decoder.set_limits(memory).map_err(refusal)?;
+    let mut pixels = vec![0; usize::try_from(length).map_err(|_| ImageError::Undecodable)?];
+    decoder.read_image(&mut pixels).map_err(refusal)?;
+    let mut rows = ToRgb::new(channels, alpha);
+    let mut rgb = vec![0; width as usize * 3];
+    sink.begin(width, height)?;
+    for samples in pixels.chunks_exact(width as usize * channels.count()) {
+        rows.row(samples, &mut rgb);
+        sink.row(&rgb)?;
+    }
+    Ok(Decoded {
+        visible: rows.visible,
+        ..WHOLE
+    })
+}
+
+/// Drops the decoder's own words.
+pub(super) fn refusal(error: image::ImageError, format: &'static str) -> ImageError {
+    match error {
+        image::ImageError::Unsupported(_) => ImageError::UnsupportedVariant(format),
+        _ => ImageError::Undecodable,
+    }
+}

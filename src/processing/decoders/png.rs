@@ -1,0 +1,161 @@
+//! PNG, row by row. Of an interlaced picture seven decoders read a pass each, in step, so that it need not be held.
+
+use std::io::Cursor;
+
+use png::{BitDepth, ColorType, Decoder, DecodingError, Limits, Reader, Transformations};
+
+use super::samples::{Channels, ToRgb, narrowed};
+use super::{Alpha, Decoded, EXTRA_BYTES, RowSink, WHOLE};
+use crate::processing::{DecodeLimits, ImageError};
+
+type PngReader<'a> = Reader<Cursor<&'a [u8]>>;
+
+/// Decodes a PNG, or the default picture of an animated one.
+pub(super) fn decode(
+    bytes: &[u8],
+    limits: &DecodeLimits,
+    alpha: Alpha,
+    sink: &mut dyn RowSink,
+) -> Result<Decoded, ImageError> {
+    let mut reader = open(bytes)?;
+    let info = reader.info();
+    let (width, height, interlaced) = (info.width, info.height, info.interlaced);
+    limits.check(width, height)?;
+    let (colour, depth) = reader.output_color_type();
+    let channels = match colour {
+        ColorType::Grayscale => Channels::Grey,
+        ColorType::GrayscaleAlpha => Channels::GreyAlpha,
+        ColorType::Rgb => Channels::Rgb,
+        ColorType::Rgba => Channels::Rgba,
+        ColorType::Indexed => return Err(ImageError::Undecodable),
+    };
+    let wide = depth == BitDepth::Sixteen;
+    let mut rows = ToRgb::new(channels, alpha);
+    let mut rgb = vec![0; width as usize * 3];
+    sink.begin(width, height)?;
+    if interlaced {
+        let mut passes = open_passes(bytes, width, height)?;
+        let mut samples = vec![0; width as usize * channels.count()];
+        for y in 0..height {
+            interlaced_row(&mut passes, y, channels.count(), wide, &mut samples)?;
+            rows.row(&samples, &mut rgb);
+            sink.row(&rgb)?;
+        }
+    } else {
+        let mut samples = Vec::new();
+        for _ in 0..height {
+            let row = reader
+                .next_row()
+                .map_err(refusal)?
+                .ok_or(ImageError::Undecodable)?;
+            rows.row(eight_bits(row.data(), wide, &mut samples), &mut rgb);
+            sink.row(&rgb)?;
+        }
+    }
+    Ok(Decoded {
+        visible: rows.visible,
+        ..WHOLE
+    })
+}
+
+/// A reader of expanded samples: palettes as colours, at least 8 bits, transparent colours as alpha.
+fn open(bytes: &[u8]) -> Result<PngReader<'_>, ImageError> {
+    let limits = Limits { bytes: EXTRA_BYTES };
+    let mut decoder = Decoder::new_with_limits(Cursor::new(bytes), limits);
+    decoder.set_transformations(Transformations::EXPAND);
+    // Orientation is read elsewhere, so that no text can be in the way of a picture.
+    decoder.set_ignore_text_chunk(true);
+    decoder.set_ignore_iccp_chunk(true);
+    decoder.read_info().map_err(refusal)
+}
+
+fn eight_bits<'a>(samples: &'a [u8], wide: bool, narrow: &'a mut Vec<u8>) -> &'a [u8] {
+    if !wide {
+        return samples;
+    }
+    narrow.clear();
+    let wide = samples.as_chunks::<2>().0.iter();
+    narrow.extend(wide.map(|sample| narrowed(u16::from_be_bytes(*sample))));
+    narrow
+}
+
+/// One of Adam7's passes: its pixels start at `x`, `y` and are `dx`, `dy` apart.
+struct Pass<'a> {
+    x: u32,
+    y: u32,
+    dx: u32,
+    dy: u32,
+    reader: PngReader<'a>,
+    narrow: Vec<u8>,
+}
+
+/// A reader for each pass that has pixels, which has read those before it.
+fn open_passes(bytes: &[u8], width: u32, height: u32) -> Result<Vec<Pass<'_>>, ImageError> {
+    const ADAM7: [[u32; 4]; 7] = [
+        [0, 0, 8, 8],
+        [4, 0, 8, 8],
+        [0, 4, 4, 8],
+        [2, 0, 4, 4],
+        [0, 2, 2, 4],
+        [1, 0, 2, 2],
+        [0, 1, 1, 2],
+    ];
+    let mut passes: Vec<Pass> = Vec::new();
+    let mut rows_before = 0;
+    for [x, y, dx, dy] in ADAM7 {
+        if x >= width || y >= height {
+            continue;
+        }
+        let mut reader = open(bytes)?;
+        for _ in 0..rows_before {
+            reader
+                .next_interlaced_row()
+                .map_err(refusal)?
+                .ok_or(ImageError::Undecodable)?;
+        }
+        rows_before += (height - y).div_ceil(dy);
+        passes.push(Pass {
+            x,
+            y,
+            dx,
+            dy,
+            reader,
+            narrow: Vec::new(),
+        });
+    }
+    Ok(passes)
+}
+
+/// Puts together the samples of row `y` from the passes that cross it.
+fn interlaced_row(
+    passes: &mut [Pass<'_>],
+    y: u32,
+    channels: usize,
+    wide: bool,
+    samples: &mut [u8],
+) -> Result<(), ImageError> {
+    for pass in passes {
+        if y % pass.dy != pass.y {
+            continue;
+        }
+        let row = pass
+            .reader
+            .next_interlaced_row()
+            .map_err(refusal)?
+            .ok_or(ImageError::Undecodable)?;
+        let row = eight_bits(row.data(), wide, &mut pass.narrow);
+        let places = samples
+            .chunks_exact_mut(channels)
+            .skip(pass.x as usize)
+            .step_by(pass.dx as usize);
+        for (place, pixel) in places.zip(row.chunks_exact(channels)) {
+            place.copy_from_slice(pixel);
+        }
+    }
+    Ok(())
+}
+
+/// Drops the decoder's own words.
+fn refusal(_: DecodingError) -> ImageError {
+    ImageError::Undecodable
+}

@@ -1,0 +1,269 @@
+//! The header, the image file directories and the values of their fields.
+
+use crate::processing::ImageError;
+
+/// The most values one field may have.
+const MAX_VALUES: usize = 1 << 20;
+/// The most directories that are counted.
+const MAX_DIRECTORIES: usize = 65_535;
+/// Entries of a later directory among which its kind is looked for: entries are sorted, and 254 is the lowest tag.
+const FIRST_ENTRIES: usize = 16;
+const NEW_SUBFILE_TYPE: u16 = 254;
+/// Bits of NewSubfileType: a reduced-resolution version of another page, and a transparency mask.
+const NO_PAGE: u64 = 1 | 4;
+
+/// How numbers are stored: their byte order, and the sizes of classic TIFF or of BigTIFF.
+#[derive(Debug, Clone, Copy)]
+struct Form {
+    big_endian: bool,
+    big_tiff: bool,
+}
+
+impl Form {
+    /// The form, and the offset of the first directory.
+    fn read(file: &[u8]) -> Option<(Self, usize)> {
+        // As Pillow, the version number is taken in the wrong byte order, too.
+        let (big_endian, big_tiff) = match *file.first_chunk()? {
+            [b'I', b'I', 42, 0] | [b'I', b'I', 0, 42] => (false, false),
+            [b'M', b'M', 0, 42] | [b'M', b'M', 42, 0] => (true, false),
+            [b'I', b'I', 43, 0] => (false, true),
+            [b'M', b'M', 0, 43] => (true, true),
+            _ => return None,
+        };
+        let form = Self { big_endian, big_tiff };
+        let at = if big_tiff { 8 } else { 4 };
+        if big_tiff && form.at(file, 4, 2) != Some(8) {
+            return None;
+        }
+        Some((form, form.offset(file, at)?))
+    }
+
+    /// The number of `size` bytes at `at`.
+    fn at(self, file: &[u8], at: usize, size: usize) -> Option<u64> {
+        let bytes = file.get(at..at.checked_add(size)?)?;
+        Some(number(bytes, self.big_endian))
+    }
+
+    fn offset(self, file: &[u8], at: usize) -> Option<usize> {
+        self.at(file, at, self.word())?.try_into().ok()
+    }
+
+    /// Bytes of an offset.
+    fn word(self) -> usize {
+        if self.big_tiff { 8 } else { 4 }
+    }
+
+    /// The number of entries of the directory at `at`, where the first one starts, and the bytes of one.
+    fn entries(self, file: &[u8], at: usize) -> Option<(usize, usize, usize)> {
+        let (head, entry) = if self.big_tiff { (8, 20) } else { (2, 12) };
+        let count = usize::try_from(self.at(file, at, head)?).ok()?;
+        Some((count, at.checked_add(head)?, entry))
+    }
+
+    /// Where the directory after the one at `at` starts; `None` at the end of the chain, and where it is broken.
+    fn next(self, file: &[u8], at: usize) -> Option<usize> {
+        let (count, first, entry) = self.entries(file, at)?;
+        let end = first.checked_add(count.checked_mul(entry)?)?;
+        self.offset(file, end).filter(|next| *next != 0)
+    }
+}
+
+/// An unsigned number of up to 8 bytes.
+fn number(bytes: &[u8], big_endian: bool) -> u64 {
+    let join = |sum: u64, byte: &u8| sum << 8 | u64::from(*byte);
+    if big_endian {
+        bytes.iter().fold(0, join)
+    } else {
+        bytes.iter().rev().fold(0, join)
+    }
+}
+
+/// The first directory of a file.
+pub(super) struct Directory<'a> {
+    /// The whole file.
+    pub(super) file: &'a [u8],
+    /// Whether the most significant byte of a number comes first.
+    pub(super) big_endian: bool,
+    entries: Vec<Entry<'a>>,
+    pages: u32,
+}
+
+struct Entry<'a> {
+    tag: u16,
+    kind: u16,
+    /// `None` if they are not in the file.
+    values: Option<&'a [u8]>,
+}
+
+/// The values of one field.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Values<'a> {
+    /// As they are stored.
+    pub(super) bytes: &'a [u8],
+    kind: u16,
+    big_endian: bool,
+}
+
+/// Bytes of one value of a field's type.
+fn size(kind: u16) -> usize {
+    match kind {
+        3 | 8 => 2,
+        4 | 9 | 11 | 13 => 4,
+        5 | 10 | 12 | 16..=18 => 8,
+        _ => 1,
+    }
+}
+
+impl<'a> Directory<'a> {
+    /// `None` if there is no header, or the directory is not whole.
+    pub(super) fn read(file: &'a [u8]) -> Option<Self> {
+        let (form, at) = Form::read(file)?;
+        let (count, first, length) = form.entries(file, at)?;
+        let table = file.get(first..first.checked_add(count.checked_mul(length)?)?)?;
+        let entries = table.chunks_exact(length).map(|entry| Entry {
+            tag: number(&entry[..2], form.big_endian) as u16,
+            kind: number(&entry[2..4], form.big_endian) as u16,
+            values: values(file, form, entry),
+        });
+        Some(Self {
+            file,
+            big_endian: form.big_endian,
+            entries: entries.collect(),
+            pages: count_pages(file, form, at),
+        })
+    }
+
+    /// The directories of the chain that are pages: this one, and later ones that are no thumbnails and no masks.
+    pub(super) fn pages(&self) -> u32 {
+        self.pages
+    }
+
+    /// The values of a tag; `None` if it is missing or empty. A tag that is named twice, has too many values or values
+    /// outside the file is damage.
+    pub(super) fn values(&self, tag: u16) -> Result<Option<Values<'a>>, ImageError> {
+        let mut named = self.entries.iter().filter(|entry| entry.tag == tag);
+        let Some(entry) = named.next() else {
+            return Ok(None);
+        };
+        let bytes = entry.values.filter(|_| named.next().is_none());
+        let values = Values {
+            bytes: bytes.ok_or(ImageError::Undecodable)?,
+            kind: entry.kind,
+            big_endian: self.big_endian,
+        };
+        match values.len() {
+            0 => Ok(None),
+            1..=MAX_VALUES => Ok(Some(values)),
+            _ => Err(ImageError::Undecodable),
+        }
+    }
+
+    /// The first value of a tag.
+    pub(super) fn first(&self, tag: u16) -> Result<Option<u64>, ImageError> {
+        let first = self.values(tag)?.map(|values| values.get(0));
+        first
+            .map(|value| value.ok_or(ImageError::Undecodable))
+            .transpose()
+    }
+}
+
+impl Values<'_> {
+    /// How many there are.
+    pub(super) fn len(&self) -> usize {
+        self.bytes.len() / size(self.kind)
+    }
+
+    /// One value; `None` if there are fewer, or it is no integer. Negative ones become large, as no tag means them.
+    pub(super) fn get(&self, index: usize) -> Option<u64> {
+        let size = size(self.kind);
+        let at = index.checked_mul(size)?;
+        let value = number(self.bytes.get(at..at.checked_add(size)?)?, self.big_endian);
+        match self.kind {
+            1 | 3 | 4 | 7 | 13 | 16 | 18 => Some(value),
+            6 | 8 | 9 | 17 => {
+                let unused = 64 - 8 * size as u32;
+                Some(((value << unused) as i64 >> unused) as u64)
+            }
+            _ => None,
+        }
+    }
+
+    /// All values, which are integers.
+    pub(super) fn integers(&self) -> impl Iterator<Item = Option<u64>> {
+        (0..self.len()).map(|index| self.get(index))
+    }
+
+    /// All values as real numbers: fractions, floating-point ones or integers.
+    pub(super) fn reals(&self) -> Vec<f32> {
+        let real = |bytes: &[u8]| {
+            let bits = number(bytes, self.big_endian);
+            match self.kind {
+                5 | 10 => {
+                    let (first, second) = bytes.split_at(4);
+                    let part = |bytes| number(bytes, self.big_endian) as u32;
+                    let real = |part: u32| {
+                        if self.kind == 10 {
+                            f64::from(part as i32)
+                        } else {
+                            f64::from(part)
+                        }
+                    };
+                    (real(part(first)) / real(part(second))) as f32
+                }
+                11 => f32::from_bits(bits as u32),
+                12 => f64::from_bits(bits) as f32,
+                _ => bits as f32,
+            }
+        };
+        self.bytes.chunks_exact(size(self.kind)).map(real).collect()
+    }
+}
+
+/// The bytes of an entry's values, which stand in the entry itself if they fit.
+fn values<'a>(file: &'a [u8], form: Form, entry: &'a [u8]) -> Option<&'a [u8]> {
+    let word = form.word();
+    let kind = number(&entry[2..4], form.big_endian) as u16;
+    let count = usize::try_from(form.at(entry, 4, word)?).ok()?;
+    let length = count.checked_mul(size(kind))?;
+    if length <= word {
+        return entry.get(4 + word..4 + word + length);
+    }
+    let start = form.offset(entry, 4 + word)?;
+    file.get(start..start.checked_add(length)?)
+}
+
+/// Follows the chain of directories. One that is damaged or was seen before ends it.
+fn count_pages(file: &[u8], form: Form, first: usize) -> u32 {
+    let mut seen = std::collections::HashSet::from([first]);
+    let mut pages = 1;
+    let mut at = first;
+    while let Some(next) = form.next(file, at)
+        && seen.len() < MAX_DIRECTORIES
+        && seen.insert(next)
+        && let Some(kind) = subfile_type(file, form, next)
+    {
+        pages += u32::from(kind & NO_PAGE == 0);
+        at = next;
+    }
+    pages
+}
+
+/// The NewSubfileType of the directory at `at`; `None` if the directory is not whole.
+fn subfile_type(file: &[u8], form: Form, at: usize) -> Option<u64> {
+    let (count, first, length) = form.entries(file, at)?;
+    let table = file.get(first..first.checked_add(count.checked_mul(length)?)?)?;
+    let mut entries = table.chunks_exact(length).take(FIRST_ENTRIES);
+    let entry = entries.find(|entry| number(&entry[..2], form.big_endian) == u64::from(NEW_SUBFILE_TYPE));
+    let values = entry.and_then(|entry| {
+        let bytes = values(file, form, entry)?;
+        let kind = number(&entry[2..4], form.big_endian) as u16;
+        let big_endian = form.big_endian;
+        Values {
+            bytes,
+            kind,
+            big_endian,
+        }
+        .get(0)
+    });
+    (count > 0).then_some(values.unwrap_or(0))
+}

@@ -1,0 +1,58 @@
+//! TIFF: strips and tiles of every compression that scanners, fax servers and office programs use, read row by row.
+//!
+//! The terms are those of TIFF 6.0. What the first directory claims is checked before memory is taken for it; strips and
+//! tiles are unpacked by readers, so that a picture is never held.
+
+mod bands;
+mod ccitt;
+mod codecs;
+mod colour;
+mod directory;
+mod layout;
+mod lzw;
+mod predictor;
+mod samples;
+mod segments;
+
+use directory::Directory;
+use layout::Layout;
+
+use crate::processing::decoders::{Alpha, Decoded, RowSink};
+use crate::processing::{DecodeLimits, ImageError};
+
+const ORIENTATION: u16 = 274;
+const XMP: u16 = 700;
+
+/// Decodes the first page. Rows that are missing or damaged are white, and `truncated` is set; without a single one the
+/// picture is damaged.
+pub(super) fn decode(
+    bytes: &[u8],
+    limits: &DecodeLimits,
+    alpha: Alpha,
+    sink: &mut dyn RowSink,
+) -> Result<Decoded, ImageError> {
+    let directory = Directory::read(bytes).ok_or(ImageError::Undecodable)?;
+    let layout = Layout::read(&directory, limits, alpha)?;
+    sink.begin(layout.width, layout.height)?;
+    let found = bands::decode(&layout, sink)?;
+    if !found.any {
+        return Err(ImageError::Undecodable);
+    }
+    Ok(Decoded {
+        truncated: found.truncated,
+        pages: directory.pages(),
+        visible: found.visible,
+    })
+}
+
+/// The first page's orientation, of whatever integer type.
+pub(super) fn orientation(bytes: &[u8]) -> Option<u16> {
+    let orientation = Directory::read(bytes)?.first(ORIENTATION).ok()??;
+    orientation.try_into().ok()
+}
+
+/// The first page's XMP packet.
+pub(super) fn xmp(bytes: &[u8]) -> Option<&[u8]> {
+    let packet = Directory::read(bytes)?.values(XMP).ok()??;
+    Some(packet.bytes)
+}

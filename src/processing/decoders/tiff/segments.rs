@@ -1,0 +1,153 @@
+//! Strips and tiles: where their bytes are, and readers of what they unpack to.
+
+use std::io::{self, Cursor, Read};
+
+use super::ccitt;
+use super::codecs::{self, PackBits};
+use super::directory::{Directory, Values};
+use super::layout::{Compression, Layout};
+use super::lzw::Lzw;
+use crate::processing::ImageError;
+
+const STRIP_OFFSETS: u16 = 273;
+const STRIP_BYTE_COUNTS: u16 = 279;
+const TILE_OFFSETS: u16 = 324;
+const TILE_BYTE_COUNTS: u16 = 325;
+
+/// How many times the file's bytes strips and tiles may claim together: those of a file that was cut are outside it.
+const MAX_CLAIM: u64 = 64;
+
+/// Where the strips or tiles of a picture are.
+pub(super) struct Table<'a> {
+    file: &'a [u8],
+    offsets: Values<'a>,
+    counts: Option<Values<'a>>,
+    /// All offsets in order, if a count is missing: such a strip ends where the next one starts.
+    sorted: Vec<u64>,
+}
+
+impl<'a> Table<'a> {
+    /// Refuses strips or tiles that overlap, or claim far more bytes than there are.
+    pub(super) fn read(directory: &Directory<'a>, tiled: bool) -> Result<Self, ImageError> {
+        let (offsets, counts) = if tiled {
+            (TILE_OFFSETS, TILE_BYTE_COUNTS)
+        } else {
+            (STRIP_OFFSETS, STRIP_BYTE_COUNTS)
+        };
+        let offsets = directory.values(offsets)?.ok_or(ImageError::Undecodable)?;
+        let mut table = Self {
+            file: directory.file,
+            offsets,
+            counts: directory.values(counts)?,
+            sorted: Vec::new(),
+        };
+        if (0..offsets.len()).any(|index| table.count(index).is_none()) {
+            table.sorted = offsets.integers().flatten().collect();
+            table.sorted.sort_unstable();
+        }
+        let (mut claimed, mut held) = (0u64, 0u64);
+        for index in 0..offsets.len() {
+            claimed = claimed.saturating_add(table.count(index).unwrap_or(0));
+            held = held.saturating_add(table.bytes(index, 0).len() as u64);
+        }
+        let length = table.file.len() as u64;
+        if held > length || claimed > length.saturating_mul(MAX_CLAIM) {
+            return Err(ImageError::Undecodable);
+        }
+        Ok(table)
+    }
+
+    fn count(&self, index: usize) -> Option<u64> {
+        self.counts?.get(index).filter(|count| *count > 0)
+    }
+
+    /// The stored bytes of a strip or tile: as many as the file has of them, at least `least` if there are so many.
+    fn bytes(&self, index: usize, least: usize) -> &'a [u8] {
+        let Some(start) = self.offsets.get(index) else {
+            return &[];
+        };
+        let count = self.count(index).unwrap_or_else(|| {
+            let after = self.sorted.partition_point(|offset| *offset <= start);
+            self.sorted.get(after).map_or(u64::MAX, |next| next - start)
+        });
+        let end = start
+            .saturating_add(count.max(least as u64))
+            .min(self.file.len() as u64);
+        match (usize::try_from(start), usize::try_from(end)) {
+            // No strip stands in the header.
+            (Ok(1..), _) => self.file.get(start as usize..end as usize).unwrap_or_default(),
+            _ => &[],
+        }
+    }
+}
+
+/// A reader of the bytes that a strip or tile unpacks to.
+pub(super) struct Segment<'a> {
+    bytes: Box<dyn Read + 'a>,
+    /// Whether some of its rows are known to be wrong.
+    pub(super) damaged: bool,
+}
+
+impl<'a> Segment<'a> {
+    /// Opens a strip or tile, of which `rows` rows are wanted. A missing one is empty.
+    pub(super) fn open(layout: &Layout<'a>, index: usize, rows: u32) -> Result<Self, ImageError> {
+        let mut damaged = false;
+        let stored = layout.stored(index, rows);
+        let reader = || codecs::stored(stored, layout.turned);
+        let bytes: Box<dyn Read + 'a> = match layout.compression {
+            _ if stored.is_empty() => Box::new(io::empty()),
+            Compression::None => Box::new(reader()),
+            Compression::PackBits => Box::new(PackBits::new(reader())),
+            Compression::Lzw => Box::new(Lzw::new(reader())),
+            Compression::Deflate => codecs::deflate(reader()),
+            Compression::Zstd if !layout.turned && codecs::zstd_window_is_large(stored) => {
+                return Err(ImageError::UnsupportedVariant(
+                    "TIFF with a Zstandard window of more than 8 MiB",
+                ));
+            }
+            Compression::Zstd => codecs::zstd(reader()).map_err(|_| ImageError::Undecodable)?,
+            Compression::Fax(fax) => {
+                let (bits, wrong) = ccitt::decode(fax, stored, layout.turned, layout.segment.0, rows);
+                if wrong && layout.uncompressed_mode {
+                    return Err(ImageError::UnsupportedVariant(
+                        "TIFF with fax compression in uncompressed mode",
+                    ));
+                }
+                damaged = wrong;
+                Box::new(Cursor::new(bits))
+            }
+            Compression::Jpeg => return Err(ImageError::Undecodable),
+        };
+        Ok(Self { bytes, damaged })
+    }
+
+    /// Reads one row. False: the data ended or is damaged, and the row is not whole.
+    pub(super) fn row(&mut self, row: &mut [u8]) -> bool {
+        self.bytes.read_exact(row).is_ok()
+    }
+}
+
+impl<'a> Layout<'a> {
+    /// The stored bytes of a strip or tile. Uncompressed ones are as long as their rows, whatever the counts say.
+    pub(super) fn stored(&self, index: usize, rows: u32) -> &'a [u8] {
+        let least = if self.compression == Compression::None {
+            let groups = (rows as usize).div_ceil(self.subsampling.1);
+            self.row_bytes().saturating_mul(groups)
+        } else {
+            0
+        };
+        self.table.bytes(index, least)
+    }
+
+    /// The memory that one open reader may take beside its row.
+    pub(super) fn reader_bytes(&self) -> usize {
+        match self.compression {
+            Compression::None | Compression::PackBits | Compression::Jpeg => 8 << 10,
+            Compression::Lzw | Compression::Deflate => 64 << 10,
+            Compression::Zstd => (1 << codecs::ZSTD_WINDOW_LOG) + (256 << 10),
+            Compression::Fax(_) => self
+                .row_bytes()
+                .saturating_mul(self.segment.1.min(self.height) as usize),
+        }
+    }
+}

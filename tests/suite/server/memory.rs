@@ -1,0 +1,50 @@
+//! Pages that wait take the memory of what the model sees of them, whatever their files claim.
+
+use reqwest::blocking::multipart::{Form, Part};
+
+use super::embedded::Shipped;
+use crate::suite::images::memory::{LOSSLESS_WEBP, tiff};
+
+/// Most memory that the process ever held, MiB.
+fn peak_mib(process: u32) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{process}/status")).unwrap();
+    let line = status
+        .lines()
+        .find_map(|line| line.strip_prefix("VmHWM:"))
+        .unwrap();
+    line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() / 1024
+}
+
+#[test]
+fn eight_pages_of_forty_megapixels_at_once_fit_into_half_a_gibibyte() {
+    let server = Shipped::start("models/qwen25-vl-nano", &["--threads", "2"]).loaded();
+    let floats = tiff(32, 3);
+    for file in [LOSSLESS_WEBP, &floats] {
+        std::thread::scope(|scope| {
+            let readings: Vec<_> = (0..8)
+                .map(|_| {
+                    scope.spawn(|| {
+                        let part = Part::bytes(file.to_vec()).file_name("page");
+                        let form = Form::new().part("file", part).text("max_new_tokens", "1");
+                        server.post("/extract", form).status().as_u16()
+                    })
+                })
+                .collect();
+            for reading in readings {
+                assert_eq!(reading.join().unwrap(), 200);
+            }
+        });
+    }
+    let peak = peak_mib(server.child.id());
+    assert!(peak < 512, "{peak} MiB");
+}
+
+#[test]
+fn a_picture_that_takes_more_than_there_is_for_all_is_refused_by_a_figure() {
+    let server = Shipped::start("models/qwen25-vl-nano", &["--max-decoded-mib", "100"]).loaded();
+    let part = Part::bytes(LOSSLESS_WEBP.to_vec()).file_name("page");
+    let response = server.post("/extract", Form::new().part("file", part));
+    assert_eq!(response.status(), 400);
+    let body = response.text().unwrap();
+    assert!(body.contains("the limit is 100 MiB"), "{body}");
+}
