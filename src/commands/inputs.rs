@@ -9,6 +9,11 @@ use crate::processing::{SIGNATURE_BYTES, is_picture};
 use crate::telemetry::{self, Level};
 use crate::{Error, Result};
 
+/// Extensions, in lower case, of files that are said to be pictures: one that is none is reported, not passed over.
+const EXTENSIONS: [&str; 11] = [
+    "png", "jpg", "jpeg", "jpe", "jfif", "webp", "tif", "tiff", "bmp", "dib", "gif",
+];
+
 /// Where a page comes from.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Source {
@@ -128,7 +133,7 @@ fn pictures(folder: &Path, recursive: bool) -> Vec<Result<Source>> {
     found.into_iter().map(|path| Ok(Source::File(path))).collect()
 }
 
-/// Files count by their first bytes, whatever their names. Hidden ones and links to folders are passed over, and what is
+/// Files count by their first bytes, whatever their names, and by names that promise a picture. Hidden ones and links to folders are passed over, and what is
 /// no file at all with a word.
 fn add_pictures(folder: &Path, recursive: bool, found: &mut Vec<PathBuf>) -> Result<()> {
     let in_folder = |error| Error::io(folder, error);
@@ -150,11 +155,16 @@ fn add_pictures(folder: &Path, recursive: bool, found: &mut Vec<PathBuf>) -> Res
             Some("a folder") => {}
             Some(what) => telemetry::say(Level::WARN, &format!("{}: skipped: {what}", path.display())),
             // What cannot be read is reported in its turn.
-            None if starts_as_picture(&path).unwrap_or(true) => found.push(path),
+            None if is_called_picture(&path) || starts_as_picture(&path).unwrap_or(true) => found.push(path),
             None => {}
         }
     }
     Ok(())
+}
+
+fn is_called_picture(path: &Path) -> bool {
+    let extension = path.extension().and_then(|extension| extension.to_str());
+    extension.is_some_and(|extension| EXTENSIONS.contains(&extension.to_ascii_lowercase().as_str()))
 }
 
 fn starts_as_picture(path: &Path) -> io::Result<bool> {
@@ -187,14 +197,16 @@ mod tests {
             ("a.jfif", JPEG),
             ("scan 1", JPEG),
             ("notes.txt", b"To whom it may concern"),
-            ("notes.png", b"no picture"),
-            ("empty.png", b""),
+            ("empty.JFIF", b""),
             (".hidden.png", PNG),
             ("c/d.tif", b"II*\0"),
         ] {
             fs::write(folder.path().join(name), start).unwrap();
         }
-        assert_eq!(names(folder.path(), false), ["a.jfif", "b.PNG", "scan 1"]);
+        assert_eq!(
+            names(folder.path(), false),
+            ["a.jfif", "b.PNG", "empty.JFIF", "scan 1"]
+        );
         assert_eq!(
             names(folder.path(), true),
             ["a.jfif", "b.PNG", "c/d.tif", "scan 1"]
