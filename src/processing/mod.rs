@@ -7,6 +7,7 @@ mod image;
 mod patches;
 mod processor_config;
 mod resize;
+mod template;
 mod tokenizer;
 mod vocabulary;
 
