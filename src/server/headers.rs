@@ -10,7 +10,17 @@ use actix_web::{Error, HttpResponse, ResponseError};
 use super::errors::{ApiError, framework_error};
 use super::options::{MAX_HEADER_BYTES, MAX_HEADERS};
 
-const API_POLICY: &str = "default-src 'none'; frame-ancestors 'none'";
+/// What every answer has; `/docs` has another policy.
+pub(super) const SAFE_HEADERS: [(HeaderName, &str); 5] = [
+    (
+        header::CONTENT_SECURITY_POLICY,
+        "default-src 'none'; frame-ancestors 'none'",
+    ),
+    (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
+    (header::X_FRAME_OPTIONS, "DENY"),
+    (header::REFERRER_POLICY, "no-referrer"),
+    (header::CACHE_CONTROL, "no-store"),
+];
 /// The documentation page brings its own scripts, and styles in the page.
 const DOCS_POLICY: &str = "default-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; \
      frame-ancestors 'none'; base-uri 'none'; form-action 'none'";
@@ -31,16 +41,15 @@ pub(super) async fn finish<B: MessageBody + 'static>(
     } else {
         response
     };
-    let policy = if docs { DOCS_POLICY } else { API_POLICY };
     let headers = response.headers_mut();
-    for (name, value) in [
-        (header::CONTENT_SECURITY_POLICY, policy),
-        (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
-        (header::X_FRAME_OPTIONS, "DENY"),
-        (header::REFERRER_POLICY, "no-referrer"),
-        (header::CACHE_CONTROL, "no-store"),
-    ] {
+    for (name, value) in SAFE_HEADERS {
         headers.insert(name, HeaderValue::from_static(value));
+    }
+    if docs {
+        headers.insert(
+            header::CONTENT_SECURITY_POLICY,
+            HeaderValue::from_static(DOCS_POLICY),
+        );
     }
     Ok(response)
 }
