@@ -67,15 +67,15 @@ fn filter_for(level: Level) -> String {
     format!("{level},actix_server={housekeeping}")
 }
 
-/// Whatever the filter says: libraries that speak HTTP quote header lines where they may say more than `info`, and clients
-/// can have the form's reader warn as often as they like.
+/// Whatever the filter says: libraries that speak HTTP quote header lines where they may say more than `info`; the HTTP parser
+/// and the form's reader report clients' faults as errors and warnings of the server, without end. The server has its own
+/// line for each.
 fn may_be_told(target: &str, level: Level) -> bool {
-    let most = match target.split("::").next().unwrap_or_default() {
-        "medical_vision" => Level::TRACE,
-        "actix_multipart" => Level::ERROR,
-        _ => Level::INFO,
-    };
-    level <= most
+    match target.split("::").next().unwrap_or_default() {
+        "medical_vision" => true,
+        "actix_http" | "actix_multipart" => false,
+        _ => level <= Level::INFO,
+    }
 }
 
 /// Says something to the person who ran the program: one line of plain text, or of JSON with `--log-format json`.
@@ -258,6 +258,7 @@ mod tests {
         assert!(may_be_told("medical_vision::server::logging", Level::TRACE));
         assert!(may_be_told("actix_server::builder", Level::INFO));
         for (target, level) in [
+            ("actix_http::h1::dispatcher", Level::ERROR),
             ("actix_http::h1::decoder", Level::DEBUG),
             ("hyper_util::client::legacy::pool", Level::TRACE),
             ("reqwest::connect", Level::DEBUG),

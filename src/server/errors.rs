@@ -183,7 +183,7 @@ pub(super) fn parser_error(status: StatusCode) -> Vec<u8> {
                 HEAD_DEADLINE.as_secs()
             )
         }
-        StatusCode::BAD_REQUEST => "the request is not valid HTTP/1.1".to_owned(),
+        StatusCode::BAD_REQUEST => "the request is not valid HTTP".to_owned(),
         other => framework_error(other).detail,
     };
     let body = ErrorBody {
