@@ -1,5 +1,6 @@
 //! Every error the library returns, grouped by who can mend it.
 
+use std::fmt;
 use std::path::{Path, PathBuf};
 
 use crate::hub::HubError;
@@ -19,7 +20,7 @@ pub enum Error {
     #[error(transparent)]
     Prompt(#[from] PromptError),
     /// A file of the model folder is missing, broken or does not fit the others.
-    #[error("{}: {reason}", path.display())]
+    #[error("{}: {}", Shown(path), Bounded(reason))]
     Checkpoint {
         /// The file or folder at fault.
         path: PathBuf,
@@ -27,7 +28,7 @@ pub enum Error {
         reason: String,
     },
     /// A record of the pipeline is broken, lacks a key or is a newer program's.
-    #[error("{}: {reason}", path.display())]
+    #[error("{}: {}", Shown(path), Bounded(reason))]
     Record {
         /// The file at fault.
         path: PathBuf,
@@ -35,7 +36,7 @@ pub enum Error {
         reason: String,
     },
     /// A file could not be read or written.
-    #[error("{}: {source}", path.display())]
+    #[error("{}: {source}", Shown(path))]
     Io {
         /// The file at fault.
         path: PathBuf,
@@ -88,5 +89,87 @@ impl Error {
             path: path.as_ref().to_owned(),
             source,
         }
+    }
+}
+
+/// Most characters of a text from a file that an error repeats.
+const MAX_EXCERPT: usize = 200;
+/// Most characters of an error's reason.
+const MAX_REASON: usize = 4_000;
+
+/// `text` for an error or a line of the log: the beginning of a long one, control characters and line ends escaped.
+pub(crate) fn excerpt(text: &str) -> String {
+    let mut shown: String = escaped(text.chars().take(MAX_EXCERPT)).collect();
+    if text.chars().nth(MAX_EXCERPT).is_some() {
+        shown.push('…');
+    }
+    shown
+}
+
+/// Characters with those that end a line or command a terminal written out.
+fn escaped(text: impl Iterator<Item = char>) -> impl Iterator<Item = char> {
+    text.flat_map(|character| {
+        let harmful = character.is_control() || matches!(character, '\u{2028}' | '\u{2029}');
+        let written = harmful.then(|| character.escape_default());
+        let plain = (!harmful).then_some(character);
+        written.into_iter().flatten().chain(plain)
+    })
+}
+
+/// A path on one line.
+struct Shown<'a>(&'a Path);
+
+impl fmt::Display for Shown<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let path = self.0.to_string_lossy();
+        f.write_str(&escaped(path.chars()).collect::<String>())
+    }
+}
+
+/// A reason on one line, what it quotes of a file cut to [`MAX_EXCERPT`] characters.
+struct Bounded<'a>(&'a str);
+
+impl fmt::Display for Bounded<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut shown = String::new();
+        // Between quotation marks is what a file holds; where they do not pair up the whole is bounded all the same.
+        for (i, part) in self.0.split_inclusive('"').enumerate() {
+            let length = part.chars().count();
+            match i % 2 == 1 && length > MAX_EXCERPT {
+                true => {
+                    shown.extend(escaped(part.chars().take(MAX_EXCERPT)));
+                    shown.push_str("…\"");
+                }
+                false => shown.extend(escaped(part.chars())),
+            }
+        }
+        match shown.char_indices().nth(MAX_REASON) {
+            Some((end, _)) => write!(f, "{}…", &shown[..end]),
+            None => f.write_str(&shown),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_error_is_one_line_of_bounded_length() {
+        let long = "x".repeat(100_000);
+        let error = Error::checkpoint(
+            "a\nb/config.json",
+            format!("\"model_type\" is \"{long}\", not \"y\""),
+        );
+        let text = error.to_string();
+        let cut = "x".repeat(MAX_EXCERPT);
+        assert_eq!(
+            text,
+            format!("a\\nb/config.json: \"model_type\" is \"{cut}…\", not \"y\"")
+        );
+        let unquoted = Error::checkpoint("c", long).to_string();
+        assert!(unquoted.chars().count() < MAX_REASON + 10);
+        let lines = Error::record("c", "one\ntwo\u{1b}[31m").to_string();
+        assert_eq!(lines, "c: one\\ntwo\\u{1b}[31m");
     }
 }

@@ -233,6 +233,19 @@ impl CommonArgs {
     }
 }
 
+/// An error and its causes, each said once: many errors' texts have their cause in them already.
+fn with_causes(error: &anyhow::Error) -> String {
+    let mut told = String::new();
+    for cause in error.chain().map(ToString::to_string) {
+        if told.is_empty() {
+            told = cause;
+        } else if !told.contains(&cause) {
+            told = format!("{told}: {cause}");
+        }
+    }
+    told
+}
+
 /// Reports a failure on standard error; the exit code for `main`.
 ///
 /// A reader of standard output that left early, as `head` does, is no failure.
@@ -246,10 +259,10 @@ pub fn fail(error: &anyhow::Error) -> ExitCode {
         return ExitCode::from(EXIT_OK);
     }
     if matches!(error.downcast_ref(), Some(Error::Interrupted)) {
-        telemetry::say(Level::WARN, &format!("{error:#}"));
+        telemetry::say(Level::WARN, &with_causes(error));
         return ExitCode::from(EXIT_INTERRUPTED);
     }
-    telemetry::say(Level::ERROR, &format!("{error:#}"));
+    telemetry::say(Level::ERROR, &with_causes(error));
     let usage = matches!(
         error.downcast_ref(),
         Some(Error::Prompt(

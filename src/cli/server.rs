@@ -8,7 +8,7 @@ use crate::cli::{CommonArgs, fail, version};
 use crate::device::{Selected, gpu_memory};
 use crate::engine::{Engine, LoadOptions, Reader};
 use crate::server::{self, GpuFigures, Readiness, ServerOptions, ServerState};
-use crate::telemetry::{Level, say};
+use crate::telemetry::{Level, say, say_lines};
 use actix_web::web::Data;
 use clap::Parser;
 
@@ -71,7 +71,7 @@ async fn serve(arguments: Arguments) -> anyhow::Result<ExitCode> {
     let engine = Arc::new(Engine::start(load, options.engine())?);
     let state = ServerState::new(engine, options, project.benchmarks());
     let state = state.with_gpu(move || gpu_figures(&selected));
-    let announce = |readiness: &Readiness| say(Level::INFO, &readiness.to_string());
+    let announce = |readiness: &Readiness| say_lines(Level::INFO, &readiness.to_string());
     Ok(server::run(listener, Data::new(state), announce).await?)
 }
 

@@ -16,7 +16,7 @@ use crate::processing::{
     TextProcessor,
 };
 use crate::quant::Quantization;
-use crate::qwen2_5_vl::{Config, KvCache, Model, Prefill, Wanted};
+use crate::qwen2_5_vl::{Config, GoOn, KvCache, Model, Prefill, Wanted};
 use crate::{Error, Result};
 
 /// Number format of activations.
@@ -117,6 +117,20 @@ pub struct Reading {
 }
 
 impl Reading {
+    /// One that was ended before its first token.
+    fn cancelled(prompt_tokens: usize, start: Instant) -> Self {
+        let seconds = start.elapsed().as_secs_f64();
+        Self {
+            text: String::new(),
+            tokens: Vec::new(),
+            prompt_tokens,
+            completion_tokens: 0,
+            finish_reason: FinishReason::Cancelled,
+            time_to_first_token_seconds: seconds,
+            latency_seconds: seconds,
+        }
+    }
+
     /// Tokens a second after the first; `None` for answers of one token.
     pub fn tokens_per_second(&self) -> Option<f64> {
         let seconds = self.latency_seconds - self.time_to_first_token_seconds;
@@ -157,6 +171,7 @@ impl Reader {
         let text = TextProcessor::from_dir(dir)?;
         let (images, settings) = images(dir, options, adapter)?;
         check_patches(&settings, &config, &images)?;
+        text.check_template()?;
         let generation = GenerationOptions::from_dir(dir)?;
         let (kind, precision) = match (options.precision, options.device) {
             (Precision::F32, _) | (Precision::Auto, Device::Cpu) => (Kind::Float, "FP32"),
@@ -210,7 +225,9 @@ impl Reader {
         &self.info
     }
 
-    /// Answers one request; `on_text` receives the text as it grows and may end it with `Break` (checked between tokens).
+    /// Answers one request; `on_text` receives the text as it grows and may end it with `Break`.
+    ///
+    /// It is called at every token, and without text between the layers of the prompt's reading.
     pub fn read(
         &mut self,
         request: &ReadRequest,
@@ -221,7 +238,11 @@ impl Reader {
         let prepared = self.prepare(request, options.max_new_tokens)?;
         let prompt_tokens = prepared.input_ids.len();
         let mut cache = self.model.cache(prompt_tokens + options.max_new_tokens)?;
-        let mut logits = self.model.logits(&self.prefill(&prepared, &mut cache)?.hidden)?;
+        let prefill = match self.prefill(&prepared, &mut cache, &mut || on_text("")) {
+            Err(Error::Interrupted) => return Ok(Reading::cancelled(prompt_tokens, start)),
+            other => other?,
+        };
+        let mut logits = self.model.logits(&prefill.hidden)?;
 
         let mut sampler = Sampler::new(&options, &prepared.input_ids);
         let mut answer = Answer::new(&self.text, &options, on_text);
@@ -293,14 +314,14 @@ impl Reader {
             .collect()
     }
 
-    fn prefill(&self, prepared: &Prepared, cache: &mut KvCache) -> Result<Prefill> {
+    fn prefill(&self, prepared: &Prepared, cache: &mut KvCache, go_on: &mut GoOn<'_>) -> Result<Prefill> {
+        let (ids, grids) = (&prepared.input_ids, &prepared.grids);
         let features = match &prepared.pixel_values {
-            Some(pixels) => Some(self.model.image_features(pixels, &prepared.grids)?),
+            Some(pixels) => Some(self.model.image_features_while(pixels, grids, go_on)?),
             None => None,
         };
-        let (ids, grids) = (&prepared.input_ids, &prepared.grids);
         self.model
-            .prefill(ids, features.as_ref(), grids, cache, Wanted::Last)
+            .prefill_while((ids, features.as_ref(), grids), cache, Wanted::Last, go_on)
     }
 
     /// Checks the request, then turns it into ids and patches; nothing costly happens before the checks.

@@ -24,7 +24,8 @@ pub trait Backend {
         None
     }
 
-    /// Answers one request; `on_text` is called between tokens and may end the answer with `Break`.
+    /// Answers one request; `on_text` is called between tokens, and without text between the layers of the prompt's
+    /// reading; it may end the answer with `Break`.
     ///
     /// A panic in here is caught and costs one request only, so the next call must not depend on what this one left.
     fn read(
@@ -170,7 +171,11 @@ struct Job {
 /// A place in the queue, held from before the picture is decoded until the answer is out; given back when dropped.
 pub struct Place {
     shared: Arc<Shared>,
+    expires: Instant,
 }
+
+/// What a request that has arrived at last gets beyond its deadline: nobody else may have been the reason.
+const LAST_CHANCE: Duration = Duration::from_secs(1);
 
 /// A submitted request. Dropping it cancels: a waiting request never runs, a running one stops after its current token.
 pub struct Ticket {
@@ -238,6 +243,14 @@ impl Engine {
     /// # Errors
     /// [`EngineError::NotReady`], [`EngineError::Full`] or [`EngineError::Stopping`].
     pub fn reserve(&self) -> Result<Place, EngineError> {
+        self.reserve_since(Instant::now())
+    }
+
+    /// As [`Engine::reserve`], for a request that began at `began`: its wait counts from then.
+    ///
+    /// # Errors
+    /// As [`Engine::reserve`].
+    pub fn reserve_since(&self, began: Instant) -> Result<Place, EngineError> {
         if !matches!(*self.shared.state.borrow(), EngineState::Ready(_)) {
             return Err(EngineError::NotReady);
         }
@@ -253,8 +266,11 @@ impl Engine {
             .map_err(|_| EngineError::Full {
                 retry_after_seconds: self.shared.retry_after_seconds(),
             })?;
+        let deadline = self.shared.options.queue_deadline;
+        let now = Instant::now();
         Ok(Place {
             shared: self.shared.clone(),
+            expires: (began + deadline).max(now + deadline.min(LAST_CHANCE)),
         })
     }
 
@@ -299,6 +315,18 @@ impl Drop for Engine {
 }
 
 impl Place {
+    /// When the request must run at the latest.
+    pub fn expires(&self) -> Instant {
+        self.expires
+    }
+
+    /// The error of a request that did not run in time.
+    pub fn expired(&self) -> EngineError {
+        EngineError::QueueDeadline {
+            retry_after_seconds: self.shared.retry_after_seconds(),
+        }
+    }
+
     /// Puts `request` into the queue.
     ///
     /// # Errors
@@ -308,6 +336,7 @@ impl Place {
         let (sender, receiver) = oneshot::channel();
         let cancelled = Arc::new(AtomicBool::new(false));
         let submitted = Instant::now();
+        let expires = self.expires;
         let mut queue = shared.lock();
         if queue.closed {
             return Err(EngineError::Stopping);
@@ -327,7 +356,7 @@ impl Place {
         shared.wake.notify_one();
         Ok(Ticket {
             id,
-            expires: submitted + shared.options.queue_deadline,
+            expires,
             cancelled,
             answer: receiver,
             shared,

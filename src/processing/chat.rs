@@ -4,14 +4,14 @@
 //! replaced. So every piece of the result is known to come from the template or from a message, and only the
 //! template's pieces can hold special tokens.
 
-use std::io::{self, Write};
+use std::collections::BTreeMap;
+use std::io;
 use std::path::{Path, PathBuf};
 
-use minijinja::syntax::SyntaxConfig;
-use minijinja::value::{Kwargs, Serde, Value};
-use minijinja::{AutoEscape, Environment, ErrorKind};
-use serde_json::{Map, json};
+use serde_json::Map;
+use sha2::{Digest, Sha256};
 
+use super::template::{Failure, MAX_OUTPUT, Template, Value};
 use crate::{Error, Result, json as json_file};
 
 /// Who speaks.
@@ -71,31 +71,41 @@ impl AsRef<str> for Span<'_> {
     }
 }
 
-/// Work one rendering may do: about as many instructions, or 64 bytes of data each (12 MB in all).
-const FUEL: u64 = 200_000;
-/// Most bytes a template may write, message texts not counted.
-const MAX_OUTPUT: usize = 1 << 20;
-const NAME: &str = "chat_template";
+/// SHA-256 of the template that Qwen2-VL and Qwen2.5-VL were published with, in all sizes; white space at its end left out.
+const QWEN: &str = "a0bc6f6fc7a29a80017a433e8f03a1cc1236e838a944a2d034295a60c4f2fddb";
 /// Begins a mark. Letters of both cases, quotes, markup and a line end make any filter that would change a text
 /// (upper, escape, tojson, replace ...) break the mark, which is then an error instead of a silent difference.
-const MARK: &str = "\u{F0000}Aa \"'<&\\\n";
+const MARK: &str = "\u{F0000}aAa \"'<&\\\n";
 const MARK_END: char = '\u{F0001}';
 
-/// A compiled chat template.
+/// A chat template, ready to render.
 pub struct ChatTemplate {
-    environment: Environment<'static>,
+    way: Way,
+    /// Special tokens of tokenizer_config.json, by the names templates have for them.
+    tokens: Vec<(&'static str, String)>,
     path: PathBuf,
 }
 
+enum Way {
+    /// The published one, rendered by [`qwen`].
+    Qwen,
+    /// Any other.
+    Evaluated(Template),
+}
+
 impl ChatTemplate {
-    /// Reads and compiles the template of a model folder: `chat_template.jinja`, else `chat_template.json`, else
-    /// `chat_template` in `tokenizer_config.json`.
+    /// Reads the template of a model folder: `chat_template.jinja`, else `chat_template.json`, else `chat_template` in
+    /// `tokenizer_config.json`.
     pub fn from_dir(dir: &Path) -> Result<Self> {
         let tokenizer_config =
             json_file::read_object(&dir.join("tokenizer_config.json"))?.unwrap_or_default();
         let (path, source) = template_source(dir, &tokenizer_config)?;
-        let mut environment = environment();
-        for key in [
+        let hash = format!("{:x}", Sha256::digest(source.trim_end()));
+        let way = match hash == QWEN {
+            true => Way::Qwen,
+            false => Way::Evaluated(Template::parse(&source).map_err(|failure| failed(&path, failure))?),
+        };
+        let tokens = [
             "bos_token",
             "eos_token",
             "unk_token",
@@ -103,15 +113,14 @@ impl ChatTemplate {
             "pad_token",
             "cls_token",
             "mask_token",
-        ] {
-            if let Some(token) = token_text(&tokenizer_config, key) {
-                environment.add_global(key, token);
-            }
-        }
-        environment.add_template_owned(NAME, source).map_err(|error| {
-            Error::checkpoint(&path, format!("the chat template does not compile: {error:#}"))
-        })?;
-        Ok(Self { environment, path })
+        ];
+        let tokens = tokens.into_iter();
+        let tokens = tokens.filter_map(|key| Some((key, token_text(&tokenizer_config, key)?)));
+        Ok(Self {
+            way,
+            tokens: tokens.collect(),
+            path,
+        })
     }
 
     /// The file the template was read from.
@@ -119,28 +128,43 @@ impl ChatTemplate {
         &self.path
     }
 
+    /// Whether it is the published one of Qwen2-VL and Qwen2.5-VL, which needs no evaluation.
+    pub fn is_published(&self) -> bool {
+        matches!(self.way, Way::Qwen)
+    }
+
     /// Renders a conversation up to the place where the model's answer begins; joined, the spans are the prompt.
     pub fn render<'a>(&self, messages: &'a [Message]) -> Result<Vec<Span<'a>>> {
-        let mut texts = Vec::new();
-        let messages: Vec<_> = messages
-            .iter()
-            .map(|message| marked(message, &mut texts))
-            .collect();
-        let context = json!({
-            "messages": messages, "add_generation_prompt": true, "tools": null, "documents": null,
-        });
-        let mut output = Capped(Vec::new());
-        self.environment
-            .get_template(NAME)
-            .and_then(|template| {
-                template
-                    .render_captured_to(Value::from(Serde(context)), &mut output)
-                    .map(drop)
-            })
-            .map_err(|error| self.rendering_error(&error))?;
-        let rendered =
-            String::from_utf8(output.0).map_err(|_| self.error("the chat template writes broken UTF-8"))?;
-        self.split(&rendered, &texts)
+        match &self.way {
+            Way::Qwen => Ok(qwen(messages)),
+            Way::Evaluated(template) => {
+                let mut texts = Vec::new();
+                let rendered = self
+                    .evaluated(template, messages, &mut texts)
+                    .map_err(|failure| failed(&self.path, failure))?;
+                self.split(&rendered, &texts)
+            }
+        }
+    }
+
+    fn evaluated<'a>(
+        &self,
+        template: &Template,
+        messages: &'a [Message],
+        texts: &mut Vec<&'a str>,
+    ) -> Result<String, Failure> {
+        let messages = messages.iter().map(|message| marked(message, texts));
+        let messages = Value::list(messages.collect::<Result<_, _>>()?)?;
+        let mut variables = BTreeMap::from([
+            ("messages", messages),
+            ("add_generation_prompt", Value::Bool(true)),
+            ("tools", Value::None),
+            ("documents", Value::None),
+        ]);
+        for (name, token) in &self.tokens {
+            variables.insert(name, token.as_str().into());
+        }
+        template.render(&variables)
     }
 
     /// Replaces each mark by the text it stands for.
@@ -166,41 +190,77 @@ impl ChatTemplate {
         }
     }
 
-    fn rendering_error(&self, error: &minijinja::Error) -> Error {
-        match error.kind() {
-            ErrorKind::WriteFailure => {
-                self.error(&format!("the chat template writes more than {MAX_OUTPUT} bytes"))
-            }
-            ErrorKind::OutOfFuel => {
-                self.error("the chat template does not end within its allowed amount of work")
-            }
-            _ => self.error(&format!("the chat template fails: {error}")),
-        }
-    }
-
     pub(super) fn error(&self, reason: &str) -> Error {
         Error::checkpoint(&self.path, reason)
     }
 }
 
+fn failed(path: &Path, failure: Failure) -> Error {
+    let reason = match failure {
+        Failure::Syntax(reason) => format!("the chat template does not compile: {reason}"),
+        Failure::Fails(reason) => format!("the chat template fails: {reason}"),
+        Failure::OutOfWork => "the chat template does not end within its allowed amount of work".to_owned(),
+        Failure::TooLong => format!("the chat template writes more than {MAX_OUTPUT} bytes"),
+    };
+    Error::checkpoint(path, reason)
+}
+
+/// What the published template of Qwen2-VL and Qwen2.5-VL makes of a conversation.
+fn qwen(messages: &[Message]) -> Vec<Span<'_>> {
+    let mut spans = Vec::new();
+    let mut written = String::new();
+    if messages.first().is_some_and(|first| first.role != Role::System) {
+        written.push_str("<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n");
+    }
+    for message in messages {
+        written.push_str("<|im_start|>");
+        written.push_str(message.role.name());
+        written.push('\n');
+        for part in &message.content {
+            match part {
+                Content::Image => written.push_str("<|vision_start|><|image_pad|><|vision_end|>"),
+                Content::Text(text) if text.is_empty() => {}
+                Content::Text(text) => {
+                    if !written.is_empty() {
+                        spans.push(Span::Template(std::mem::take(&mut written)));
+                    }
+                    spans.push(Span::Message(text));
+                }
+            }
+        }
+        written.push_str("<|im_end|>\n");
+    }
+    written.push_str("<|im_start|>assistant\n");
+    spans.push(Span::Template(written));
+    spans
+}
+
 /// A message as templates want it, with marks in place of its texts. White space around a text stays outside its
 /// mark, so that a template which trims does what it would do to the text itself.
-fn marked<'a>(message: &'a Message, texts: &mut Vec<&'a str>) -> serde_json::Value {
+fn marked<'a>(message: &'a Message, texts: &mut Vec<&'a str>) -> Result<Value, Failure> {
     let parts = message.content.iter().map(|part| match part {
-        Content::Image => json!({"type": "image"}),
+        Content::Image => Value::map(vec![("type".into(), "image".into())]),
         Content::Text(text) => {
             let inner = text.trim();
-            if inner.is_empty() {
-                return json!({"type": "text", "text": text});
-            }
             let before = &text[..text.len() - text.trim_start().len()];
-            let after = &text[text.trim_end().len()..];
-            texts.push(inner);
-            let mark = format!("{before}{MARK}{}{MARK_END}{after}", texts.len() - 1);
-            json!({"type": "text", "text": mark})
+            let shown = if inner.is_empty() {
+                text.clone()
+            } else {
+                texts.push(inner);
+                let after = &text[text.trim_end().len()..];
+                format!("{before}{MARK}{}{MARK_END}{after}", texts.len() - 1)
+            };
+            Value::map(vec![
+                ("type".into(), "text".into()),
+                ("text".into(), shown.into()),
+            ])
         }
     });
-    json!({"role": message.role.name(), "content": parts.collect::<Vec<_>>()})
+    let parts = Value::list(parts.collect::<Result<_, _>>()?)?;
+    Value::map(vec![
+        ("role".into(), message.role.name().into()),
+        ("content".into(), parts),
+    ])
 }
 
 /// The first template found in `dir`, and the file it is in.
@@ -254,97 +314,4 @@ pub(super) fn token_text(tokenizer_config: &Map<String, serde_json::Value>, key:
         .as_str()
         .or_else(|| value["content"].as_str())
         .map(str::to_owned)
-}
-
-/// Jinja as transformers sets it up for chat templates.
-fn environment() -> Environment<'static> {
-    let mut environment = Environment::new();
-    // Only delimiters could make a syntax invalid, and these are the usual ones.
-    if let Ok(syntax) = SyntaxConfig::builder()
-        .trim_blocks(true)
-        .lstrip_blocks(true)
-        .build()
-    {
-        environment.set_syntax(syntax);
-    }
-    environment.set_auto_escape_callback(|_| AutoEscape::None);
-    environment.set_fuel(Some(FUEL));
-    environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
-    environment.add_filter("tojson", to_json);
-    environment.add_function(
-        "raise_exception",
-        |message: String| -> Result<Value, minijinja::Error> {
-            Err(minijinja::Error::new(ErrorKind::InvalidOperation, message))
-        },
-    );
-    environment.add_function(
-        "strftime_now",
-        |format: &str| -> Result<String, minijinja::Error> {
-            let mut text = String::new();
-            std::fmt::Write::write_fmt(&mut text, format_args!("{}", chrono::Local::now().format(format)))
-                .map_err(|_| {
-                    minijinja::Error::new(ErrorKind::InvalidOperation, "strftime_now: unknown format")
-                })?;
-            Ok(text)
-        },
-    );
-    environment
-}
-
-/// Python's `json.dumps(value, ensure_ascii=False, indent=...)`: minijinja's own filter escapes for HTML.
-fn to_json(value: &Value, options: Kwargs) -> Result<String, minijinja::Error> {
-    let failed = |_| minijinja::Error::new(ErrorKind::BadSerialization, "tojson: not representable as JSON");
-    let indent: Option<usize> = options.get("indent")?;
-    let mut text = Vec::new();
-    match indent {
-        Some(indent) => {
-            let indent = " ".repeat(indent.min(16));
-            let formatter = serde_json::ser::PrettyFormatter::with_indent(indent.as_bytes());
-            serde::Serialize::serialize(
-                value,
-                &mut serde_json::Serializer::with_formatter(&mut text, formatter),
-            )
-        }
-        None => serde::Serialize::serialize(
-            value,
-            &mut serde_json::Serializer::with_formatter(&mut text, PythonJson),
-        ),
-    }
-    .map_err(failed)?;
-    options.assert_all_used()?;
-    Ok(String::from_utf8_lossy(&text).into_owned())
-}
-
-/// JSON on one line with Python's spaces after commas and colons.
-struct PythonJson;
-
-impl serde_json::ser::Formatter for PythonJson {
-    fn begin_array_value<W: ?Sized + Write>(&mut self, writer: &mut W, first: bool) -> io::Result<()> {
-        if first { Ok(()) } else { writer.write_all(b", ") }
-    }
-
-    fn begin_object_key<W: ?Sized + Write>(&mut self, writer: &mut W, first: bool) -> io::Result<()> {
-        if first { Ok(()) } else { writer.write_all(b", ") }
-    }
-
-    fn begin_object_value<W: ?Sized + Write>(&mut self, writer: &mut W) -> io::Result<()> {
-        writer.write_all(b": ")
-    }
-}
-
-/// Takes no more than [`MAX_OUTPUT`] bytes.
-struct Capped(Vec<u8>);
-
-impl Write for Capped {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        if self.0.len() + bytes.len() > MAX_OUTPUT {
-            return Err(io::Error::other("too long"));
-        }
-        self.0.extend_from_slice(bytes);
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
 }

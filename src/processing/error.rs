@@ -39,7 +39,9 @@ pub enum ImageError {
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
 pub enum PromptError {
     /// Prompt text over the limit, found before any work.
-    #[error("the prompt has {characters} characters; the limit is {limit}")]
+    #[error(
+        "the prompt has {characters} characters; the limit is {limit}, and that prompt, images and answer fit the model's context, counted in tokens"
+    )]
     TooLong {
         /// Unicode characters given.
         characters: usize,

@@ -9,6 +9,7 @@ mod patches;
 mod processor_config;
 mod resample;
 mod resize;
+mod template;
 mod tokenizer;
 mod vocabulary;
 

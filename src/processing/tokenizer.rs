@@ -5,11 +5,11 @@ use std::path::{Path, PathBuf};
 use aho_corasick::{AhoCorasick, MatchKind};
 use serde_json::{Map, Value};
 use tokenizers::normalizers::NFC;
-use tokenizers::{AddedToken, DecoderWrapper, Tokenizer};
+use tokenizers::{AddedToken, DecoderWrapper, NormalizerWrapper, Tokenizer};
 
 use super::chat::token_text;
 use super::vocabulary::Vocabulary;
-use super::{ChatTemplate, Content, Grid, Message, PromptError, Span};
+use super::{ChatTemplate, Content, Grid, Message, PromptError, Role, Span};
 use crate::{Error, Result, json as json_file};
 
 /// `tokenizer.json` and the chat template of a model folder.
@@ -66,6 +66,21 @@ impl TextProcessor {
             end_of_turn,
             merge,
         })
+    }
+
+    /// Tries the chat template with a page and a text, so that one that fails at every request is found when it is read.
+    pub fn check_template(&self) -> Result<()> {
+        let message = Message {
+            role: Role::User,
+            content: vec![Content::Image, Content::Text("Read.".to_owned())],
+        };
+        let side = self.merge;
+        let grid = Grid {
+            t: 1,
+            h: side,
+            w: side,
+        };
+        self.encode_chat(&[message], &[grid]).map(drop)
     }
 
     /// The token that ends every turn, an answer's too.
@@ -289,8 +304,16 @@ fn added_tokens(tokenizer: &Tokenizer, path: &Path) -> Result<Vec<(u32, AddedTok
 fn without_added_tokens(tokenizer: Tokenizer, path: &Path) -> Result<Tokenizer> {
     let mut plain = Tokenizer::new(tokenizer.get_model().clone());
     plain.with_pre_tokenizer(tokenizer.get_pre_tokenizer().cloned());
+    if let Some(normalizer) = tokenizer.get_normalizer()
+        && !is_nfc(normalizer)
+    {
+        return Err(Error::checkpoint(
+            path,
+            "the normalizer must be of type \"NFC\", or absent, as in every Qwen2.5-VL tokenizer: others can make a text any length",
+        ));
+    }
     // transformers composes characters (NFC) with this model whether or not tokenizer.json says so.
-    let normalizer = tokenizer.get_normalizer().cloned().unwrap_or_else(|| NFC.into());
+    let normalizer: NormalizerWrapper = NFC.into();
     plain
         .with_normalizer(Some(normalizer))
         .map_err(|error| Error::checkpoint(path, format!("normalizer: {error}")))?;
@@ -300,6 +323,14 @@ fn without_added_tokens(tokenizer: Tokenizer, path: &Path) -> Result<Tokenizer> 
             path,
             "the decoder must be of type \"ByteLevel\", as in every Qwen2.5-VL tokenizer",
         )),
+    }
+}
+
+fn is_nfc(normalizer: &NormalizerWrapper) -> bool {
+    match normalizer {
+        NormalizerWrapper::NFC(_) => true,
+        NormalizerWrapper::Sequence(sequence) => sequence.as_ref().iter().all(is_nfc),
+        _ => false,
     }
 }
 

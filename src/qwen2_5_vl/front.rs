@@ -5,6 +5,7 @@ use tch::{Device, Kind, Tensor};
 use super::Config;
 use super::layers::Weights;
 use super::linear::Scratch;
+use super::model::to_the_end;
 use super::positions::{Positions, rope_positions};
 use super::recorded::DropoutSeed;
 use super::vision::VisionTower;
@@ -60,7 +61,7 @@ impl Front {
             let ids = upload(input_ids, self.embed.device())?;
             let mut x = self.embed.f_index_select(0, &ids)?;
             if let Some(pixels) = pixel_values {
-                let features = self.vision.forward(pixels, grids, false)?;
+                let features = self.vision.forward(pixels, grids, false, &mut to_the_end)?;
                 let images = features.size()[0] as usize;
                 if images != places.len() {
                     return Err(PromptError::ImageCount {

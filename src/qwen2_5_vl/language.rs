@@ -8,6 +8,7 @@ use super::TextConfig;
 use super::decoder::StepRoom;
 use super::layers::{Mlp, RmsNorm, Weights, rotate};
 use super::linear::{Linear, LinearWeight};
+use super::model::{GoOn, ask};
 use super::vision::inverse_frequencies;
 use crate::Result;
 use crate::device::upload;
@@ -161,17 +162,21 @@ impl LanguageModel {
     }
 
     /// x: `[rows, hidden]` at `positions` (three axes) → hidden states `[rows or 1, hidden]`; appends to the cache.
+    ///
+    /// `go_on` is asked before every layer.
     pub(super) fn forward(
         &self,
         mut x: Tensor,
         positions: &[Vec<i64>; 3],
         cache: &mut KvCache,
         wanted: Wanted,
+        go_on: &mut GoOn<'_>,
     ) -> Result<Tensor> {
         let rows = x.size()[0];
         let rotary = self.rotary(positions)?;
         let mut delta = None;
         for (i, (layer, kept)) in self.layers.iter().zip(&cache.layers).enumerate() {
+            ask(go_on)?;
             let normed = layer.input_norm.after(&mut x, delta.as_ref())?;
             let queries = if wanted == Wanted::Last && i + 1 == self.layers.len() {
                 x = x.f_narrow(0, rows - 1, 1)?;

@@ -20,7 +20,7 @@ pub use self::config::{Activation, Config, TextConfig, VisionConfig};
 pub use self::front::Front;
 pub use self::language::{KvCache, Wanted};
 pub use self::linear::InputSamples;
-pub use self::model::{Model, Prefill};
+pub use self::model::{GoOn, Model, Prefill};
 pub use self::modules::LinearModule;
 pub use self::packed::{Packed, Sequence};
 pub use self::positions::{Positions, WindowPlan, rope_positions};

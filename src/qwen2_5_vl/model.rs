@@ -1,5 +1,6 @@
 //! The whole model: image features into the prompt, prompt into the cache, token after token out.
 
+use std::ops::ControlFlow;
 use std::sync::Arc;
 
 use tch::{Device, Kind, Tensor};
@@ -11,12 +12,12 @@ use super::linear::{InputSamples, Scratch};
 use super::positions::{Positions, rope_positions};
 use super::recorded::DropoutSeed;
 use super::vision::VisionTower;
-use crate::Result;
 use crate::adapters::Adapter;
 use crate::checkpoint::Checkpoint;
 use crate::device::upload;
 use crate::processing::{Grid, PromptError};
 use crate::quant::Quantization;
+use crate::{Error, Result};
 
 /// Qwen2.5-VL.
 pub struct Model {
@@ -32,6 +33,22 @@ pub struct Prefill {
     pub hidden: Tensor,
     /// Rotary positions of the prompt.
     pub positions: Positions,
+}
+
+/// Asked between layers whether a pass shall go on.
+pub type GoOn<'a> = dyn FnMut() -> ControlFlow<()> + 'a;
+
+/// For a pass that nobody ends.
+pub(super) fn to_the_end() -> ControlFlow<()> {
+    ControlFlow::Continue(())
+}
+
+/// Ends the pass with an error where `go_on` breaks.
+pub(super) fn ask(go_on: &mut GoOn<'_>) -> Result<()> {
+    match go_on() {
+        ControlFlow::Continue(()) => Ok(()),
+        ControlFlow::Break(()) => Err(Error::Interrupted),
+    }
 }
 
 impl Model {
@@ -101,7 +118,20 @@ impl Model {
 
     /// pixel_values `[patches, patch_values]` of all images one after the other → `[merged tokens, hidden]`.
     pub fn image_features(&self, pixel_values: &Tensor, grids: &[Grid]) -> Result<Tensor> {
-        tch::no_grad(|| self.vision.forward(pixel_values, grids, false))
+        self.image_features_while(pixel_values, grids, &mut to_the_end)
+    }
+
+    /// As [`Model::image_features`]; `go_on` is asked before every block and may end the pass.
+    ///
+    /// # Errors
+    /// [`Error::Interrupted`](crate::Error::Interrupted) where `go_on` breaks.
+    pub fn image_features_while(
+        &self,
+        pixel_values: &Tensor,
+        grids: &[Grid],
+        go_on: &mut GoOn<'_>,
+    ) -> Result<Tensor> {
+        tch::no_grad(|| self.vision.forward(pixel_values, grids, false, go_on))
     }
 
     /// An empty cache for `capacity` tokens.
@@ -117,6 +147,21 @@ impl Model {
         grids: &[Grid],
         cache: &mut KvCache,
         wanted: Wanted,
+    ) -> Result<Prefill> {
+        self.prefill_while((input_ids, image_features, grids), cache, wanted, &mut to_the_end)
+    }
+
+    /// As [`Model::prefill`] of (ids, image features, grids); `go_on` is asked before every layer and may end the pass, after
+    /// which the cache is of no use.
+    ///
+    /// # Errors
+    /// [`Error::Interrupted`](crate::Error::Interrupted) where `go_on` breaks.
+    pub fn prefill_while(
+        &self,
+        (input_ids, image_features, grids): (&[i64], Option<&Tensor>, &[Grid]),
+        cache: &mut KvCache,
+        wanted: Wanted,
+        go_on: &mut GoOn<'_>,
     ) -> Result<Prefill> {
         let image = self.config.image_token_id;
         let positions = rope_positions(input_ids, image, grids, self.config.vision.spatial_merge_size)?;
@@ -137,7 +182,7 @@ impl Model {
                 let at = upload(&places, x.device())?;
                 x = x.f_index_copy(0, &at, &features.f_to_kind(x.kind())?)?;
             }
-            let hidden = self.language.forward(x, &positions.ids, cache, wanted)?;
+            let hidden = self.language.forward(x, &positions.ids, cache, wanted, go_on)?;
             cache.next_position = positions.next;
             Ok(Prefill { hidden, positions })
         })
@@ -158,7 +203,9 @@ impl Model {
             }
             let x = self.language.embed(&[token])?;
             let at = [vec![position], vec![position], vec![position]];
-            let hidden = self.language.forward(x, &at, cache, Wanted::Last)?;
+            let hidden = self
+                .language
+                .forward(x, &at, cache, Wanted::Last, &mut to_the_end)?;
             self.language.logits(&hidden)
         })
     }

@@ -10,6 +10,7 @@ use tch::{Kind, Tensor};
 use super::attention::{Run, Runs};
 use super::language::{LanguageModel, Layer};
 use super::layers::rotate;
+use super::model::to_the_end;
 use super::positions::rope_positions;
 use super::{Config, Model};
 use crate::autograd::{self, attach, detached, recomputed};
@@ -181,7 +182,10 @@ impl Model {
     ) -> Result<Tensor> {
         let mut x = tch::no_grad(|| self.language.embed(&packed.ids))?;
         let mut features = match pixel_values {
-            Some(pixels) => Some(self.vision.forward(pixels, &packed.grids, recompute)?),
+            Some(pixels) => Some(
+                self.vision
+                    .forward(pixels, &packed.grids, recompute, &mut to_the_end)?,
+            ),
             None => None,
         };
         if let (Some(all), Some(rows)) = (&features, &packed.features) {

@@ -8,6 +8,7 @@ use super::VisionConfig;
 use super::attention::Runs;
 use super::layers::{Mlp, RmsNorm, Weights, rotate};
 use super::linear::{Linear, LinearWeight};
+use super::model::{GoOn, ask};
 use super::positions::WindowPlan;
 use crate::Result;
 use crate::autograd::recomputed;
@@ -152,7 +153,15 @@ impl VisionTower {
     ///
     /// `recompute`: where the tower is in training its blocks keep their inputs alone, and are computed again in the backward
     /// pass.
-    pub(super) fn forward(&self, pixel_values: &Tensor, grids: &[Grid], recompute: bool) -> Result<Tensor> {
+    ///
+    /// `go_on` is asked before every block.
+    pub(super) fn forward(
+        &self,
+        pixel_values: &Tensor,
+        grids: &[Grid],
+        recompute: bool,
+        go_on: &mut GoOn<'_>,
+    ) -> Result<Tensor> {
         let c = &self.config;
         let unit = (c.spatial_merge_size * c.spatial_merge_size) as i64;
         let plan = WindowPlan::new(grids, c.spatial_merge_size, c.window_tokens());
@@ -188,6 +197,7 @@ impl VisionTower {
         }
         let mut delta = None;
         for (i, block) in self.blocks.iter().enumerate() {
+            ask(go_on)?;
             let frame = match c.fullatt_block_indexes.contains(&i) {
                 true => &images,
                 false => &windows,

@@ -3,6 +3,8 @@
 use actix_web::http::{StatusCode, header};
 use actix_web::{HttpResponse, ResponseError};
 
+use super::connection::HEAD_DEADLINE;
+use super::headers::SAFE_HEADERS;
 use super::types::{ErrorBody, timestamp};
 use crate::engine::EngineError;
 use crate::processing::{ImageError, PromptError};
@@ -70,6 +72,18 @@ pub enum ApiError {
         /// The deadline, seconds.
         seconds: u64,
     },
+    /// 408: the body came too slowly.
+    #[error("the body arrived more slowly than {rate} bytes a second")]
+    BodyRate {
+        /// The least rate, bytes a second.
+        rate: u64,
+    },
+    /// 503: a connection beyond the bounds.
+    #[error("too many connections; only /health is answered on this one: close others, and try again in 1 s")]
+    TooManyConnections,
+    /// 503: answers that wait for their readers hold all the memory they may.
+    #[error("too many large answers at once; try again in 1 s")]
+    TooManyAnswers,
     /// 503: uploads hold all the memory they may.
     #[error("too many uploads at once; try again in 1 s")]
     TooManyUploads,
@@ -126,12 +140,15 @@ impl ResponseError for ApiError {
             | Self::Repeated(_)
             | Self::Malformed
             | Self::TooManyParts { .. } => StatusCode::BAD_REQUEST,
-            Self::BodyDeadline { .. } => StatusCode::REQUEST_TIMEOUT,
+            Self::BodyDeadline { .. } | Self::BodyRate { .. } => StatusCode::REQUEST_TIMEOUT,
             Self::UploadTooLarge { .. } | Self::FieldTooLarge { .. } => StatusCode::PAYLOAD_TOO_LARGE,
             Self::NoFile | Self::Prompt(_) | Self::Field { .. } => StatusCode::UNPROCESSABLE_ENTITY,
             Self::HeaderTooLarge => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
             Self::Internal => StatusCode::INTERNAL_SERVER_ERROR,
-            Self::TooManyUploads | Self::Unavailable { .. } => StatusCode::SERVICE_UNAVAILABLE,
+            Self::TooManyConnections
+            | Self::TooManyAnswers
+            | Self::TooManyUploads
+            | Self::Unavailable { .. } => StatusCode::SERVICE_UNAVAILABLE,
             Self::GenerationDeadline { .. } => StatusCode::GATEWAY_TIMEOUT,
         }
     }
@@ -139,7 +156,7 @@ impl ResponseError for ApiError {
     fn error_response(&self) -> HttpResponse {
         let mut response = HttpResponse::build(self.status_code());
         let retry_after_seconds = match self {
-            Self::TooManyUploads => Some(1),
+            Self::TooManyConnections | Self::TooManyAnswers | Self::TooManyUploads => Some(1),
             Self::Unavailable {
                 retry_after_seconds, ..
             } => Some(*retry_after_seconds),
@@ -166,4 +183,35 @@ pub(super) fn framework_error(status: StatusCode) -> ErrorBody {
         detail: detail.into(),
         timestamp: timestamp(),
     }
+}
+
+/// The whole answer, on the wire, to a request that the HTTP parser refused.
+pub(super) fn parser_error(status: StatusCode) -> Vec<u8> {
+    let detail = match status {
+        StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE => ApiError::HeaderTooLarge.to_string(),
+        StatusCode::REQUEST_TIMEOUT => {
+            format!(
+                "the request's header did not arrive within {} s",
+                HEAD_DEADLINE.as_secs()
+            )
+        }
+        StatusCode::BAD_REQUEST => "the request is not valid HTTP".to_owned(),
+        other => framework_error(other).detail,
+    };
+    let body = ErrorBody {
+        detail,
+        timestamp: timestamp(),
+    };
+    // Two texts always make an object.
+    let body = serde_json::to_string(&body).unwrap_or_default();
+    let mut answer = format!("HTTP/1.1 {status}\r\n");
+    for (name, value) in SAFE_HEADERS {
+        answer.push_str(&format!("{name}: {value}\r\n"));
+    }
+    let date = chrono::Utc::now().format("%a, %d %b %Y %H:%M:%S GMT");
+    answer.push_str(&format!(
+        "content-type: application/json\r\ncontent-length: {}\r\nconnection: close\r\ndate: {date}\r\n\r\n{body}",
+        body.len()
+    ));
+    answer.into_bytes()
 }

@@ -1,16 +1,31 @@
 //! What every answer has: safe headers, and errors as JSON even where the framework made them.
 
-use actix_web::body::{BoxBody, MessageBody};
+use std::convert::Infallible;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
+use actix_web::body::{BodySize, BoxBody, MessageBody};
 use actix_web::dev::{ServiceRequest, ServiceResponse};
-use actix_web::http::StatusCode;
 use actix_web::http::header::{self, HeaderMap, HeaderName, HeaderValue};
+use actix_web::http::{Method, StatusCode};
 use actix_web::middleware::Next;
+use actix_web::web::Bytes;
 use actix_web::{Error, HttpResponse, ResponseError};
 
 use super::errors::{ApiError, framework_error};
 use super::options::{MAX_HEADER_BYTES, MAX_HEADERS};
 
-const API_POLICY: &str = "default-src 'none'; frame-ancestors 'none'";
+/// What every answer has; `/docs` has another policy.
+pub(super) const SAFE_HEADERS: [(HeaderName, &str); 5] = [
+    (
+        header::CONTENT_SECURITY_POLICY,
+        "default-src 'none'; frame-ancestors 'none'",
+    ),
+    (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
+    (header::X_FRAME_OPTIONS, "DENY"),
+    (header::REFERRER_POLICY, "no-referrer"),
+    (header::CACHE_CONTROL, "no-store"),
+];
 /// The documentation page brings its own scripts, and styles in the page.
 const DOCS_POLICY: &str = "default-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; \
      frame-ancestors 'none'; base-uri 'none'; form-action 'none'";
@@ -21,6 +36,7 @@ pub(super) async fn finish<B: MessageBody + 'static>(
     next: Next<B>,
 ) -> Result<ServiceResponse<BoxBody>, Error> {
     let docs = request.path().starts_with("/docs");
+    let head = request.method() == Method::HEAD;
     let response = if header_fits(request.headers()) {
         next.call(request).await?.map_into_boxed_body()
     } else {
@@ -31,18 +47,44 @@ pub(super) async fn finish<B: MessageBody + 'static>(
     } else {
         response
     };
-    let policy = if docs { DOCS_POLICY } else { API_POLICY };
     let headers = response.headers_mut();
-    for (name, value) in [
-        (header::CONTENT_SECURITY_POLICY, policy),
-        (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
-        (header::X_FRAME_OPTIONS, "DENY"),
-        (header::REFERRER_POLICY, "no-referrer"),
-        (header::CACHE_CONTROL, "no-store"),
-    ] {
+    for (name, value) in SAFE_HEADERS {
         headers.insert(name, HeaderValue::from_static(value));
     }
-    Ok(response)
+    if docs {
+        headers.insert(
+            header::CONTENT_SECURITY_POLICY,
+            HeaderValue::from_static(DOCS_POLICY),
+        );
+    }
+    Ok(if head { without_body(response) } else { response })
+}
+
+/// The answer to HEAD: the body's length, and no body. The framework leaves it out, too, but goes by the request that it has
+/// read last, which on a connection may be a later one.
+fn without_body(mut response: ServiceResponse<BoxBody>) -> ServiceResponse<BoxBody> {
+    if let BodySize::Sized(length) = response.response().body().size() {
+        response.response_mut().head_mut().no_chunking(true);
+        response
+            .headers_mut()
+            .insert(header::CONTENT_LENGTH, HeaderValue::from(length));
+    }
+    response.map_body(|_, _| BoxBody::new(NoBytes))
+}
+
+/// A body whose length is in the header already, and which has no bytes.
+struct NoBytes;
+
+impl MessageBody for NoBytes {
+    type Error = Infallible;
+
+    fn size(&self) -> BodySize {
+        BodySize::Stream
+    }
+
+    fn poll_next(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Result<Bytes, Self::Error>>> {
+        Poll::Ready(None)
+    }
 }
 
 fn header_fits(headers: &HeaderMap) -> bool {

@@ -21,6 +21,7 @@ use tokio::time::{Sleep, sleep};
 
 use super::errors::ApiError;
 use super::logging::BodyBytes;
+use super::options::ServerOptions;
 use super::state::ServerState;
 
 /// A request's body behind its bounds. Clones share one stream.
@@ -33,6 +34,8 @@ struct Inner {
     left: u64,
     read: BodyBytes,
     deadline: Pin<Box<Sleep>>,
+    /// When more must have come, and how many bytes a second.
+    rate: Option<(Pin<Box<Sleep>>, u64)>,
     end: End,
 }
 
@@ -43,22 +46,44 @@ enum End {
     Broken,
     TooLarge,
     Late,
+    Slow,
 }
 
+/// How long a body may take its time before its rate counts.
+const GRACE: Duration = Duration::from_secs(5);
+
 impl GuardedBody {
-    fn new(payload: Payload, announced: u64, limit: u64, deadline: Duration, read: BodyBytes) -> Self {
+    fn new(payload: Payload, announced: u64, options: &ServerOptions, read: BodyBytes) -> Self {
+        let deadline = Duration::from_secs(options.body_deadline_seconds);
+        let rate = (options.min_body_rate > 0).then(|| (Box::pin(sleep(GRACE)), options.min_body_rate));
         Self(Rc::new(RefCell::new(Inner {
             payload,
             announced,
-            left: limit,
+            left: options.max_body_bytes(),
             read,
             deadline: Box::pin(sleep(deadline)),
+            rate,
             end: End::Open,
         })))
     }
 
     fn end(&self) -> End {
         self.0.borrow().end
+    }
+}
+
+impl Inner {
+    fn is_slow(&mut self, context: &mut Context<'_>) -> bool {
+        let timer = self.rate.as_mut();
+        timer.is_some_and(|(timer, _)| timer.as_mut().poll(context).is_ready())
+    }
+
+    /// Bytes that came earn the time for as many more.
+    fn came(&mut self, bytes: u64) {
+        if let Some((timer, rate)) = &mut self.rate {
+            let deadline = timer.deadline() + Duration::from_micros(bytes * 1_000_000 / *rate);
+            timer.as_mut().reset(deadline);
+        }
     }
 }
 
@@ -73,10 +98,12 @@ impl Stream for GuardedBody {
             End::Broken => (End::Broken, Err(PayloadError::Incomplete(None))),
             End::TooLarge => (End::TooLarge, Err(PayloadError::Overflow)),
             End::Late => (End::Late, Err(PayloadError::Incomplete(None))),
+            End::Slow => (End::Slow, Err(PayloadError::Incomplete(None))),
             End::Open if inner.announced > inner.left => (End::TooLarge, Err(PayloadError::Overflow)),
             End::Open if inner.deadline.as_mut().poll(context).is_ready() => {
                 (End::Late, Err(PayloadError::Incomplete(None)))
             }
+            End::Open if inner.is_slow(context) => (End::Slow, Err(PayloadError::Incomplete(None))),
             End::Open => match ready!(Pin::new(&mut inner.payload).poll_next(context)) {
                 None => {
                     inner.end = End::Complete;
@@ -87,6 +114,7 @@ impl Stream for GuardedBody {
                     let length = bytes.len() as u64;
                     inner.read.set(inner.read.get() + length);
                     inner.announced = 0;
+                    inner.came(length);
                     match inner.left.checked_sub(length) {
                         None => (End::TooLarge, Err(PayloadError::Overflow)),
                         Some(left) => {
@@ -111,6 +139,9 @@ pub(super) fn body_error(request: &HttpRequest, state: &ServerState) -> ApiError
         },
         Some(End::Late) => ApiError::BodyDeadline {
             seconds: state.options.body_deadline_seconds,
+        },
+        Some(End::Slow) => ApiError::BodyRate {
+            rate: state.options.min_body_rate,
         },
         _ => ApiError::Malformed,
     }
@@ -137,8 +168,7 @@ pub(super) async fn guard_body<B: MessageBody + 'static>(
     let body = GuardedBody::new(
         payload,
         announced,
-        state.options.max_body_bytes(),
-        Duration::from_secs(state.options.body_deadline_seconds),
+        &state.options,
         read.unwrap_or_else(|| Rc::new(Cell::new(0))),
     );
     request.set_payload(Payload::Stream {

@@ -3,13 +3,14 @@
 use std::cell::Cell;
 use std::hash::{BuildHasher, RandomState};
 use std::rc::Rc;
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use actix_web::body::MessageBody;
 use actix_web::dev::{ServiceRequest, ServiceResponse};
-use actix_web::http::Method;
 use actix_web::http::header::{HeaderMap, HeaderName, HeaderValue};
+use actix_web::http::{Method, StatusCode};
 use actix_web::middleware::Next;
 use actix_web::{Error, HttpMessage};
 use tracing::{Instrument, Span};
@@ -77,6 +78,48 @@ impl Drop for AccessLine {
             milliseconds = self.started.elapsed().as_micros() as f64 / 1e3,
             body_bytes = self.body_bytes.get(),
             "request",
+        );
+    }
+}
+
+/// A kind of warning that clients can cause as often as they like: one line in ten seconds.
+#[derive(Debug, Default)]
+struct Rarely(Mutex<(Option<Instant>, u64)>);
+
+impl Rarely {
+    const PAUSE: Duration = Duration::from_secs(10);
+
+    /// How many times it happened since the last line, where another line is due.
+    fn due(&self) -> Option<u64> {
+        let mut state = self.0.lock().ok()?;
+        state.1 += 1;
+        if state.0.is_some_and(|last| last.elapsed() < Self::PAUSE) {
+            return None;
+        }
+        state.0 = Some(Instant::now());
+        Some(std::mem::take(&mut state.1))
+    }
+}
+
+/// Logs that the HTTP parser refused a request, which has no line of its own.
+pub(super) fn warn_of_refusal(status: StatusCode) {
+    static KIND: Rarely = Rarely(Mutex::new((None, 0)));
+    if let Some(requests) = KIND.due() {
+        tracing::warn!(
+            status = status.as_u16(),
+            requests,
+            "malformed requests were refused"
+        );
+    }
+}
+
+/// Logs that connections were beyond their bounds.
+pub(super) fn warn_of_connections() {
+    static KIND: Rarely = Rarely(Mutex::new((None, 0)));
+    if let Some(requests) = KIND.due() {
+        tracing::warn!(
+            requests,
+            "too many connections: requests other than /health were refused"
         );
     }
 }

@@ -1,5 +1,6 @@
 //! The server's flags and limits, in one struct.
 
+use std::net::IpAddr;
 use std::time::Duration;
 
 use clap::Args;
@@ -44,7 +45,7 @@ pub struct ServerOptions {
     /// Requests that may wait beside the one that runs; more get 503 with Retry-After.
     #[arg(long, value_name = "N", env = "MVP_QUEUE", hide_env_values = true, default_value_t = 8, value_parser = at_most::<1000>(0))]
     pub queue: u64,
-    /// Seconds a request may wait before it runs (then 503).
+    /// Seconds from a request's first byte until it runs (then 503); one that has arrived at last gets one more.
     #[arg(long, value_name = "N", env = "MVP_QUEUE_DEADLINE_SECONDS", hide_env_values = true, default_value_t = 30, value_parser = at_most::<86_400>(1))]
     pub queue_deadline_seconds: u64,
     /// Seconds one reading may take (then 504).
@@ -53,6 +54,9 @@ pub struct ServerOptions {
     /// Seconds a request's body may take to arrive (then 408).
     #[arg(long, value_name = "N", env = "MVP_BODY_DEADLINE_SECONDS", hide_env_values = true, default_value_t = 30, value_parser = at_most::<3600>(1))]
     pub body_deadline_seconds: u64,
+    /// Least bytes a second of a request's body after its first 5 s (then 408); 0: any.
+    #[arg(long, value_name = "N", env = "MVP_MIN_BODY_RATE", hide_env_values = true, default_value_t = 1024, value_parser = at_most::<1_048_576>(0))]
+    pub min_body_rate: u64,
     /// Largest uploaded file, MiB (then 413).
     #[arg(long, value_name = "N", env = "MVP_MAX_UPLOAD_MIB", hide_env_values = true, default_value_t = 20, value_parser = at_most::<1024>(1))]
     pub max_upload_mib: u64,
@@ -65,9 +69,24 @@ pub struct ServerOptions {
     /// Tokens of an answer; a request may ask for fewer, not for more.
     #[arg(long, value_name = "N", env = "MVP_MAX_NEW_TOKENS", hide_env_values = true, default_value_t = 1024, value_parser = at_most::<131_072>(1))]
     pub max_new_tokens: u64,
-    /// Connections at the same time.
+    /// Connections at the same time; on more, only /health is answered.
     #[arg(long, value_name = "N", env = "MVP_MAX_CONNECTIONS", hide_env_values = true, default_value_t = 512, value_parser = at_most::<65_536>(1))]
     pub max_connections: u64,
+    /// Connections of one client's address at the same time; on more, only /health is answered.
+    #[arg(long, value_name = "N", env = "MVP_MAX_CONNECTIONS_PER_ADDRESS", hide_env_values = true, default_value_t = 256, value_parser = at_most::<65_536>(1))]
+    pub max_connections_per_address: u64,
+    /// Address of a proxy in front, whose connections are not bounded per address; repeatable. Bound clients there.
+    #[arg(
+        long,
+        value_name = "ADDRESS",
+        env = "MVP_TRUSTED_PROXY",
+        hide_env_values = true,
+        value_delimiter = ','
+    )]
+    pub trusted_proxy: Vec<IpAddr>,
+    /// Seconds after which a connection is closed with its next answer.
+    #[arg(long, value_name = "N", env = "MVP_CONNECTION_LIFETIME_SECONDS", hide_env_values = true, default_value_t = 3600, value_parser = at_most::<86_400>(1))]
+    pub connection_lifetime_seconds: u64,
     /// Seconds that running requests get after SIGTERM.
     #[arg(long, value_name = "N", env = "MVP_SHUTDOWN_SECONDS", hide_env_values = true, default_value_t = 60, value_parser = at_most::<3600>(1))]
     pub shutdown_seconds: u64,
@@ -85,11 +104,15 @@ impl Default for ServerOptions {
             queue_deadline_seconds: 30,
             generation_deadline_seconds: 300,
             body_deadline_seconds: 30,
+            min_body_rate: 1024,
             max_upload_mib: 20,
             max_megapixels: 40,
             max_decoded_mib: 256,
             max_new_tokens: 1024,
             max_connections: 512,
+            max_connections_per_address: 256,
+            trusted_proxy: Vec::new(),
+            connection_lifetime_seconds: 3600,
             shutdown_seconds: 60,
             cors_origin: Vec::new(),
         }

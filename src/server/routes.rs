@@ -5,9 +5,11 @@ use std::sync::Arc;
 use actix_web::{HttpRequest, HttpResponse, web};
 use tokio::sync::OwnedSemaphorePermit;
 
+use super::admission::began;
 use super::benchmark::read_benchmarks;
 use super::errors::ApiError;
-use super::state::ServerState;
+use super::pieces::Pieces;
+use super::state::{ANSWER_STEP_BYTES, ServerState};
 use super::types::{
     Analysis, AnalyzeForm, Benchmarks, ErrorBody, ExtractForm, Extraction, Figures, Health, LoadedModel,
     timestamp,
@@ -43,11 +45,11 @@ pub(super) async fn health(state: web::Data<ServerState>) -> web::Json<Health> {
     responses(
         (status = 200, description = "The page's text", body = Extraction),
         (status = 400, description = "Empty or undecodable image, over 40 megapixels, or a malformed form", body = ErrorBody),
-        (status = 408, description = "The body took longer than 30 s to arrive", body = ErrorBody),
+        (status = 408, description = "The body took longer than 30 s to arrive, or came more slowly than 1024 bytes a second", body = ErrorBody),
         (status = 413, description = "The file is larger than 20 MiB", body = ErrorBody),
-        (status = 422, description = "No file, or a field outside its range", body = ErrorBody),
+        (status = 422, description = "No file, more tokens (prompt, page and answer) than the model's context holds, or a field outside its range", body = ErrorBody),
         (status = 500, description = "Internal error", body = ErrorBody),
-        (status = 503, description = "Model not loaded, queue full, or shutting down; see Retry-After", body = ErrorBody),
+        (status = 503, description = "Model not loaded, queue full or too slow, too many connections, or shutting down; see Retry-After", body = ErrorBody),
         (status = 504, description = "The reading took longer than 300 s", body = ErrorBody),
     )
 )]
@@ -56,7 +58,7 @@ pub(super) async fn extract(
     state: web::Data<ServerState>,
 ) -> Result<web::Json<Extraction>, ApiError> {
     let upload = read_upload(&request, &state).await?;
-    let answer = answer(&state, upload, EXTRACTION_PROMPT.to_owned()).await?;
+    let answer = answer(&request, &state, upload, EXTRACTION_PROMPT.to_owned()).await?;
     Ok(web::Json(Extraction {
         extracted_content: answer.text,
         warnings: answer.warnings,
@@ -74,11 +76,11 @@ pub(super) async fn extract(
     responses(
         (status = 200, description = "The answer", body = Analysis),
         (status = 400, description = "Empty or undecodable image, over 40 megapixels, or a malformed form", body = ErrorBody),
-        (status = 408, description = "The body took longer than 30 s to arrive", body = ErrorBody),
+        (status = 408, description = "The body took longer than 30 s to arrive, or came more slowly than 1024 bytes a second", body = ErrorBody),
         (status = 413, description = "The file is larger than 20 MiB, or a text field larger than 64 KiB", body = ErrorBody),
-        (status = 422, description = "No file, a prompt over 8192 characters, or a field outside its range", body = ErrorBody),
+        (status = 422, description = "No file, a prompt over 8192 characters, more tokens (prompt, page and answer) than the model's context holds, or a field outside its range", body = ErrorBody),
         (status = 500, description = "Internal error", body = ErrorBody),
-        (status = 503, description = "Model not loaded, queue full, or shutting down; see Retry-After", body = ErrorBody),
+        (status = 503, description = "Model not loaded, queue full or too slow, too many connections, or shutting down; see Retry-After", body = ErrorBody),
         (status = 504, description = "The reading took longer than 300 s", body = ErrorBody),
     )
 )]
@@ -89,7 +91,7 @@ pub(super) async fn analyze(
     let mut upload = read_upload(&request, &state).await?;
     let prompt = upload.prompt.take();
     let prompt_used = prompt.unwrap_or_else(|| EXTRACTION_PROMPT.to_owned());
-    let answer = answer(&state, upload, prompt_used.clone()).await?;
+    let answer = answer(&request, &state, upload, prompt_used.clone()).await?;
     Ok(web::Json(Analysis {
         analysis: answer.text,
         prompt_used,
@@ -110,10 +112,23 @@ pub(super) async fn analyze(
     )
 )]
 pub(super) async fn benchmark(state: web::Data<ServerState>) -> Result<HttpResponse, ApiError> {
-    let body = web::block(move || serde_json::to_vec(&read_benchmarks(&state.benchmarks))).await;
+    // One at a time: the records are in memory several times over until they are one text.
+    let turn = Arc::clone(&state.benchmark_turn).acquire_owned().await;
+    let turn = turn.map_err(|_| ApiError::Internal)?;
+    let folder = state.benchmarks.clone();
+    let body = web::block(move || {
+        let _turn = turn;
+        serde_json::to_vec(&read_benchmarks(&folder))
+    });
+    let body = body.await.map_err(|_| ApiError::Internal)?;
     let body = body.map_err(|_| ApiError::Internal)?;
-    let body = body.map_err(|_| ApiError::Internal)?;
-    Ok(HttpResponse::Ok().content_type("application/json").body(body))
+    let steps =
+        u32::try_from(body.len().div_ceil(ANSWER_STEP_BYTES)).map_err(|_| ApiError::TooManyAnswers)?;
+    let memory = Arc::clone(&state.answer_steps).try_acquire_many_owned(steps);
+    let memory = memory.map_err(|_| ApiError::TooManyAnswers)?;
+    Ok(HttpResponse::Ok()
+        .content_type("application/json")
+        .body(Pieces::accounted(body, memory)))
 }
 
 struct PageAnswer {
@@ -124,10 +139,16 @@ struct PageAnswer {
 }
 
 /// A place in the queue, then the picture, then the reading. Dropped when the client leaves, which ends each of them.
-async fn answer(state: &ServerState, upload: Upload, prompt: String) -> Result<PageAnswer, ApiError> {
-    let place = state.engine.reserve()?;
+async fn answer(
+    http: &HttpRequest,
+    state: &ServerState,
+    upload: Upload,
+    prompt: String,
+) -> Result<PageAnswer, ApiError> {
+    let place = state.engine.reserve_since(began(http))?;
+    let decoded = tokio::time::timeout_at(place.expires().into(), decoded(state, upload.file)).await;
     // Its memory is counted until the answer is there.
-    let (DecodedPage { page, warnings }, _memory) = decoded(state, upload.file).await?;
+    let (DecodedPage { page, warnings }, _memory) = decoded.map_err(|_| place.expired())??;
     let mut request = ReadRequest::page(prompt, page);
     request.overrides = upload.overrides;
     let answer = place.submit(request)?.answer().await?;

@@ -8,23 +8,24 @@ use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use actix_cors::Cors;
-use actix_web::dev::{Extensions, Server, ServerHandle};
+use actix_http::HttpService;
+use actix_service::{IntoServiceFactory, ServiceFactoryExt, map_config};
+use actix_web::dev::{AppConfig, Server, ServerHandle, fn_service};
 use actix_web::http::{Method, header};
 use actix_web::middleware::{Condition, from_fn};
 use actix_web::rt::net::TcpStream;
 use actix_web::web::{self, Data};
-use actix_web::{App, HttpServer};
-use socket2::{SockRef, TcpKeepalive};
-use utoipa::OpenApi;
-use utoipa_swagger_ui::SwaggerUi;
+use actix_web::{App, Handler, Responder};
 
+use super::admission::admit;
+use super::connection::{Connection, HEAD_DEADLINE};
 use super::headers::finish;
 use super::limits::guard_body;
 use super::logging::access_log;
-use super::openapi::ApiDoc;
 use super::options::ServerOptions;
-use super::routes;
+use super::places::{Places, SPARE_PLACES};
 use super::state::ServerState;
+use super::{docs, routes};
 use crate::cli::StopSignals;
 use crate::engine::{Engine, EngineState, ModelInfo};
 
@@ -33,24 +34,21 @@ const WORKERS: usize = 2;
 /// Threads a worker has for decoding and reading files.
 const BLOCKING_THREADS: usize = 4;
 const KEEP_ALIVE: Duration = Duration::from_secs(5);
-const HEAD_DEADLINE: Duration = Duration::from_secs(5);
-/// How long an answer that nobody takes keeps its connection.
-const WRITE_DEADLINE: Duration = Duration::from_secs(30);
-/// Probes find out about a client that vanished without a word.
-const PROBE_AFTER: Duration = Duration::from_secs(10);
+/// Files the process opens beside connections: weights, records, libraries.
+const OTHER_FILES: u64 = 256;
 
 /// Why the server did not start or end well.
 #[derive(Debug, thiserror::Error)]
 pub enum RunError {
     /// The address cannot be listened on.
-    #[error("cannot listen on {host}:{port}: {}", reason(.source))]
+    #[error("cannot listen on {host}:{port}: {}", reason(.cause))]
     Listen {
         /// As given.
         host: String,
         /// As given.
         port: u16,
-        /// The operating system's word.
-        source: io::Error,
+        /// The operating system's word, which the text has.
+        cause: io::Error,
     },
     /// The model did not load.
     #[error("cannot load the model: {0}")]
@@ -110,10 +108,10 @@ impl fmt::Display for Readiness {
 /// # Errors
 /// [`RunError::Listen`].
 pub fn bind(options: &ServerOptions) -> Result<TcpListener, RunError> {
-    TcpListener::bind((options.host.as_str(), options.port)).map_err(|source| RunError::Listen {
+    TcpListener::bind((options.host.as_str(), options.port)).map_err(|cause| RunError::Listen {
         host: options.host.clone(),
         port: options.port,
-        source,
+        cause,
     })
 }
 
@@ -122,67 +120,112 @@ pub fn bind(options: &ServerOptions) -> Result<TcpListener, RunError> {
 /// # Errors
 /// The operating system's.
 pub fn listen(listener: TcpListener, state: Data<ServerState>) -> io::Result<Server> {
-    let connections = usize::try_from(state.options.max_connections).unwrap_or(usize::MAX);
-    let shutdown_seconds = state.options.shutdown_seconds;
-    let app = move || {
-        App::new()
+    let options = state.options.clone();
+    let places = Places::new(&options);
+    allow_open_files(options.max_connections);
+    // The framework stops listening where a worker has this many; `Places` never lets it come to that.
+    let most = usize::try_from(options.max_connections).unwrap_or(usize::MAX);
+    let most = most.saturating_add(4 * SPARE_PLACES);
+    let builder = Server::build()
+        .workers(WORKERS)
+        .worker_max_blocking_threads(BLOCKING_THREADS)
+        .max_concurrent_connections(most)
+        .shutdown_timeout(options.shutdown_seconds)
+        .disable_signals();
+    let stopping = builder.graceful_shutdown_signal();
+    let service = move || {
+        let app = App::new()
             .app_data(state.clone())
             .wrap(Condition::new(
                 !state.options.cors_origin.is_empty(),
                 cors(&state.options),
             ))
+            .wrap(from_fn(admit))
             .wrap(from_fn(finish))
             .wrap(from_fn(guard_body))
             .wrap(from_fn(access_log))
-            .configure(add_routes)
+            .configure(add_routes);
+        let stopping = stopping.clone();
+        let http = HttpService::build()
+            .graceful_shutdown_signal(move || {
+                let stopping = stopping.clone();
+                async move { stopping.notified().await }
+            })
+            .keep_alive(KEEP_ALIVE)
+            .client_request_timeout(HEAD_DEADLINE)
+            // A client that closes its side has left: its reading is cancelled.
+            .h1_allow_half_closed(false)
+            .on_connect_ext(|connection: &Connection, data| {
+                data.insert(Arc::clone(connection.line()));
+            })
+            .h1(map_config(app.into_factory(), |()| AppConfig::default())
+                .map_err(|error: actix_web::Error| error.error_response()));
+        let places = Arc::clone(&places);
+        fn_service(move |stream: TcpStream| {
+            let address = stream.peer_addr().ok();
+            let place = places.enter(address.map(|address| address.ip()));
+            let connection = Connection::new(stream, place);
+            async move { Ok((connection, address)) }
+        })
+        .and_then(http)
     };
-    let server = HttpServer::new(app)
-        .workers(WORKERS)
-        .worker_max_blocking_threads(BLOCKING_THREADS)
-        .max_connections(connections.div_ceil(WORKERS))
-        .keep_alive(KEEP_ALIVE)
-        .client_request_timeout(HEAD_DEADLINE)
-        // A client that closes its side has left: its reading is cancelled.
-        .h1_allow_half_closed(false)
-        .shutdown_timeout(shutdown_seconds)
-        .disable_signals()
-        .on_connect(|connection, _: &mut Extensions| watch_over(connection))
-        .listen(listener)?;
-    Ok(server.run())
+    Ok(builder.listen("medvision", listener, service)?.run())
+}
+
+/// Has the process open as many files as it may need, where the system allows it: many begin with 1024.
+fn allow_open_files(connections: u64) {
+    let wanted = connections
+        .saturating_add(2 * SPARE_PLACES as u64)
+        .saturating_add(OTHER_FILES);
+    let mut limit = libc::rlimit {
+        rlim_cur: 0,
+        rlim_max: 0,
+    };
+    // SAFETY: `limit` is a valid rlimit for the length of the call, which fills it.
+    if unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) } != 0 || limit.rlim_cur >= wanted {
+        return;
+    }
+    limit.rlim_cur = wanted.min(limit.rlim_max);
+    // SAFETY: `limit` is a valid rlimit for the length of the call, which changes nothing but this process's limit.
+    let failed = unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit) } != 0;
+    if failed || limit.rlim_cur < wanted {
+        tracing::warn!(
+            wanted,
+            "the system lets this process open fewer files than --max-connections needs (ulimit -n)"
+        );
+    }
 }
 
 fn add_routes(config: &mut web::ServiceConfig) {
     config
-        .service(web::resource("/health").get(routes::health))
+        .service(readable("/health", routes::health))
         .service(web::resource("/extract").post(routes::extract))
         .service(web::resource("/analyze").post(routes::analyze))
-        .service(web::resource("/benchmark").get(routes::benchmark))
+        .service(readable("/benchmark", routes::benchmark))
+        .service(readable("/openapi.json", docs::description))
         .service(web::redirect("/docs", "/docs/"))
-        .service(SwaggerUi::new("/docs/{_:.*}").url("/openapi.json", ApiDoc::openapi()));
+        .service(readable("/docs/{file:.*}", docs::page));
+}
+
+/// A route for GET, and for HEAD, which answers alike without the body.
+fn readable<F, Args>(path: &str, handler: F) -> actix_web::Resource
+where
+    F: Handler<Args> + Clone,
+    Args: actix_web::FromRequest + 'static,
+    F::Output: Responder + 'static,
+{
+    web::resource(path).get(handler.clone()).head(handler)
 }
 
 fn cors(options: &ServerOptions) -> Cors {
     let cors = Cors::default()
-        .allowed_methods([Method::GET, Method::POST])
+        .allowed_methods([Method::GET, Method::HEAD, Method::POST])
         .allowed_headers([header::CONTENT_TYPE, header::ACCEPT])
         .allowed_header("x-request-id")
         .expose_headers(["x-request-id", "retry-after"])
         .max_age(3600);
     let origins = options.cors_origin.iter();
     origins.fold(cors, |cors, origin| cors.allowed_origin(origin))
-}
-
-/// Has the kernel end connections whose other side no longer answers or no longer reads.
-fn watch_over(connection: &dyn std::any::Any) {
-    if let Some(stream) = connection.downcast_ref::<TcpStream>() {
-        let socket = SockRef::from(stream);
-        let probes = TcpKeepalive::new()
-            .with_time(PROBE_AFTER)
-            .with_interval(PROBE_AFTER / 2);
-        // Without these the server works, and a vanished client's reading runs to its end.
-        let _ = socket.set_tcp_keepalive(&probes);
-        let _ = socket.set_tcp_user_timeout(Some(WRITE_DEADLINE));
-    }
 }
 
 /// Serves until SIGTERM or SIGINT, then finishes what runs; a second signal ends the process at once.

@@ -11,6 +11,10 @@ use crate::engine::Engine;
 
 /// Uploads take memory in steps of this many bytes.
 pub(super) const UPLOAD_STEP_BYTES: usize = 64 * 1024;
+/// Large answers take memory in steps of this many bytes.
+pub(super) const ANSWER_STEP_BYTES: usize = 64 * 1024;
+/// Bytes of large answers held in memory at the same time, until their readers have taken them.
+const ANSWER_MEMORY_BYTES: usize = 128 * 1024 * 1024;
 
 /// What every handler shares.
 pub struct ServerState {
@@ -28,6 +32,10 @@ pub struct ServerState {
     pub(super) decoded: Arc<Semaphore>,
     /// One permit a step of upload memory.
     pub(super) upload_steps: Arc<Semaphore>,
+    /// One permit a step of memory for large answers.
+    pub(super) answer_steps: Arc<Semaphore>,
+    /// The permit to read the benchmark records.
+    pub(super) benchmark_turn: Arc<Semaphore>,
 }
 
 impl ServerState {
@@ -45,6 +53,8 @@ impl ServerState {
                     .unwrap_or(usize::MAX)
                     .min(Semaphore::MAX_PERMITS),
             )),
+            answer_steps: Arc::new(Semaphore::new(ANSWER_MEMORY_BYTES / ANSWER_STEP_BYTES)),
+            benchmark_turn: Arc::new(Semaphore::new(1)),
             options,
         }
     }

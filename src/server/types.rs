@@ -204,7 +204,8 @@ pub struct AnalyzeForm {
     /// The page: PNG, JPEG, WebP, TIFF, BMP or GIF.
     #[schema(value_type = String, format = Binary)]
     file: Vec<u8>,
-    /// What to do with the page; at most 8192 characters. Blank counts as absent: then the extraction prompt is used.
+    /// What to do with the page; at most 8192 characters, and with page and answer no more tokens than the model's
+    /// context holds. Blank counts as absent: then the extraction prompt is used.
     prompt: Option<String>,
     /// Tokens of the answer at most (from 1 to the server's limit, which is the default).
     max_new_tokens: Option<u64>,

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use medical_vision::checkpoint::Checkpoint;
 use medical_vision::engine::{LoadOptions, ReadRequest, Reader};
+use medical_vision::generation::FinishReason;
 use medical_vision::processing::{DecodeLimits, Grid, decode};
 use medical_vision::qwen2_5_vl::{Config, Model, Wanted};
 use tch::{Device, Kind, Tensor};
@@ -150,5 +151,48 @@ fn greedy_text_of_twenty_pages_equals_transformers() {
             page["completion_tokens"].as_u64().unwrap(),
             "{file}"
         );
+    }
+}
+
+/// A pass is asked before every block and layer whether it shall go on, and ends where it is told to.
+#[test]
+fn a_prompts_reading_ends_between_layers() {
+    let mut reader = Reader::load(&model_dir("nano"), &LoadOptions::default()).unwrap();
+    let config = reader.model().config().clone();
+    let page = std::fs::read(root().join("tests/fixtures/pages/small_strip_rx.png")).unwrap();
+    let page = decode(&page, &DecodeLimits::default()).unwrap();
+    let mut request = ReadRequest::page("Read.", page);
+    request.overrides.max_new_tokens = Some(1);
+    let layers = config.vision.depth + config.text.num_hidden_layers;
+    let mut asked = 0;
+    reader
+        .read(&request, &mut |_| {
+            asked += 1;
+            ControlFlow::Continue(())
+        })
+        .unwrap();
+    assert!(asked > layers, "{asked} questions in {layers} layers");
+    for last in [1, config.vision.depth, config.vision.depth + 1, layers] {
+        let mut asked = 0;
+        let reading = reader
+            .read(&request, &mut |text| {
+                assert_eq!(text, "");
+                asked += 1;
+                match asked == last {
+                    true => ControlFlow::Break(()),
+                    false => ControlFlow::Continue(()),
+                }
+            })
+            .unwrap();
+        assert_eq!(asked, last, "nothing runs on after the word");
+        assert_eq!(reading.finish_reason, FinishReason::Cancelled);
+        assert_eq!(reading.completion_tokens, 0);
+    }
+    // What was ended leaves nothing behind.
+    let mut tokens = None;
+    for _ in 0..2 {
+        request.overrides.max_new_tokens = Some(5);
+        let reading = reader.read(&request, &mut |_| ControlFlow::Continue(())).unwrap();
+        assert_eq!(*tokens.get_or_insert(reading.tokens.clone()), reading.tokens);
     }
 }

@@ -3,6 +3,7 @@
 mod attacks;
 mod folders;
 mod goldens;
+mod plain_jinja;
 mod stream;
 mod templates;
 

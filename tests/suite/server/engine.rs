@@ -131,6 +131,55 @@ fn a_wait_beyond_the_queue_deadline_is_refused() {
 }
 
 #[test]
+fn the_queue_deadline_counts_from_the_requests_beginning() {
+    let options = EngineOptions {
+        queue_deadline: Duration::from_secs(3600),
+        ..engine_options()
+    };
+    let (engine, counts) = start(options);
+    let Some(began) = Instant::now().checked_sub(Duration::from_secs(3600)) else {
+        return; // a machine that has just been started
+    };
+    // Alone it runs at once, however long it took to arrive.
+    let place = engine.reserve_since(began).expect("a place");
+    let alone = wait(place.submit(request("alone")).expect("a place"));
+    assert!(alone.is_ok(), "{alone:?}");
+    let running = submit(&engine, "sleep 600000").expect("a place");
+    eventually("it runs", || counts.started.load(Ordering::SeqCst) == 2);
+    let place = engine.reserve_since(began).expect("a place");
+    let refused = wait(place.submit(request("waiting")).expect("a place"));
+    assert!(
+        matches!(refused, Err(EngineError::QueueDeadline { .. })),
+        "{refused:?}"
+    );
+    drop(running);
+}
+
+/// The model itself: the deadline is seen while it reads the prompt.
+#[test]
+fn a_deadline_ends_the_prompts_reading() {
+    let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("models/qwen25-vl-nano");
+    let options = EngineOptions {
+        generation_deadline: Duration::ZERO,
+        ..engine_options()
+    };
+    let load = move || medical_vision::engine::Reader::load(&folder, &Default::default());
+    let engine = Engine::start(load, options).expect("a thread");
+    actix_web::rt::System::new().block_on(engine.loaded());
+    let page = RgbPage {
+        width: 56,
+        height: 56,
+        pixels: vec![255; 3 * 56 * 56],
+    };
+    let place = engine.reserve().expect("a place");
+    let answer = wait(place.submit(ReadRequest::page("Read.", page)).expect("a place"));
+    assert!(
+        matches!(answer, Err(EngineError::GenerationDeadline { .. })),
+        "{answer:?}"
+    );
+}
+
+#[test]
 fn a_running_request_outlives_the_queue_deadline() {
     let options = EngineOptions {
         queue_deadline: Duration::from_millis(50),

@@ -3,6 +3,7 @@
 
 mod adapter;
 mod binary;
+mod connections;
 mod contract;
 mod embedded;
 mod engine;

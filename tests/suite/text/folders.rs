@@ -115,3 +115,35 @@ fn tokenizers_of_another_kind_are_refused() {
         &["tokenizer.json"],
     );
 }
+
+/// A normalizer can make a text any length before a token is made of it.
+#[test]
+fn normalizers_other_than_nfc_are_refused() {
+    let set = |normalizer: Value| move |tokenizer: &mut Value| tokenizer["normalizer"] = normalizer;
+    for normalizer in [
+        json!({"type": "Replace", "pattern": {"String": "a"}, "content": "a".repeat(1000)}),
+        json!({"type": "Prepend", "prepend": "x"}),
+        json!({"type": "NFKD"}),
+        json!({"type": "NFD"}),
+        json!({"type": "Lowercase"}),
+        json!({"type": "ByteLevel"}),
+        json!({"type": "Sequence", "normalizers": [{"type": "NFC"}, {"type": "Replace", "pattern": {"Regex": ""}, "content": "xx"}]}),
+    ] {
+        refused(
+            "tokenizer.json",
+            set(normalizer),
+            &["tokenizer.json", "normalizer", "NFC"],
+        );
+    }
+    for normalizer in [
+        Value::Null,
+        json!({"type": "NFC"}),
+        json!({"type": "Sequence", "normalizers": [{"type": "NFC"}]}),
+    ] {
+        let dir = nano_copy();
+        edit(dir.path(), "tokenizer.json", set(normalizer));
+        let processor = TextProcessor::from_dir(dir.path()).unwrap();
+        let composed = processor.encode_plain("\u{e9}").unwrap();
+        assert_eq!(processor.encode_plain("e\u{301}").unwrap(), composed);
+    }
+}

@@ -179,6 +179,19 @@ fn texts_may_be_trimmed_and_repeated_but_not_changed() {
             "changes or drops a message's text",
         );
     }
+    for method in [
+        "upper()",
+        "lower()",
+        "title()",
+        "capitalize()",
+        "replace('a', 'b')",
+        "split()[0]",
+    ] {
+        assert_refused(
+            &print(&format!("{said}.{method}")),
+            "changes or drops a message's text",
+        );
+    }
     assert_refused("nothing", "changes or drops a message's text");
     assert_refused(
         "{{ messages[0]['content'][0]['text'][:8] }}",
@@ -188,7 +201,7 @@ fn texts_may_be_trimmed_and_repeated_but_not_changed() {
 
 #[test]
 fn a_mark_in_the_template_itself_is_no_text() {
-    let mark = "\u{F0000}aA \"'<&\\\n";
+    let mark = "\u{F0000}aAa \"'<&\\\n";
     for forged in [
         format!("{mark}0"),
         format!("{mark}7\u{F0001}"),
