@@ -166,11 +166,7 @@ fn a_deadline_ends_the_prompts_reading() {
     let load = move || medical_vision::engine::Reader::load(&folder, &Default::default());
     let engine = Engine::start(load, options).expect("a thread");
     actix_web::rt::System::new().block_on(engine.loaded());
-    let page = RgbPage {
-        width: 56,
-        height: 56,
-        pixels: vec![255; 3 * 56 * 56],
-    };
+    let page = RgbPage::new(56, 56, vec![255; 3 * 56 * 56]);
     let place = engine.reserve().expect("a place");
     let answer = wait(place.submit(ReadRequest::page("Read.", page)).expect("a place"));
     assert!(
