@@ -12,6 +12,7 @@ use minijinja::value::{Kwargs, Serde, Value};
 use minijinja::{AutoEscape, Environment, ErrorKind};
 use serde_json::{Map, json};
 
+use crate::files::{CONFIG_BYTES, read_text};
 use crate::{Error, Result, json as json_file};
 
 /// Who speaks.
@@ -209,7 +210,7 @@ fn template_source(
     tokenizer_config: &Map<String, serde_json::Value>,
 ) -> Result<(PathBuf, String)> {
     let path = dir.join("chat_template.jinja");
-    match std::fs::read_to_string(&path) {
+    match read_text(&path, CONFIG_BYTES) {
         Ok(source) => return Ok((path, source)),
         Err(error) if error.kind() == io::ErrorKind::NotFound => {}
         Err(error) => return Err(Error::io(&path, error)),
