@@ -6,6 +6,7 @@ use std::path::Path;
 use serde::Serialize;
 use serde_json::{Map, Value};
 
+use crate::files::{CONFIG_BYTES, read_bounded};
 use crate::paths::write_atomically;
 use crate::{Error, Result};
 
@@ -17,14 +18,14 @@ pub(crate) fn write_pretty(path: &Path, content: &impl Serialize) -> Result<()> 
     })
 }
 
-/// The JSON object in `path`; `None` where there is no such file.
+/// The JSON object in `path`, at most [`CONFIG_BYTES`] of it; `None` where there is no such file.
 pub(crate) fn read_object(path: &Path) -> Result<Option<Map<String, Value>>> {
-    let text = match std::fs::read_to_string(path) {
+    let text = match read_bounded(path, CONFIG_BYTES) {
         Ok(text) => text,
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(Error::io(path, error)),
     };
-    match serde_json::from_str(&text) {
+    match serde_json::from_slice(&text) {
         Ok(Value::Object(map)) => Ok(Some(map)),
         Ok(_) => Err(Error::checkpoint(path, "must hold a JSON object")),
         Err(error) => Err(Error::checkpoint(path, format!("not valid JSON: {error}"))),

@@ -5,7 +5,7 @@ use std::io::{self, BufWriter, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
-use crate::{Error, Result};
+use crate::{Error, Result, cache_folder};
 
 /// Folder, under `models/`, of the model that the pipeline is made for.
 pub const BASE_MODEL: &str = "qwen25-vl-7b-base";
@@ -105,7 +105,7 @@ impl Project {
         };
         if let Some(path) = candidates.iter().find(|path| path.is_dir()) {
             return Ok(ModelFolder {
-                path: path.clone(),
+                path: cache_folder::resolved(path, "main")?,
                 stands_in,
             });
         }
@@ -158,7 +158,9 @@ impl Project {
     pub fn adapter_folder(&self, choice: &Path) -> Result<PathBuf> {
         let places = self.chosen(choice);
         let found = places.iter().find(|path| path.is_dir()).cloned();
-        found.ok_or_else(|| not_a_folder(choice, "a LoRA adapter in PEFT's form (--adapter, MVP_ADAPTER)"))
+        let found = found
+            .ok_or_else(|| not_a_folder(choice, "a LoRA adapter in PEFT's form (--adapter, MVP_ADAPTER)"))?;
+        cache_folder::resolved(&found, "main")
     }
 
     /// Places a chosen model may be in; the first is the one to name in an error.
@@ -185,6 +187,56 @@ impl Project {
     }
 }
 
+/// The error where `folder` is no model's: what it is instead, as far as that can be told, and what to do.
+pub fn require_model(folder: &Path) -> Result<()> {
+    if folder.join("config.json").exists() {
+        return Ok(());
+    }
+    if folder.join("adapter_config.json").exists() {
+        return Err(Error::checkpoint(
+            folder,
+            "is a LoRA adapter, not a model: name it with --adapter, and the model with --model",
+        ));
+    }
+    let inside = fs::read_dir(folder).into_iter().flatten().flatten();
+    let mut inside: Vec<PathBuf> = inside
+        .map(|entry| entry.path())
+        .filter(|path| path.join("config.json").is_file())
+        .collect();
+    inside.sort();
+    let advice = match inside.first() {
+        Some(path) => format!("is {} meant?", path.display()),
+        None => format!(
+            "it is no model folder, or its download is not complete: run that again; to get the 7B model: {GET_BASE_MODEL}"
+        ),
+    };
+    Err(Error::checkpoint(
+        folder,
+        format!("holds no config.json; {advice}"),
+    ))
+}
+
+/// The folder that `folder` means: itself, or the snapshot of `revision` where it is one of the hub's cache.
+pub fn resolved_folder(folder: &Path, revision: &str) -> Result<PathBuf> {
+    cache_folder::resolved(folder, revision)
+}
+
+/// The name of a model's folder, links followed; in the hub's cache the repository's, where the folder is called as a commit.
+pub fn model_folder_name(model: &Path) -> String {
+    name_in(&model.canonicalize().unwrap_or_else(|_| model.to_owned()))
+}
+
+fn name_in(path: &Path) -> String {
+    match cache_folder::repository(path) {
+        Some(repository) => repository.rsplit('/').next().unwrap_or_default().to_owned(),
+        None => path
+            .file_name()
+            .unwrap_or_default()
+            .to_string_lossy()
+            .into_owned(),
+    }
+}
+
 /// A model's name without what says which of its forms it is: `-base`, [`NF4_SUFFIX`], [`AWQ_SUFFIX`].
 pub fn model_stem(model: &Path) -> String {
     // Only a path such as "." or "models/x/.." has no name of its own.
@@ -192,10 +244,10 @@ pub fn model_stem(model: &Path) -> String {
         Some(_) => model.to_owned(),
         None => model.canonicalize().unwrap_or_default(),
     };
-    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    let name = name_in(&path);
     let forms = ["-base", NF4_SUFFIX, AWQ_SUFFIX];
     let stem = forms.iter().find_map(|form| name.strip_suffix(form));
-    stem.unwrap_or(&name).to_owned()
+    stem.unwrap_or(name.as_str()).to_owned()
 }
 
 fn not_a_folder(path: &Path, what: &str) -> Error {
@@ -329,6 +381,33 @@ mod tests {
             project.derived_model(&unnamed.join(".."), AWQ_SUFFIX),
             folder.path().join("models/models-awq-int4")
         );
+    }
+
+    #[test]
+    fn a_folder_without_a_config_is_told_apart() {
+        let (_folder, project) = project(&["models/inner", "lora", "empty"]);
+        let models = project.models();
+        fs::write(models.join("models/inner/config.json"), "{}").unwrap();
+        fs::write(models.join("lora/adapter_config.json"), "{}").unwrap();
+        let reason = |name: &str| require_model(&models.join(name)).unwrap_err().to_string();
+        assert!(reason("models").contains("models/inner meant?"));
+        assert!(reason("lora").contains("--adapter"));
+        assert!(reason("empty").contains("no config.json") && reason("empty").contains(GET_BASE_MODEL));
+        assert!(require_model(&models.join("models/inner")).is_ok());
+    }
+
+    #[test]
+    fn a_folder_of_the_hubs_cache_is_called_as_its_repository() {
+        let (_folder, project) = project(&[]);
+        let cache = project.models().join("models--Qwen--Qwen2.5-VL-7B-Instruct");
+        let snapshot = cache.join("snapshots").join("a".repeat(40));
+        fs::create_dir_all(&snapshot).unwrap();
+        let found = project.model_folder(Some(&cache)).unwrap().path;
+        assert_eq!(found, snapshot);
+        assert_eq!(model_folder_name(&found), "Qwen2.5-VL-7B-Instruct");
+        assert_eq!(model_stem(&found), "Qwen2.5-VL-7B-Instruct");
+        let derived = project.derived_model(&found, NF4_SUFFIX);
+        assert_eq!(derived, project.models().join("Qwen2.5-VL-7B-Instruct-bnb-nf4"));
     }
 
     #[test]

@@ -199,9 +199,58 @@ pub fn spinner(message: &'static str) -> ProgressBar {
 #[derive(Debug, Clone)]
 pub struct Bars(MultiProgress);
 
-/// An empty block of progress bars.
+/// The program's block of progress bars: there is one, since two would draw over each other.
 pub fn transfer_bars() -> Bars {
-    Bars(MultiProgress::with_draw_target(draw_target()))
+    static BARS: OnceLock<Bars> = OnceLock::new();
+    BARS.get_or_init(|| Bars(MultiProgress::with_draw_target(draw_target())))
+        .clone()
+}
+
+/// A wait that is shown as it passes; see [`countdown`].
+#[derive(Debug)]
+pub struct Countdown {
+    message: String,
+    bar: ProgressBar,
+}
+
+/// Says why the program waits, and for how long: a line that counts down on a terminal, a warning elsewhere.
+pub fn countdown(message: &str, wait: Duration) -> Countdown {
+    let bar = transfer_bars().0.add(ProgressBar::new_spinner());
+    if let Ok(style) = ProgressStyle::with_template("{wide_msg}") {
+        bar.set_style(style);
+    }
+    if bar.is_hidden() {
+        say(
+            Level::WARN,
+            &format!("{message}; next attempt in {} s", whole_seconds(wait)),
+        );
+    }
+    Countdown {
+        message: without_control_characters(message),
+        bar,
+    }
+}
+
+impl Countdown {
+    /// So much of it is left.
+    pub fn show(&self, left: Duration) {
+        self.bar.set_message(format!(
+            "{}; next attempt in {} s",
+            self.message,
+            whole_seconds(left)
+        ));
+        self.bar.tick();
+    }
+}
+
+impl Drop for Countdown {
+    fn drop(&mut self) {
+        self.bar.finish_and_clear();
+    }
+}
+
+fn whole_seconds(time: Duration) -> u64 {
+    time.as_secs() + u64::from(time.subsec_nanos() > 0)
 }
 
 impl Bars {

@@ -1,7 +1,6 @@
 //! `manifest.json` of a folder that this program made: what it was made from, and the sha256 of every file in it.
 
 use std::collections::BTreeMap;
-use std::fs::{self, File};
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
@@ -10,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 
+use crate::files::{open_regular, read_bounded};
 use crate::json::write_pretty;
 use crate::{Error, Result};
 
@@ -69,10 +69,7 @@ impl Manifest {
     /// The manifest in `dir`; `None` where there is none, or none that this version can use.
     pub fn read(dir: &Path) -> Option<Self> {
         let path = dir.join(MANIFEST);
-        if fs::metadata(&path).ok()?.len() > MAX_BYTES {
-            return None;
-        }
-        let manifest: Self = serde_json::from_slice(&fs::read(path).ok()?).ok()?;
+        let manifest: Self = serde_json::from_slice(&read_bounded(&path, MAX_BYTES).ok()?).ok()?;
         (manifest.manifest_version == VERSION).then_some(manifest)
     }
 
@@ -95,7 +92,7 @@ impl Manifest {
 /// Size and hash of the file at `path`.
 pub fn digest_of(path: &Path) -> Result<FileDigest> {
     let read = || -> io::Result<FileDigest> {
-        let mut file = File::open(path)?;
+        let mut file = open_regular(path)?;
         let mut hasher = Sha256::new();
         let mut buffer = vec![0; 1 << 20];
         let mut bytes = 0;

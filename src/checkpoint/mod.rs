@@ -3,6 +3,8 @@
 //! Everything in a folder is hostile until checked: headers are capped, offsets and sizes are verified before a byte is
 //! read, shard names cannot leave the folder, and no format that can run code is ever opened.
 
+mod folder;
+mod header;
 mod manifest;
 mod names;
 mod raw;
@@ -17,6 +19,10 @@ use std::sync::Arc;
 use serde::Deserialize;
 use tch::{Device, Kind, Tensor};
 
+pub use self::folder::{FileFault, FolderFiles, Headers, LocalFolder, read_config, read_headers, read_small};
+use self::header::DistinctKeys;
+pub(crate) use self::header::weight_kind;
+use self::header::{Header, LENGTH_BYTES};
 pub(crate) use self::manifest::hexadecimal;
 pub use self::manifest::{FileDigest, MANIFEST, Manifest, Origin, digest_of, revision};
 pub use self::names::{canonical_name, transformers_name};
@@ -25,10 +31,16 @@ use self::shard::Shard;
 pub(crate) use self::staging::exchange;
 pub use self::staging::{Staged, Staging};
 pub use self::writer::{MAX_NOTE_BYTES, TensorFile, TensorPlan};
+use crate::files::read_bounded;
 use crate::{Error, Result};
 
 /// An index file larger than this is refused.
-const MAX_INDEX_BYTES: u64 = 64 << 20;
+pub(crate) const MAX_INDEX_BYTES: u64 = 64 << 20;
+/// The weights of a model that are in one file.
+pub(crate) const SINGLE: &str = "model.safetensors";
+/// Which file each tensor of a model in several files is in.
+pub(crate) const INDEX: &str = "model.safetensors.index.json";
+pub(crate) const MISSING_SHARD: &str = "this shard is missing: is the download complete?";
 
 /// The weights of one model folder.
 pub struct Checkpoint {
@@ -53,8 +65,8 @@ struct Index {
 impl Checkpoint {
     /// Opens `model.safetensors` or the shards that `model.safetensors.index.json` lists.
     pub fn open(dir: &Path) -> Result<Self> {
-        let single = dir.join("model.safetensors");
-        let index = dir.join("model.safetensors.index.json");
+        let single = dir.join(SINGLE);
+        let index = dir.join(INDEX);
         let mut files = if index.is_file() {
             shard_files(dir, &index)?
         } else if single.is_file() {
@@ -163,37 +175,33 @@ impl Checkpoint {
 }
 
 fn shard_files(dir: &Path, index: &Path) -> Result<Vec<PathBuf>> {
-    let size = std::fs::metadata(index).map_err(|e| Error::io(index, e))?.len();
-    if size > MAX_INDEX_BYTES {
-        return Err(Error::checkpoint(
-            index,
-            format!("{size} bytes is too large for an index"),
-        ));
-    }
-    let text = std::fs::read_to_string(index).map_err(|e| Error::io(index, e))?;
-    let parsed: Index = serde_json::from_str(&text)
-        .map_err(|e| Error::checkpoint(index, format!("not a safetensors index: {e}")))?;
-    let mut files: Vec<&String> = parsed.weight_map.values().collect();
-    files.sort();
-    files.dedup();
-    files
+    let text = read_bounded(index, MAX_INDEX_BYTES).map_err(|e| Error::io(index, e))?;
+    index_files(index, &text)?
         .into_iter()
         .map(|name| {
-            let plain = Path::new(name).file_name().is_some_and(|f| f == name.as_str());
-            if !plain || !name.ends_with(".safetensors") {
-                return Err(Error::checkpoint(
-                    index,
-                    format!("\"weight_map\" names {name:?}, which is not a plain .safetensors file name"),
-                ));
-            }
             let file = dir.join(name);
-            if !file.is_file() {
-                return Err(Error::checkpoint(
-                    file,
-                    "this shard is missing: is the download complete?",
-                ));
+            if !file.exists() {
+                return Err(Error::checkpoint(file, MISSING_SHARD));
             }
             Ok(file)
         })
         .collect()
+}
+
+/// Names of the files that the index `path`, whose content is `text`, puts tensors in: sorted, without folders.
+pub(crate) fn index_files(path: &Path, text: &[u8]) -> Result<Vec<String>> {
+    let wrong = |e: serde_json::Error| Error::checkpoint(path, format!("not a safetensors index: {e}"));
+    serde_json::from_slice::<DistinctKeys>(text).map_err(wrong)?;
+    let index: Index = serde_json::from_slice(text).map_err(wrong)?;
+    let names: BTreeSet<String> = index.weight_map.into_values().collect();
+    for name in &names {
+        let plain = Path::new(name).file_name().is_some_and(|f| f == name.as_str());
+        if !plain || !name.ends_with(".safetensors") {
+            return Err(Error::checkpoint(
+                path,
+                format!("\"weight_map\" names {name:?}, which is not a plain .safetensors file name"),
+            ));
+        }
+    }
+    Ok(names.into_iter().collect())
 }

@@ -1,35 +1,30 @@
 //! One safetensors file, memory-mapped.
 
-use std::fs::File;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use memmap2::Mmap;
-use safetensors::tensor::{Metadata, TensorInfo};
-use safetensors::{Dtype, SafeTensors};
+use safetensors::Dtype;
+use safetensors::tensor::TensorInfo;
 use tch::{Kind, Tensor};
 
+use super::header::{Header, LENGTH_BYTES, weight_kind};
+use crate::files::open_regular;
 use crate::{Error, Result};
-
-/// Headers above this are refused before they are parsed; the 72B model's are under 1 MB.
-const MAX_HEADER_BYTES: u64 = 16 << 20;
-/// More tensors than this in a file are refused.
-const MAX_TENSORS: usize = 100_000;
 
 /// A mapped file and its checked header.
 pub(super) struct Shard {
     path: PathBuf,
     map: Mmap,
-    metadata: Metadata,
-    data_start: usize,
+    header: Header,
 }
 
 impl Shard {
     /// Maps `path` and checks its header: sizes, offsets, dtypes and the file's length.
     pub(super) fn open(path: &Path) -> Result<Self> {
-        let file = File::open(path).map_err(|e| Error::io(path, e))?;
+        let file = open_regular(path).map_err(|e| Error::io(path, e))?;
         let length = file.metadata().map_err(|e| Error::io(path, e))?.len();
-        if length < 8 {
+        if length < LENGTH_BYTES as u64 {
             return Err(Error::checkpoint(
                 path,
                 format!("{length} bytes are no safetensors file"),
@@ -38,42 +33,12 @@ impl Shard {
         // SAFETY: the map is read-only. A file that another process shortens while it is mapped ends this process with
         // SIGBUS, as with every memory-mapped loader; model folders are not written to while they are served.
         let map = unsafe { Mmap::map(&file) }.map_err(|e| Error::io(path, e))?;
-        let mut size = [0u8; 8];
-        size.copy_from_slice(&map[..8]);
-        let header = u64::from_le_bytes(size);
-        if header > MAX_HEADER_BYTES || header > length - 8 {
-            return Err(Error::checkpoint(
-                path,
-                format!(
-                    "a header of {header} bytes in a file of {length} bytes: the file is truncated or no safetensors file"
-                ),
-            ));
-        }
-        let (n, metadata) = SafeTensors::read_metadata(&map).map_err(|e| {
-            Error::checkpoint(
-                path,
-                format!("the safetensors header is damaged or the file truncated: {e}"),
-            )
-        })?;
-        if metadata.tensors().len() > MAX_TENSORS {
-            return Err(Error::checkpoint(path, "holds too many tensors"));
-        }
-        let data_start = n + 8;
-        if metadata.data_len() != map.len() - data_start {
-            return Err(Error::checkpoint(
-                path,
-                format!(
-                    "the header promises {} bytes of tensors, the file holds {}: download it again",
-                    metadata.data_len(),
-                    map.len() - data_start
-                ),
-            ));
-        }
+        let end = LENGTH_BYTES + Header::size(path, &map, map.len() as u64)?;
+        let header = Header::parse(path, &map[LENGTH_BYTES..end], map.len() as u64)?;
         Ok(Self {
             path: path.to_owned(),
             map,
-            metadata,
-            data_start,
+            header,
         })
     }
 
@@ -83,13 +48,8 @@ impl Shard {
 
     /// Dtype and shape of the tensor `name`, and where its bytes lie in the file.
     pub(super) fn place(&self, name: &str) -> Option<(Dtype, Vec<usize>, Range<usize>)> {
-        let info = self.metadata.info(name)?;
-        let (begin, end) = info.data_offsets;
-        Some((
-            info.dtype,
-            info.shape.clone(),
-            self.data_start + begin..self.data_start + end,
-        ))
+        let info = self.header.info(name)?;
+        Some((info.dtype, info.shape.clone(), self.header.place(info)))
     }
 
     /// The file's bytes.
@@ -98,48 +58,44 @@ impl Shard {
     }
 
     pub(super) fn names(&self) -> Vec<String> {
-        self.metadata.tensors().into_keys().collect()
+        self.header.tensors().map(|(name, _)| name).collect()
     }
 
     pub(super) fn data_bytes(&self) -> u64 {
-        (self.map.len() - self.data_start) as u64
+        self.header.data_bytes()
     }
 
     /// Values of all tensors.
     pub(super) fn parameters(&self) -> u64 {
-        self.metadata
+        self.header
             .tensors()
-            .values()
-            .map(|info| info.shape.iter().product::<usize>() as u64)
+            .map(|(_, info)| info.shape.iter().product::<usize>() as u64)
             .sum()
     }
 
     /// Number formats of the tensors as safetensors names them.
     pub(super) fn dtypes(&self) -> Vec<String> {
-        self.metadata
+        self.header
             .tensors()
-            .values()
-            .map(|info| format!("{:?}", info.dtype))
+            .map(|(_, info)| format!("{:?}", info.dtype))
             .collect()
     }
 
     fn info(&self, name: &str) -> Result<&TensorInfo> {
-        self.metadata
+        self.header
             .info(name)
             .ok_or_else(|| Error::checkpoint(&self.path, format!("tensor \"{name}\" is missing")))
     }
 
     /// The dtype of the tensor `name`.
     pub(super) fn kind(&self, name: &str) -> Result<Kind> {
-        match self.info(name)?.dtype {
-            Dtype::F32 => Ok(Kind::Float),
-            Dtype::F16 => Ok(Kind::Half),
-            Dtype::BF16 => Ok(Kind::BFloat16),
-            other => Err(Error::checkpoint(
+        let dtype = self.info(name)?.dtype;
+        weight_kind(dtype).ok_or_else(|| {
+            Error::checkpoint(
                 &self.path,
-                format!("tensor \"{name}\" is {other:?}; F32, F16 and BF16 weights are supported"),
-            )),
-        }
+                format!("tensor \"{name}\" is {dtype:?}; F32, F16 and BF16 weights are supported"),
+            )
+        })
     }
 
     /// The tensor `name`, which must have `shape`; it shares the map's memory and must not outlive it.
@@ -155,8 +111,7 @@ impl Shard {
             ));
         }
         let kind = self.kind(name)?;
-        let (begin, end) = info.data_offsets;
-        let bytes = &self.map[self.data_start + begin..self.data_start + end];
+        let bytes = &self.map[self.header.place(info)];
         let sizes: Vec<i64> = shape.iter().map(|&n| n as i64).collect();
         let width = kind.elt_size_in_bytes();
         if bytes.as_ptr().align_offset(width) != 0 {

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use crate::cli::{CommonArgs, EXIT_CODES_HELP, EXIT_FAILURE, EXIT_OK, fail, print, version};
 use crate::data::{DATASETS, Dataset, DatasetsRequest, LocalSource, download_datasets};
 use crate::hub::HubArgs;
-use crate::records;
+use crate::records::{self, DownloadSummary};
 use crate::telemetry::{Level, say};
 use clap::Parser;
 use clap::builder::PossibleValuesParser;
@@ -67,17 +67,30 @@ fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
     let summary = download_datasets(&request, arguments.hub.settings()?)?;
     records::write(&project.file(records::paths::DOWNLOAD_SUMMARY), &summary)?;
     print(&summary.to_string())?;
-    for (name, error) in summary
-        .datasets
-        .iter()
-        .filter_map(|one| Some((&one.name, one.error.as_ref()?)))
-    {
-        say(Level::ERROR, &format!("{name}: {error}"));
+    let failures = failures(&summary);
+    for (error, names) in &failures {
+        say(Level::ERROR, &format!("{}: {error}", names.join(", ")));
     }
     // Two of the three are enough to train on; where fewer were asked for, all of them.
     let enough = summary.total_successful >= request.datasets.len().min(2) as u64;
-    if !enough {
+    // One cause for all of them says it.
+    if !enough && !(failures.len() == 1 && summary.total_successful == 0) {
         say(Level::ERROR, "too few data sets to go on with");
     }
     Ok(ExitCode::from(if enough { EXIT_OK } else { EXIT_FAILURE }))
+}
+
+/// Each cause with the data sets that failed of it.
+fn failures(summary: &DownloadSummary) -> Vec<(&str, Vec<&str>)> {
+    let mut causes: Vec<(&str, Vec<&str>)> = Vec::new();
+    for dataset in &summary.datasets {
+        let Some(error) = dataset.error.as_deref() else {
+            continue;
+        };
+        match causes.iter_mut().find(|(cause, _)| *cause == error) {
+            Some((_, names)) => names.push(&dataset.name),
+            None => causes.push((error, vec![&dataset.name])),
+        }
+    }
+    causes
 }

@@ -4,11 +4,18 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Instant;
 
-use crate::cli::{CommonArgs, EXIT_CODES_HELP, EXIT_OK, fail, print, version};
-use crate::hub::{HubArgs, MODEL_ID, ModelDownload, ModelRequest, download_model, model_name};
+use crate::checkpoint::LocalFolder;
+use crate::cli::{CommonArgs, EXIT_CODES_HELP, EXIT_FAILURE, EXIT_OK, fail, print, version};
+use crate::engine::FolderCheck;
+use crate::hub::{
+    HubArgs, MODEL_ID, ModelDownload, ModelRequest, PublishedFolder, Repository, RepositoryKind,
+    download_model, model_name,
+};
+use crate::paths::{Project, resolved_folder};
 use crate::records;
-use crate::telemetry::Level;
+use crate::telemetry::{Level, without_control_characters};
 use clap::Parser;
+use clap::builder::FalseyValueParser;
 
 /// Downloads the base model, checked file by file
 ///
@@ -32,6 +39,18 @@ struct Arguments {
     #[arg(long, value_name = "DIR", env = "MVP_MODEL_SOURCE", hide_env_values = true)]
     source: Option<PathBuf>,
 
+    /// Fetch nothing but config.json and the weights' headers, and say whether this program can load the model
+    ///
+    /// Every tensor's name, shape and dtype is compared with what the configuration asks for; a few hundred KB tell that of
+    /// a published model. With --source or --model the folder there is checked instead, without network. Exit code 1 where
+    /// something does not fit.
+    #[arg(long, env = "MVP_CHECK", value_parser = FalseyValueParser::new(), hide_env_values = true)]
+    check: bool,
+
+    /// With --check: print what was found as one JSON object
+    #[arg(long, env = "MVP_JSON", value_parser = FalseyValueParser::new(), hide_env_values = true)]
+    json: bool,
+
     #[command(flatten)]
     hub: HubArgs,
     #[command(flatten)]
@@ -47,6 +66,9 @@ pub fn main() -> ExitCode {
 
 fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
     let project = arguments.common.project()?;
+    if arguments.check {
+        return check(arguments, &project);
+    }
     let request = ModelRequest {
         id: arguments.model_id.clone(),
         revision: arguments.revision.clone(),
@@ -60,6 +82,55 @@ fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
     records::write(&project.file(records::paths::DOWNLOAD_INFO), &record)?;
     print(&summary(&request, &download, start.elapsed().as_secs_f64()))?;
     Ok(ExitCode::from(EXIT_OK))
+}
+
+/// The folder to check instead of the hub's: what --source or --model names, or without network where the model would be.
+fn local_folder(arguments: &Arguments, project: &Project) -> crate::Result<Option<PathBuf>> {
+    let model = arguments.common.model.as_deref();
+    if let Some(source) = &arguments.source {
+        return resolved_folder(source, &arguments.revision).map(Some);
+    }
+    if model.is_some() || arguments.hub.offline() {
+        let folder = project.new_model(model, model_name(&arguments.model_id));
+        return resolved_folder(&folder, &arguments.revision).map(Some);
+    }
+    Ok(None)
+}
+
+fn check(arguments: &Arguments, project: &Project) -> anyhow::Result<ExitCode> {
+    let start = Instant::now();
+    let (name, commit, outcome, fetched) = match local_folder(arguments, project)? {
+        Some(folder) => {
+            let outcome = FolderCheck::of(&LocalFolder(folder.clone()), true)?;
+            (folder.display().to_string(), None, outcome, 0)
+        }
+        None => {
+            let repository =
+                Repository::new(RepositoryKind::Model, &arguments.model_id, &arguments.revision)?;
+            let folder = PublishedFolder::open(&repository, arguments.hub.settings()?)?;
+            let outcome = FolderCheck::of(&folder, false)?;
+            let commit = Some(folder.commit().to_owned());
+            (repository.id, commit, outcome, folder.fetched_bytes())
+        }
+    };
+    let text = if arguments.json {
+        let mut found = outcome.to_json();
+        found["model"] = name.into();
+        found["revision"] = commit.into();
+        found["fetched_bytes"] = fetched.into();
+        format!("{found:#}\n")
+    } else if let Some(commit) = commit {
+        let (kilobytes, seconds) = (fetched as f64 / 1e3, start.elapsed().as_secs_f64());
+        format!("{name} at {commit}: {outcome}fetched for this: {kilobytes:.0} KB in {seconds:.1} s\n")
+    } else {
+        format!("{name}: {outcome}")
+    };
+    print(&without_control_characters(&text))?;
+    Ok(ExitCode::from(if outcome.fits() {
+        EXIT_OK
+    } else {
+        EXIT_FAILURE
+    }))
 }
 
 fn summary(request: &ModelRequest, download: &ModelDownload, seconds: f64) -> String {

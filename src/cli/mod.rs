@@ -13,7 +13,7 @@ use clap::builder::FalseyValueParser;
 
 use crate::device::{DeviceChoice, Selected};
 use crate::engine::Precision;
-use crate::paths::{ModelFolder, Project};
+use crate::paths::{ModelFolder, Project, require_model};
 use crate::processing::PromptError;
 use crate::telemetry::{self, Level, LogFormat};
 use crate::{Error, Result, commands, device};
@@ -202,6 +202,7 @@ impl CommonArgs {
     }
 
     fn announced(folder: ModelFolder) -> Result<ModelFolder> {
+        require_model(&folder.path)?;
         if let Some(notice) = folder.notice() {
             telemetry::say(Level::INFO, &notice);
         }

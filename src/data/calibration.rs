@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use crate::evaluation::DocumentSet;
+use crate::files::{PICTURE_BYTES, read_bounded};
 use crate::paths::Project;
 use crate::processing::{DecodeLimits, RgbPage, decode};
 use crate::records::{self, DataSample, SampleSource};
@@ -73,7 +74,7 @@ fn page(root: &Path, sample: &DataSample) -> Result<CalibrationPage> {
         });
     }
     let path = root.join(&sample.image_path);
-    let bytes = std::fs::read(&path).map_err(|error| Error::io(&path, error))?;
+    let bytes = read_bounded(&path, PICTURE_BYTES).map_err(|error| Error::io(&path, error))?;
     Ok(CalibrationPage {
         image: decode(&bytes, &DecodeLimits::default())?,
         prompt,

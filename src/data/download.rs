@@ -17,8 +17,8 @@ use super::raw::{RawDataset, RawManifest};
 use super::rows::{Format, count_rows};
 use super::source::{LocalSource, NO_ROWS, PICKLE, described, local_files};
 use crate::hub::{
-    Hub, HubError, HubSettings, RemoteFile, RemoteReader, Repository, RepositoryKind, Snapshot, Staging,
-    fetch_all, is_pickle, name_fault,
+    Hub, HubError, HubSettings, Leash, RemoteFile, RemoteReader, Repository, RepositoryKind, Snapshot,
+    Staging, fetch_all, is_left_out, is_pickle, name_fault,
 };
 use crate::records::{DatasetDownload, DownloadSummary};
 use crate::telemetry::{self, Level};
@@ -201,7 +201,8 @@ impl Job {
         if let Some(there) = block_in_place(|| self.there(is_same))? {
             return Ok(there);
         }
-        let wanted = publication.row_files(snapshot.files.iter().map(|file| file.path.as_str()));
+        let names = snapshot.files.iter().map(|file| file.path.as_str());
+        let wanted = publication.row_files(names.filter(|name| !is_left_out(name)));
         if wanted.is_empty() {
             let pickled = snapshot.files.iter().any(|file| is_pickle(&file.path));
             let reason = if pickled { PICKLE } else { NO_ROWS };
@@ -283,7 +284,7 @@ async fn fetch_pictures(hub: &Arc<Hub>, snapshot: &Arc<Snapshot>, material: &Mat
     let named = block_in_place(|| named_pictures(material))?;
     let named: Vec<String> = named
         .into_iter()
-        .filter(|name| name_fault(name).is_none())
+        .filter(|name| name_fault(name).is_none() && !is_left_out(name))
         .collect();
     let (plain, archived): (Vec<String>, Vec<String>) = named.into_iter().partition(|name| {
         snapshot
@@ -313,10 +314,11 @@ async fn fetch_archived(
     let bar = telemetry::progress_bar(missing.len() as u64);
     bar.set_message("pictures");
     let missing = Arc::new(missing);
+    let leash = Leash::new();
     let places = Arc::new(Semaphore::new(hub.jobs()));
     let mut tasks = JoinSet::new();
     for archive in snapshot.files.iter().filter(|file| file.path.ends_with(".zip")) {
-        let reader = RemoteReader::new(hub, snapshot, archive, Handle::current());
+        let reader = RemoteReader::new(hub, snapshot, archive, (Handle::current(), &leash));
         let (name, folder) = (PathBuf::from(&archive.path), folder.to_owned());
         let (missing, places, bar) = (Arc::clone(&missing), Arc::clone(&places), bar.clone());
         tasks.spawn(async move {
@@ -325,11 +327,20 @@ async fn fetch_archived(
             extracted.unwrap_or_else(|error| Err(Error::io("a download", std::io::Error::other(error))))
         });
     }
+    let mut leash = Some(leash);
+    let mut whole = Ok(());
+    // All of them, after a failure too: a reader that goes on when the runtime ends has no clock to wait by.
     while let Some(outcome) = tasks.join_next().await {
-        outcome.unwrap_or_else(|error| Err(Error::io("a download", std::io::Error::other(error))))?;
+        let outcome =
+            outcome.unwrap_or_else(|error| Err(Error::io("a download", std::io::Error::other(error))));
+        if outcome.is_err() && whole.is_ok() {
+            whole = outcome;
+            leash = None;
+        }
     }
+    drop(leash);
     bar.finish_and_clear();
-    Ok(())
+    whole
 }
 
 /// Writes those of `names` that are in the archive to `folder`.
@@ -342,10 +353,7 @@ fn extract(
 ) -> Result<()> {
     let mut pictures = Pictures::empty(folder);
     pictures.add_archive(archive, Box::new(reader))?;
-    for name in names {
-        if !pictures.has(name) {
-            continue;
-        }
+    for name in pictures.in_order(names) {
         let Some(bytes) = pictures.read(name)? else {
             continue;
         };

@@ -1,12 +1,15 @@
 //! Pictures that rows name by path: files below a folder, or in zip archives there.
 
 use std::collections::HashMap;
-use std::fs::{self, File};
+use std::fs;
 use std::io::{Read, Seek};
 use std::path::{Path, PathBuf};
 
 use zip::ZipArchive;
+use zip::result::ZipError;
 
+use crate::files::{open_regular, read_bounded};
+use crate::hub::hub_error;
 use crate::{Error, Result};
 
 /// A picture may not be larger.
@@ -18,7 +21,7 @@ const MAX_PLACES: usize = 4_000_000;
 pub(super) trait ReadSeek: Read + Seek + Send {}
 impl<T: Read + Seek + Send> ReadSeek for T {}
 
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Place {
     File(usize),
     Archive { archive: usize, entry: usize },
@@ -62,7 +65,7 @@ impl Pictures {
                     self.walk(&path, depth + 1)?;
                 }
             } else if path.extension().is_some_and(|suffix| suffix == "zip") {
-                let file = File::open(&path).map_err(|error| Error::io(&path, error))?;
+                let file = open_regular(&path).map_err(|error| Error::io(&path, error))?;
                 self.add_archive(&path, Box::new(file))?;
             } else if let Some(name) = path.strip_prefix(&self.root).ok().and_then(Path::to_str) {
                 let name = name.to_owned();
@@ -81,8 +84,9 @@ impl Pictures {
 
     /// Adds the pictures of a zip archive, which is called `name` in errors.
     pub(super) fn add_archive(&mut self, name: &Path, reader: Box<dyn ReadSeek>) -> Result<()> {
-        let archive = ZipArchive::new(reader).map_err(|error| {
-            Error::checkpoint(name, format!("not a zip archive, or a damaged one ({error})"))
+        let archive = ZipArchive::new(reader).map_err(|error| match error {
+            ZipError::Io(error) if !is_damage(&error) => hub_error(name, error),
+            error => Error::checkpoint(name, format!("not a zip archive, or a damaged one ({error})")),
         })?;
         let entries: Vec<Option<String>> = archive
             .file_names()
@@ -112,9 +116,14 @@ impl Pictures {
         found.copied()
     }
 
-    /// There is such a picture.
-    pub(super) fn has(&self, path: &str) -> bool {
-        self.place(path).is_some()
+    /// Those of `paths` that are there, in the order they lie in: an archive is read once from its beginning to its end.
+    pub(super) fn in_order<'a>(&self, paths: &'a [String]) -> Vec<&'a String> {
+        let mut found: Vec<(Place, &String)> = paths
+            .iter()
+            .filter_map(|path| Some((self.place(path)?, path)))
+            .collect();
+        found.sort();
+        found.into_iter().map(|(_, path)| path).collect()
     }
 
     /// The bytes of the picture at `path`; none where there is no such picture or it is too large.
@@ -122,10 +131,13 @@ impl Pictures {
         let Some(place) = self.place(path) else {
             return Ok(None);
         };
-        let fault = |error| Error::io(self.root.join(path), error);
+        let fault = |error| hub_error(&self.root.join(path), error);
         let bytes = match place {
             Place::File(index) => match self.files.get(index) {
-                Some(file) => File::open(file).and_then(bounded).map_err(fault)?,
+                Some(file) => match read_bounded(file, MAX_PICTURE_BYTES) {
+                    Err(error) if error.kind() == std::io::ErrorKind::FileTooLarge => None,
+                    outcome => Some(outcome.map_err(fault)?),
+                },
                 None => None,
             },
             Place::Archive { archive, entry } => match self.archives.get_mut(archive) {

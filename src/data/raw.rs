@@ -14,6 +14,7 @@ use std::path::{Component, Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use crate::files::{open_regular, read_bounded};
 use crate::hub::{Checksum, Hasher, ManifestFile};
 use crate::{Error, Result, paths};
 
@@ -113,7 +114,7 @@ impl RawDataset {
         if !path.exists() {
             return Ok(None);
         }
-        let text = read_bounded(&path, MAX_MANIFEST_BYTES)?;
+        let text = read_bounded(&path, MAX_MANIFEST_BYTES).map_err(|error| Error::io(&path, error))?;
         let manifest: RawManifest = serde_json::from_slice(&text).map_err(|error| {
             Error::checkpoint(&path, format!("not a raw dataset's manifest ({error}); {AGAIN}"))
         })?;
@@ -143,7 +144,7 @@ impl RawDataset {
     /// The records in the published order, one at a time; ends after the first error.
     pub fn records(&self) -> Result<RawRecords> {
         let path = self.folder.join(RECORDS);
-        let file = File::open(&path).map_err(|error| Error::io(&path, error))?;
+        let file = open_regular(&path).map_err(|error| Error::io(&path, error))?;
         Ok(RawRecords {
             path,
             reader: BufReader::new(file),
@@ -240,18 +241,6 @@ impl Iterator for RawRecords {
 fn lies_within(path: &Path) -> bool {
     path.components()
         .all(|component| matches!(component, Component::Normal(_)))
-}
-
-fn read_bounded(path: &Path, limit: u64) -> Result<Vec<u8>> {
-    let file = File::open(path).map_err(|error| Error::io(path, error))?;
-    let mut bytes = Vec::new();
-    file.take(limit + 1)
-        .read_to_end(&mut bytes)
-        .map_err(|error| Error::io(path, error))?;
-    if bytes.len() as u64 > limit {
-        return Err(Error::checkpoint(path, format!("larger than {limit} bytes")));
-    }
-    Ok(bytes)
 }
 
 /// Puts a raw dataset together in a folder of its own; [`RawWriter::finish`] completes it.

@@ -12,6 +12,7 @@ use serde::de::{DeserializeSeed, Error as _, SeqAccess, Visitor};
 use serde_json::Value;
 
 use super::cell::{Cell, Row};
+use crate::files::open_regular;
 use crate::{Error, Result};
 
 /// A row in text may not be longer.
@@ -58,7 +59,7 @@ pub(super) fn read_rows(path: &Path, on_row: &mut OnRow<'_>) -> Result<()> {
             "not a file of rows; expected .parquet, .jsonl, .json or .csv (or .gz of these)",
         ));
     };
-    let file = File::open(path).map_err(|error| Error::io(path, error))?;
+    let file = open_regular(path).map_err(|error| Error::io(path, error))?;
     if format == Format::Parquet {
         return parquet(path, file, on_row);
     }
@@ -83,7 +84,7 @@ pub(super) fn read_rows(path: &Path, on_row: &mut OnRow<'_>) -> Result<()> {
 pub(super) fn count_rows(path: &Path, limit: u64) -> Result<u64> {
     let name = path.to_string_lossy();
     if let Some((Format::Parquet, _)) = Format::of(&name) {
-        let file = File::open(path).map_err(|error| Error::io(path, error))?;
+        let file = open_regular(path).map_err(|error| Error::io(path, error))?;
         let reader = SerializedFileReader::new(file).map_err(|error| damaged(path, error))?;
         return Ok(reader.metadata().file_metadata().num_rows().max(0) as u64);
     }

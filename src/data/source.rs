@@ -5,8 +5,9 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use super::published::{DATASETS, Dataset, Publication};
+use crate::files::open_regular;
 use crate::hub::{Checksum, Hasher, HubError, ManifestFile, files_below, is_pickle};
-use crate::{Error, Result};
+use crate::{Error, Result, cache_folder};
 
 /// A file or folder on this machine, and which data set it is.
 #[derive(Debug, Clone)]
@@ -65,6 +66,7 @@ impl LocalSource {
 
 /// The files of rows of a local copy, in order, and the folder its pictures lie in.
 pub(super) fn local_files(path: &Path, publication: &Publication) -> Result<(Vec<PathBuf>, PathBuf)> {
+    let path = &cache_folder::resolved(path, "main")?;
     let unsuitable = |reason: &str| HubError::Unsuitable {
         repository: path.display().to_string(),
         reason: reason.to_owned(),
@@ -80,6 +82,9 @@ pub(super) fn local_files(path: &Path, publication: &Publication) -> Result<(Vec
             folder
         };
         return Ok((vec![path.to_owned()], folder.to_owned()));
+    }
+    if path.exists() && !path.is_dir() {
+        open_regular(path).map_err(|error| Error::io(path, error))?;
     }
     if !path.is_dir() {
         return Err(Error::checkpoint(

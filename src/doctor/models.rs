@@ -11,7 +11,7 @@ use crate::checkpoint::Checkpoint;
 use crate::cli::{CommonArgs, PrecisionArg};
 use crate::device::DeviceChoice;
 use crate::generation::GenerationOptions;
-use crate::paths::{BASE_MODEL, GET_BASE_MODEL, Project};
+use crate::paths::{BASE_MODEL, GET_BASE_MODEL, Project, require_model};
 use crate::processing::{ImageProcessor, TextProcessor};
 use crate::qwen2_5_vl::Config;
 
@@ -170,6 +170,7 @@ fn examine_folder(path: &Path, selected: bool, target: &Target, checks: &mut Che
 
 /// Reads everything in the folder but the weights themselves.
 fn sizes(path: &Path, target: &Target) -> Result<ModelSizes> {
+    require_model(path)?;
     let config = Config::from_dir(path)?;
     TextProcessor::from_dir(path)?;
     ImageProcessor::from_dir(path)?;

@@ -1,10 +1,12 @@
 //! A loaded model folder ([`Reader`]) and the one thread that owns it ([`Engine`]).
 
 mod answer;
+mod check;
 mod prompt;
 mod reader;
 mod thread;
 
+pub use self::check::FolderCheck;
 pub use self::prompt::EXTRACTION_PROMPT;
 pub use self::reader::{
     LoadOptions, MAX_PROMPT_CHARACTERS, ModelInfo, Precision, ReadRequest, Reader, Reading, page_bounds,

@@ -11,6 +11,7 @@ use super::answer::Answer;
 use crate::adapters::Adapter;
 use crate::checkpoint::Checkpoint;
 use crate::generation::{FinishReason, GenerationOptions, GenerationOverrides, Sampler};
+use crate::paths::model_folder_name;
 use crate::processing::{
     Content, Grid, ImageProcessor, Message, PREPROCESSOR_CONFIG, PixelBounds, PromptError, RgbPage, Role,
     TextProcessor,
@@ -185,12 +186,12 @@ impl Reader {
         };
         let model = Model::load(&Checkpoint::open(dir)?, &config, kind, options.device, adapter)?;
         let info = ModelInfo {
-            model_name: folder_name(dir),
+            model_name: model_folder_name(dir),
             precision: Quantization::from_dir(dir)?
                 .precision()
                 .unwrap_or(precision)
                 .to_owned(),
-            lora_adapter: options.adapter.as_deref().map(folder_name),
+            lora_adapter: options.adapter.as_deref().map(model_folder_name),
             device: match options.device {
                 Device::Cuda(n) => format!("cuda:{n}"),
                 _ => "cpu".to_owned(),
@@ -377,13 +378,6 @@ impl Reader {
             grids,
         })
     }
-}
-
-fn folder_name(dir: &Path) -> String {
-    let dir = dir.canonicalize().unwrap_or_else(|_| dir.to_owned());
-    dir.file_name()
-        .map(|name| name.to_string_lossy().into_owned())
-        .unwrap_or_default()
 }
 
 /// The sizes that a reader of the model in `dir` scales pages to, without loading it. `options` as for [`Reader::load`].

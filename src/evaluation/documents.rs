@@ -1,13 +1,12 @@
 //! Sets of documents: the project's own test documents and evaluation cases, or any others of the same form.
 
 use std::collections::HashSet;
-use std::fs::File;
-use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
+use crate::files::read_text;
 use crate::paths::write_atomically;
 use crate::processing::RgbPage;
 use crate::rendering::{PageSize, document_page, encode_rgb};
@@ -70,16 +69,7 @@ impl DocumentSet {
 
     /// The set in a file (`--documents FILE.json`); the error names the document and the key at fault.
     pub fn load(path: &Path) -> Result<Self> {
-        let mut text = String::new();
-        File::open(path)
-            .and_then(|file| file.take(MAX_BYTES + 1).read_to_string(&mut text))
-            .map_err(|error| Error::io(path, error))?;
-        if text.len() as u64 > MAX_BYTES {
-            return Err(Error::record(
-                path,
-                "larger than 16 MiB; no set of documents is that large",
-            ));
-        }
+        let text = read_text(path, MAX_BYTES).map_err(|error| Error::io(path, error))?;
         Self::parse(&text).map_err(|reason| Error::record(path, reason))
     }
 

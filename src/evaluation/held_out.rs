@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use serde_json::Value;
 
 use crate::documents::{self, TRANSCRIBE};
+use crate::files::{PICTURE_BYTES, read_bounded};
 use crate::paths::Project;
 use crate::processing::{DecodeLimits, RgbPage, decode};
 use crate::records::{self, DataSample, SampleSource};
@@ -121,7 +122,7 @@ impl HeldOutQuestion {
         let (bytes, path) = match &self.image {
             Image::Bytes(bytes) => (bytes, None),
             Image::File(path) => {
-                read = std::fs::read(path).map_err(|error| match error.kind() {
+                read = read_bounded(path, PICTURE_BYTES).map_err(|error| match error.kind() {
                     std::io::ErrorKind::NotFound => {
                         Error::record(path, "the page is missing; run prepare_training_data")
                     }

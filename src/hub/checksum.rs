@@ -1,7 +1,6 @@
 //! The hub's two checksums: SHA-256 for files in large-file storage, git's blob id (SHA-1) for small ones.
 
 use std::fmt;
-use std::fs::File;
 use std::io::Read;
 use std::path::Path;
 use std::str::FromStr;
@@ -9,6 +8,7 @@ use std::str::FromStr;
 use sha1::Sha1;
 use sha2::{Digest, Sha256};
 
+use crate::files::open_regular;
 use crate::{Error, Result};
 
 /// What the bytes of a file must hash to.
@@ -103,7 +103,7 @@ impl Hasher {
 
     /// The checksum of the file at `path`, by `hasher`.
     pub fn hash_file(path: &Path, mut hasher: Hasher) -> Result<Checksum> {
-        File::open(path)
+        open_regular(path)
             .and_then(|file| read_pieces(file, |piece| hasher.update(piece)))
             .map_err(|error| Error::io(path, error))?;
         Ok(hasher.finish())

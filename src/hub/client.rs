@@ -1,18 +1,26 @@
 //! Requests to the hub: redirects, the token's scope, which answers are worth another attempt.
 
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
 use hf_hub::api::tokio::{Api, ApiBuilder};
 use reqwest::header::{ACCEPT_ENCODING, AUTHORIZATION, HeaderMap, HeaderName, LOCATION};
 use reqwest::{Method, Response, StatusCode, Url, redirect};
 
-use super::patience::{Failure, Patience, retry_after};
+use super::patience::{Failure, Gate, Patience, Wait, asked_wait};
 use super::repository::{Subject, percent_encoded};
 use super::snapshot::{RepoInfo, Snapshot};
-use super::{HubError, HubSettings, Repository, RepositoryKind, settings};
+use super::{DEFAULT_ENDPOINT, HubError, HubSettings, Repository, RepositoryKind, settings};
 use crate::Result;
 
 /// A repository's description may not be larger.
 const MAX_INFO_BYTES: usize = 64 << 20;
 const MAX_REDIRECTS: usize = 10;
+/// A hub that has not answered yet has this long to take a connection: there may be no network at all.
+const FIRST_CONNECT: Duration = Duration::from_millis(3_500);
+/// Bytes of the hub's own words in a message.
+const MAX_WORDS: usize = 200;
 
 /// A hub.
 #[derive(Debug)]
@@ -20,6 +28,13 @@ pub struct Hub {
     pub(super) settings: HubSettings,
     api: Api,
     http: reqwest::Client,
+    /// Connects in a moment or not at all.
+    impatient: reqwest::Client,
+    /// It has answered in this run.
+    reached: AtomicBool,
+    /// Why it is not asked any more.
+    given_up: OnceLock<String>,
+    pub(super) gate: Gate,
 }
 
 /// An answer, and what the hub itself said on the way to it.
@@ -49,14 +64,41 @@ impl Hub {
             .with_progress(false)
             .build()
             .map_err(|error| broken(&error))?;
-        let http = reqwest::Client::builder()
-            .user_agent(concat!("medical-vision-pipeline/", env!("CARGO_PKG_VERSION")))
-            .redirect(redirect::Policy::none())
-            .connect_timeout(settings.stall)
-            .read_timeout(settings.stall)
-            .build()
-            .map_err(|error| broken(&error))?;
-        Ok(Self { settings, api, http })
+        let client = |connect: Duration| {
+            reqwest::Client::builder()
+                .user_agent(concat!("medical-vision-pipeline/", env!("CARGO_PKG_VERSION")))
+                .redirect(redirect::Policy::none())
+                .connect_timeout(connect)
+                .read_timeout(settings.stall)
+                .build()
+                .map_err(|error| broken(&error))
+        };
+        let (http, impatient) = (
+            client(settings.stall)?,
+            client(settings.stall.min(FIRST_CONNECT))?,
+        );
+        Ok(Self {
+            settings,
+            api,
+            http,
+            impatient,
+            reached: AtomicBool::new(false),
+            given_up: OnceLock::new(),
+            gate: Gate::default(),
+        })
+    }
+
+    /// From now on nothing is asked any more: there is no network.
+    pub(super) fn give_up(&self, reason: String) -> HubError {
+        HubError::NoNetwork {
+            endpoint: self.endpoint().to_owned(),
+            reason: self.given_up.get_or_init(|| reason).clone(),
+        }
+    }
+
+    /// The address is the hub's own, not a storage host's.
+    pub(super) fn is_own(&self, url: &Url) -> bool {
+        url.origin() == self.settings.endpoint.origin()
     }
 
     /// Files at the same time.
@@ -85,7 +127,7 @@ impl Hub {
             repository,
             file: None,
         };
-        let mut patience = Patience::new(&self.settings);
+        let mut patience = Patience::new(self);
         let info: RepoInfo = loop {
             match self.info(&url, subject).await {
                 Ok(info) => break info,
@@ -143,16 +185,22 @@ impl Hub {
     ) -> Result<Answer, Failure> {
         let (mut commit, mut checksum, mut size) = (None, None, None);
         for _ in 0..=MAX_REDIRECTS {
-            let at_hub = url.origin() == self.settings.endpoint.origin();
+            let at_hub = self.is_own(&url);
+            if let Some(reason) = self.given_up.get() {
+                return Err(self.give_up(reason.clone()).into());
+            }
+            if at_hub {
+                self.gate.pass().await;
+            }
             let mut request = self
-                .http
+                .client()
                 .request(method.clone(), url.clone())
                 .headers(headers.clone())
                 .header(ACCEPT_ENCODING, "identity");
             if at_hub && let Some(token) = self.settings.token.as_ref().and_then(|token| token.header()) {
                 request = request.header(AUTHORIZATION, token);
             }
-            let response = request.send().await.map_err(not_sent)?;
+            let response = self.sent(&method, request).await?;
             let status = response.status();
             if at_hub {
                 let said = |name: &HeaderName| text_of(response.headers(), name);
@@ -164,7 +212,7 @@ impl Hub {
                 size = size.or_else(|| said(&X_LINKED_SIZE).or(length)?.parse().ok());
             }
             if status.is_redirection() && status != StatusCode::NOT_MODIFIED {
-                url = redirected(&url, &response, subject)?;
+                url = self.redirected(&url, &response, subject)?;
                 continue;
             }
             if status.is_success() || status == StatusCode::RANGE_NOT_SATISFIABLE {
@@ -180,6 +228,54 @@ impl Hub {
         Err(nonsense(subject, "it redirects in a circle").into())
     }
 
+    fn client(&self) -> &reqwest::Client {
+        match self.reached.load(Ordering::Relaxed) {
+            true => &self.http,
+            false => &self.impatient,
+        }
+    }
+
+    async fn sent(&self, method: &Method, request: reqwest::RequestBuilder) -> Result<Response, Failure> {
+        let reached = self.reached.load(Ordering::Relaxed);
+        let sending = request.send();
+        let response = if *method == Method::HEAD {
+            // Its answer has no body whose silence would be noticed.
+            let late = |_| Failure::transient("the hub did not answer in time");
+            tokio::time::timeout(self.settings.stall * 4, sending)
+                .await
+                .map_err(late)?
+        } else {
+            sending.await
+        };
+        let response = response.map_err(|error| not_sent(error, reached))?;
+        self.reached.store(true, Ordering::Relaxed);
+        Ok(response)
+    }
+
+    /// Where an answer sends its reader.
+    fn redirected(&self, from: &Url, response: &Response, subject: Subject<'_>) -> Result<Url, Failure> {
+        let location = text_of(response.headers(), &LOCATION);
+        let to = location.and_then(|location| from.join(&location).ok());
+        let to = to.map(|to| self.mirrored(to));
+        match to {
+            Some(to) if from.scheme() == "https" && to.scheme() != "https" => {
+                Err(nonsense(subject, "it redirects from https to something that is not").into())
+            }
+            Some(to) if matches!(to.scheme(), "http" | "https") => Ok(to),
+            _ => Err(nonsense(subject, "it redirects to nowhere").into()),
+        }
+    }
+
+    /// A mirror hands on the hub's answers, which name the hub itself: it is asked in that one's place.
+    fn mirrored(&self, url: Url) -> Url {
+        let rest = url
+            .as_str()
+            .strip_prefix(DEFAULT_ENDPOINT)
+            .filter(|rest| rest.starts_with('/'));
+        rest.and_then(|rest| Url::parse(&format!("{}{rest}", self.endpoint())).ok())
+            .unwrap_or(url)
+    }
+
     /// What a status other than success means.
     fn refusal(&self, response: &Response, at_hub: bool, subject: Subject<'_>) -> Failure {
         let status = response.status();
@@ -190,10 +286,17 @@ impl Hub {
             || status == StatusCode::TOO_MANY_REQUESTS
             || status.is_server_error()
         {
-            return Failure::Transient {
-                reason: format!("the hub answered HTTP {}", status.as_u16()),
-                wait: retry_after(response.headers()).map(|wait| (status, wait)),
-            };
+            let (mut reason, mut wait) = asked_wait(status, response.headers());
+            if !at_hub {
+                reason = reason.replacen("the hub", "the storage host", 1);
+                wait = wait.map(|wait| Wait {
+                    for_all: false,
+                    ..wait
+                });
+            } else if status == StatusCode::TOO_MANY_REQUESTS && !with_token {
+                reason += " (a token in HF_TOKEN raises it)";
+            }
+            return Failure::Transient { reason, wait };
         }
         // A signed address of the storage host, which may have run out: the hub gives a new one.
         if !at_hub {
@@ -217,6 +320,7 @@ impl Hub {
             (_, 401 | 403, _) => HubError::Refused {
                 repository,
                 status: status.as_u16(),
+                words: words(response.headers()),
                 with_token,
             },
             (_, 404, Some(file)) => HubError::NoFile {
@@ -241,6 +345,7 @@ const ETAG: HeaderName = reqwest::header::ETAG;
 const X_REPO_COMMIT: HeaderName = HeaderName::from_static("x-repo-commit");
 const X_LINKED_ETAG: HeaderName = HeaderName::from_static("x-linked-etag");
 const X_LINKED_SIZE: HeaderName = HeaderName::from_static("x-linked-size");
+const X_ERROR_MESSAGE: HeaderName = HeaderName::from_static("x-error-message");
 const X_ERROR_CODE: HeaderName = HeaderName::from_static("x-error-code");
 
 pub(super) fn text_of(headers: &HeaderMap, name: &HeaderName) -> Option<String> {
@@ -258,20 +363,26 @@ pub(super) fn nonsense(subject: Subject<'_>, reason: &str) -> HubError {
     }
 }
 
-fn redirected(from: &Url, response: &Response, subject: Subject<'_>) -> Result<Url, Failure> {
-    let location = text_of(response.headers(), &LOCATION);
-    let to = location.and_then(|location| from.join(&location).ok());
-    match to {
-        Some(to) if from.scheme() == "https" && to.scheme() != "https" => {
-            Err(nonsense(subject, "it redirects from https to something that is not").into())
-        }
-        Some(to) if matches!(to.scheme(), "http" | "https") => Ok(to),
-        _ => Err(nonsense(subject, "it redirects to nowhere").into()),
+/// What the hub says of a refusal, for the message: ` "..."`, or nothing.
+fn words(headers: &HeaderMap) -> String {
+    let text = text_of(headers, &X_ERROR_MESSAGE).unwrap_or_default();
+    let text: String = text.chars().filter(|c| !c.is_control()).take(MAX_WORDS).collect();
+    match text.trim() {
+        "" => String::new(),
+        text => format!(" {text:?}"),
     }
 }
 
 /// The message of reqwest without the address, which may hold a signature.
-fn not_sent(error: reqwest::Error) -> Failure {
+fn not_sent(error: reqwest::Error, reached: bool) -> Failure {
+    if error.is_connect() && !reached {
+        let what = if error.is_timeout() {
+            "no connection in time"
+        } else {
+            "no connection"
+        };
+        return Failure::NoNetwork(with_cause(what, error));
+    }
     let what = if error.is_timeout() {
         "the hub did not answer in time"
     } else if error.is_connect() {

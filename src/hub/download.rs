@@ -26,6 +26,15 @@ const MARGIN_BYTES: u64 = 64 << 20;
 /// Runs `work` on a runtime of its own; Ctrl-C ends the process, which loses nothing: every file says by its name
 /// whether it is complete.
 pub fn run<T>(work: impl Future<Output = Result<T>>) -> Result<T> {
+    let runtime = runtime()?;
+    let outcome = runtime.block_on(work);
+    // A name that is still being looked up without network is not waited for.
+    runtime.shutdown_background();
+    outcome
+}
+
+/// A runtime on which Ctrl-C ends the process.
+pub(super) fn runtime() -> Result<tokio::runtime::Runtime> {
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(4)
         .enable_all()
@@ -38,7 +47,7 @@ pub fn run<T>(work: impl Future<Output = Result<T>>) -> Result<T> {
             std::process::exit(i32::from(EXIT_INTERRUPTED));
         }
     });
-    runtime.block_on(work)
+    Ok(runtime)
 }
 
 /// A hidden folder beside `target` that is filled and then takes its name; one run at a time holds it.

@@ -27,12 +27,14 @@ pub enum HubError {
         with_token: bool,
     },
     /// The hub wants to know who asks, or does not let them in.
-    #[error("{repository}: the hub refused the request (HTTP {status}): {}", refused_help(*.with_token))]
+    #[error("{repository}: the hub refused the request (HTTP {status}{words}): {}", refused_help(*.with_token))]
     Refused {
         /// What was asked for.
         repository: String,
         /// 401 or 403.
         status: u16,
+        /// What the hub says of it, in quotation marks after a space; may be empty.
+        words: String,
         /// A token was sent.
         with_token: bool,
     },
@@ -69,6 +71,14 @@ pub enum HubError {
         "offline (--offline, HF_HUB_OFFLINE), and {0}; run once without it, or give a local copy with --source"
     )]
     Offline(String),
+    /// The hub took no connection and never answered in this run.
+    #[error("{endpoint} cannot be reached: {reason}; {NO_NETWORK}")]
+    NoNetwork {
+        /// The hub.
+        endpoint: String,
+        /// The last attempt's failure.
+        reason: String,
+    },
     /// Every attempt failed.
     #[error("{what}: {reason} ({attempts} attempts); {NEXT_TIME}")]
     Unreachable {
@@ -142,6 +152,7 @@ pub enum HubError {
     Busy(String),
 }
 
+const NO_NETWORK: &str = "without network, give a local copy with --source, or check what is there with --offline; behind a proxy, set HTTPS_PROXY (HTTP_PROXY, ALL_PROXY, NO_PROXY)";
 const NEXT_TIME: &str = "what was fetched is kept, and the same command goes on from there";
 const CORRUPTION: &str = "Something between the hub and this machine changes what it carries (a proxy, a mirror), or the hub's copy is broken";
 

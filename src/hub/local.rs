@@ -15,8 +15,9 @@ use super::download::require_space;
 use super::manifest::{DOWNLOAD_MANIFEST, Digests, DownloadManifest};
 use super::snapshot::name_fault;
 use super::{Checksum, HubError, ManifestFile};
-use crate::telemetry;
-use crate::{Error, Result};
+use crate::files::{open_regular, read_text};
+use crate::telemetry::{self, Level};
+use crate::{Error, Result, cache_folder};
 
 /// Folders in a model folder are not this deep.
 const MAX_DEPTH: usize = 8;
@@ -66,6 +67,7 @@ impl LocalCopy {
             return Err(Error::checkpoint(folder.join(missing), MISSING));
         }
         let mut commit = manifest.as_ref().and_then(|manifest| manifest.commit.clone());
+        commit = commit.or_else(|| cache_folder::commit(folder));
         let mut files = Vec::new();
         for path in names {
             let full = folder.join(&path);
@@ -112,7 +114,7 @@ impl LocalCopy {
         self.each(wanted, |file, bar| {
             let path = self.folder.join(&file.path);
             let mut digests = Digests::new(file.expected.as_ref(), file.size);
-            let attempt = File::open(&path).and_then(|open| digests.update_from(open, bar));
+            let attempt = open_regular(&path).and_then(|open| digests.update_from(open, bar));
             let size = attempt.map_err(|error| Error::io(&path, error))?;
             self.described(file, size, digests)
         })
@@ -153,7 +155,7 @@ impl LocalCopy {
 
     fn copy_one(&self, file: &LocalFile, folder: &Path, bar: &ProgressBar) -> Result<ManifestFile> {
         let (from, to) = (self.folder.join(&file.path), folder.join(&file.path));
-        let source = File::open(&from).map_err(|error| Error::io(&from, error))?;
+        let source = open_regular(&from).map_err(|error| Error::io(&from, error))?;
         if let Some(parent) = to.parent() {
             fs::create_dir_all(parent).map_err(|error| Error::io(parent, error))?;
         }
@@ -203,10 +205,7 @@ impl Note {
         let note = folder
             .join(".cache/huggingface/download")
             .join(format!("{path}.metadata"));
-        if note.metadata().ok()?.len() > MAX_NOTE_BYTES {
-            return None;
-        }
-        let text = fs::read_to_string(note).ok()?;
+        let text = read_text(&note, MAX_NOTE_BYTES).ok()?;
         let mut lines = text.lines();
         Some(Self {
             commit: lines.next()?.trim().to_owned(),
@@ -263,6 +262,9 @@ fn list(folder: &Path, prefix: &str, depth: usize, names: &mut Vec<String>) -> R
                 }));
             }
             names.push(path);
+        } else if full.exists() {
+            let message = format!("{} is left out: it is no regular file", full.display());
+            telemetry::say(Level::WARN, &message);
         }
         if names.len() > MAX_FILES {
             return Err(Error::checkpoint(

@@ -1,6 +1,5 @@
 //! What a download left on disk: each file with its size and SHA-256, and where it came from.
 
-use std::fs::File;
 use std::io::{Read, Write};
 use std::path::Path;
 
@@ -9,6 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use super::checksum::read_pieces;
 use super::{Checksum, Hasher};
+use crate::files::{open_regular, read_bounded};
 use crate::{Error, Result, paths};
 
 /// Name of the manifest in a downloaded folder.
@@ -69,15 +69,11 @@ impl DownloadManifest {
     /// The manifest in `folder`; `None` where it has none.
     pub fn read(folder: &Path) -> Result<Option<Self>> {
         let path = folder.join(DOWNLOAD_MANIFEST);
-        let file = match File::open(&path) {
-            Ok(file) => file,
+        let text = match read_bounded(&path, MAX_BYTES) {
+            Ok(text) => text,
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
             Err(error) => return Err(Error::io(&path, error)),
         };
-        let mut text = Vec::new();
-        file.take(MAX_BYTES)
-            .read_to_end(&mut text)
-            .map_err(|error| Error::io(&path, error))?;
         let manifest: Self = serde_json::from_slice(&text).map_err(|error| {
             Error::checkpoint(
                 &path,
@@ -135,7 +131,7 @@ impl ManifestFile {
             return Ok(None);
         }
         let mut digests = Digests::new(Some(checksum), size);
-        let file = File::open(&full).map_err(|error| Error::io(&full, error))?;
+        let file = open_regular(&full).map_err(|error| Error::io(&full, error))?;
         digests
             .update_from(file, bar)
             .map_err(|error| Error::io(&full, error))?;

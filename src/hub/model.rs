@@ -14,7 +14,7 @@ use crate::checkpoint::Checkpoint;
 use crate::paths::{BASE_MODEL, EMBEDDED_MODEL};
 use crate::records::{self, DownloadInfo};
 use crate::telemetry::{self, Level};
-use crate::{Error, Result};
+use crate::{Error, Result, cache_folder};
 
 /// The model that the pipeline is made for.
 pub const MODEL_ID: &str = "Qwen/Qwen2.5-VL-7B-Instruct";
@@ -81,7 +81,10 @@ pub fn download_model(request: &ModelRequest, settings: HubSettings) -> Result<M
     refuse_other_models(request)?;
     let download = super::run(async {
         match &request.source {
-            Some(source) => block_in_place(|| copy(source, request)),
+            Some(source) => {
+                let source = cache_folder::resolved(source, &request.revision)?;
+                block_in_place(|| copy(&source, request))
+            }
             None if request.offline => block_in_place(|| check(request)),
             None => fetch(&repository, request, settings).await,
         }
@@ -178,10 +181,10 @@ fn verified(copy: LocalCopy, wanted: &[String], request: &ModelRequest) -> Resul
     })
 }
 
-/// The names to take: all but documentation and pickle files; the error where no model is left.
+/// The names to take: all but documentation, programs, hidden and pickle files; the error where no model is left.
 fn wanted<'a>(origin: &str, names: impl Iterator<Item = &'a str>) -> Result<Vec<String>> {
     let (pickles, others): (Vec<&str>, Vec<&str>) = names
-        .filter(|name| !is_documentation(name))
+        .filter(|name| !is_documentation(name) && !is_left_out(name))
         .partition(|name| is_pickle(name));
     let has = |wanted: fn(&str) -> bool| others.iter().any(|name| wanted(name));
     let unsuitable = |reason: String| {
@@ -220,6 +223,20 @@ fn is_documentation(path: &str) -> bool {
     name.ends_with(".md") || name.starts_with("LICENSE") || name == ".gitattributes"
 }
 
+/// Hidden files and whatever lies in hidden folders, `.git` above all, and programs: a model needs none of them.
+pub(crate) fn is_left_out(path: &str) -> bool {
+    const PROGRAMS: [&str; 12] = [
+        "py", "pyc", "pyi", "pyx", "ipynb", "sh", "bat", "cmd", "ps1", "exe", "dll", "so",
+    ];
+    let suffix = path.rsplit('/').next().and_then(|name| name.rsplit_once('.'));
+    path.split('/').any(|part| part.starts_with('.'))
+        || suffix.is_some_and(|(_, suffix)| {
+            PROGRAMS
+                .iter()
+                .any(|program| suffix.eq_ignore_ascii_case(program))
+        })
+}
+
 /// Formats that Python unpickles, by their usual suffixes.
 pub(crate) fn is_pickle(path: &str) -> bool {
     const SUFFIXES: [&str; 9] = [
@@ -234,7 +251,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn documentation_and_pickles_are_left_out() {
+    fn documentation_programs_and_pickles_are_left_out() {
         let names = [
             "config.json",
             "README.md",
@@ -243,6 +260,12 @@ mod tests {
             "LICENSE.txt",
             ".gitattributes",
             "x.py",
+            "modeling_QWEN.PY",
+            ".git/config",
+            "a/.GIT/hooks/post-checkout",
+            ".cache/huggingface/download/config.json.metadata",
+            "run.sh",
+            "tool.exe",
             "model.safetensors",
             "pytorch_model.bin",
             "training_args.BIN",
@@ -251,10 +274,7 @@ mod tests {
             "md",
         ];
         let taken = wanted("owner/name", names.into_iter()).unwrap();
-        assert_eq!(
-            taken,
-            ["config.json", "x.py", "model.safetensors", "binary", "md"]
-        );
+        assert_eq!(taken, ["config.json", "model.safetensors", "binary", "md"]);
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! Which hub, as whom, how patiently.
 
 use std::env;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::builder::FalseyValueParser;
@@ -10,9 +10,13 @@ use reqwest::Url;
 use reqwest::header::HeaderValue;
 
 use super::HubError;
+use crate::files::read_text;
 
 /// Where models and datasets come from unless `HF_ENDPOINT` says otherwise.
 pub const DEFAULT_ENDPOINT: &str = "https://huggingface.co";
+
+/// A file with a token holds little else.
+const MAX_TOKEN_BYTES: u64 = 4096;
 
 /// Flags of the programs that download.
 ///
@@ -141,7 +145,7 @@ fn token() -> Result<Option<Token>, HubError> {
     } else if env_flag("HF_HUB_DISABLE_IMPLICIT_TOKEN") {
         return Ok(None);
     } else if let Some(path) = env_text("HF_TOKEN_PATH") {
-        let text = std::fs::read_to_string(path)
+        let text = read_text(Path::new(&path), MAX_TOKEN_BYTES)
             .map_err(|error| refused("HF_TOKEN_PATH", &format!("cannot be read: {error}")))?;
         ("HF_TOKEN_PATH", text)
     } else {

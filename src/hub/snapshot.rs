@@ -7,7 +7,7 @@ use reqwest::header::HeaderMap;
 use serde::Deserialize;
 
 use super::client::nonsense;
-use super::patience::{Failure, Patience};
+use super::patience::Patience;
 use super::repository::Subject;
 use super::{Checksum, Hub, HubError, Repository};
 use crate::Result;
@@ -140,18 +140,12 @@ impl Hub {
             file: Some(file),
         };
         let url = self.file_url(repository, file)?;
-        let mut patience = Patience::new(&self.settings);
+        let mut patience = Patience::new(self);
         loop {
             let request = self.request(Method::HEAD, url.clone(), HeaderMap::new(), subject);
-            // A HEAD answer has no body whose silence would be noticed.
-            let answer = match tokio::time::timeout(self.settings.stall * 4, request).await {
-                Ok(Ok(answer)) => answer,
-                Ok(Err(failure)) => {
-                    patience.pause(subject, failure).await?;
-                    continue;
-                }
-                Err(_) => {
-                    let failure = Failure::transient("the hub did not answer in time");
+            let answer = match request.await {
+                Ok(answer) => answer,
+                Err(failure) => {
                     patience.pause(subject, failure).await?;
                     continue;
                 }

@@ -97,7 +97,7 @@ pub(super) async fn fetch(
         file: Some(&file.path),
     };
     let part = Part::new(folder, file);
-    let mut patience = Patience::new(&hub.settings);
+    let mut patience = Patience::new(hub);
     let mut corrupt = 0;
     loop {
         let before = part.length();

@@ -13,12 +13,12 @@ use serde_json::json;
 use super::work::Work;
 use crate::data::{DATASETS, Dataset, LocalSource, is_synthetic, write_synthetic_reports};
 use crate::hub::HubSettings;
-use crate::paths::{BASE_MODEL, Project};
+use crate::paths::{BASE_MODEL, Project, model_folder_name, require_model};
 use crate::records::{self, DownloadInfo, gib, paths};
 use crate::{Error, Result};
 
 /// How long the hub has to take a connection.
-const PATIENCE: Duration = Duration::from_secs(5);
+const PATIENCE: Duration = Duration::from_secs(4);
 
 /// How a download phase is done.
 #[derive(Debug)]
@@ -76,7 +76,7 @@ impl Network {
                 .any(|address| TcpStream::connect_timeout(&address, PATIENCE).is_ok());
             let _ = sender.send(reached);
         });
-        match receiver.recv_timeout(PATIENCE * 2) {
+        match receiver.recv_timeout(PATIENCE) {
             Ok(true) => Self::Online,
             _ => Self::Offline(format!("{host} cannot be reached")),
         }
@@ -139,6 +139,7 @@ fn note_local_model(project: &Project, model: &Path, source: &str) -> Result<()>
     if known.is_some_and(|record| record.local_dir == local_dir) {
         return Ok(());
     }
+    require_model(model)?;
     let files = fs::read_dir(model).map_err(|error| Error::io(model, error))?;
     let bytes: u64 = files
         .flatten()
@@ -146,10 +147,8 @@ fn note_local_model(project: &Project, model: &Path, source: &str) -> Result<()>
         .filter(|metadata| metadata.is_file())
         .map(|metadata| metadata.len())
         .sum();
-    let canonical = model.canonicalize().unwrap_or_else(|_| model.to_owned());
-    let name = canonical.file_name().unwrap_or_default();
     let record = DownloadInfo {
-        model_id: name.to_string_lossy().into_owned(),
+        model_id: model_folder_name(model),
         local_dir,
         model_size_gb: Some(gib(bytes)),
         // Nothing was downloaded.

@@ -12,6 +12,7 @@ use serde_json::Map;
 use sha2::{Digest, Sha256};
 
 use super::template::{Failure, MAX_OUTPUT, Template, Value};
+use crate::files::{CONFIG_BYTES, read_text};
 use crate::{Error, Result, json as json_file};
 
 /// Who speaks.
@@ -269,7 +270,7 @@ fn template_source(
     tokenizer_config: &Map<String, serde_json::Value>,
 ) -> Result<(PathBuf, String)> {
     let path = dir.join("chat_template.jinja");
-    match std::fs::read_to_string(&path) {
+    match read_text(&path, CONFIG_BYTES) {
         Ok(source) => return Ok((path, source)),
         Err(error) if error.kind() == io::ErrorKind::NotFound => {}
         Err(error) => return Err(Error::io(&path, error)),

@@ -1,12 +1,11 @@
 //! The image part of a folder's processor files, read as transformers reads it.
 
-use std::fs::File;
-use std::io::Read;
 use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value, json};
 
+use crate::files::{CONFIG_BYTES, read_bounded};
 use crate::{Error, Result};
 
 /// The image processor's settings, in a model's folder or an adapter's.
@@ -15,7 +14,6 @@ pub const PREPROCESSOR_CONFIG: &str = "preprocessor_config.json";
 pub(super) const PIXEL_BOUND: u64 = 1 << 31;
 
 /// A processor file is a few hundred bytes.
-const MAX_FILE_BYTES: u64 = 1 << 20;
 
 /// Least divisor and largest number among the constants: beyond them f32 loses the pixels.
 const SMALLEST: f64 = 1e-6;
@@ -113,18 +111,11 @@ struct Object {
 impl Object {
     /// `None` where there is no such file.
     fn read(path: PathBuf) -> Result<Option<Self>> {
-        let mut text = Vec::new();
-        match File::open(&path).and_then(|file| file.take(MAX_FILE_BYTES + 1).read_to_end(&mut text)) {
+        let text = match read_bounded(&path, CONFIG_BYTES) {
+            Ok(text) => text,
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
             Err(error) => return Err(Error::io(path, error)),
-            Ok(_) if text.len() as u64 > MAX_FILE_BYTES => {
-                return Err(Error::checkpoint(
-                    path,
-                    "is larger than 1 MiB: not a processor's settings",
-                ));
-            }
-            Ok(_) => {}
-        }
+        };
         let keys = serde_json::from_slice(&text)
             .map_err(|error| Error::checkpoint(&path, format!("is not a JSON object: {error}")))?;
         let prefix = "";

@@ -10,6 +10,7 @@ use tokenizers::{AddedToken, DecoderWrapper, NormalizerWrapper, Tokenizer};
 use super::chat::token_text;
 use super::vocabulary::Vocabulary;
 use super::{ChatTemplate, Content, Grid, Message, PromptError, Role, Span};
+use crate::files::{TOKENIZER_BYTES, read_bounded};
 use crate::{Error, Result, json as json_file};
 
 /// `tokenizer.json` and the chat template of a model folder.
@@ -32,13 +33,13 @@ impl TextProcessor {
     /// with the ids that `config.json` gives them.
     pub fn from_dir(dir: &Path) -> Result<Self> {
         let path = dir.join("tokenizer.json");
-        if !path.is_file() {
-            return Err(Error::checkpoint(
-                &path,
-                "no such file: a model folder needs its tokenizer.json",
-            ));
-        }
-        let tokenizer = Tokenizer::from_file(&path)
+        let text = read_bounded(&path, TOKENIZER_BYTES).map_err(|error| match error.kind() {
+            std::io::ErrorKind::NotFound => {
+                Error::checkpoint(&path, "no such file: a model folder needs its tokenizer.json")
+            }
+            _ => Error::io(&path, error),
+        })?;
+        let tokenizer = Tokenizer::from_bytes(text)
             .map_err(|error| Error::checkpoint(&path, format!("not a usable tokenizer: {error}")))?;
         let config_path = dir.join("config.json");
         let config = json_file::read_object(&config_path)?.ok_or_else(|| {

@@ -13,6 +13,7 @@ mod config;
 mod documents;
 pub mod nf4;
 mod options;
+mod parts;
 mod source;
 
 use std::path::PathBuf;
@@ -26,6 +27,7 @@ pub use self::choice::Calibration;
 pub use self::config::{Awq, BitsAndBytes, Quantization};
 pub use self::documents::DocumentAccuracy;
 pub use self::options::{QuantizeArgs, summary};
+pub(crate) use self::parts::{Part, Storage};
 pub use self::source::Source;
 use crate::{Error, Result};
 

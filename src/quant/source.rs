@@ -14,6 +14,8 @@ use serde_json::{Map, Value};
 use super::Quantization;
 use super::nf4::{Room, Values};
 use crate::checkpoint::{Checkpoint, MANIFEST, Staging, StoredTensor, revision};
+use crate::files::{CONFIG_BYTES, read_bounded, read_text};
+use crate::paths::model_folder_name;
 use crate::{Error, Result};
 
 /// Files beside the weights that belong to a model: tokenizer, processor, chat template, licence.
@@ -55,7 +57,7 @@ impl Source {
     pub fn open_any(dir: &Path) -> Result<Self> {
         crate::qwen2_5_vl::Config::from_dir(dir)?;
         let path = dir.join("config.json");
-        let config_text = fs::read_to_string(&path).map_err(|error| Error::io(&path, error))?;
+        let config_text = read_text(&path, CONFIG_BYTES).map_err(|error| Error::io(&path, error))?;
         Ok(Self {
             checkpoint: Checkpoint::open(dir)?,
             side_files: side_files(dir).map_err(|error| Error::io(dir, error))?,
@@ -71,8 +73,7 @@ impl Source {
 
     /// Its name.
     pub fn name(&self) -> String {
-        let dir = self.dir.canonicalize().unwrap_or_else(|_| self.dir.clone());
-        dir.file_name().unwrap_or_default().to_string_lossy().into_owned()
+        model_folder_name(&self.dir)
     }
 
     /// Its weights.
@@ -92,7 +93,7 @@ impl Source {
     pub fn copy_side_files(&self, staging: &mut Staging) -> Result<()> {
         for path in &self.side_files {
             let name = path.file_name().unwrap_or_default().to_string_lossy();
-            let contents = fs::read(path).map_err(|error| Error::io(path, error))?;
+            let contents = read_bounded(path, MAX_SIDE_FILE).map_err(|error| Error::io(path, error))?;
             staging.write(&name, &contents)?;
         }
         Ok(())

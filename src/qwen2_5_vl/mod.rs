@@ -3,6 +3,7 @@
 //! Reference: `transformers/models/qwen2_5_vl/modeling_qwen2_5_vl.py` of transformers 5.17.
 
 mod attention;
+mod check;
 mod config;
 mod decoder;
 mod front;
@@ -15,7 +16,9 @@ mod packed;
 mod positions;
 mod recorded;
 mod vision;
+mod wanted;
 
+pub use self::check::{Misfit, TensorCheck, check_tensors};
 pub use self::config::{Activation, Config, TextConfig, VisionConfig};
 pub use self::front::Front;
 pub use self::language::{KvCache, Wanted};
@@ -24,3 +27,4 @@ pub use self::model::{GoOn, Model, Prefill};
 pub use self::modules::LinearModule;
 pub use self::packed::{Packed, Sequence};
 pub use self::positions::{Positions, WindowPlan, rope_positions};
+pub use self::wanted::WantedTensor;

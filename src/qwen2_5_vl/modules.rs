@@ -13,6 +13,14 @@ pub struct LinearModule {
     pub inputs: usize,
 }
 
+impl LinearModule {
+    /// Every layer of the vision tower has a bias, of the language model the queries, keys and values.
+    pub fn has_bias(&self) -> bool {
+        let biased = [".q_proj", ".k_proj", ".v_proj"];
+        self.name.starts_with("visual.") || biased.iter().any(|suffix| self.name.ends_with(suffix))
+    }
+}
+
 impl Config {
     /// Every linear layer: the vision tower's, the language model's, the output head.
     pub fn linear_modules(&self) -> Vec<LinearModule> {

@@ -1,13 +1,13 @@
 //! Reading and writing a record's file.
 
-use std::fs::File;
-use std::io::{self, ErrorKind, Read};
+use std::io::ErrorKind;
 use std::path::Path;
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
+use crate::files::read_bounded;
 use crate::json::write_pretty;
 use crate::{Error, Result};
 
@@ -64,19 +64,7 @@ fn check_version(path: &Path, version: &Value) -> Result<()> {
 }
 
 fn text(path: &Path) -> Result<Option<String>> {
-    let read = || {
-        let file = File::open(path)?;
-        if !file.metadata()?.is_file() {
-            return Err(io::Error::other("not a regular file"));
-        }
-        let mut bytes = Vec::new();
-        file.take(MAX_BYTES + 1).read_to_end(&mut bytes)?;
-        if bytes.len() as u64 > MAX_BYTES {
-            return Err(io::Error::other("larger than 1 GiB; no record is that large"));
-        }
-        Ok(bytes)
-    };
-    let bytes = match read() {
+    let bytes = match read_bounded(path, MAX_BYTES) {
         Ok(bytes) => bytes,
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(Error::io(path, error)),

@@ -16,6 +16,7 @@ use super::error::TrainingError;
 use super::log::Progress;
 use super::parameters::State;
 use crate::checkpoint::{Manifest, Origin, Staged, Staging, TensorFile, TensorPlan};
+use crate::files::{CONFIG_BYTES, open_regular, read_bounded};
 use crate::telemetry::{self, Level};
 use crate::{Error, Result};
 
@@ -283,11 +284,11 @@ fn read(dir: &Path) -> Result<(Stored, State, Option<Tensor>)> {
         }
     }
     let path = dir.join(PROGRESS);
-    let text = fs::read(&path).map_err(|error| Error::io(&path, error))?;
+    let text = read_bounded(&path, CONFIG_BYTES).map_err(|error| Error::io(&path, error))?;
     let stored: Stored =
         serde_json::from_slice(&text).map_err(|error| Error::checkpoint(&path, error.to_string()))?;
     let path = dir.join(STATE);
-    let file = File::open(&path).map_err(|error| Error::io(&path, error))?;
+    let file = open_regular(&path).map_err(|error| Error::io(&path, error))?;
     // SAFETY: nobody but this program writes here, under a lock; the hash of what is read was right a moment ago.
     let map = unsafe { memmap2::Mmap::map(&file) }.map_err(|error| Error::io(&path, error))?;
     let tensors =

@@ -9,6 +9,7 @@ use tch::{Device, Tensor};
 
 use super::samples::{Sample, Samples};
 use crate::device::pinned;
+use crate::files::{PICTURE_BYTES, read_bounded};
 use crate::processing::{DecodeLimits, ImageProcessor, decode};
 use crate::{Error, Result};
 
@@ -98,7 +99,8 @@ impl Feed {
     }
 
     fn page(&self, sample: &Sample) -> Result<Tensor> {
-        let bytes = std::fs::read(&sample.image).map_err(|error| Error::io(&sample.image, error))?;
+        let bytes =
+            read_bounded(&sample.image, PICTURE_BYTES).map_err(|error| Error::io(&sample.image, error))?;
         let patches = self
             .images
             .process_levels(&decode(&bytes, &DecodeLimits::default())?)?;

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use super::TrainingError;
+use crate::files::{CONFIG_BYTES, read_text};
 use crate::processing::PromptError;
 use crate::{Error, Result};
 
@@ -498,17 +499,7 @@ fn object(value: &impl Serialize) -> Map<String, Value> {
 
 /// A file of settings; by its name TOML, else YAML, which JSON is too.
 fn read_config(path: &Path) -> Result<Map<String, Value>> {
-    const MOST_BYTES: u64 = 1 << 20;
-    let length = std::fs::metadata(path)
-        .map_err(|error| Error::io(path, error))?
-        .len();
-    if length > MOST_BYTES {
-        return Err(Error::record(
-            path,
-            format!("{length} bytes are too many for a file of settings"),
-        ));
-    }
-    let text = std::fs::read_to_string(path).map_err(|error| Error::io(path, error))?;
+    let text = read_text(path, CONFIG_BYTES).map_err(|error| Error::io(path, error))?;
     let value: Value = if path.extension().is_some_and(|extension| extension == "toml") {
         toml::from_str(&text).map_err(|error| Error::record(path, format!("not TOML: {error}")))?
     } else {

@@ -12,6 +12,7 @@ use super::error::TrainingError;
 use super::options::TrainingOptions;
 use crate::Result;
 use crate::checkpoint::hexadecimal;
+use crate::files::{PICTURE_BYTES, read_bounded};
 use crate::paths::Project;
 use crate::processing::{Content, DecodeLimits, Grid, ImageProcessor, Message, Role, TextProcessor, decode};
 use crate::records::{self, DataSample};
@@ -194,7 +195,7 @@ impl Encoder<'_> {
     }
 
     fn look_at(&self, page: &Path, number: usize) -> Page {
-        let bytes = std::fs::read(page).map_err(|error| error.to_string())?;
+        let bytes = read_bounded(page, PICTURE_BYTES).map_err(|error| error.to_string())?;
         let decoded = decode(&bytes, &DecodeLimits::default()).map_err(|error| error.to_string())?;
         let grid = self.images.grid(decoded.height, decoded.width);
         Ok(Look {

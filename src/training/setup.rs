@@ -13,6 +13,8 @@ use crate::adapters::{Adapter, LoraConfig, Targets};
 use crate::checkpoint::hexadecimal;
 use crate::checkpoint::{Checkpoint, MANIFEST, revision};
 use crate::device::{gpu_memory, host_memory};
+use crate::files::{CONFIG_BYTES, read_bounded};
+use crate::paths::model_folder_name;
 use crate::paths::{LORA_SUFFIX, NF4_SUFFIX, Project};
 use crate::processing::{ImageProcessor, TextProcessor};
 use crate::quant::Quantization;
@@ -57,18 +59,14 @@ impl Base {
     pub(super) fn revision(&self) -> Result<String> {
         // A folder that this program made says itself what it holds.
         let manifest = self.dir.join(MANIFEST);
-        if let Ok(text) = std::fs::read(&manifest) {
+        if let Ok(text) = read_bounded(&manifest, CONFIG_BYTES << 4) {
             return Ok(hexadecimal(&Sha256::digest(text)));
         }
         revision(&Checkpoint::open(&self.dir)?.files())
     }
 
     pub(super) fn name(&self) -> String {
-        self.dir
-            .file_name()
-            .unwrap_or_default()
-            .to_string_lossy()
-            .into_owned()
+        model_folder_name(&self.dir)
     }
 
     /// Weights of the base, however they are stored.

@@ -11,6 +11,7 @@ use super::samples::{Sample, Samples};
 use crate::device::upload;
 use crate::engine::{ReadRequest, Reader};
 use crate::evaluation::character_errors;
+use crate::files::{PICTURE_BYTES, read_bounded};
 use crate::generation::GenerationOverrides;
 use crate::processing::{DecodeLimits, decode};
 use crate::qwen2_5_vl::{Packed, Sequence};
@@ -123,7 +124,8 @@ impl Tally {
 
     /// The letters of a greedy answer.
     fn add_answer(&mut self, reader: &mut Reader, sample: &Sample) -> Result<()> {
-        let bytes = std::fs::read(&sample.image).map_err(|error| Error::io(&sample.image, error))?;
+        let bytes =
+            read_bounded(&sample.image, PICTURE_BYTES).map_err(|error| Error::io(&sample.image, error))?;
         let page = decode(&bytes, &DecodeLimits::default())?;
         let mut request = ReadRequest::page(sample.prompt.clone(), page);
         let context = reader.model().config().text.max_position_embeddings;

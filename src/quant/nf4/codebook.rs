@@ -51,6 +51,11 @@ pub enum QuantType {
 }
 
 impl QuantType {
+    /// The tensor that says how the weight of canonical `name` was made.
+    pub(crate) fn state_name(self, name: &str) -> String {
+        format!("{name}.quant_state.bitsandbytes__{}", self.name())
+    }
+
     /// "nf4" or "fp4".
     pub fn name(self) -> &'static str {
         match self {

@@ -9,6 +9,7 @@ use super::state::QuantState;
 use crate::checkpoint::{Checkpoint, MappedBytes};
 use crate::kernels::cpu::{BlockScales, CodedMatrix, Shared, run};
 use crate::kernels::cuda;
+use crate::quant::Part;
 use crate::{Error, Result};
 
 /// Values that are restored at a time where libtorch does it: the indices and products of a chunk take 50 MB.
@@ -54,28 +55,31 @@ impl Nf4Weight {
         [rows, columns]: [usize; 2],
         device: Device,
     ) -> Result<Option<Self>> {
-        let key = |quant_type: QuantType| format!("{name}.quant_state.bitsandbytes__{}", quant_type.name());
         let types = [QuantType::Nf4, QuantType::Fp4];
-        let Some(quant_type) = types.into_iter().find(|&one| checkpoint.contains(&key(one))) else {
+        let is_there = |one: &QuantType| checkpoint.contains(&one.state_name(name));
+        let Some(quant_type) = types.into_iter().find(is_there) else {
             return Ok(None);
         };
-        let parts = Parts { checkpoint, name };
-        let state = parts.state(&key(quant_type), quant_type, [rows, columns])?;
-        let values = rows * columns;
-        let blocks = values.div_ceil(state.blocksize);
+        let mut parts = Parts {
+            checkpoint,
+            name,
+            wanted: Vec::new(),
+        };
+        let state = parts.state(&quant_type.state_name(name), quant_type, [rows, columns])?;
+        parts.wanted = state.parts();
         parts.check_table("quant_map", quant_type.table())?;
         let scales = match (state.nested_blocksize, state.nested_offset) {
             (Some(blocksize), Some(offset)) => {
                 parts.check_table("nested_quant_map", dynamic_map())?;
                 Scales::Nested {
-                    codes: parts.tensor("absmax", Dtype::U8, blocks, device)?,
-                    absmax: parts.tensor("nested_absmax", Dtype::F32, blocks.div_ceil(blocksize), device)?,
+                    codes: parts.tensor("absmax", Kind::Uint8, device)?,
+                    absmax: parts.tensor("nested_absmax", Kind::Float, device)?,
                     map: Tensor::f_from_slice(dynamic_map())?.f_to_device(device)?,
                     offset: offset as f32,
                     blocksize,
                 }
             }
-            _ => Scales::Plain(parts.tensor("absmax", Dtype::F32, blocks, device)?),
+            _ => Scales::Plain(parts.tensor("absmax", Kind::Float, device)?),
         };
         let pairs = Tensor::f_from_slice(quant_type.code_table().pairs().as_flattened())?;
         Ok(Some(Self {
@@ -83,7 +87,7 @@ impl Nf4Weight {
             rows,
             columns,
             blocksize: state.blocksize,
-            packed: parts.tensor("", Dtype::U8, values.div_ceil(2), device)?,
+            packed: parts.tensor("", Kind::Uint8, device)?,
             scales,
             pairs: pairs.f_view([256, 2])?.f_to_device(device)?,
         }))
@@ -231,6 +235,8 @@ impl Nf4Weight {
 struct Parts<'a> {
     checkpoint: &'a Checkpoint,
     name: &'a str,
+    /// As the weight's state asks for them.
+    wanted: Vec<Part>,
 }
 
 impl Parts<'_> {
@@ -254,33 +260,31 @@ impl Parts<'_> {
         Ok(state)
     }
 
-    /// The bytes of the part `suffix`, which must hold `values` of `dtype` in any shape.
-    fn bytes(&self, suffix: &str, dtype: Dtype, values: usize) -> Result<MappedBytes> {
+    /// The bytes of the part `suffix`.
+    fn bytes(&self, suffix: &str) -> Result<MappedBytes> {
         let dot = if suffix.is_empty() { "" } else { "." };
         let name = format!("{}{dot}{suffix}", self.name);
-        let (path, found, shape, bytes) = self.checkpoint.bytes(&name)?;
-        if found != dtype || shape.iter().product::<usize>() != values {
-            let reason = format!(
-                "tensor \"{name}\" is {found} {shape:?}; its state asks for {values} values of {dtype}"
-            );
-            return Err(Error::checkpoint(path, reason));
+        let (path, dtype, shape, bytes) = self.checkpoint.bytes(&name)?;
+        match self.wanted.iter().find(|part| part.suffix == suffix) {
+            Some(part) if part.fits(dtype, &shape) => Ok(bytes),
+            part => {
+                let wanted = part.map(ToString::to_string).unwrap_or_default();
+                let reason = format!("tensor \"{name}\" is {dtype} {shape:?}; its state asks for {wanted}");
+                Err(Error::checkpoint(path, reason))
+            }
         }
-        Ok(bytes)
     }
 
-    fn tensor(&self, suffix: &str, dtype: Dtype, values: usize, device: Device) -> Result<Tensor> {
-        let kind = if dtype == Dtype::U8 {
-            Kind::Uint8
-        } else {
-            Kind::Float
-        };
-        let bytes = self.bytes(suffix, dtype, values)?;
+    /// The part `suffix`, whose dtype is `kind`'s.
+    fn tensor(&self, suffix: &str, kind: Kind, device: Device) -> Result<Tensor> {
+        let bytes = self.bytes(suffix)?;
+        let values = bytes.len() / kind.elt_size_in_bytes();
         Ok(Tensor::f_from_data_size(&bytes, &[values as i64], kind)?.f_to_device(device)?)
     }
 
     /// The table in the folder must be the one that this crate computes with.
     fn check_table(&self, suffix: &str, table: &[f32]) -> Result<()> {
-        let bytes = self.bytes(suffix, Dtype::F32, table.len())?;
+        let bytes = self.bytes(suffix)?;
         let values = bytes
             .as_chunks::<4>()
             .0

@@ -1,4 +1,8 @@
 //! A hub on this machine: real files over HTTP as huggingface.co serves them, with faults on order.
+//!
+//! As there, small files are behind a relative redirect (`/api/resolve-cache/…`), large ones behind an absolute one to a
+//! signed address on another host, which runs out; a renamed repository is redirected to its new name; a refusal has
+//! `X-Error-Code` and `X-Error-Message`.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::io::{BufRead, BufReader, Write};
@@ -49,6 +53,16 @@ struct State {
     faults: HashMap<String, VecDeque<Fault>>,
     always: HashMap<String, Fault>,
     requests: Vec<Request>,
+    /// Old names of repositories with their new ones.
+    renamed: HashMap<String, String>,
+    /// The part of an address before the hub's own paths, as a mirror behind a reverse proxy has it.
+    prefix: String,
+    /// Redirects name the hub itself, as a mirror hands them on.
+    names_the_hub: bool,
+    /// How often a signed address can be used; none for ever.
+    uses: Option<usize>,
+    /// Signatures that were given, and how often each was used.
+    signatures: Vec<usize>,
 }
 
 #[derive(Clone, Default)]
@@ -57,6 +71,8 @@ struct Repo {
     files: BTreeMap<String, Vec<u8>>,
     /// Announced in place of the truth.
     sizes: HashMap<String, u64>,
+    /// Files of so many bytes, of which those above are the first and all others are zero.
+    sparse: HashMap<String, u64>,
     /// The description gives names alone.
     terse: bool,
     /// Status and error code of every answer.
@@ -124,6 +140,31 @@ impl FakeHub {
         repo.refusal = Some((status, code));
     }
 
+    /// Publishes a large file by its first bytes; what follows is zero, to `size` bytes.
+    pub fn publish_sparse(&self, repository: &str, file: &str, beginning: Vec<u8>, size: u64) {
+        let mut state = self.state();
+        let repo = state.repositories.get_mut(repository).unwrap();
+        repo.files.insert(file.to_owned(), beginning);
+        repo.sparse.insert(file.to_owned(), size);
+    }
+
+    /// Answers for the repository `old` with a redirect to `new`; both as `OWNER/NAME`.
+    pub fn rename(&self, old: &str, new: &str) {
+        self.state().renamed.insert(old.to_owned(), new.to_owned());
+    }
+
+    /// Serves everything below `prefix`, which begins with a slash; redirects of large files name huggingface.co.
+    pub fn be_a_mirror(&self, prefix: &str) {
+        let mut state = self.state();
+        prefix.clone_into(&mut state.prefix);
+        state.names_the_hub = true;
+    }
+
+    /// Signed addresses run out after so many uses.
+    pub fn sign_for(&self, uses: usize) {
+        self.state().uses = Some(uses);
+    }
+
     /// Announces another size for a file than it has.
     pub fn announce_size(&self, repository: &str, file: &str, size: u64) {
         let mut state = self.state();
@@ -136,7 +177,7 @@ impl FakeHub {
         self.state().repositories.get_mut(repository).unwrap().terse = true;
     }
 
-    /// The next answers for `file` (or for "info") go wrong, one fault each.
+    /// The next answers for `file` (or for "info", or for where a file is: "resolve FILE") go wrong, one fault each.
     pub fn fail(&self, file: &str, faults: impl IntoIterator<Item = Fault>) {
         let mut state = self.state();
         state.faults.entry(file.to_owned()).or_default().extend(faults);
@@ -216,8 +257,25 @@ impl Request {
         range.split_once('-')?.0.parse().ok()
     }
 
+    /// The last byte asked for; none to the end.
+    fn range_end(&self) -> Option<usize> {
+        let range = self.headers.get("range")?.strip_prefix("bytes=")?;
+        range.split_once('-')?.1.parse().ok()
+    }
+
     pub fn is_for(&self, file: &str) -> bool {
         self.path.ends_with(&format!("/{file}"))
+    }
+
+    /// It names the file, at the hub or at the storage host.
+    pub fn names(&self, file: &str) -> bool {
+        let path = self.path.split('?').next().unwrap_or_default();
+        path.ends_with(&format!("/{file}"))
+    }
+
+    /// It went to the storage host, not to the hub.
+    pub fn is_for_storage(&self) -> bool {
+        self.path.contains("/storage/")
     }
 }
 
@@ -306,71 +364,163 @@ fn decoded(path: &str) -> String {
 }
 
 fn refusal(status: u16, code: &str) -> Answer {
+    let message = match code {
+        "GatedRepo" => "Access to model owner/tiny is restricted and you are not in the authorized list.",
+        "Disabled" => "Access to this resource is disabled.",
+        "" if status == 401 => "Invalid credentials in Authorization header",
+        _ => "Not found",
+    };
+    let mut headers = vec![("X-Error-Message", message.to_owned())];
+    // The hub gives no code where a token is wrong or a repository is disabled.
+    if !matches!(code, "" | "Disabled") {
+        headers.push(("X-Error-Code", code.to_owned()));
+    }
     Answer {
         status,
-        headers: vec![("X-Error-Code", code.to_owned())],
+        headers,
         body: Vec::new(),
     }
 }
 
+fn redirect(status: u16, location: String, mut headers: Vec<(&'static str, String)>) -> Answer {
+    headers.push(("Location", location));
+    Answer {
+        status,
+        headers,
+        body: b"Redirecting".to_vec(),
+    }
+}
+
 fn answer(request: &Request, hub: SocketAddr, state: &mut State) -> (Answer, Option<Fault>) {
-    let path = decoded(request.path.split('?').next().unwrap_or_default());
+    let (path, query) = request.path.split_once('?').unwrap_or((&request.path, ""));
+    let path = decoded(path);
+    let below = path.strip_prefix(&state.prefix).map(str::to_owned);
+    if let Some(path) = below.as_ref().unwrap_or(&path).strip_prefix("/storage/") {
+        return stored(request, path, query, state);
+    }
+    let Some(path) = below else {
+        return (refusal(404, ""), None);
+    };
+    for (old, new) in &state.renamed {
+        if path.contains(&format!("/{old}/")) {
+            // Relative, and with the revision that was asked for.
+            let to = format!("{}{}", state.prefix, path.replace(old.as_str(), new));
+            let query = if query.is_empty() {
+                String::new()
+            } else {
+                format!("?{query}")
+            };
+            return (redirect(307, to + &query, Vec::new()), None);
+        }
+    }
+    if let Some(path) = path.strip_prefix("/api/resolve-cache/") {
+        return cached(request, path, state);
+    }
     if let Some(path) = path.strip_prefix("/api/") {
         let fault = state.next_fault("info");
         return (describe(path, state), fault);
     }
-    if let Some(path) = path.strip_prefix("/storage/") {
-        let (key, file) = path.split_once("/-/").unwrap_or_default();
-        let fault = state.next_fault(file);
-        let bytes = state.repositories[key].files[file].clone();
-        return (
-            content(request, &bytes, checksum(file, &bytes), Vec::new(), &fault),
-            fault,
-        );
-    }
     let path = path.trim_start_matches('/');
+    let file = path
+        .split_once("/resolve/")
+        .and_then(|(_, rest)| rest.split_once('/'));
+    let fault = file.and_then(|(_, file)| state.next_fault(&format!("resolve {file}")));
+    (resolve(path, hub, state), fault)
+}
+
+/// A signed address on the storage host.
+fn stored(request: &Request, path: &str, query: &str, state: &mut State) -> (Answer, Option<Fault>) {
+    let (key, file) = path.split_once("/-/").unwrap_or_default();
+    let signature = query
+        .strip_prefix("signature=secret")
+        .and_then(|number| number.parse::<usize>().ok());
+    let Some(used) = signature.and_then(|number| state.signatures.get_mut(number)) else {
+        return (refusal(403, "AccessDenied"), None);
+    };
+    *used += 1;
+    if state.uses.is_some_and(|uses| *used > uses) {
+        return (refusal(403, "AccessDenied"), None);
+    }
+    let fault = state.next_fault(file);
+    let repo = &state.repositories[key];
+    let (bytes, size) = (repo.files[file].clone(), repo.sparse.get(file).copied());
+    let sum = checksum(file, &bytes);
+    (content(request, (&bytes, size), sum, Vec::new(), &fault), fault)
+}
+
+/// A small file, where the hub's redirect leads: `models/OWNER/NAME/COMMIT/FILE`.
+fn cached(request: &Request, path: &str, state: &mut State) -> (Answer, Option<Fault>) {
+    let mut parts = path.splitn(5, '/');
+    let mut next = || parts.next().unwrap_or_default();
+    let (key, commit, file) = (format!("{}/{}/{}", next(), next(), next()), next(), next());
+    let found = state.repositories.get(&key).filter(|repo| repo.commit == commit);
+    let Some(bytes) = found.and_then(|repo| repo.files.get(file)).cloned() else {
+        return (refusal(404, "EntryNotFound"), None);
+    };
+    let fault = state.next_fault(file);
+    let headers = vec![("X-Repo-Commit", commit.to_owned())];
+    (
+        content(request, (&bytes, None), checksum(file, &bytes), headers, &fault),
+        fault,
+    )
+}
+
+/// The hub's answer for a file: where it is.
+fn resolve(path: &str, hub: SocketAddr, state: &mut State) -> Answer {
     let Some((name, rest)) = path.split_once("/resolve/") else {
-        return (refusal(404, ""), None);
+        return refusal(404, "");
     };
     let key = match name.starts_with("datasets/") {
         true => name.to_owned(),
         false => format!("models/{name}"),
     };
-    let (_, file) = rest.split_once('/').unwrap_or_default();
+    let (revision, file) = rest.split_once('/').unwrap_or_default();
     let Some(repo) = state.repositories.get(&key).cloned() else {
-        return (refusal(404, "RepoNotFound"), None);
+        return refusal(404, "RepoNotFound");
     };
     if let Some((status, code)) = repo.refusal {
-        return (refusal(status, code), None);
+        return refusal(status, code);
+    }
+    if revision != "main" && revision != repo.commit {
+        return refusal(404, "RevisionNotFound");
     }
     let Some(bytes) = repo.files.get(file) else {
-        return (refusal(404, "EntryNotFound"), None);
+        return refusal(404, "EntryNotFound");
     };
-    let mut headers = vec![("X-Repo-Commit", repo.commit.clone())];
-    if is_lfs(file) {
-        // Another origin, as the real hub's storage is.
-        let location = format!(
-            "http://localhost:{}/storage/{key}/-/{file}?signature=secret",
-            hub.port()
-        );
-        headers.push(("Location", location));
-        headers.push(("X-Linked-Etag", format!("\"{}\"", checksum(file, bytes))));
-        headers.push(("X-Linked-Size", bytes.len().to_string()));
-        let (status, body) = (302, Vec::new());
-        return (
-            Answer {
-                status,
-                headers,
-                body,
+    let size = repo.sparse.get(file).copied().unwrap_or(bytes.len() as u64);
+    let headers = vec![
+        ("X-Repo-Commit", repo.commit.clone()),
+        ("X-Linked-Etag", format!("\"{}\"", checksum(file, bytes))),
+        ("X-Linked-Size", size.to_string()),
+    ];
+    let encoded: String = file
+        .bytes()
+        .map(
+            |byte| match byte.is_ascii_alphanumeric() || b"-._~/".contains(&byte) {
+                true => char::from(byte).to_string(),
+                false => format!("%{byte:02X}"),
             },
-            None,
+        )
+        .collect();
+    if is_lfs(file) {
+        // Another origin, as the real hub's storage is, and a new signature each time.
+        state.signatures.push(0);
+        let number = state.signatures.len() - 1;
+        let host = match state.names_the_hub {
+            true => "https://huggingface.co".to_owned(),
+            false => format!("http://localhost:{}", hub.port()),
+        };
+        return redirect(
+            302,
+            format!("{host}/storage/{key}/-/{encoded}?signature=secret{number}"),
+            headers,
         );
     }
-    let fault = state.next_fault(file);
-    (
-        content(request, bytes, checksum(file, bytes), headers, &fault),
-        fault,
-    )
+    let to = format!(
+        "{}/api/resolve-cache/{key}/{}/{encoded}",
+        state.prefix, repo.commit
+    );
+    redirect(307, to, headers)
 }
 
 impl State {
@@ -411,7 +561,8 @@ fn describe(path: &str, state: &State) -> Answer {
         .files
         .iter()
         .map(|(name, bytes)| {
-            let size = repo.sizes.get(name).copied().unwrap_or(bytes.len() as u64);
+            let size = repo.sizes.get(name).or(repo.sparse.get(name)).copied();
+            let size = size.unwrap_or(bytes.len() as u64);
             let sum = checksum(name, bytes).to_string();
             match is_lfs(name) {
                 _ if repo.terse => json!({"rfilename": name}),
@@ -432,42 +583,47 @@ fn describe(path: &str, state: &State) -> Answer {
 
 fn content(
     request: &Request,
-    bytes: &[u8],
+    (bytes, size): (&[u8], Option<u64>),
     etag: Checksum,
     mut headers: Vec<(&'static str, String)>,
     fault: &Option<Fault>,
 ) -> Answer {
     headers.push(("ETag", format!("\"{etag}\"")));
+    headers.push(("Accept-Ranges", "bytes".to_owned()));
     let whole = |headers| Answer {
         status: 200,
         headers,
         body: bytes.to_vec(),
     };
+    let size = size.map_or(bytes.len(), |size| size as usize);
     let Some(start) = request
         .range_start()
         .filter(|_| !matches!(fault, Some(Fault::IgnoreRange)))
     else {
         return whole(headers);
     };
-    let (start, end) = match fault {
-        Some(Fault::WrongRange) => (start / 2, bytes.len()),
-        _ => (start, bytes.len()),
+    let end = request.range_end().map_or(size, |last| (last + 1).min(size));
+    let start = match fault {
+        Some(Fault::WrongRange) => start / 2,
+        _ => start,
     };
     if start >= end {
-        headers.push(("Content-Range", format!("bytes */{}", bytes.len())));
+        headers.push(("Content-Range", format!("bytes */{size}")));
         return Answer {
             status: 416,
             headers,
             body: Vec::new(),
         };
     }
-    headers.push((
-        "Content-Range",
-        format!("bytes {start}-{}/{}", end - 1, bytes.len()),
-    ));
+    headers.push(("Content-Range", format!("bytes {start}-{}/{size}", end - 1)));
+    let mut body = bytes
+        .get(start..end.min(bytes.len()))
+        .unwrap_or_default()
+        .to_vec();
+    body.resize(end - start, 0);
     Answer {
         status: 206,
         headers,
-        body: bytes[start..end].to_vec(),
+        body,
     }
 }

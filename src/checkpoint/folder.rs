@@ -1,0 +1,177 @@
+//! A model folder of which little is read: its names, its small files, the headers of its weights.
+
+use std::fs;
+use std::io::{Read, Seek, SeekFrom};
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+
+use super::{Header, INDEX, LENGTH_BYTES, MAX_INDEX_BYTES, MISSING_SHARD, SINGLE, StoredTensor, index_files};
+use crate::files::{CONFIG_BYTES, open_regular};
+use crate::{Error, Result};
+
+/// Bytes that are read at first of a file of weights: its header, as a rule.
+const FIRST_BYTES: u64 = 32 << 10;
+
+/// The files of a model folder, wherever it lies.
+pub trait FolderFiles: Sync {
+    /// What a file is called in errors.
+    fn path(&self, name: &str) -> PathBuf;
+    /// Bytes of a file; `None` where there is no such file.
+    fn size(&self, name: &str) -> Result<Option<u64>>;
+    /// The bytes `range` of a file that has them.
+    fn read(&self, name: &str, range: Range<u64>) -> Result<Vec<u8>>;
+    /// How many files to read at the same time.
+    fn jobs(&self) -> usize;
+}
+
+/// A file that is missing or damaged.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+pub struct FileFault {
+    /// Its name.
+    pub file: String,
+    /// What is wrong with it.
+    pub reason: String,
+}
+
+/// What the headers of a folder's weights say.
+#[derive(Debug, Default)]
+pub struct Headers {
+    /// The files with weights.
+    pub files: Vec<String>,
+    /// Every tensor in them.
+    pub stored: Vec<StoredTensor>,
+    /// Files whose header could not be had.
+    pub faults: Vec<FileFault>,
+}
+
+/// The content of the small file `name`; `None` where there is none.
+pub fn read_small(files: &dyn FolderFiles, name: &str, limit: u64) -> Result<Option<Vec<u8>>> {
+    match files.size(name)? {
+        None => Ok(None),
+        Some(size) if size > limit => Err(Error::checkpoint(
+            files.path(name),
+            format!("{size} bytes; such a file has at most {limit}"),
+        )),
+        Some(size) => files.read(name, 0..size).map(Some),
+    }
+}
+
+/// `config.json`.
+pub fn read_config(files: &dyn FolderFiles) -> Result<Vec<u8>> {
+    read_small(files, "config.json", CONFIG_BYTES)?.ok_or_else(|| {
+        Error::checkpoint(
+            files.path("config.json"),
+            "no such file: a model folder needs its config.json",
+        )
+    })
+}
+
+/// The headers of the weights. What is wrong with a file is a fault; an error is one of the way to it.
+pub fn read_headers(files: &dyn FolderFiles) -> Result<Headers> {
+    let mut headers = Headers::default();
+    if files.size(SINGLE)?.is_some() {
+        headers.files.push(SINGLE.to_owned());
+    } else if let Some(index) = fault(
+        INDEX,
+        read_small(files, INDEX, MAX_INDEX_BYTES),
+        &mut headers.faults,
+    )? {
+        let Some(text) = index else {
+            headers.faults.push(FileFault {
+                file: SINGLE.to_owned(),
+                reason: format!("neither it nor {INDEX} is there"),
+            });
+            return Ok(headers);
+        };
+        let listed = index_files(&files.path(INDEX), &text);
+        headers.files = fault(INDEX, listed, &mut headers.faults)?.unwrap_or_default();
+    }
+    let share = headers.files.len().div_ceil(files.jobs().max(1)).max(1);
+    let read = std::thread::scope(|scope| {
+        let tasks: Vec<_> = headers
+            .files
+            .chunks(share)
+            .map(|names| {
+                let each = move |name: &String| (name.clone(), read_header(files, name));
+                scope.spawn(move || names.iter().map(each).collect::<Vec<_>>())
+            })
+            .collect();
+        let panicked = |_| Vec::new();
+        tasks
+            .into_iter()
+            .flat_map(|task| task.join().unwrap_or_else(panicked))
+            .collect::<Vec<_>>()
+    });
+    for (name, stored) in read {
+        headers
+            .stored
+            .extend(fault(&name, stored, &mut headers.faults)?.unwrap_or_default());
+    }
+    Ok(headers)
+}
+
+/// Takes errors about a file for faults of it.
+fn fault<T>(name: &str, outcome: Result<T>, faults: &mut Vec<FileFault>) -> Result<Option<T>> {
+    let reason = match outcome {
+        Ok(value) => return Ok(Some(value)),
+        Err(Error::Checkpoint { reason, .. }) => reason,
+        Err(Error::Io { source, .. }) => source.to_string(),
+        Err(error) => return Err(error),
+    };
+    faults.push(FileFault {
+        file: name.to_owned(),
+        reason,
+    });
+    Ok(None)
+}
+
+fn read_header(files: &dyn FolderFiles, name: &str) -> Result<Vec<StoredTensor>> {
+    let path = files.path(name);
+    let size = files
+        .size(name)?
+        .ok_or_else(|| Error::checkpoint(&path, MISSING_SHARD))?;
+    let mut beginning = files.read(name, 0..size.min(FIRST_BYTES))?;
+    let end = LENGTH_BYTES + Header::size(&path, &beginning, size)?;
+    if beginning.len() < end {
+        let rest = files.read(name, beginning.len() as u64..end as u64)?;
+        beginning.extend(rest);
+    }
+    let text = beginning.get(LENGTH_BYTES..end).unwrap_or_default();
+    Ok(Header::parse(&path, text, size)?.stored(&path).collect())
+}
+
+/// A folder on this machine.
+#[derive(Debug)]
+pub struct LocalFolder(pub PathBuf);
+
+impl FolderFiles for LocalFolder {
+    fn path(&self, name: &str) -> PathBuf {
+        self.0.join(name)
+    }
+
+    fn size(&self, name: &str) -> Result<Option<u64>> {
+        let path = self.path(name);
+        match fs::metadata(&path) {
+            Ok(found) => Ok(Some(found.len())),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(Error::io(path, error)),
+        }
+    }
+
+    fn read(&self, name: &str, range: Range<u64>) -> Result<Vec<u8>> {
+        let path = self.path(name);
+        piece(&path, range).map_err(|error| Error::io(path, error))
+    }
+
+    fn jobs(&self) -> usize {
+        1
+    }
+}
+
+fn piece(path: &Path, range: Range<u64>) -> std::io::Result<Vec<u8>> {
+    let mut file = open_regular(path)?;
+    file.seek(SeekFrom::Start(range.start))?;
+    let mut bytes = vec![0; (range.end - range.start) as usize];
+    file.read_exact(&mut bytes)?;
+    Ok(bytes)
+}

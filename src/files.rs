@@ -1,0 +1,141 @@
+//! Reading small files that others wrote: regular files alone, and no larger than such a file can be.
+//!
+//! A FIFO, a device or a socket in a folder's place of a file would be waited for or read for ever; here each is refused
+//! by what it is, without waiting.
+
+use std::fs::{self, File, FileType, OpenOptions};
+use std::io::{self, Read};
+use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
+use std::path::Path;
+
+/// Most bytes of a file of settings: `config.json` and its like, a chat template.
+pub(crate) const CONFIG_BYTES: u64 = 1 << 20;
+/// Most bytes of a `tokenizer.json`; the model's own has 7 MB.
+pub(crate) const TOKENIZER_BYTES: u64 = 64 << 20;
+/// Most bytes of one picture of a data set.
+pub(crate) const PICTURE_BYTES: u64 = 64 << 20;
+
+/// Opens a regular file, or a link to one; never waits.
+pub(crate) fn open_regular(path: &Path) -> io::Result<File> {
+    // A socket cannot be opened at all, and opening a device may do something: looked at first.
+    regular(fs::metadata(path)?.file_type())?;
+    let file = OpenOptions::new()
+        .read(true)
+        .custom_flags(libc::O_NONBLOCK)
+        .open(path)?;
+    // What lies there may have changed since.
+    regular(file.metadata()?.file_type())?;
+    Ok(file)
+}
+
+/// The bytes of a regular file that has at most `limit`.
+pub(crate) fn read_bounded(path: &Path, limit: u64) -> io::Result<Vec<u8>> {
+    let file = open_regular(path)?;
+    let length = file.metadata()?.len();
+    let mut bytes = Vec::new();
+    if length <= limit {
+        bytes.reserve_exact(length as usize + 1);
+        // It may grow while it is read, and some files of the system tell no length.
+        file.take(limit + 1).read_to_end(&mut bytes)?;
+    }
+    if length.max(bytes.len() as u64) > limit {
+        let reason = format!(
+            "{} bytes and more; such a file has at most {limit}",
+            length.max(limit + 1)
+        );
+        return Err(io::Error::new(io::ErrorKind::FileTooLarge, reason));
+    }
+    Ok(bytes)
+}
+
+/// As [`read_bounded`], for text.
+pub(crate) fn read_text(path: &Path, limit: u64) -> io::Result<String> {
+    String::from_utf8(read_bounded(path, limit)?).map_err(|error| {
+        let reason = format!("not UTF-8 text: {}", error.utf8_error());
+        io::Error::new(io::ErrorKind::InvalidData, reason)
+    })
+}
+
+fn regular(kind: FileType) -> io::Result<()> {
+    let what = match kind {
+        kind if kind.is_file() => return Ok(()),
+        kind if kind.is_dir() => "a folder",
+        kind if kind.is_fifo() => "a FIFO (named pipe)",
+        kind if kind.is_socket() => "a socket",
+        kind if kind.is_char_device() => "a character device",
+        kind if kind.is_block_device() => "a block device",
+        _ => "something else",
+    };
+    Err(io::Error::new(
+        io::ErrorKind::InvalidInput,
+        format!("{what}; expected a regular file"),
+    ))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::ffi::CString;
+    use std::os::unix::ffi::OsStrExt;
+    use std::os::unix::net::UnixListener;
+
+    use super::*;
+
+    /// Runs in a thread of its own, so that waiting for ever is a failure and not a hang.
+    fn refused(path: &Path) -> String {
+        let (sender, receiver) = std::sync::mpsc::channel();
+        let path = path.to_owned();
+        std::thread::spawn(move || sender.send(read_bounded(&path, 100)));
+        let outcome = receiver.recv_timeout(std::time::Duration::from_secs(30));
+        outcome.expect("it waits").unwrap_err().to_string()
+    }
+
+    #[test]
+    fn what_is_no_regular_file_is_refused_by_name_without_waiting() {
+        let folder = tempfile::tempdir().unwrap();
+        let fifo = folder.path().join("fifo");
+        let name = CString::new(fifo.as_os_str().as_bytes()).unwrap();
+        // SAFETY: the name ends with a zero byte.
+        assert_eq!(unsafe { libc::mkfifo(name.as_ptr(), 0o600) }, 0);
+        let socket = folder.path().join("socket");
+        let _listener = UnixListener::bind(&socket).unwrap();
+        let link = folder.path().join("link");
+        std::os::unix::fs::symlink(&fifo, &link).unwrap();
+        for (path, what) in [
+            (fifo.as_path(), "FIFO"),
+            (&link, "FIFO"),
+            (&socket, "socket"),
+            (folder.path(), "folder"),
+            (Path::new("/dev/zero"), "character device"),
+        ] {
+            let reason = refused(path);
+            assert!(
+                reason.contains(what) && reason.contains("regular file"),
+                "{reason}"
+            );
+        }
+        let absent = read_bounded(&folder.path().join("absent"), 1).unwrap_err();
+        assert_eq!(absent.kind(), io::ErrorKind::NotFound);
+    }
+
+    #[test]
+    fn a_file_is_read_up_to_its_limit() {
+        let folder = tempfile::tempdir().unwrap();
+        let (path, link) = (folder.path().join("file"), folder.path().join("link"));
+        fs::write(&path, "12345").unwrap();
+        std::os::unix::fs::symlink(&path, &link).unwrap();
+        assert_eq!(read_bounded(&path, 5).unwrap(), b"12345");
+        assert_eq!(read_text(&link, 9).unwrap(), "12345");
+        let error = read_bounded(&path, 4).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::FileTooLarge);
+        assert!(error.to_string().contains("at most 4"), "{error}");
+        // Files of /proc have the length 0 and are longer.
+        assert!(read_bounded(Path::new("/proc/self/status"), 10).is_err());
+        assert!(
+            !read_bounded(Path::new("/proc/self/status"), 1 << 20)
+                .unwrap()
+                .is_empty()
+        );
+        fs::write(&path, [0xff]).unwrap();
+        assert!(read_text(&path, 9).unwrap_err().to_string().contains("UTF-8"));
+    }
+}
