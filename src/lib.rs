@@ -35,6 +35,7 @@ pub mod blackwell_compat;
 pub mod checkpoint;
 pub mod cli;
 pub mod commands;
+mod config_defaults;
 pub mod data;
 pub mod device;
 pub mod distributed;

@@ -27,6 +27,10 @@ pub use self::staging::{Staged, Staging};
 pub use self::writer::{MAX_NOTE_BYTES, TensorFile, TensorPlan};
 use crate::{Error, Result};
 
+/// All weights in one file.
+const SINGLE: &str = "model.safetensors";
+/// Which file holds which weight, where there are several.
+const INDEX: &str = "model.safetensors.index.json";
 /// An index file larger than this is refused.
 const MAX_INDEX_BYTES: u64 = 64 << 20;
 
@@ -36,6 +40,7 @@ pub struct Checkpoint {
     shards: Vec<Arc<Shard>>,
     /// canonical name → (shard, name in the shard)
     tensors: HashMap<String, (usize, String)>,
+    warnings: Vec<String>,
 }
 
 /// One weight on a CPU, as stored: its tensor shares the mapped file's memory, which this keeps alive.
@@ -51,14 +56,23 @@ struct Index {
 }
 
 impl Checkpoint {
-    /// Opens `model.safetensors` or the shards that `model.safetensors.index.json` lists.
+    /// Opens `model.safetensors` or else the shards that `model.safetensors.index.json` lists.
+    ///
+    /// Of a folder with both the single file is read, as transformers does, and [`Self::warnings`] tells.
     pub fn open(dir: &Path) -> Result<Self> {
-        let single = dir.join("model.safetensors");
-        let index = dir.join("model.safetensors.index.json");
-        let mut files = if index.is_file() {
-            shard_files(dir, &index)?
-        } else if single.is_file() {
+        let (single, index) = (dir.join(SINGLE), dir.join(INDEX));
+        let mut warnings = Vec::new();
+        let mut files = if single.is_file() {
+            if index.is_file() && !lists_only(&index, SINGLE) {
+                warnings.push(format!(
+                    "{} holds two sets of weights: {SINGLE} is read, as transformers does, and what {INDEX} lists is not; \
+                     remove the one that is not wanted",
+                    dir.display()
+                ));
+            }
             vec![single]
+        } else if index.is_file() {
+            shard_files(dir, &index)?
         } else {
             return Err(Error::checkpoint(
                 dir,
@@ -67,7 +81,10 @@ impl Checkpoint {
         };
         files.sort();
         files.dedup();
-        Self::of(dir, &files)
+        Ok(Self {
+            warnings,
+            ..Self::of(dir, &files)?
+        })
     }
 
     /// Opens one safetensors file of any name.
@@ -96,12 +113,18 @@ impl Checkpoint {
             dir: dir.to_owned(),
             shards,
             tensors,
+            warnings: Vec::new(),
         })
     }
 
     /// The folder.
     pub fn dir(&self) -> &Path {
         &self.dir
+    }
+
+    /// What of the folder should be mended, though it can be used.
+    pub fn warnings(&self) -> &[String] {
+        &self.warnings
     }
 
     /// Whether a tensor of this canonical (hub) name is there.
@@ -146,7 +169,9 @@ impl Checkpoint {
             Some((shard, stored)) => Ok((&self.shards[*shard], stored)),
             None => Err(Error::checkpoint(
                 &self.dir,
-                format!("tensor \"{name}\" is missing: the weights are incomplete or of another model"),
+                format!(
+                    "tensor \"{name}\" is missing: the weights are incomplete, or not of the model that config.json describes"
+                ),
             )),
         }
     }
@@ -162,17 +187,13 @@ impl Checkpoint {
     }
 }
 
+/// Whether `index` can be read and names no file but `file`.
+fn lists_only(index: &Path, file: &str) -> bool {
+    read_index(index).is_ok_and(|index| index.weight_map.values().all(|name| name == file))
+}
+
 fn shard_files(dir: &Path, index: &Path) -> Result<Vec<PathBuf>> {
-    let size = std::fs::metadata(index).map_err(|e| Error::io(index, e))?.len();
-    if size > MAX_INDEX_BYTES {
-        return Err(Error::checkpoint(
-            index,
-            format!("{size} bytes is too large for an index"),
-        ));
-    }
-    let text = std::fs::read_to_string(index).map_err(|e| Error::io(index, e))?;
-    let parsed: Index = serde_json::from_str(&text)
-        .map_err(|e| Error::checkpoint(index, format!("not a safetensors index: {e}")))?;
+    let parsed = read_index(index)?;
     let mut files: Vec<&String> = parsed.weight_map.values().collect();
     files.sort();
     files.dedup();
@@ -196,4 +217,16 @@ fn shard_files(dir: &Path, index: &Path) -> Result<Vec<PathBuf>> {
             Ok(file)
         })
         .collect()
+}
+
+fn read_index(index: &Path) -> Result<Index> {
+    let size = std::fs::metadata(index).map_err(|e| Error::io(index, e))?.len();
+    if size > MAX_INDEX_BYTES {
+        return Err(Error::checkpoint(
+            index,
+            format!("{size} bytes is too large for an index"),
+        ));
+    }
+    let text = std::fs::read_to_string(index).map_err(|e| Error::io(index, e))?;
+    serde_json::from_str(&text).map_err(|e| Error::checkpoint(index, format!("not a safetensors index: {e}")))
 }

@@ -112,10 +112,12 @@ fn load_model(
         min_pixels: pixels.min_pixels,
         max_pixels: pixels.max_pixels,
         adapter: adapter.map(Path::to_owned),
+        ..LoadOptions::default()
     };
     let reader = Reader::load(folder, &options);
     spinner.finish_and_clear();
     let reader = reader?;
+    cli::say_warnings(reader.warnings());
     tracing::info!(seconds = start.elapsed().as_secs_f64(), "model loaded");
     Ok(reader)
 }

@@ -5,6 +5,7 @@
 mod attention;
 mod config;
 mod decoder;
+mod extents;
 mod front;
 mod language;
 mod layers;
@@ -14,9 +15,12 @@ mod modules;
 mod packed;
 mod positions;
 mod recorded;
+mod rope;
+mod tying;
 mod vision;
 
 pub use self::config::{Activation, Config, TextConfig, VisionConfig};
+pub use self::extents::{Extent, Extents};
 pub use self::front::Front;
 pub use self::language::{KvCache, Wanted};
 pub use self::linear::InputSamples;
@@ -24,3 +28,5 @@ pub use self::model::{Model, Prefill};
 pub use self::modules::LinearModule;
 pub use self::packed::{Packed, Sequence};
 pub use self::positions::{Positions, WindowPlan, rope_positions};
+pub use self::rope::{Rope, Yarn};
+pub(crate) use self::tying::{EMBEDDING, HEAD, Tying};

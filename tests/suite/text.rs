@@ -3,6 +3,7 @@
 mod attacks;
 mod folders;
 mod goldens;
+mod qwen;
 mod stream;
 mod templates;
 
