@@ -8,20 +8,27 @@
 //! or older (`libtorch 2.x+cu128`), and integer tensors on the GPU are multiplied up.
 //!
 //! **Not needed** on any other GPU, on a CPU, for floats, or with the libtorch that `make setup` installs (CUDA 13.0,
-//! which knows them all). Reading a page does not need it either: the model counts patches in plain integers, not in
-//! tensors. The detour is taken on capability 12 and higher whatever the build: the tensors in question hold a handful of
-//! sizes, a copy of which costs less than finding out.
+//! which knows them all). The detour is taken on capability 12 and higher whatever the build: the tensors in question hold
+//! a handful of sizes, a copy of which costs less than finding out.
+//!
+//! **In use**: the model multiplies the sides of its pages up here ([`Extents`](crate::qwen2_5_vl::Extents)), for the
+//! windows of the vision tower and the positions of the language model. `medvision doctor` and `validate_environment`
+//! [`check`] products on the GPU against the CPU's.
 //!
 //! The results are the same on both ways: integer products wrap around in 64 bits on either.
 
 use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU64, Ordering};
 
+use serde::{Deserialize, Serialize};
 use tch::{Device, Kind, Tensor};
 
 use crate::{Result, device};
 
 /// Compute capability, major and minor.
 pub type Capability = (i32, i32);
+
+static DETOURS: AtomicU64 = AtomicU64::new(0);
 
 /// The first one whose integer reductions take the CPU.
 pub const FIRST_AFFECTED: Capability = (12, 0);
@@ -87,9 +94,64 @@ impl Reductions {
         if !self.through_cpu(tensor.f_kind()?) {
             return Ok(reduction(tensor)?);
         }
+        DETOURS.fetch_add(1, Ordering::Relaxed);
         let reduced = reduction(&tensor.f_to_device(Device::Cpu)?)?;
         Ok(reduced.f_to_device(tensor.device())?)
     }
+}
+
+/// Reductions that took the CPU since the program began.
+pub fn detours() -> u64 {
+    DETOURS.load(Ordering::Relaxed)
+}
+
+/// What a trial of integer products on a device found.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Check {
+    /// The GPU's compute capability, such as "12.1"; `None` without a GPU.
+    pub capability: Option<String>,
+    /// Products on the GPU itself fail or are wrong.
+    pub needed: bool,
+    /// Products take the CPU.
+    pub in_use: bool,
+    /// Products were tried as the model makes them, and are the CPU's.
+    pub checked: bool,
+}
+
+/// Tries integer `prod` and `cumprod` on `device`, directly and as `reductions` makes them, against the CPU's.
+///
+/// Without a GPU there is nothing to try.
+pub fn check(device: Device, reductions: Reductions) -> Check {
+    let Some((major, minor)) = reductions.capability else {
+        return Check::default();
+    };
+    Check {
+        capability: Some(format!("{major}.{minor}")),
+        needed: !is_right(device, Reductions::with_capability(None)),
+        in_use: reductions.through_cpu(Kind::Int64),
+        checked: is_right(device, reductions),
+    }
+}
+
+fn is_right(device: Device, reductions: Reductions) -> bool {
+    let products = |device: Device, reductions: Reductions| -> Result<[Vec<i64>; 3]> {
+        let grids = Tensor::f_from_slice(&[1i64, 34, 46, 2, 16, 20])?.f_view([2, 3])?;
+        let grids = grids.f_to_device(device)?;
+        let numbers = |tensor: Tensor| -> Result<Vec<i64>> {
+            Ok(Vec::try_from(tensor.f_to_device(Device::Cpu)?.f_view([-1])?)?)
+        };
+        Ok([
+            numbers(reductions.prod(&grids, None, false)?)?,
+            numbers(reductions.prod(&grids, Some(-1), false)?)?,
+            numbers(reductions.cumprod(&grids, 1)?)?,
+        ])
+    };
+    let expected = [
+        vec![34 * 46 * 640],
+        vec![34 * 46, 640],
+        vec![1, 34, 34 * 46, 2, 32, 640],
+    ];
+    products(device, reductions).is_ok_and(|found| found == expected)
 }
 
 /// [`Reductions::prod`] for the tensor's device.
@@ -192,6 +254,25 @@ mod tests {
             assert!(reductions.prod(&tensor, Some(3), false).is_err());
             assert!(reductions.cumprod(&tensor, 3).is_err());
         }
+    }
+
+    #[test]
+    fn a_trial_tells_what_is_needed_in_use_and_right() {
+        let on = |capability| check(Device::Cpu, Reductions::with_capability(capability));
+        assert_eq!(on(None), Check::default());
+        let found = |capability: &str, in_use| Check {
+            capability: Some(capability.to_owned()),
+            needed: false,
+            in_use,
+            checked: true,
+        };
+        assert_eq!(on(Some((9, 0))), found("9.0", false));
+        let before = detours();
+        assert_eq!(on(Some((12, 1))), found("12.1", true));
+        assert!(detours() >= before + 3);
+        // A device that is not there: directly and by way of the CPU nothing comes out.
+        let broken = check(Device::Cuda(99), Reductions::with_capability(Some((12, 0))));
+        assert!(broken.needed && broken.in_use && !broken.checked);
     }
 
     /// The free functions ask the real device.

@@ -93,6 +93,7 @@ fn details(report: &Report) -> Extra {
             "compute_capability",
             json!(capability.map(|(major, minor)| format!("{major}.{minor}"))),
         ),
+        ("blackwell_compat", json!(report.blackwell_compat)),
         (
             "integer_reductions_on_cpu",
             json!(capability.is_some_and(|capability| capability >= FIRST_AFFECTED)),
@@ -139,8 +140,10 @@ fn field<'a>(entry: &'a str, key: &str) -> Option<&'a str> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::blackwell_compat::{Reductions, check};
     use crate::doctor::{Check, GpuReport};
     use clap::Parser;
+    use tch::Device;
 
     #[derive(Parser)]
     struct Program {
@@ -176,12 +179,18 @@ mod tests {
             free_bytes: None,
             works: true,
             reason: None,
+            blackwell_compat: check(Device::Cpu, Reductions::with_capability(Some((12, 1)))),
         }];
+        report.blackwell_compat = report.accelerators.gpus[0].blackwell_compat.clone();
         let blackwell = record(&report, false);
         assert!(blackwell.cuda_available);
         assert_eq!((blackwell.gpu_count, blackwell.total_vram_gb), (1, Some(128.0)));
         assert_eq!(blackwell.extra["compute_capability"], "12.1");
         assert_eq!(blackwell.extra["integer_reductions_on_cpu"], true);
+        assert_eq!(
+            blackwell.extra["blackwell_compat"],
+            json!({"capability": "12.1", "needed": false, "in_use": true, "checked": true})
+        );
 
         report.accelerators.gpus[0].compute_capability = "9.0".to_owned();
         report.accelerators.gpus[0].works = false;

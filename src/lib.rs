@@ -36,6 +36,7 @@ mod cache_folder;
 pub mod checkpoint;
 pub mod cli;
 pub mod commands;
+mod config_defaults;
 pub mod data;
 pub mod device;
 pub mod distributed;

@@ -15,7 +15,12 @@ use crate::processing::ImageProcessor;
 use crate::qwen2_5_vl::{Config, LinearModule};
 use crate::{Error, Result};
 
+/// The embedding table's module, by the hub's name.
+pub(crate) const EMBEDDING_MODULE: &str = "model.embed_tokens";
+
 /// A and B of one module: it computes `W x + scale · B(A x)`.
+///
+/// Of the embedding the pair is that of its table `[vocabulary, width]`: what is looked up is a row of `W + scale · B A`.
 #[derive(Debug)]
 pub struct LoraPair {
     /// `[rank, inputs]`.
@@ -41,22 +46,24 @@ pub struct Adapter {
     pub config: LoraConfig,
     /// What it adds, by the hub's module names, such as `model.layers.0.self_attn.q_proj`.
     pub pairs: BTreeMap<String, LoraPair>,
+    /// Tensors of the base that its folder holds, by the hub's names: PEFT saves the output head's (and, where the vocabulary
+    /// was resized, the embedding's) beside an adapter of it, and what it saved is what it computes with.
+    pub replaced: BTreeMap<String, Tensor>,
     /// How pages are resized for it, where it was trained with other bounds than its base's.
     pub images: Option<ImageProcessor>,
     /// The file that it was read from; for errors.
     pub(super) file: PathBuf,
+    /// Names of modules in the file, which `target_modules` does not mean: they are left out, as PEFT does.
+    pub(super) left_out: Vec<String>,
+    /// Its file has transformers 5's names; else the hub's.
+    pub(super) spelled_as_transformers: bool,
 }
 
 impl LoraConfig {
     /// The linear layers of `model` that this configuration means.
     pub fn targets(&self, model: &Config) -> Result<Vec<LinearModule>> {
         let file = Path::new(ADAPTER_CONFIG);
-        let meant = self.target_modules.matcher(file, "target_modules")?;
-        let excluded = match &self.exclude_modules {
-            Some(excluded) => excluded.matcher(file, "exclude_modules")?,
-            None => Box::new(|_: &str| Ok(false)),
-        };
-        let wanted = |name: &str| Ok::<bool, Error>(meant(name)? && !excluded(name)?);
+        let wanted = self.matcher(file)?;
         for name in NOT_LINEAR {
             if wanted(name)? {
                 return Err(Error::checkpoint(
@@ -121,8 +128,11 @@ impl Adapter {
         Ok(Self {
             config,
             pairs,
+            replaced: BTreeMap::new(),
             images: None,
             file,
+            left_out: Vec::new(),
+            spelled_as_transformers: true,
         })
     }
 
@@ -148,12 +158,49 @@ impl Adapter {
             .sum()
     }
 
+    /// What is odd about it beside `model`, though it is used: what its file holds and it does not mean, and the other way
+    /// round. PEFT warns of the same.
+    pub fn warnings(&self, model: &Config) -> Result<Vec<String>> {
+        let mut warnings = Vec::new();
+        let file = self.file.display();
+        if !self.left_out.is_empty() {
+            warnings.push(format!(
+                "{file}: {} left out, as PEFT does: \"target_modules\" in {ADAPTER_CONFIG} does not name {}",
+                counted(&self.left_out, "module is", "modules are"),
+                some(&self.left_out)
+            ));
+        }
+        let meant = self.config.matcher(&self.file.with_file_name(ADAPTER_CONFIG))?;
+        let mut missing = Vec::new();
+        let linear = model.linear_modules().into_iter().map(|module| module.name);
+        for module in linear.chain([EMBEDDING_MODULE.to_owned()]) {
+            let name = match self.spelled_as_transformers {
+                true => transformers_name(&module),
+                false => module.clone(),
+            };
+            if !self.pairs.contains_key(&module) && meant(&name)? {
+                missing.push(module);
+            }
+        }
+        if !missing.is_empty() {
+            warnings.push(format!(
+                "{file}: nothing is there for {} that \"target_modules\" in {ADAPTER_CONFIG} names: {}; the base computes \
+                 there as it is",
+                counted(&missing, "module", "modules"),
+                some(&missing)
+            ));
+        }
+        Ok(warnings)
+    }
+
     /// The error that names the first module that `model` lacks, or has in another shape.
     pub fn check(&self, model: &Config) -> Result<()> {
+        let table = (model.text.vocab_size, model.text.hidden_size);
         let modules: BTreeMap<String, (usize, usize)> = model
             .linear_modules()
             .into_iter()
             .map(|module| (module.name, (module.outputs, module.inputs)))
+            .chain([(EMBEDDING_MODULE.to_owned(), table)])
             .collect();
         for (name, pair) in &self.pairs {
             let (rank, inputs, outputs) = pair.sizes();
@@ -171,5 +218,22 @@ impl Adapter {
             ));
         }
         Ok(())
+    }
+}
+
+/// "1 module" or "7 modules".
+fn counted(names: &[String], one: &str, several: &str) -> String {
+    match names.len() {
+        1 => format!("1 {one}"),
+        count => format!("{count} {several}"),
+    }
+}
+
+/// The first names of a list.
+fn some(names: &[String]) -> String {
+    let first: Vec<String> = names.iter().take(4).map(|name| format!("\"{name}\"")).collect();
+    match names.len() - first.len() {
+        0 => first.join(", "),
+        more => format!("{} and {more} more", first.join(", ")),
     }
 }

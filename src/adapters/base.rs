@@ -5,10 +5,11 @@ use std::path::Path;
 
 use tch::{Device, Kind, Tensor};
 
-use crate::checkpoint::{Checkpoint, MappedTensor, StoredTensor};
+use super::adapter::Adapter;
+use crate::checkpoint::{Checkpoint, MappedTensor, StoredTensor, transformers_name};
 use crate::quant::Quantization;
 use crate::quant::nf4::Nf4Weight;
-use crate::qwen2_5_vl::Config;
+use crate::qwen2_5_vl::{Config, EMBEDDING, HEAD, Tying};
 use crate::{Error, Result};
 
 /// A model folder whose weights are numbers, or four bits that numbers are restored from.
@@ -16,6 +17,7 @@ pub(super) struct Base {
     checkpoint: Checkpoint,
     /// Sizes of the linear layers' weights: what is packed does not tell.
     shapes: HashMap<String, [usize; 2]>,
+    tying: Tying,
 }
 
 /// One tensor of the base.
@@ -36,12 +38,43 @@ impl Base {
             ));
         }
         let modules = config.linear_modules().into_iter();
+        let checkpoint = Checkpoint::open(dir)?;
         Ok(Self {
-            checkpoint: Checkpoint::open(dir)?,
+            tying: Tying::of(&checkpoint, &config)?.0,
+            checkpoint,
             shapes: modules
                 .map(|module| (format!("{}.weight", module.name), [module.outputs, module.inputs]))
                 .collect(),
         })
+    }
+
+    /// Embedding and output head are one tensor.
+    pub(super) fn is_tied(&self) -> bool {
+        self.tying != Tying::Apart
+    }
+
+    /// What [`Self::tensors`] lacks where the two are one: the other's name in the folder's spelling, as the tensor that it is.
+    pub(super) fn untied(&self) -> Option<(StoredTensor, Vec<usize>)> {
+        let Tying::One(stored) = self.tying else {
+            return None;
+        };
+        let missing = if stored == HEAD { EMBEDDING } else { HEAD };
+        let mut tensors = self.tensors();
+        let as_transformers = tensors.iter().any(|(tensor, _)| tensor.name != tensor.canonical);
+        let at = tensors
+            .iter()
+            .position(|(tensor, _)| tensor.canonical == stored)?;
+        let (tensor, shape) = tensors.swap_remove(at);
+        let name = match as_transformers {
+            true => transformers_name(missing),
+            false => missing.to_owned(),
+        };
+        let tensor = StoredTensor {
+            canonical: missing.to_owned(),
+            name,
+            ..tensor
+        };
+        Some((tensor, shape))
     }
 
     /// Its tensors without what belongs to packed ones, with the shapes of their values.
@@ -64,8 +97,38 @@ impl Base {
             .collect()
     }
 
+    /// The tensor of canonical `name` and `shape`, with what `adapter` holds in its place.
+    pub(super) fn weight_with(&self, adapter: &Adapter, name: &str, shape: &[usize]) -> Result<Weight> {
+        let ends: &[&str] = match (self.tying, name) {
+            (Tying::One(_), EMBEDDING | HEAD) => &[HEAD, EMBEDDING],
+            _ => &[name],
+        };
+        let Some(tensor) = ends.iter().find_map(|name| adapter.replaced.get(*name)) else {
+            return self.weight(name, shape);
+        };
+        if tensor
+            .size()
+            .iter()
+            .map(|&n| n as usize)
+            .ne(shape.iter().copied())
+        {
+            return Err(Error::checkpoint(
+                adapter.file(),
+                format!(
+                    "holds \"{name}\" of shape {:?}, but the base's is {shape:?}",
+                    tensor.size()
+                ),
+            ));
+        }
+        Ok(Weight::Restored(tensor.f_to_kind(Kind::Float)?))
+    }
+
     /// The tensor of canonical `name` and `shape`.
     pub(super) fn weight(&self, name: &str, shape: &[usize]) -> Result<Weight> {
+        let name = match self.tying {
+            Tying::One(stored) if [EMBEDDING, HEAD].contains(&name) => stored,
+            _ => name,
+        };
         if let Some(&shape) = self.shapes.get(name)
             && let Some(packed) = Nf4Weight::load(&self.checkpoint, name, shape, Device::Cpu)?
         {

@@ -5,6 +5,8 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
+use serde::de::{IgnoredAny, MapAccess, Visitor};
+use serde::{Deserialize, Deserializer};
 use serde_json::{Map, Value, json};
 
 use super::file::ADAPTER_CONFIG;
@@ -15,15 +17,12 @@ use crate::{Error, Result};
 /// Largest rank; published adapters have at most 512.
 const MAX_RANK: u64 = 4096;
 
-/// Keys that say how an adapter was made or trained, or where to find its tensors, which the tensors say themselves.
-const WITHOUT_EFFECT: [&str; 13] = [
+/// Keys that say how an adapter was made or trained.
+const WITHOUT_EFFECT: [&str; 10] = [
     "auto_mapping",
-    "ensure_weight_tying",
     "eva_config",
     "exclude_modules",
     "inference_mode",
-    "layers_pattern",
-    "layers_to_transform",
     "megatron_core",
     "peft_version",
     "qalora_group_size",
@@ -50,10 +49,16 @@ pub struct LoraConfig {
     pub target_modules: Targets,
     /// Modules that are none, although `target_modules` means them.
     pub exclude_modules: Option<Targets>,
-    /// Ranks of modules that have another one, by pattern.
-    pub rank_pattern: BTreeMap<String, usize>,
+    /// Numbers of the layers that a list of `target_modules` means; `None`: all.
+    pub layers_to_transform: Option<Vec<usize>>,
+    /// What stands before a layer's number in a module's name; none: any one word.
+    pub layers_pattern: Vec<String>,
+    /// What is said of the embedding is said of an output head that is tied to it, and the other way round.
+    pub ensure_weight_tying: bool,
+    /// Ranks of modules that have another one, by pattern; the first pattern that matches counts.
+    pub rank_pattern: Vec<(String, usize)>,
     /// As `rank_pattern`, for `lora_alpha`.
-    pub alpha_pattern: BTreeMap<String, f64>,
+    pub alpha_pattern: Vec<(String, f64)>,
     /// The base's folder or hub name.
     pub base_model_name_or_path: Option<String>,
     /// PEFT's class of model; "CAUSAL_LM" for ours.
@@ -70,8 +75,11 @@ impl Default for LoraConfig {
             lora_dropout: 0.05,
             target_modules: Targets::decoder_projections(),
             exclude_modules: None,
-            rank_pattern: BTreeMap::new(),
-            alpha_pattern: BTreeMap::new(),
+            layers_to_transform: None,
+            layers_pattern: Vec::new(),
+            ensure_weight_tying: false,
+            rank_pattern: Vec::new(),
+            alpha_pattern: Vec::new(),
             base_model_name_or_path: None,
             task_type: Some("CAUSAL_LM".to_owned()),
         }
@@ -99,16 +107,22 @@ impl LoraConfig {
     /// Reads `adapter_config.json` in `dir`.
     pub fn read(dir: &Path) -> Result<Self> {
         let file = dir.join(ADAPTER_CONFIG);
-        match read_object(&file)? {
-            Some(map) => Self::from_json(&file, &Value::Object(map)),
-            None => Err(Error::checkpoint(
+        let Some(map) = read_object(&file)? else {
+            return Err(Error::checkpoint(
                 file,
                 "is missing: a PEFT adapter folder holds it beside the tensors",
-            )),
-        }
+            ));
+        };
+        let mut config = Self::from_json(&file, &Value::Object(map))?;
+        let text = std::fs::read_to_string(&file).map_err(|error| Error::io(&file, error))?;
+        let order: PatternOrder = serde_json::from_str(&text)
+            .map_err(|error| Error::checkpoint(&file, format!("not valid JSON: {error}")))?;
+        order.rank_pattern.apply(&mut config.rank_pattern);
+        order.alpha_pattern.apply(&mut config.alpha_pattern);
+        Ok(config)
     }
 
-    /// Reads a parsed `adapter_config.json`; `file` is for errors alone.
+    /// Reads a parsed `adapter_config.json`, whose patterns are in the order of their letters; `file` is for errors alone.
     pub fn from_json(file: &Path, value: &Value) -> Result<Self> {
         let Some(map) = value.as_object() else {
             return Err(Error::checkpoint(file, "must hold a JSON object"));
@@ -134,6 +148,9 @@ impl LoraConfig {
             lora_dropout: keys.dropout()?,
             target_modules,
             exclude_modules: keys.targets("exclude_modules")?,
+            layers_to_transform: keys.layers()?,
+            layers_pattern: keys.texts("layers_pattern")?,
+            ensure_weight_tying: keys.flag("ensure_weight_tying")?,
             rank_pattern: keys.pattern("rank_pattern", Keys::rank)?,
             alpha_pattern: keys.pattern("alpha_pattern", Keys::positive)?,
             base_model_name_or_path: keys.text("base_model_name_or_path")?,
@@ -151,23 +168,28 @@ impl LoraConfig {
         let alphas: BTreeMap<&String, Value> = self
             .alpha_pattern
             .iter()
-            .map(|(key, &alpha)| (key, number(alpha)))
+            .map(|(key, alpha)| (key, number(*alpha)))
             .collect();
+        let ranks: BTreeMap<&String, usize> =
+            self.rank_pattern.iter().map(|(key, rank)| (key, *rank)).collect();
         json!({
             "alpha_pattern": alphas,
             "base_model_name_or_path": self.base_model_name_or_path,
             "bias": "none",
+            "ensure_weight_tying": self.ensure_weight_tying,
             "exclude_modules": self.exclude_modules,
             "fan_in_fan_out": false,
             "inference_mode": true,
             "init_lora_weights": true,
+            "layers_pattern": (!self.layers_pattern.is_empty()).then_some(&self.layers_pattern),
+            "layers_to_transform": self.layers_to_transform,
             "lora_alpha": number(self.lora_alpha),
             "lora_bias": false,
             "lora_dropout": self.lora_dropout,
             "modules_to_save": null,
             "peft_type": "LORA",
             "r": self.r,
-            "rank_pattern": self.rank_pattern,
+            "rank_pattern": ranks,
             "target_modules": self.target_modules,
             "task_type": self.task_type,
             "use_dora": false,
@@ -176,27 +198,61 @@ impl LoraConfig {
     }
 }
 
-/// What the patterns say of `name`: as PEFT, each matches a whole name or what follows a point in it.
-fn pattern<T: Copy + PartialEq>(
-    file: &Path,
-    key: &str,
-    patterns: &BTreeMap<String, T>,
-    name: &str,
-) -> Result<Option<T>> {
-    let mut found = None;
-    for (pattern, &value) in patterns {
+/// What the first pattern that matches says of `name`: as PEFT, each matches a whole name or what follows a point in it.
+fn pattern<T: Copy>(file: &Path, key: &str, patterns: &[(String, T)], name: &str) -> Result<Option<T>> {
+    for (pattern, value) in patterns {
         let regex = whole(file, key, &format!(r"(?:.*\.)?(?:{pattern})"))?;
         if is_match(&regex, file, key, name)? {
-            if found.is_some_and(|other| other != value) {
-                return Err(Error::checkpoint(
-                    file,
-                    format!("\"{key}\" says two things about \"{name}\""),
-                ));
-            }
-            found = Some(value);
+            return Ok(Some(*value));
         }
     }
-    Ok(found)
+    Ok(None)
+}
+
+/// The order of the patterns in the file, which a [`Value`] does not keep.
+#[derive(Deserialize)]
+struct PatternOrder {
+    #[serde(default)]
+    rank_pattern: KeyOrder,
+    #[serde(default)]
+    alpha_pattern: KeyOrder,
+}
+
+/// The keys of a JSON object in their order; nothing of what is no object.
+#[derive(Default)]
+struct KeyOrder(Vec<String>);
+
+impl KeyOrder {
+    fn apply<T>(&self, patterns: &mut [(String, T)]) {
+        let place = |key: &String| self.0.iter().position(|other| other == key);
+        patterns.sort_by_key(|(key, _)| place(key));
+    }
+}
+
+impl<'de> Deserialize<'de> for KeyOrder {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Keys;
+        impl<'de> Visitor<'de> for Keys {
+            type Value = KeyOrder;
+
+            fn expecting(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                formatter.write_str("an object or null")
+            }
+
+            fn visit_unit<E>(self) -> Result<KeyOrder, E> {
+                Ok(KeyOrder::default())
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<KeyOrder, A::Error> {
+                let mut keys = Vec::new();
+                while let Some((key, _)) = map.next_entry::<String, IgnoredAny>()? {
+                    keys.push(key);
+                }
+                Ok(KeyOrder(keys))
+            }
+        }
+        deserializer.deserialize_any(Keys)
+    }
 }
 
 /// The keys of the file.
@@ -229,6 +285,9 @@ impl Keys<'_> {
             "use_rslora",
             "lora_dropout",
             "target_modules",
+            "ensure_weight_tying",
+            "layers_pattern",
+            "layers_to_transform",
             "rank_pattern",
             "alpha_pattern",
             "base_model_name_or_path",
@@ -302,13 +361,41 @@ impl Keys<'_> {
         }
     }
 
+    /// One number or a list of them.
+    fn layers(&self) -> Result<Option<Vec<usize>>> {
+        let key = "layers_to_transform";
+        let wrong = || self.error(&format!("\"{key}\" must be a layer's number or a list of them"));
+        let number = |value: &Value| value.as_u64().and_then(|n| usize::try_from(n).ok());
+        match self.get(key) {
+            None => Ok(None),
+            Some(Value::Array(list)) if list.is_empty() => Ok(None),
+            Some(Value::Array(list)) => list
+                .iter()
+                .map(|value| number(value).ok_or_else(wrong))
+                .collect::<Result<_>>()
+                .map(Some),
+            Some(value) => number(value).map(|one| Some(vec![one])).ok_or_else(wrong),
+        }
+    }
+
+    /// One text or a list of them.
+    fn texts(&self, key: &str) -> Result<Vec<String>> {
+        let wrong = || self.error(&format!("\"{key}\" must be a text or a list of them"));
+        let text = |value: &Value| value.as_str().map(str::to_owned).ok_or_else(wrong);
+        match self.get(key) {
+            None => Ok(Vec::new()),
+            Some(Value::Array(list)) => list.iter().map(text).collect(),
+            Some(value) => Ok(vec![text(value)?]),
+        }
+    }
+
     fn pattern<T>(
         &self,
         key: &str,
         read: impl Fn(&Self, &str, &Value) -> Result<T>,
-    ) -> Result<BTreeMap<String, T>> {
+    ) -> Result<Vec<(String, T)>> {
         match self.get(key) {
-            None => Ok(BTreeMap::new()),
+            None => Ok(Vec::new()),
             Some(Value::Object(map)) => map
                 .iter()
                 .map(|(pattern, value)| Ok((pattern.clone(), read(self, key, value)?)))
@@ -455,8 +542,8 @@ mod tests {
     #[test]
     fn patterns_set_rank_and_alpha_of_some_modules() {
         let mut config = parse(&peft()).unwrap();
-        config.rank_pattern = BTreeMap::from([("layers.0.self_attn.q_proj".to_owned(), 16)]);
-        config.alpha_pattern = BTreeMap::from([("q_proj".to_owned(), 8.0)]);
+        config.rank_pattern = vec![("layers.0.self_attn.q_proj".to_owned(), 16)];
+        config.alpha_pattern = vec![("q_proj".to_owned(), 8.0)];
         let of = |config: &LoraConfig, name: &str| config.rank_and_scale(Path::new("f"), name);
         let (q0, q1, k0) = (
             "model.language_model.layers.0.self_attn.q_proj",
@@ -468,7 +555,27 @@ mod tests {
         assert_eq!(of(&config, k0).unwrap(), (64, 2.0));
         config.use_rslora = true;
         assert_eq!(of(&config, q0).unwrap(), (16, 2.0));
-        config.alpha_pattern.insert("self_attn.q_proj".to_owned(), 9.0);
-        assert!(of(&config, q0).unwrap_err().to_string().contains("alpha_pattern"));
+        // Two patterns mean it: the first counts.
+        config
+            .alpha_pattern
+            .insert(0, ("self_attn.q_proj".to_owned(), 10.0));
+        assert_eq!(of(&config, q0).unwrap(), (16, 2.5));
+        config.alpha_pattern.reverse();
+        assert_eq!(of(&config, q0).unwrap(), (16, 2.0));
+    }
+
+    #[test]
+    fn the_first_pattern_in_the_file_counts() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut config = peft().to_string();
+        let at = config.find("\"rank_pattern\":{}").unwrap();
+        let patterns = r#""rank_pattern":{"self_attn.q_proj":8,"a.q_proj":9,"q_proj":2,"b":3}"#;
+        config.replace_range(at..at + "\"rank_pattern\":{}".len(), patterns);
+        std::fs::write(dir.path().join(ADAPTER_CONFIG), config).unwrap();
+        let config = LoraConfig::read(dir.path()).unwrap();
+        let order: Vec<&str> = config.rank_pattern.iter().map(|(key, _)| key.as_str()).collect();
+        assert_eq!(order, ["self_attn.q_proj", "a.q_proj", "q_proj", "b"]);
+        let name = "model.language_model.layers.1.self_attn.q_proj";
+        assert_eq!(config.rank_and_scale(Path::new("f"), name).unwrap().0, 8);
     }
 }

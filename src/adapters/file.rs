@@ -8,13 +8,15 @@ use std::path::{Path, PathBuf};
 use safetensors::Dtype;
 use tch::{Device, Kind, Tensor};
 
-use super::adapter::{Adapter, LoraPair};
+use super::adapter::{Adapter, EMBEDDING_MODULE, LoraPair};
 use super::config::LoraConfig;
+use super::targets::Matcher;
 use crate::checkpoint::{
     Checkpoint, StoredTensor, TensorFile, TensorPlan, canonical_name, exchange, transformers_name,
 };
 use crate::json::write_pretty;
 use crate::processing::{ImageProcessor, PREPROCESSOR_CONFIG};
+use crate::qwen2_5_vl::{EMBEDDING, HEAD};
 use crate::{Error, Result};
 
 /// PEFT's settings.
@@ -25,6 +27,8 @@ pub const ADAPTER_WEIGHTS: &str = "adapter_model.safetensors";
 pub const ADAPTER_EVALUATION: &str = "medvision_evaluation.json";
 /// What PEFT puts before a module's name.
 const PREFIX: &str = "base_model.model.";
+/// The output head's module.
+const HEAD_MODULE: &str = "lm_head";
 /// PEFT's file before safetensors: pickle, which can run code.
 const PICKLED: &str = "adapter_model.bin";
 
@@ -51,21 +55,23 @@ impl Adapter {
             return Err(Error::checkpoint(file, reason));
         }
         let stored = Checkpoint::open_file(&file)?;
-        let mut halves: BTreeMap<String, [Option<(Tensor, String)>; 2]> = BTreeMap::new();
-        for tensor in stored.stored() {
-            let (path, half) = place(&file, &tensor)?;
-            let value = load(&stored, &file, &tensor)?;
-            let slot = &mut halves.entry(canonical_name(path)).or_default()[half as usize];
-            if slot.replace((value, path.to_owned())).is_some() {
-                return Err(Error::checkpoint(
-                    &file,
-                    format!("tensor \"{}\" is there twice, in two spellings", tensor.name),
-                ));
+        let (mut halves, replaced) = read_tensors(&stored, &file)?;
+        let spelling = Spelling::of(&config, &config_file, &halves)?;
+        let mut left_out = Vec::new();
+        for name in halves.keys() {
+            if !spelling.means(name)? {
+                left_out.push(name.clone());
             }
         }
-        if halves.is_empty() {
-            return Err(Error::checkpoint(file, "holds no tensors"));
+        if left_out.len() == halves.len() {
+            return Err(Error::checkpoint(
+                config_file,
+                format!("\"target_modules\" names no module that {ADAPTER_WEIGHTS} has tensors for"),
+            ));
         }
+        let spelled_as_transformers = spelling.as_transformers;
+        drop(spelling);
+        left_out.iter().for_each(|name| drop(halves.remove(name)));
         let mut pairs = BTreeMap::new();
         for (name, halves) in halves {
             let pair = pair(&config, &config_file, &file, &name, halves)?;
@@ -74,8 +80,11 @@ impl Adapter {
         Ok(Self {
             config,
             pairs,
+            replaced,
             images: ImageProcessor::from_dir_if_any(dir)?,
             file,
+            left_out,
+            spelled_as_transformers,
         })
     }
 
@@ -114,9 +123,24 @@ impl Adapter {
     fn write_into(&self, dir: &Path) -> Result<()> {
         let mut tensors = Vec::new();
         for (name, pair) in &self.pairs {
-            let path = transformers_name(name);
-            tensors.push((format!("{PREFIX}{path}.lora_A.weight"), &pair.a));
-            tensors.push((format!("{PREFIX}{path}.lora_B.weight"), &pair.b));
+            let path = format!("{PREFIX}{}", transformers_name(name));
+            if name == EMBEDDING_MODULE {
+                tensors.push((format!("{path}.lora_embedding_A"), pair.b.f_tr()?));
+                tensors.push((format!("{path}.lora_embedding_B"), pair.a.f_tr()?));
+                continue;
+            }
+            tensors.push((format!("{path}.lora_A.weight"), pair.a.shallow_clone()));
+            tensors.push((format!("{path}.lora_B.weight"), pair.b.shallow_clone()));
+        }
+        for (name, tensor) in &self.replaced {
+            let module = name.strip_suffix(".weight").unwrap_or(name);
+            let kept = if self.pairs.contains_key(module) {
+                ".base_layer"
+            } else {
+                ""
+            };
+            let path = format!("{PREFIX}{}{kept}.weight", transformers_name(module));
+            tensors.push((path, tensor.shallow_clone()));
         }
         let plans = tensors
             .iter()
@@ -177,13 +201,165 @@ fn replace(dir: &Path, new: &Path, previous: &Path) -> io::Result<()> {
     fs::rename(new, dir)
 }
 
-/// The module's name as stored, and which half of its pair the tensor is.
-fn place<'a>(file: &Path, tensor: &'a StoredTensor) -> Result<(&'a str, Half)> {
+/// A and B by the hub's name of their module, each with the module's name as stored.
+type Halves = BTreeMap<String, [Option<(Tensor, String)>; 2]>;
+
+/// All pairs in `file`, and what it holds in place of the base's tensors.
+fn read_tensors(stored: &Checkpoint, file: &Path) -> Result<(Halves, BTreeMap<String, Tensor>)> {
+    let (mut halves, mut replaced, mut adapter_name) = (Halves::new(), BTreeMap::new(), None);
+    for tensor in stored.stored() {
+        let twice = || {
+            let reason = format!("tensor \"{}\" is there twice, in two spellings", tensor.name);
+            Error::checkpoint(file, reason)
+        };
+        let place = place(file, &tensor)?;
+        let value = load(stored, file, &tensor)?;
+        match place {
+            Place::Pair { path, half, name } => {
+                let first =
+                    *adapter_name.get_or_insert_with(|| name.map(str::to_owned)) == name.map(str::to_owned);
+                if !first {
+                    return Err(Error::checkpoint(
+                        file,
+                        format!(
+                            "tensor \"{}\" is of another adapter than those before it: one a file",
+                            tensor.name
+                        ),
+                    ));
+                }
+                let module = canonical_name(path);
+                let value = match module == EMBEDDING_MODULE {
+                    true => value.f_tr()?.f_contiguous()?,
+                    false => value,
+                };
+                let slot = &mut halves.entry(module).or_default()[half as usize];
+                if slot.replace((value, path.to_owned())).is_some() {
+                    return Err(twice());
+                }
+            }
+            Place::Base(name) => {
+                if replaced.insert(name, value).is_some() {
+                    return Err(twice());
+                }
+            }
+        }
+    }
+    match halves.is_empty() {
+        true => Err(Error::checkpoint(file, "holds no tensors of an adapter")),
+        false => Ok((halves, replaced)),
+    }
+}
+
+/// How `target_modules` spells the base's modules: as the file, or else as that which it means more of.
+struct Spelling<'a> {
+    meant: Matcher<'a>,
+    as_transformers: bool,
+    /// The head is meant where the embedding is, and the other way round.
+    tied: bool,
+}
+
+impl<'a> Spelling<'a> {
+    fn of(config: &'a LoraConfig, config_file: &Path, halves: &Halves) -> Result<Self> {
+        let paths = halves.iter().flat_map(|(name, halves)| {
+            let paths = halves.iter().flatten().map(|(_, path)| path.as_str());
+            paths.map(|path| (name.as_str(), path))
+        });
+        let stored = paths
+            .into_iter()
+            .all(|(name, path)| path == transformers_name(name));
+        let mut spelling = Self {
+            meant: config.matcher(config_file)?,
+            as_transformers: stored,
+            tied: config.ensure_weight_tying,
+        };
+        let mut counts = [0; 2];
+        for (as_transformers, count) in [(stored, 0), (!stored, 1)] {
+            spelling.as_transformers = as_transformers;
+            for name in halves.keys() {
+                counts[count] += usize::from(spelling.means(name)?);
+            }
+        }
+        spelling.as_transformers = stored == (counts[0] >= counts[1]);
+        Ok(spelling)
+    }
+
+    /// Whether the module of the hub's `name` is meant.
+    fn means(&self, name: &str) -> Result<bool> {
+        let spelled = |name: &str| match self.as_transformers {
+            true => (self.meant)(&transformers_name(name)),
+            false => (self.meant)(name),
+        };
+        let other = match name {
+            HEAD_MODULE => EMBEDDING_MODULE,
+            EMBEDDING_MODULE => HEAD_MODULE,
+            _ => return spelled(name),
+        };
+        Ok(spelled(name)? || self.tied && spelled(other)?)
+    }
+}
+
+/// What a tensor of the file is.
+enum Place<'a> {
+    /// Half of a pair: of the module of the stored `path`, in the adapter `name` where the file says one.
+    Pair {
+        path: &'a str,
+        half: Half,
+        name: Option<&'a str>,
+    },
+    /// A tensor of the base, by the hub's name.
+    Base(String),
+}
+
+/// The half and the adapter's name in `model.embed_tokens.lora_embedding_A` or `….lora_embedding_A.NAME`, whose halves are the
+/// table's turned: A is `[rank, vocabulary]`, which is B's place.
+fn embedding_half_of(path: &str) -> Option<Place<'_>> {
+    [("lora_embedding_A", Half::B), ("lora_embedding_B", Half::A)]
+        .into_iter()
+        .find_map(|(word, half)| {
+            let (path, rest) = path.rsplit_once(&format!(".{word}"))?;
+            let name = match rest {
+                "" => None,
+                rest => Some(
+                    rest.strip_prefix('.')
+                        .filter(|name| !name.is_empty() && !name.contains('.'))?,
+                ),
+            };
+            (canonical_name(path) == EMBEDDING_MODULE).then_some(Place::Pair { path, half, name })
+        })
+}
+
+/// The module, the half and the adapter's name in `MODULE.lora_A.weight` or `MODULE.lora_A.NAME.weight`.
+fn half_of(path: &str) -> Option<Place<'_>> {
+    [("lora_A", Half::A), ("lora_B", Half::B)]
+        .into_iter()
+        .find_map(|(word, half)| {
+            let (path, rest) = path.rsplit_once(&format!(".{word}."))?;
+            let name = match rest.strip_suffix("weight")? {
+                "" => None,
+                name => Some(
+                    name.strip_suffix('.')
+                        .filter(|name| !name.is_empty() && !name.contains('.'))?,
+                ),
+            };
+            Some(Place::Pair { path, half, name })
+        })
+}
+
+/// The hub's name of the output head's or the embedding's weight, which PEFT saves beside an adapter of the head.
+fn base_tensor(path: &str) -> Option<String> {
+    let module = path.strip_suffix(".weight")?;
+    let name = canonical_name(module.strip_suffix(".base_layer").unwrap_or(module));
+    let name = format!("{name}.weight");
+    [EMBEDDING, HEAD].contains(&name.as_str()).then_some(name)
+}
+
+/// What the tensor is.
+fn place<'a>(file: &Path, tensor: &'a StoredTensor) -> Result<Place<'a>> {
     let name = tensor.name.as_str();
     let path = name.strip_prefix(PREFIX);
     let found = path.and_then(|path| {
-        let a = path.strip_suffix(".lora_A.weight").map(|path| (path, Half::A));
-        a.or_else(|| path.strip_suffix(".lora_B.weight").map(|path| (path, Half::B)))
+        let half = half_of(path).or_else(|| embedding_half_of(path));
+        half.or_else(|| base_tensor(path).map(Place::Base))
     });
     let reason = match found {
         Some(found) if tensor.shape.len() == 2 && tensor.shape.iter().all(|&n| n > 0) => return Ok(found),
@@ -195,7 +371,7 @@ fn place<'a>(file: &Path, tensor: &'a StoredTensor) -> Result<(&'a str, Half)> {
             "belongs to DoRA, which is not supported".to_owned()
         }
         None if name.contains("lora_embedding_") => {
-            "adapts an embedding; only linear layers can have adapters here".to_owned()
+            format!("adapts an embedding that is not \"{EMBEDDING_MODULE}\"")
         }
         None if name.contains("lora_") => {
             format!("is no plain LoRA matrix ({PREFIX}MODULE.lora_A.weight, .lora_B.weight)")

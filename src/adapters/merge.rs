@@ -7,7 +7,7 @@ use serde::Serialize;
 use serde_json::{Value, json};
 use tch::{Kind, Tensor};
 
-use super::adapter::{Adapter, LoraPair};
+use super::adapter::{Adapter, EMBEDDING_MODULE, LoraPair};
 use super::base::{Base, Weight};
 use super::file::ADAPTER_CONFIG;
 use crate::checkpoint::{
@@ -47,14 +47,15 @@ pub struct MergeError {
 pub fn merge_folder(base: &Path, adapter: &Adapter, target: &Path, watch: Watch<'_>) -> Result<Outcome> {
     let config = Config::from_dir(base)?;
     adapter.check(&config)?;
-    if config.tie_word_embeddings && adapter.pairs.contains_key("lm_head") {
-        return Err(Error::checkpoint(
-            adapter.file(),
-            "adapts \"lm_head\", whose weight is the embedding's too in this model: it cannot be merged, only attached",
-        ));
-    }
     let source = Source::open_any(base)?;
-    let files = plan(&Base::open(base)?);
+    let opened = Base::open(base)?;
+    // An adapter of one parts the two: attached it does not change the other.
+    let adapted = ["lm_head", EMBEDDING_MODULE]
+        .iter()
+        .any(|end| adapter.pairs.contains_key(*end));
+    let untied = opened.untied().filter(|_| adapted);
+    let apart = untied.is_some() || !opened.is_tied();
+    let files = plan(&opened, untied);
     let origin = Origin {
         method: "lora_merge".to_owned(),
         options: json!({"adapter_revision": adapter_revision(adapter)?}),
@@ -77,7 +78,7 @@ pub fn merge_folder(base: &Path, adapter: &Adapter, target: &Path, watch: Watch<
         Staged::Work(staging) => staging,
     };
     (watch.total)(files.iter().map(PlannedFile::bytes).sum());
-    let (dir, base) = (base, Base::open(base)?);
+    let (dir, base) = (base, opened);
     for file in &files {
         if staging.has(&file.name) {
             watch.done(file.bytes())?;
@@ -98,7 +99,10 @@ pub fn merge_folder(base: &Path, adapter: &Adapter, target: &Path, watch: Watch<
             staging.write(PROCESSOR_CONFIG, Value::Object(processor).to_string().as_bytes())?;
         }
     }
-    staging.write("config.json", merged_config(source.config_text())?.as_bytes())?;
+    staging.write(
+        "config.json",
+        merged_config(source.config_text(), apart)?.as_bytes(),
+    )?;
     let manifest = staging.finish()?;
     Ok(outcome(&manifest, false))
 }
@@ -117,7 +121,8 @@ pub fn merge_error(base: &Path, adapter: &Adapter, merged: &Path, watch: Watch<'
     for (module, pair) in &adapter.pairs {
         let (_, inputs, outputs) = pair.sizes();
         let (name, shape) = (format!("{module}.weight"), [outputs, inputs]);
-        let (before, after) = (base.weight(&name, &shape)?, merged.weight(&name, &shape)?);
+        let before = base.weight_with(adapter, &name, &shape)?;
+        let after = merged.weight(&name, &shape)?;
         for (start, count) in pieces(before.size()) {
             let exact = exact(&before, Some(pair), start, count)?;
             let off = after.rows(start, count)?.f_sub(&exact)?;
@@ -172,9 +177,9 @@ struct PlannedFile {
     tensors: Vec<(StoredTensor, Vec<usize>)>,
 }
 
-fn plan(base: &Base) -> Vec<PlannedFile> {
+fn plan(base: &Base, untied: Option<(StoredTensor, Vec<usize>)>) -> Vec<PlannedFile> {
     let mut files: Vec<PlannedFile> = Vec::new();
-    for tensor in base.tensors() {
+    for tensor in base.tensors().into_iter().chain(untied) {
         match files.last_mut() {
             Some(file) if file.bytes() + bytes(&tensor.1) <= FILE_BYTES => file.tensors.push(tensor),
             _ => files.push(PlannedFile {
@@ -219,7 +224,7 @@ impl PlannedFile {
         for (stored, shape) in &self.tensors {
             let module = stored.canonical.strip_suffix(".weight");
             let pair = module.and_then(|module| adapter.pairs.get(module));
-            let weight = base.weight(&stored.canonical, shape)?;
+            let weight = base.weight_with(adapter, &stored.canonical, shape)?;
             let [_, columns] = weight.size();
             for (start, count) in pieces(weight.size()) {
                 let merged = exact(&weight, pair, start, count)?.f_to_kind(Kind::BFloat16)?;
@@ -248,8 +253,8 @@ fn index(files: &[PlannedFile]) -> String {
     text(&json!({"metadata": {"total_size": total}, "weight_map": map}))
 }
 
-/// `config.json` without a quantization and with bf16 as its number format.
-fn merged_config(config: &str) -> Result<String> {
+/// `config.json` without a quantization and with bf16 as its number format; `apart`: embedding and head are two tensors.
+fn merged_config(config: &str, apart: bool) -> Result<String> {
     let mut value: Value = serde_json::from_str(config)
         .map_err(|error| Error::checkpoint("config.json", format!("not valid JSON: {error}")))?;
     if let Some(map) = value.as_object_mut() {
@@ -259,6 +264,9 @@ fn merged_config(config: &str) -> Result<String> {
         let Some(map) = value.pointer_mut(section).and_then(Value::as_object_mut) else {
             continue;
         };
+        if apart && let Some(tied) = map.get_mut("tie_word_embeddings") {
+            *tied = json!(false);
+        }
         for key in ["dtype", "torch_dtype"] {
             if let Some(dtype) = map.get_mut(key).filter(|dtype| dtype.is_string()) {
                 *dtype = json!("bfloat16");

@@ -5,6 +5,7 @@ use std::path::Path;
 use fancy_regex::Regex;
 use serde::{Deserialize, Serialize};
 
+use super::config::LoraConfig;
 use crate::{Error, Result};
 
 /// The word that means every Linear but the output head.
@@ -80,12 +81,65 @@ pub(super) fn whole(file: &Path, key: &str, pattern: &str) -> Result<Regex> {
 
 /// Whether `regex` matches; a pattern that takes too long is an error.
 pub(super) fn is_match(regex: &Regex, file: &Path, key: &str, name: &str) -> Result<bool> {
-    regex.is_match(name).map_err(|error| {
-        Error::checkpoint(
-            file,
-            format!("\"{key}\": the pattern cannot be matched with \"{name}\": {error}"),
-        )
-    })
+    regex
+        .is_match(name)
+        .map_err(|error| unmatched(file, key, name, &error))
+}
+
+impl LoraConfig {
+    /// The question whether `target_modules` means a module, as PEFT's `check_target_module_exists` answers it.
+    pub(super) fn matcher<'a>(&'a self, file: &Path) -> Result<Matcher<'a>> {
+        let meant = self.target_modules.matcher(file, "target_modules")?;
+        let excluded = match &self.exclude_modules {
+            Some(excluded) => excluded.matcher(file, "exclude_modules")?,
+            None => Box::new(|_: &str| Ok(false)),
+        };
+        let layers = self.layers(file)?;
+        Ok(Box::new(move |name| {
+            Ok(meant(name)? && !excluded(name)? && layers(name)?)
+        }))
+    }
+
+    /// The question whether a module lies in a layer of `layers_to_transform`; a pattern of `target_modules` asks for none.
+    fn layers<'a>(&'a self, file: &Path) -> Result<Matcher<'a>> {
+        let (Some(layers), Targets::Suffixes(names)) = (&self.layers_to_transform, &self.target_modules)
+        else {
+            return Ok(Box::new(|_| Ok(true)));
+        };
+        let key = "layers_pattern";
+        let numbered = match self.layers_pattern.as_slice() {
+            [] => vec![whole(file, key, r".*?\.[^.]*\.(?<layer>\d+)\..*")?],
+            patterns => patterns
+                .iter()
+                .map(|pattern| whole(file, key, &format!(r"(?:|.*?\.){pattern}\.(?<layer>\d+)\..*")))
+                .collect::<Result<Vec<_>>>()?,
+        };
+        let file = file.to_owned();
+        Ok(Box::new(move |name| {
+            if names.iter().any(|whole| whole == name) {
+                return Ok(true);
+            }
+            for regex in &numbered {
+                let found = regex
+                    .captures(name)
+                    .map_err(|error| unmatched(&file, key, name, &error))?;
+                if let Some(number) = found.as_ref().and_then(|found| found.name("layer")) {
+                    return Ok(number
+                        .as_str()
+                        .parse()
+                        .is_ok_and(|layer: usize| layers.contains(&layer)));
+                }
+            }
+            Ok(false)
+        }))
+    }
+}
+
+fn unmatched(file: &Path, key: &str, name: &str, error: &fancy_regex::Error) -> Error {
+    Error::checkpoint(
+        file,
+        format!("\"{key}\": the pattern cannot be matched with \"{name}\": {error}"),
+    )
 }
 
 #[cfg(test)]
@@ -119,6 +173,30 @@ mod tests {
         ));
         let all = Targets::Pattern("all-linear".to_owned());
         assert!(means(&all, "model.visual.merger.mlp.0") && !means(&all, "lm_head"));
+    }
+
+    #[test]
+    fn layers_are_counted_by_the_first_number() {
+        let mut config = LoraConfig {
+            target_modules: Targets::Suffixes(vec!["q_proj".to_owned(), "mlp.0".to_owned()]),
+            layers_to_transform: Some(vec![1, 3]),
+            ..LoraConfig::default()
+        };
+        let means = |config: &LoraConfig, name: &str| config.matcher(Path::new("f")).unwrap()(name).unwrap();
+        let q = |layer| format!("model.language_model.layers.{layer}.self_attn.q_proj");
+        assert!(means(&config, &q(1)) && means(&config, &q(3)));
+        assert!(!means(&config, &q(0)) && !means(&config, &q(11)));
+        // No layer's number.
+        assert!(!means(&config, "model.visual.merger.mlp.0"));
+        config.layers_pattern = vec!["blocks".to_owned(), "layers".to_owned()];
+        assert!(means(&config, &q(1)) && !means(&config, &q(2)));
+        config.layers_pattern = vec!["blocks".to_owned()];
+        assert!(!means(&config, &q(1)));
+        // A pattern asks for no layers, and a whole name is meant whatever its layer.
+        config.target_modules = Targets::Pattern(".*q_proj".to_owned());
+        assert!(means(&config, &q(0)));
+        config.target_modules = Targets::Suffixes(vec![q(0)]);
+        assert!(means(&config, &q(0)) && !means(&config, &format!("a.{}", q(0))));
     }
 
     #[test]

@@ -48,6 +48,7 @@ pub struct Checkpoint {
     shards: Vec<Arc<Shard>>,
     /// canonical name → (shard, name in the shard)
     tensors: HashMap<String, (usize, String)>,
+    warnings: Vec<String>,
 }
 
 /// One weight on a CPU, as stored: its tensor shares the mapped file's memory, which this keeps alive.
@@ -63,14 +64,23 @@ struct Index {
 }
 
 impl Checkpoint {
-    /// Opens `model.safetensors` or the shards that `model.safetensors.index.json` lists.
+    /// Opens `model.safetensors` or else the shards that `model.safetensors.index.json` lists.
+    ///
+    /// Of a folder with both the single file is read, as transformers does, and [`Self::warnings`] tells.
     pub fn open(dir: &Path) -> Result<Self> {
-        let single = dir.join(SINGLE);
-        let index = dir.join(INDEX);
-        let mut files = if index.is_file() {
-            shard_files(dir, &index)?
-        } else if single.is_file() {
+        let (single, index) = (dir.join(SINGLE), dir.join(INDEX));
+        let mut warnings = Vec::new();
+        let mut files = if single.is_file() {
+            if index.is_file() && !lists_only(&index, SINGLE) {
+                warnings.push(format!(
+                    "{} holds two sets of weights: {SINGLE} is read, as transformers does, and what {INDEX} lists is not; \
+                     remove the one that is not wanted",
+                    dir.display()
+                ));
+            }
             vec![single]
+        } else if index.is_file() {
+            shard_files(dir, &index)?
         } else {
             return Err(Error::checkpoint(
                 dir,
@@ -79,7 +89,10 @@ impl Checkpoint {
         };
         files.sort();
         files.dedup();
-        Self::of(dir, &files)
+        Ok(Self {
+            warnings,
+            ..Self::of(dir, &files)?
+        })
     }
 
     /// Opens one safetensors file of any name.
@@ -108,12 +121,18 @@ impl Checkpoint {
             dir: dir.to_owned(),
             shards,
             tensors,
+            warnings: Vec::new(),
         })
     }
 
     /// The folder.
     pub fn dir(&self) -> &Path {
         &self.dir
+    }
+
+    /// What of the folder should be mended, though it can be used.
+    pub fn warnings(&self) -> &[String] {
+        &self.warnings
     }
 
     /// Whether a tensor of this canonical (hub) name is there.
@@ -158,7 +177,9 @@ impl Checkpoint {
             Some((shard, stored)) => Ok((&self.shards[*shard], stored)),
             None => Err(Error::checkpoint(
                 &self.dir,
-                format!("tensor \"{name}\" is missing: the weights are incomplete or of another model"),
+                format!(
+                    "tensor \"{name}\" is missing: the weights are incomplete, or not of the model that config.json describes"
+                ),
             )),
         }
     }
@@ -172,6 +193,12 @@ impl Checkpoint {
         target.f_copy_(&mapped.tensor)?;
         Ok(out)
     }
+}
+
+/// Whether `index` can be read and names no file but `file`.
+fn lists_only(index: &Path, file: &str) -> bool {
+    let text = read_bounded(index, MAX_INDEX_BYTES);
+    text.is_ok_and(|text| index_files(index, &text).is_ok_and(|names| names.iter().all(|name| name == file)))
 }
 
 fn shard_files(dir: &Path, index: &Path) -> Result<Vec<PathBuf>> {

@@ -86,7 +86,7 @@ impl Checkpoint {
         found.ok_or_else(|| {
             Error::checkpoint(
                 &self.dir,
-                format!("tensor \"{name}\" is missing: the weights are incomplete or of another model"),
+                format!("tensor \"{name}\" is missing: the weights are incomplete, or not of the model that config.json describes"),
             )
         })
     }

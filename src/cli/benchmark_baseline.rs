@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use crate::adapters::AdapterArgs;
 use crate::benchmark::{BenchmarkArgs, BenchmarkRun, Pages, benchmark, summary_table};
-use crate::cli::{CommonArgs, EXIT_CODES_HELP, EXIT_OK, fail, print, version};
+use crate::cli::{CommonArgs, EXIT_CODES_HELP, EXIT_OK, fail, print, version, warn_of};
 use crate::commands::Interrupt;
 use crate::records;
 use crate::telemetry::{Level, progress_bar};
@@ -39,13 +39,15 @@ pub fn main() -> ExitCode {
 fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
     let project = arguments.common.project()?;
     let model = arguments.common.model_folder(&project)?;
+    let adapter = arguments.adapter.named(&project)?;
+    warn_of(&model.path, adapter.as_deref());
     let selected = arguments.common.select_device()?;
     let interrupt = Interrupt::install(STOPPING).context("cannot listen for Ctrl-C")?;
     let bar = progress_bar(0).with_message("documents");
     let record = benchmark(&BenchmarkRun {
         project: &project,
         model: model.path,
-        adapter: arguments.adapter.named(&project)?,
+        adapter,
         selected: &selected,
         precision: arguments.common.precision.into(),
         args: &arguments.benchmark,

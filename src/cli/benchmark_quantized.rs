@@ -6,7 +6,7 @@ use crate::adapters::AdapterArgs;
 use crate::benchmark::{
     BenchmarkArgs, BenchmarkRun, Pages, QuantizedBenchmark, benchmark, comparison_table, summary_table,
 };
-use crate::cli::{CommonArgs, EXIT_CODES_HELP, EXIT_OK, fail, print, version};
+use crate::cli::{CommonArgs, EXIT_CODES_HELP, EXIT_OK, fail, print, version, warn_of};
 use crate::commands::Interrupt;
 use crate::records::{self, Benchmark};
 use crate::telemetry::{Level, progress_bar, say};
@@ -46,13 +46,15 @@ fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
     let model = arguments.quantized.folder(&project, &base.path)?;
     // Before the model is loaded: a broken record should not wait for that.
     let baseline: Option<Benchmark> = records::read_if_present(&project.file(records::paths::BASELINE_FP16))?;
+    let adapter = arguments.adapter.named(&project)?;
+    warn_of(&model, adapter.as_deref());
     let selected = arguments.common.select_device()?;
     let interrupt = Interrupt::install(STOPPING).context("cannot listen for Ctrl-C")?;
     let bar = progress_bar(0).with_message("documents");
     let record = benchmark(&BenchmarkRun {
         project: &project,
         model,
-        adapter: arguments.adapter.named(&project)?,
+        adapter,
         selected: &selected,
         precision: arguments.common.precision.into(),
         args: &arguments.benchmark,

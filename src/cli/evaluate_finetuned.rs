@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use crate::adapters::Verdict;
 use crate::benchmark::{finetuned_benchmark, three_way_table};
-use crate::cli::{CommonArgs, EXIT_CODES_HELP, EXIT_OK, fail, print, version};
+use crate::cli::{CommonArgs, EXIT_CODES_HELP, EXIT_OK, fail, print, version, warn_of};
 use crate::commands::Interrupt;
 use crate::evaluation::{EvaluationArgs, FinetunedRun, HeldOut, evaluate, evaluation_table, verdict_line};
 use crate::records::{self, Benchmark, paths};
@@ -48,6 +48,7 @@ fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
     let (baseline, quantized) = (record(paths::BASELINE_FP16)?, record(paths::QUANTIZED_INT4)?);
     let held_out = HeldOut::read(&project, evaluation.split, evaluation.limit)?;
     let cases = evaluation.written_cases(&project)?;
+    warn_of(&base, adapter.as_deref());
     let selected = common.select_device()?;
     let interrupt = Interrupt::install(STOPPING).context("cannot listen for Ctrl-C")?;
     let bar = progress_bar(0).with_message("answers");

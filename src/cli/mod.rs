@@ -247,6 +247,22 @@ fn with_causes(error: &anyhow::Error) -> String {
     told
 }
 
+/// Says what is odd about a model folder and an adapter that can be used all the same.
+///
+/// What cannot be used is an error of the work that follows.
+pub fn warn_of(model: &Path, adapter: Option<&Path>) {
+    if let Ok(warnings) = crate::engine::folder_warnings(model, adapter) {
+        say_warnings(&warnings);
+    }
+}
+
+/// Says each of a loaded model's warnings.
+pub fn say_warnings(warnings: &[String]) {
+    warnings
+        .iter()
+        .for_each(|warning| telemetry::say(Level::WARN, warning));
+}
+
 /// Reports a failure on standard error; the exit code for `main`.
 ///
 /// A reader of standard output that left early, as `head` does, is no failure.

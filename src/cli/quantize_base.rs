@@ -4,7 +4,7 @@ use std::process::ExitCode;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::benchmark::BenchmarkArgs;
-use crate::cli::{CommonArgs, EXIT_CODES_HELP, EXIT_FAILURE, EXIT_OK, fail, print, version};
+use crate::cli::{CommonArgs, EXIT_CODES_HELP, EXIT_FAILURE, EXIT_OK, fail, print, version, warn_of};
 use crate::commands::Interrupt;
 use crate::quant::{BaseRun, QuantizeArgs, Watch, quantize_base, summary};
 use crate::telemetry::{Level, progress_bar};
@@ -41,6 +41,7 @@ pub fn main() -> ExitCode {
 fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
     let project = arguments.common.project()?;
     let model = arguments.common.model_folder(&project)?.path;
+    warn_of(&model, None);
     let selected = arguments.common.select_device()?;
     let interrupt = Interrupt::install(STOPPING).context("cannot listen for Ctrl-C")?;
     let bar = progress_bar(0).with_message("MiB");

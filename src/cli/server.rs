@@ -4,7 +4,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use crate::adapters::AdapterArgs;
-use crate::cli::{CommonArgs, fail, version};
+use crate::cli::{CommonArgs, fail, say_warnings, version};
 use crate::device::{Selected, gpu_memory};
 use crate::engine::{Engine, LoadOptions, Reader};
 use crate::server::{self, GpuFigures, Readiness, ServerOptions, ServerState};
@@ -67,7 +67,11 @@ async fn serve(arguments: Arguments) -> anyhow::Result<ExitCode> {
         Level::INFO,
         &format!("listening on http://{address}; loading {folder}"),
     );
-    let load = move || Reader::load(&model.path, &load_options);
+    let load = move || {
+        let reader = Reader::load(&model.path, &load_options)?;
+        say_warnings(reader.warnings());
+        Ok(reader)
+    };
     let engine = Arc::new(Engine::start(load, options.engine())?);
     let state = ServerState::new(engine, options, project.benchmarks());
     let state = state.with_gpu(move || gpu_figures(&selected));

@@ -109,6 +109,7 @@ pub(super) fn run(args: &MergeArgs) -> anyhow::Result<ExitCode> {
     let base = base(&project, &args.common)?;
     let dir = adapter_folder(args, &project, &base)?;
     let adapter = Adapter::read(&dir)?;
+    cli::warn_of(&base, Some(&dir));
     let out = project.new_model(
         args.out.as_deref(),
         &name(&project.derived_model(&base, MERGED_SUFFIX)),

@@ -124,6 +124,7 @@ fn load_model(
     let reader = Reader::load(folder, &options);
     spinner.finish_and_clear();
     let reader = reader?;
+    cli::say_warnings(reader.warnings());
     tracing::info!(seconds = start.elapsed().as_secs_f64(), "model loaded");
     Ok(reader)
 }

@@ -16,6 +16,7 @@ pub(crate) use self::machine::{cpu_name, disk_free};
 pub(crate) use self::models::SECTION as MODELS;
 pub use self::models::{ModelReport, ModelSizes};
 pub use self::torch::{Accelerators, GpuReport, Libtorch};
+use crate::blackwell_compat;
 use crate::cli::{self, CommonArgs};
 use crate::paths::Project;
 
@@ -61,6 +62,8 @@ pub struct Report {
     pub libtorch: Libtorch,
     /// GPUs, and whether they work.
     pub accelerators: Accelerators,
+    /// Integer products on the first GPU.
+    pub blackwell_compat: blackwell_compat::Check,
     /// Model folders.
     pub models: Vec<ModelReport>,
     /// LoRA adapters.
@@ -111,6 +114,11 @@ pub fn examine(project: &Project, common: &CommonArgs) -> Report {
         timestamp: Utc::now().to_rfc3339_opts(SecondsFormat::Millis, true),
         machine,
         libtorch,
+        blackwell_compat: accelerators
+            .gpus
+            .first()
+            .map(|gpu| gpu.blackwell_compat.clone())
+            .unwrap_or_default(),
         accelerators,
         models,
         adapters,

@@ -10,6 +10,7 @@ use crate::Result;
 use crate::checkpoint::Checkpoint;
 use crate::cli::{CommonArgs, PrecisionArg};
 use crate::device::DeviceChoice;
+use crate::engine::folder_warnings;
 use crate::generation::GenerationOptions;
 use crate::paths::{BASE_MODEL, GET_BASE_MODEL, Project, require_model};
 use crate::processing::{ImageProcessor, TextProcessor};
@@ -148,6 +149,9 @@ pub(super) fn same(one: &Path, other: &Path) -> bool {
 
 fn examine_folder(path: &Path, selected: bool, target: &Target, checks: &mut Checks) -> ModelReport {
     let result = sizes(path, target);
+    for warning in folder_warnings(path, None).unwrap_or_default() {
+        checks.add(SECTION, Status::Warn, warning);
+    }
     match &result {
         Ok(sizes) => check_sizes(path, selected, target, sizes, checks),
         Err(error) => {

@@ -4,8 +4,10 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use serde::Serialize;
+use tch::{Device, Kind};
 
 use super::{Checks, Status, gib};
+use crate::blackwell_compat::{self, Reductions};
 use crate::device::{self, CudaUnavailable, DeviceChoice, Gpu};
 
 /// The libtorch that this program runs on.
@@ -47,6 +49,8 @@ pub struct GpuReport {
     pub works: bool,
     /// Why it does not work.
     pub reason: Option<String>,
+    /// Integer products on it.
+    pub blackwell_compat: blackwell_compat::Check,
 }
 
 pub(super) fn examine_libtorch(checks: &mut Checks) -> Libtorch {
@@ -156,6 +160,15 @@ fn examine_gpu(gpu: Gpu, checks: &mut Checks) -> GpuReport {
     // Asked after the trial: by then the memory that CUDA itself takes is counted.
     let memory = device::gpu_memory(gpu.index).ok();
     let (major, minor) = gpu.compute_capability;
+    let reductions = Reductions::with_capability(Some(gpu.compute_capability));
+    let products = match &trial {
+        Ok(_) => blackwell_compat::check(Device::Cuda(gpu.index), reductions),
+        Err(_) => blackwell_compat::Check {
+            capability: Some(format!("{major}.{minor}")),
+            in_use: reductions.through_cpu(Kind::Int64),
+            ..blackwell_compat::Check::default()
+        },
+    };
     let report = GpuReport {
         index: gpu.index,
         compute_capability: format!("{major}.{minor}"),
@@ -164,6 +177,7 @@ fn examine_gpu(gpu: Gpu, checks: &mut Checks) -> GpuReport {
         works: trial.is_ok(),
         reason: trial.err().map(|error| error.to_string()),
         name: gpu.name,
+        blackwell_compat: products,
     };
     let free = report
         .free_bytes
@@ -179,7 +193,28 @@ fn examine_gpu(gpu: Gpu, checks: &mut Checks) -> GpuReport {
         None => checks.add("Accelerator", Status::Pass, message),
         Some(reason) => checks.add_with_hint("Accelerator", Status::Warn, message, reason),
     }
+    if report.works {
+        check_products(&report, checks);
+    }
     report
+}
+
+/// Says how integer products come out on a GPU that works.
+fn check_products(gpu: &GpuReport, checks: &mut Checks) {
+    let way = match gpu.blackwell_compat.in_use {
+        true => "by way of the CPU (blackwell_compat)",
+        false => "on the GPU",
+    };
+    let message = format!("CUDA[{}]: integer products {way}", gpu.index);
+    match gpu.blackwell_compat.checked {
+        true => checks.add("Accelerator", Status::Pass, format!("{message} are right")),
+        false => checks.add_with_hint(
+            "Accelerator",
+            Status::Error,
+            format!("{message} fail or are wrong"),
+            "install the libtorch of make setup, or choose --device cpu",
+        ),
+    }
 }
 
 #[cfg(test)]

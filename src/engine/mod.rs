@@ -5,6 +5,7 @@ mod check;
 mod prompt;
 mod reader;
 mod thread;
+mod warnings;
 
 pub use self::check::FolderCheck;
 pub use self::prompt::EXTRACTION_PROMPT;
@@ -12,3 +13,4 @@ pub use self::reader::{
     LoadOptions, MAX_PROMPT_CHARACTERS, ModelInfo, Precision, ReadRequest, Reader, Reading, page_bounds,
 };
 pub use self::thread::{Answer, Backend, Engine, EngineError, EngineOptions, EngineState, Place, Ticket};
+pub use self::warnings::folder_warnings;

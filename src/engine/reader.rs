@@ -9,6 +9,7 @@ use tch::{Device, Kind, Tensor};
 
 use super::answer::Answer;
 use crate::adapters::Adapter;
+use crate::blackwell_compat::Reductions;
 use crate::checkpoint::Checkpoint;
 use crate::generation::{FinishReason, GenerationOptions, GenerationOverrides, Sampler};
 use crate::paths::model_folder_name;
@@ -46,6 +47,8 @@ pub struct LoadOptions {
     pub max_pixels: Option<u64>,
     /// Folder of a LoRA adapter to attach.
     pub adapter: Option<PathBuf>,
+    /// How integers are multiplied up; `None`: as the device asks.
+    pub reductions: Option<Reductions>,
 }
 
 impl Default for LoadOptions {
@@ -56,6 +59,7 @@ impl Default for LoadOptions {
             min_pixels: None,
             max_pixels: None,
             adapter: None,
+            reductions: None,
         }
     }
 }
@@ -184,7 +188,11 @@ impl Reader {
             }
             (Precision::F16, _) => (Kind::Half, "FP16"),
         };
-        let model = Model::load(&Checkpoint::open(dir)?, &config, kind, options.device, adapter)?;
+        let reductions = options
+            .reductions
+            .unwrap_or_else(|| Reductions::on(options.device));
+        let place = (kind, options.device);
+        let model = Model::load_counting(&Checkpoint::open(dir)?, &config, place, adapter, reductions)?;
         let info = ModelInfo {
             model_name: model_folder_name(dir),
             precision: Quantization::from_dir(dir)?
@@ -209,6 +217,11 @@ impl Reader {
     /// The model.
     pub fn model(&self) -> &Model {
         &self.model
+    }
+
+    /// What of the folders should be mended, though they are used: for the person who loads them.
+    pub fn warnings(&self) -> &[String] {
+        self.model.warnings()
     }
 
     /// What makes its token ids.

@@ -10,6 +10,7 @@ use tokenizers::{AddedToken, DecoderWrapper, NormalizerWrapper, Tokenizer};
 use super::chat::token_text;
 use super::vocabulary::Vocabulary;
 use super::{ChatTemplate, Content, Grid, Message, PromptError, Role, Span};
+use crate::config_defaults::Part;
 use crate::files::{TOKENIZER_BYTES, read_bounded};
 use crate::{Error, Result, json as json_file};
 
@@ -263,14 +264,11 @@ fn check_tokens(
         ("<|image_pad|>", "image_token_id"),
     ] {
         let id = find(token)?;
-        let expected = json_file::present(config, key);
-        // Only the image pad's id matters to the model; transformers 5 may leave the others out.
-        if expected.is_none() && key == "image_token_id" {
-            return Err(Error::checkpoint(
-                dir.join("config.json"),
-                format!("required key \"{key}\" is missing"),
-            ));
-        }
+        // Only the image pad's id matters to the model: what a file says of the others is held to, their defaults are not.
+        let expected = match key {
+            "image_token_id" => Part::Root.get(config, key),
+            _ => json_file::present(config, key),
+        };
         if expected.is_some_and(|value| value.as_i64() != Some(id)) {
             return Err(Error::checkpoint(
                 path,
@@ -337,10 +335,10 @@ fn is_nfc(normalizer: &NormalizerWrapper) -> bool {
 
 /// `vision_config.spatial_merge_size`: patches a side that one image token stands for.
 fn merge_size(path: &Path, config: &Map<String, Value>) -> Result<usize> {
-    let value = config
-        .get("vision_config")
-        .map_or(&Value::Null, |vision| &vision["spatial_merge_size"]);
-    match value.as_u64() {
+    let nothing = Map::new();
+    let vision = config.get("vision_config").and_then(Value::as_object);
+    let value = Part::Vision.get(vision.unwrap_or(&nothing), "spatial_merge_size");
+    match value.and_then(Value::as_u64) {
         Some(merge @ 1..=16) => Ok(merge as usize),
         _ => Err(Error::checkpoint(
             path,

@@ -1,12 +1,15 @@
 //! `config.json` of a Qwen2.5-VL folder: the hub's flat form and transformers 5's nested one.
 //!
-//! Every shape comes from here. A key that is missing or out of range is an error that names it; nothing is guessed
-//! but what transformers itself leaves out when a value has its default.
+//! Every shape comes from here. A value out of range is an error that names its key; a key that is left out has the value
+//! that transformers' own config classes give it ([`crate::config_defaults`]).
 
 use std::path::{Path, PathBuf};
+use std::sync::LazyLock;
 
 use serde_json::{Map, Value};
 
+use super::rope::Rope;
+use crate::config_defaults::Part;
 use crate::{Error, Result};
 
 /// Largest value of any size in a config; far above every published model, far below any overflow.
@@ -42,14 +45,12 @@ pub struct TextConfig {
     pub head_dim: usize,
     /// Activation of the MLP.
     pub hidden_act: Activation,
-    /// Most positions: prompt, image and answer together.
+    /// Most positions: prompt, image and answer together; with YaRN as many as it stretches to.
     pub max_position_embeddings: usize,
     /// Added to the mean square in RMSNorm.
     pub rms_norm_eps: f64,
-    /// Base of the rotary frequencies.
-    pub rope_theta: f64,
-    /// Rotary frequencies that follow time, height and width; they add up to `head_dim / 2`.
-    pub mrope_section: [usize; 3],
+    /// Rotary positions.
+    pub rope: Rope,
 }
 
 /// The vision tower's sizes.
@@ -122,7 +123,7 @@ impl Config {
 
     /// Reads a parsed `config.json`; `path` is for errors alone.
     pub fn from_json(path: &Path, value: &Value) -> Result<Self> {
-        let root = Section::new(path, "", value)?;
+        let root = Section::new(path, "", Part::Root, value)?;
         match root.map.get("model_type").and_then(Value::as_str) {
             Some("qwen2_5_vl") => {}
             other => {
@@ -132,17 +133,18 @@ impl Config {
                 )));
             }
         }
-        let text = if root.map.contains_key("text_config") {
-            root.section("text_config")?
-        } else {
-            root.clone()
+        let text = match root.present("text_config") {
+            Some(_) => root.section("text_config", Part::Text)?,
+            None => Section {
+                part: Part::Text,
+                ..root.clone()
+            },
         };
-        let vision = root.section("vision_config")?;
+        let vision = root.section("vision_config", Part::Vision)?;
         let config = Self {
             text: text_config(&text)?,
             vision: vision_config(&vision)?,
-            tie_word_embeddings: root.flag("tie_word_embeddings")?.unwrap_or(false)
-                || text.flag("tie_word_embeddings")?.unwrap_or(false),
+            tie_word_embeddings: root.flag("tie_word_embeddings")? || text.flag("tie_word_embeddings")?,
             image_token_id: root.size("image_token_id")? as i64,
         };
         if config.image_token_id as usize >= config.text.vocab_size {
@@ -150,8 +152,11 @@ impl Config {
         }
         if config.vision.out_hidden_size != config.text.hidden_size {
             return Err(root.error(&format!(
-                "\"vision_config.out_hidden_size\" ({}) must equal the language model's \"hidden_size\" ({})",
-                config.vision.out_hidden_size, config.text.hidden_size
+                "\"vision_config.out_hidden_size\" ({}) must equal the language model's \"hidden_size\" ({}){}{}",
+                config.vision.out_hidden_size,
+                config.text.hidden_size,
+                text.left_out(&["hidden_size"]),
+                vision.left_out(&["out_hidden_size"]),
             )));
         }
         Ok(config)
@@ -160,20 +165,28 @@ impl Config {
 
 fn text_config(s: &Section<'_>) -> Result<TextConfig> {
     let heads = s.size("num_attention_heads")?;
-    let kv_heads = s.size("num_key_value_heads")?;
+    // `null` means as many as query heads; left out means the default.
+    let kv_heads = match s.map.get("num_key_value_heads") {
+        Some(Value::Null) => heads,
+        _ => s.size("num_key_value_heads")?,
+    };
     let hidden = s.size("hidden_size")?;
     if hidden % heads != 0 || heads % kv_heads != 0 || (hidden / heads) % 2 != 0 {
-        return Err(s.error(
-            "\"hidden_size\", \"num_attention_heads\" and \"num_key_value_heads\" do not divide each other evenly",
-        ));
+        let left_out = s.left_out(&["hidden_size", "num_attention_heads", "num_key_value_heads"]);
+        return Err(s.error(&format!(
+            "\"hidden_size\" ({hidden}), \"num_attention_heads\" ({heads}) and \"num_key_value_heads\" ({kv_heads}) \
+             do not divide each other evenly{left_out}"
+        )));
     }
     let head_dim = hidden / heads;
-    if s.flag("use_sliding_window")?.unwrap_or(false)
-        && s.size("max_window_layers")? < s.size("num_hidden_layers")?
-    {
-        return Err(s.error("\"use_sliding_window\": true is not supported"));
+    if s.present("head_dim").is_some() && s.size("head_dim")? != head_dim {
+        return Err(
+            s.error("\"head_dim\" other than \"hidden_size\" / \"num_attention_heads\" is not supported")
+        );
     }
-    let (rope_theta, mrope_section) = rope(s, head_dim)?;
+    refuse_sliding_windows(s)?;
+    let most = s.size("max_position_embeddings")?;
+    let rope = Rope::read(s, head_dim, most)?;
     Ok(TextConfig {
         vocab_size: s.size("vocab_size")?,
         hidden_size: hidden,
@@ -183,102 +196,81 @@ fn text_config(s: &Section<'_>) -> Result<TextConfig> {
         num_key_value_heads: kv_heads,
         head_dim,
         hidden_act: s.activation("hidden_act")?,
-        max_position_embeddings: s.size("max_position_embeddings")?,
+        max_position_embeddings: most.max(rope.context()),
         rms_norm_eps: s.positive("rms_norm_eps")?,
-        rope_theta,
-        mrope_section,
+        rope,
     })
 }
 
-/// `rope_scaling` + `rope_theta` (flat) or `rope_parameters` (nested).
-fn rope(s: &Section<'_>, head_dim: usize) -> Result<(f64, [usize; 3])> {
-    let key = if s.map.contains_key("rope_parameters") {
-        "rope_parameters"
-    } else {
-        "rope_scaling"
+/// Layers that see a window of the positions alone are not computed here.
+fn refuse_sliding_windows(s: &Section<'_>) -> Result<()> {
+    let windows = match s.present("layer_types") {
+        Some(Value::Array(kinds)) => kinds.iter().any(|kind| kind != "full_attention"),
+        Some(_) => return Err(s.error("\"layer_types\" must be a list")),
+        None => {
+            s.flag("use_sliding_window")?
+                && s.map.get("sliding_window") != Some(&Value::Null)
+                && s.whole("max_window_layers")? < s.size("num_hidden_layers")?
+        }
     };
-    let rope = s.section(key)?;
-    let kind = rope
-        .map
-        .get("rope_type")
-        .or_else(|| rope.map.get("type"))
-        .and_then(Value::as_str);
-    if !matches!(kind, Some("default" | "mrope")) {
-        return Err(
-            rope.error("the rope type must be \"default\" or \"mrope\"; scaled variants are not supported")
-        );
+    match windows {
+        true => Err(s.error("layers with a sliding window (\"use_sliding_window\": true) are not supported")),
+        false => Ok(()),
     }
-    let theta = if rope.map.contains_key("rope_theta") {
-        rope.positive("rope_theta")?
-    } else {
-        s.positive("rope_theta")?
-    };
-    let sections = rope.sizes("mrope_section")?;
-    let section: [usize; 3] = sections
-        .try_into()
-        .map_err(|_| rope.error("\"mrope_section\" must hold three numbers"))?;
-    if section.iter().sum::<usize>() != head_dim / 2 {
-        return Err(rope.error(&format!(
-            "\"mrope_section\" must add up to half the head size ({})",
-            head_dim / 2
-        )));
-    }
-    Ok((theta, section))
 }
 
 fn vision_config(s: &Section<'_>) -> Result<VisionConfig> {
     let hidden = s.size("hidden_size")?;
     let heads = s.size("num_heads")?;
     if hidden % heads != 0 || (hidden / heads) % 4 != 0 {
-        return Err(s.error("\"hidden_size\" / \"num_heads\" must be a multiple of 4"));
+        return Err(s.error(&format!(
+            "\"hidden_size\" ({hidden}) / \"num_heads\" ({heads}) must be a multiple of 4"
+        )));
     }
-    let depth = s.size("depth")?;
+    let rope = s.section("rope_parameters", Part::VisionRope)?;
+    if !matches!(rope.text("rope_type"), None | Some("default" | "axial")) {
+        return Err(rope.error("\"rope_type\" must be \"axial\""));
+    }
     let config = VisionConfig {
-        depth,
+        depth: s.size("depth")?,
         hidden_size: hidden,
         intermediate_size: s.size("intermediate_size")?,
         num_heads: heads,
         head_dim: hidden / heads,
         hidden_act: s.activation("hidden_act")?,
-        in_channels: s.size(if s.map.contains_key("in_channels") {
-            "in_channels"
-        } else {
-            "in_chans"
-        })?,
+        in_channels: s.size("in_channels")?,
         patch_size: s.size("patch_size")?,
         temporal_patch_size: s.size("temporal_patch_size")?,
         spatial_merge_size: s.size("spatial_merge_size")?,
         window_size: s.size("window_size")?,
         out_hidden_size: s.size("out_hidden_size")?,
+        // An index beyond the depth names no block, as in transformers: a shallow model may keep the default.
         fullatt_block_indexes: s.sizes("fullatt_block_indexes")?,
-        rope_theta: match s.map.get("rope_parameters") {
-            Some(Value::Object(_)) => s.section("rope_parameters")?.positive("rope_theta")?,
-            _ => 10_000.0, // the published models' constant, which the hub's configs leave out
-        },
+        rope_theta: rope.positive("rope_theta")?,
     };
     if config.window_tokens() == 0 {
         return Err(s.error("\"window_size\" is smaller than one merged patch"));
     }
-    if config.fullatt_block_indexes.iter().any(|&i| i >= depth) {
-        return Err(s.error("\"fullatt_block_indexes\" names a block beyond \"depth\""));
-    }
     Ok(config)
 }
 
-/// One JSON object of the config and where it stands, for errors.
+/// One JSON object of the config and where it stands.
 #[derive(Clone)]
-struct Section<'a> {
+pub(super) struct Section<'a> {
     path: &'a Path,
     prefix: String,
-    map: &'a Map<String, Value>,
+    /// Whose defaults it has.
+    part: Part,
+    pub(super) map: &'a Map<String, Value>,
 }
 
 impl<'a> Section<'a> {
-    fn new(path: &'a Path, prefix: &str, value: &'a Value) -> Result<Self> {
+    fn new(path: &'a Path, prefix: &str, part: Part, value: &'a Value) -> Result<Self> {
         match value.as_object() {
             Some(map) => Ok(Self {
                 path,
                 prefix: prefix.to_owned(),
+                part,
                 map,
             }),
             None => Err(Error::checkpoint(
@@ -288,7 +280,7 @@ impl<'a> Section<'a> {
         }
     }
 
-    fn error(&self, reason: &str) -> Error {
+    pub(super) fn error(&self, reason: &str) -> Error {
         let place = if self.prefix.is_empty() {
             String::new()
         } else {
@@ -297,19 +289,54 @@ impl<'a> Section<'a> {
         Error::checkpoint(PathBuf::from(self.path), format!("{place}{reason}"))
     }
 
+    /// The value in the file, unless it is absent or null.
+    pub(super) fn present(&self, key: &str) -> Option<&'a Value> {
+        self.map.get(key).filter(|value| !value.is_null())
+    }
+
+    /// The value in the file or its default.
     fn get(&self, key: &str) -> Result<&'a Value> {
-        self.map
-            .get(key)
+        self.part
+            .get(self.map, key)
             .ok_or_else(|| self.error(&format!("required key \"{key}\" is missing")))
     }
 
-    fn section(&self, key: &str) -> Result<Section<'a>> {
+    /// For an error: those of `keys` that the file leaves out, with the defaults that they have then.
+    pub(super) fn left_out(&self, keys: &[&str]) -> String {
+        let named: Vec<String> = keys
+            .iter()
+            .filter(|key| !self.map.contains_key(**key))
+            .filter_map(|key| Some(format!("\"{key}\" ({})", self.part.default_of(key)?)))
+            .collect();
+        match named.is_empty() {
+            true => String::new(),
+            false => format!(
+                "; left out, and so with transformers' default: {}",
+                named.join(", ")
+            ),
+        }
+    }
+
+    /// Whether it stands in another object: the file's form is transformers 5's.
+    pub(super) fn is_nested(&self) -> bool {
+        !self.prefix.is_empty()
+    }
+
+    /// The number that `key` is where it is left out.
+    pub(super) fn default(&self, key: &str) -> Result<f64> {
+        let default = self.part.default_of(key).and_then(Value::as_f64);
+        default.ok_or_else(|| self.error(&format!("required key \"{key}\" is missing")))
+    }
+
+    /// The object `key`; an empty one where it is absent or null.
+    pub(super) fn section(&self, key: &str, part: Part) -> Result<Section<'a>> {
+        static NOTHING: LazyLock<Value> = LazyLock::new(|| Value::Object(Map::new()));
         let name = if self.prefix.is_empty() {
             key.to_owned()
         } else {
             format!("{}.{key}", self.prefix)
         };
-        Section::new(self.path, &name, self.get(key)?)
+        Section::new(self.path, &name, part, self.present(key).unwrap_or(&NOTHING))
     }
 
     fn in_range(&self, key: &str, value: &Value, low: u64) -> Result<usize> {
@@ -321,11 +348,15 @@ impl<'a> Section<'a> {
         }
     }
 
-    fn size(&self, key: &str) -> Result<usize> {
+    pub(super) fn size(&self, key: &str) -> Result<usize> {
         self.in_range(key, self.get(key)?, 1)
     }
 
-    fn sizes(&self, key: &str) -> Result<Vec<usize>> {
+    fn whole(&self, key: &str) -> Result<usize> {
+        self.in_range(key, self.get(key)?, 0)
+    }
+
+    pub(super) fn sizes(&self, key: &str) -> Result<Vec<usize>> {
         let list = self
             .get(key)?
             .as_array()
@@ -333,19 +364,24 @@ impl<'a> Section<'a> {
         list.iter().map(|v| self.in_range(key, v, 0)).collect()
     }
 
-    fn positive(&self, key: &str) -> Result<f64> {
+    pub(super) fn positive(&self, key: &str) -> Result<f64> {
         match self.get(key)?.as_f64() {
             Some(x) if x.is_finite() && x > 0.0 => Ok(x),
             _ => Err(self.error(&format!("\"{key}\" must be a positive number"))),
         }
     }
 
-    fn flag(&self, key: &str) -> Result<Option<bool>> {
-        match self.map.get(key) {
-            None | Some(Value::Null) => Ok(None),
-            Some(Value::Bool(b)) => Ok(Some(*b)),
+    /// Whether it is true; neither absent nor null is.
+    pub(super) fn flag(&self, key: &str) -> Result<bool> {
+        match self.present(key) {
+            None => Ok(false),
+            Some(Value::Bool(b)) => Ok(*b),
             Some(_) => Err(self.error(&format!("\"{key}\" must be true or false"))),
         }
+    }
+
+    pub(super) fn text(&self, key: &str) -> Option<&'a str> {
+        self.present(key).and_then(Value::as_str)
     }
 
     fn activation(&self, key: &str) -> Result<Activation> {

@@ -158,7 +158,7 @@ impl LanguageModel {
         let mut room = std::mem::take(&mut cache.room);
         room.fit(self, threads, parts);
         room.x.copy_from_slice(floats(&self.embed(&[token])?));
-        room.turn(floats(&self.inverse), position);
+        room.turn(floats(&self.inverse), c.rope.attention_factor() as f32, position);
         let mut members = std::mem::take(&mut room.members);
         {
             let step = Step {
@@ -237,12 +237,12 @@ impl StepRoom {
     }
 
     /// The rotary table of `position`; all three axes agree, so that mrope's sections do not matter.
-    fn turn(&mut self, inverse: &[f32], position: i64) {
+    fn turn(&mut self, inverse: &[f32], factor: f32, position: i64) {
         let angles = || inverse.iter().chain(inverse).map(|f| position as f32 * f);
         self.cos.clear();
-        self.cos.extend(angles().map(f32::cos));
+        self.cos.extend(angles().map(|angle| angle.cos() * factor));
         self.sin.clear();
-        self.sin.extend(angles().map(f32::sin));
+        self.sin.extend(angles().map(|angle| angle.sin() * factor));
     }
 }
 

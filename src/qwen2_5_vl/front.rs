@@ -8,8 +8,10 @@ use super::linear::Scratch;
 use super::model::to_the_end;
 use super::positions::{Positions, rope_positions};
 use super::recorded::DropoutSeed;
+use super::tying::{EMBEDDING, Tying};
 use super::vision::VisionTower;
 use crate::Result;
+use crate::blackwell_compat::Reductions;
 use crate::checkpoint::Checkpoint;
 use crate::device::upload;
 use crate::processing::{Grid, PromptError};
@@ -34,12 +36,17 @@ impl Front {
             samples: None,
             adapter: None,
             dropout_seed: DropoutSeed::default(),
+            reductions: Reductions::on(device),
+        };
+        let table = match Tying::of(checkpoint, config)?.0 {
+            Tying::One(name) => name,
+            Tying::Apart => EMBEDDING,
         };
         let shape = [config.text.vocab_size, config.text.hidden_size];
         tch::no_grad(|| {
             Ok(Self {
                 vision: VisionTower::load(&weights, &config.vision)?,
-                embed: weights.tensor("model.embed_tokens.weight", &shape)?,
+                embed: weights.tensor(table, &shape)?,
                 config: config.clone(),
             })
         })
@@ -53,7 +60,7 @@ impl Front {
         grids: &[Grid],
     ) -> Result<(Tensor, Positions)> {
         let image = self.config.image_token_id;
-        let positions = rope_positions(input_ids, image, grids, self.config.vision.spatial_merge_size)?;
+        let positions = rope_positions(input_ids, image, &self.vision.extents.of(grids)?)?;
         let places: Vec<i64> = (0..input_ids.len() as i64)
             .filter(|&i| input_ids[i as usize] == image)
             .collect();

@@ -7,9 +7,9 @@ use tch::{Device, Kind, Tensor};
 use super::TextConfig;
 use super::decoder::StepRoom;
 use super::layers::{Mlp, RmsNorm, Weights, rotate};
-use super::linear::{Linear, LinearWeight};
+use super::linear::{Linear, LinearWeight, Lora};
 use super::model::{GoOn, ask};
-use super::vision::inverse_frequencies;
+use super::tying::Tying;
 use crate::Result;
 use crate::device::upload;
 use crate::kernels::cpu::Heads;
@@ -70,6 +70,8 @@ pub enum Wanted {
 pub(super) struct LanguageModel {
     pub(super) config: TextConfig,
     pub(super) embed: Tensor,
+    /// An adapter's part of the embedding table.
+    embed_lora: Option<Lora>,
     /// Shared with the graph of a training.
     pub(super) layers: Vec<Arc<Layer>>,
     pub(super) norm: RmsNorm,
@@ -80,10 +82,11 @@ pub(super) struct LanguageModel {
 }
 
 impl LanguageModel {
-    pub(super) fn load(w: &Weights<'_>, config: &TextConfig, tied: bool) -> Result<Self> {
+    pub(super) fn load(w: &Weights<'_>, config: &TextConfig, tying: Tying) -> Result<Self> {
         let c = config;
         let kv = c.num_key_value_heads * c.head_dim;
-        let embed = w.embedding("model.embed_tokens.weight", &[c.vocab_size, c.hidden_size], tied)?;
+        let tied = tying != Tying::Apart;
+        let embed = w.embedding(tying, &[c.vocab_size, c.hidden_size])?;
         let layers = (0..c.num_hidden_layers)
             .map(|i| {
                 let name = format!("model.layers.{i}");
@@ -121,9 +124,10 @@ impl LanguageModel {
         };
         Ok(Self {
             norm: w.rms_norm("model.norm", c.hidden_size, c.rms_norm_eps)?,
-            inverse: inverse_frequencies(c.rope_theta, c.head_dim as i64)?.f_to_device(w.device)?,
+            inverse: c.rope.inverse_frequencies(c.head_dim)?.f_to_device(w.device)?,
             config: config.clone(),
             embed,
+            embed_lora: w.lora("model.embed_tokens")?,
             layers,
             head,
             kind: w.kind,
@@ -156,9 +160,16 @@ impl LanguageModel {
 
     /// ids: `[rows]` → `[rows, hidden]`.
     pub(super) fn embed(&self, ids: &[i64]) -> Result<Tensor> {
-        let ids = upload(ids, self.embed.device())?;
-        let rows = self.embed.f_index_select(0, &ids)?;
-        Ok(rows.f_to_device(self.device)?.f_to_kind(self.kind)?)
+        let at = upload(ids, self.embed.device())?;
+        let rows = self.embed.f_index_select(0, &at)?;
+        let rows = rows.f_to_device(self.device)?.f_to_kind(self.kind)?;
+        let Some(lora) = &self.embed_lora else {
+            return Ok(rows);
+        };
+        let at = upload(ids, self.device)?;
+        let low = lora.b.f_index_select(0, &at)?.f_to_kind(self.kind)?;
+        let part = low.f_matmul(&lora.a.f_to_kind(self.kind)?)?;
+        Ok(rows.f_add(&part.f_mul_scalar(lora.scale)?)?)
     }
 
     /// x: `[rows, hidden]` at `positions` (three axes) → hidden states `[rows or 1, hidden]`; appends to the cache.
@@ -254,7 +265,7 @@ impl LanguageModel {
     /// cos and sin `[rows, head_dim]`: each frequency follows the axis its mrope section names.
     pub(super) fn rotary(&self, positions: &[Vec<i64>; 3]) -> Result<(Tensor, Tensor)> {
         let (mut parts, mut start) = (Vec::new(), 0);
-        for (axis, &width) in positions.iter().zip(&self.config.mrope_section) {
+        for (axis, &width) in positions.iter().zip(&self.config.rope.sections) {
             let p = upload(axis, self.device)?.f_to_kind(Kind::Float)?;
             let inverse = self.inverse.f_narrow(0, start, width as i64)?;
             parts.push(p.f_unsqueeze(1)?.f_mul(&inverse)?);
@@ -262,9 +273,13 @@ impl LanguageModel {
         }
         let half = Tensor::f_cat(&parts, 1)?;
         let angles = Tensor::f_cat(&[&half, &half], 1)?;
+        let scaled = |wave: Tensor| match self.config.rope.attention_factor() {
+            1.0 => Ok(wave),
+            factor => wave.f_mul_scalar(factor),
+        };
         Ok((
-            angles.f_cos()?.f_to_kind(self.kind)?,
-            angles.f_sin()?.f_to_kind(self.kind)?,
+            scaled(angles.f_cos()?)?.f_to_kind(self.kind)?,
+            scaled(angles.f_sin()?)?.f_to_kind(self.kind)?,
         ))
     }
 }

@@ -7,7 +7,9 @@ use tch::{Device, Kind, Tensor};
 use super::Activation;
 use super::linear::{InputSamples, Linear, LinearWeight, Lora, Scratch};
 use super::recorded::{Dropout, DropoutSeed, recorded_rotate};
+use super::tying::{EMBEDDING, HEAD, Tying};
 use crate::adapters::{Adapter, LoraPair};
+use crate::blackwell_compat::Reductions;
 use crate::checkpoint::Checkpoint;
 use crate::kernels::{cpu, cuda};
 use crate::quant::Quantization;
@@ -29,6 +31,8 @@ pub(super) struct Weights<'a> {
     /// What is added to some linear layers; it fits the model.
     pub(super) adapter: Option<&'a Adapter>,
     pub(super) dropout_seed: DropoutSeed,
+    /// How integers are multiplied up.
+    pub(super) reductions: Reductions,
 }
 
 impl Weights<'_> {
@@ -64,10 +68,25 @@ impl Weights<'_> {
         })
     }
 
-    /// An embedding table. Beside weights in four bits it would be a fifth of a GPU's memory, and only some rows of it are
+    /// The embedding table. Beside weights in four bits it would be a fifth of a GPU's memory, and only some rows of it are
     /// ever read: unless it is the output head too, it stays with the host.
-    pub(super) fn embedding(&self, name: &str, shape: &[usize], is_head: bool) -> Result<Tensor> {
-        if is_head || self.quantization == Quantization::None {
+    pub(super) fn embedding(&self, tying: Tying, shape: &[usize]) -> Result<Tensor> {
+        let (name, device) = match tying {
+            Tying::One(name) => (name, self.device),
+            Tying::Apart if self.quantization == Quantization::None => (EMBEDDING, self.device),
+            Tying::Apart => (EMBEDDING, Device::Cpu),
+        };
+        // An adapter's head is the table, too, where the two are one.
+        let stored = match tying {
+            Tying::One(_) => self.replaced(HEAD, shape, device)?,
+            Tying::Apart => None,
+        };
+        if let Some(table) =
+            stored.map_or_else(|| self.replaced(EMBEDDING, shape, device), |t| Ok(Some(t)))?
+        {
+            return Ok(table);
+        }
+        if device == self.device {
             return self.matrix(name, shape);
         }
         self.checkpoint
@@ -129,7 +148,39 @@ impl Weights<'_> {
         Ok(tensor.f_to_device(self.device)?.f_to_kind(kind)?.f_contiguous()?)
     }
 
+    /// The tensor that the adapter's folder holds in place of the base's, as it is computed with on `device`.
+    fn replaced(&self, name: &str, shape: &[usize], device: Device) -> Result<Option<Tensor>> {
+        let Some((adapter, tensor)) = self
+            .adapter
+            .and_then(|adapter| Some((adapter, adapter.replaced.get(name)?)))
+        else {
+            return Ok(None);
+        };
+        if tensor
+            .size()
+            .iter()
+            .map(|&n| n as usize)
+            .ne(shape.iter().copied())
+        {
+            return Err(Error::checkpoint(
+                adapter.file(),
+                format!(
+                    "holds \"{name}\" of shape {:?} in place of the base's, whose config.json asks for {shape:?}: \
+                     the vocabulary was resized; choose the base with that vocabulary",
+                    tensor.size()
+                ),
+            ));
+        }
+        let at_rest =
+            self.device == Device::Cpu && self.kind == Kind::Float && tensor.kind() == Kind::BFloat16;
+        let kind = if at_rest { Kind::BFloat16 } else { self.kind };
+        Ok(Some(tensor.f_to_device(device)?.f_to_kind(kind)?.f_contiguous()?))
+    }
+
     fn linear_weight(&self, name: &str, shape: [usize; 2]) -> Result<LinearWeight> {
+        if let Some(weight) = self.replaced(name, &shape, self.device)? {
+            return Ok(LinearWeight::Dense(weight));
+        }
         let quantized = match &self.quantization {
             Quantization::None => None,
             Quantization::BitsAndBytes(_) => {

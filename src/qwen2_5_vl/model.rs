@@ -11,8 +11,10 @@ use super::layers::Weights;
 use super::linear::{InputSamples, Scratch};
 use super::positions::{Positions, rope_positions};
 use super::recorded::DropoutSeed;
+use super::tying::Tying;
 use super::vision::VisionTower;
 use crate::adapters::Adapter;
+use crate::blackwell_compat::Reductions;
 use crate::checkpoint::Checkpoint;
 use crate::device::upload;
 use crate::processing::{Grid, PromptError};
@@ -25,6 +27,7 @@ pub struct Model {
     pub(super) vision: VisionTower,
     pub(super) language: LanguageModel,
     pub(super) dropout_seed: DropoutSeed,
+    warnings: Vec<String>,
 }
 
 /// A prompt after its pass through the model.
@@ -63,7 +66,24 @@ impl Model {
         device: Device,
         adapter: Option<&Adapter>,
     ) -> Result<Self> {
-        Self::load_with(checkpoint, config, (kind, device), adapter, None)
+        Self::load_counting(
+            checkpoint,
+            config,
+            (kind, device),
+            adapter,
+            Reductions::on(device),
+        )
+    }
+
+    /// The same, with another way to multiply integers up than the device asks for.
+    pub fn load_counting(
+        checkpoint: &Checkpoint,
+        config: &Config,
+        place: (Kind, Device),
+        adapter: Option<&Adapter>,
+        reductions: Reductions,
+    ) -> Result<Self> {
+        Self::load_with(checkpoint, config, place, (adapter, None), reductions)
     }
 
     /// The same without an adapter; its linear layers leave some of what they read in `samples`.
@@ -74,18 +94,29 @@ impl Model {
         device: Device,
         samples: Arc<InputSamples>,
     ) -> Result<Self> {
-        Self::load_with(checkpoint, config, (kind, device), None, Some(samples))
+        let reductions = Reductions::on(device);
+        Self::load_with(
+            checkpoint,
+            config,
+            (kind, device),
+            (None, Some(samples)),
+            reductions,
+        )
     }
 
     fn load_with(
         checkpoint: &Checkpoint,
         config: &Config,
         (kind, device): (Kind, Device),
-        adapter: Option<&Adapter>,
-        samples: Option<Arc<InputSamples>>,
+        (adapter, samples): (Option<&Adapter>, Option<Arc<InputSamples>>),
+        reductions: Reductions,
     ) -> Result<Self> {
+        let (tying, warning) = Tying::of(checkpoint, config)?;
+        let mut warnings = checkpoint.warnings().to_vec();
+        warnings.extend(warning);
         if let Some(adapter) = adapter {
             adapter.check(config)?;
+            warnings.extend(adapter.warnings(config)?);
         }
         let weights = Weights {
             checkpoint,
@@ -96,19 +127,31 @@ impl Model {
             samples,
             adapter,
             dropout_seed: DropoutSeed::default(),
+            reductions,
         };
         let _guard = tch::no_grad_guard();
         Ok(Self {
             vision: VisionTower::load(&weights, &config.vision)?,
-            language: LanguageModel::load(&weights, &config.text, config.tie_word_embeddings)?,
+            language: LanguageModel::load(&weights, &config.text, tying)?,
             config: config.clone(),
             dropout_seed: weights.dropout_seed.clone(),
+            warnings,
         })
     }
 
     /// The model's sizes.
     pub fn config(&self) -> &Config {
         &self.config
+    }
+
+    /// What of the folders should be mended, though they are used: for the person who loads them.
+    pub fn warnings(&self) -> &[String] {
+        &self.warnings
+    }
+
+    /// How it multiplies integers up.
+    pub fn reductions(&self) -> Reductions {
+        self.vision.extents.reductions()
     }
 
     /// Where it computes.
@@ -164,7 +207,7 @@ impl Model {
         go_on: &mut GoOn<'_>,
     ) -> Result<Prefill> {
         let image = self.config.image_token_id;
-        let positions = rope_positions(input_ids, image, grids, self.config.vision.spatial_merge_size)?;
+        let positions = rope_positions(input_ids, image, &self.vision.extents.of(grids)?)?;
         let places: Vec<i64> = (0..input_ids.len() as i64)
             .filter(|&i| input_ids[i as usize] == image)
             .collect();

@@ -5,15 +5,17 @@
 
 use std::sync::Arc;
 
-use tch::{Kind, Tensor};
+use tch::{Device, Kind, Tensor};
 
 use super::attention::{Run, Runs};
+use super::extents::{Extent, Extents};
 use super::language::{LanguageModel, Layer};
 use super::layers::rotate;
 use super::model::to_the_end;
 use super::positions::rope_positions;
 use super::{Config, Model};
 use crate::autograd::{self, attach, detached, recomputed};
+use crate::blackwell_compat::Reductions;
 use crate::device::upload;
 use crate::kernels::cpu::Heads;
 use crate::processing::{Grid, PromptError};
@@ -60,12 +62,14 @@ struct Place {
 impl Packed {
     /// Puts sequences together for a model of `config`. A page that several of them have is looked at once.
     pub fn new(config: &Config, pages: &[Grid], sequences: &[Sequence<'_>]) -> Result<Self> {
-        let merge = config.vision.spatial_merge_size;
-        let starts: Vec<usize> = pages
+        // Assembled by the host, whatever the model computes on.
+        let host = Reductions::on(Device::Cpu);
+        let extents = Extents::new(Device::Cpu, host, config.vision.spatial_merge_size).of(pages)?;
+        let starts: Vec<usize> = extents
             .iter()
             .scan(0, |end, page| {
                 let start = *end;
-                *end += page.tokens(merge);
+                *end += page.tokens;
                 Some(start)
             })
             .collect();
@@ -92,8 +96,8 @@ impl Packed {
                 seen.extend(beginning.clone());
             }
             for (i, sequence) in group.iter().enumerate() {
-                let grids: Vec<Grid> = sequence.pages.iter().map(|&page| pages[page]).collect();
-                let positions = rope_positions(sequence.ids, config.image_token_id, &grids, merge)?;
+                let own_pages: Vec<Extent> = sequence.pages.iter().map(|&page| extents[page]).collect();
+                let positions = rope_positions(sequence.ids, config.image_token_id, &own_pages)?;
                 // The first one brings what all have.
                 let first = if i == 0 { 0 } else { shared };
                 let own = packed.ids.len() + shared - first;
@@ -102,9 +106,9 @@ impl Packed {
                 }
                 packed.ids.extend(&sequence.ids[first..]);
                 let images = |ids: &[i64]| ids.iter().filter(|&&id| id == config.image_token_id).count();
-                let rows = sequence.pages.iter().zip(&grids).flat_map(|(&page, grid)| {
+                let rows = sequence.pages.iter().zip(&own_pages).flat_map(|(&page, extent)| {
                     let start = starts[page];
-                    (start..start + grid.tokens(merge)).map(|row| row as i64)
+                    (start..start + extent.tokens).map(|row| row as i64)
                 });
                 features.extend(rows.skip(images(&sequence.ids[..first])));
                 packed.sequences.push(Place {
@@ -125,7 +129,7 @@ impl Packed {
             .iter()
             .any(|run| run.queries != run.keys)
             .then_some(seen);
-        let all: usize = pages.iter().map(|page| page.tokens(merge)).sum();
+        let all: usize = extents.iter().map(|page| page.tokens).sum();
         let in_order = features.len() == all && features.iter().zip(0..).all(|(row, i)| *row == i);
         packed.features = (!in_order).then_some(features);
         let rows = packed.ids.iter().enumerate();

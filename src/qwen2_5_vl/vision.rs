@@ -6,6 +6,7 @@ use tch::{Device, Kind, Tensor};
 
 use super::VisionConfig;
 use super::attention::Runs;
+use super::extents::Extents;
 use super::layers::{Mlp, RmsNorm, Weights, rotate};
 use super::linear::{Linear, LinearWeight};
 use super::model::{GoOn, ask};
@@ -94,6 +95,8 @@ pub(super) struct VisionTower {
     merger_norm: RmsNorm,
     merger_in: Linear,
     merger_out: Linear,
+    /// Sizes of pages; the language model's positions follow from the same.
+    pub(super) extents: Extents,
     kind: Kind,
     device: Device,
 }
@@ -143,6 +146,7 @@ impl VisionTower {
             merger_norm: w.rms_norm("visual.merger.ln_q", c.hidden_size, EPS)?,
             merger_in: w.linear("visual.merger.mlp.0", merged, merged, true)?,
             merger_out: w.linear("visual.merger.mlp.2", c.out_hidden_size, merged, true)?,
+            extents: Extents::new(w.device, w.reductions, c.spatial_merge_size),
             config: config.clone(),
             kind: w.kind,
             device: w.device,
@@ -164,7 +168,8 @@ impl VisionTower {
     ) -> Result<Tensor> {
         let c = &self.config;
         let unit = (c.spatial_merge_size * c.spatial_merge_size) as i64;
-        let plan = WindowPlan::new(grids, c.spatial_merge_size, c.window_tokens());
+        let pages = self.extents.of(grids)?;
+        let plan = WindowPlan::new(&pages, c.window_tokens());
         let order = upload(&plan.order, self.device)?;
         let in_window_order = |x: &Tensor| -> Result<Tensor> {
             let rows = x.size()[0];
@@ -176,9 +181,9 @@ impl VisionTower {
         let angles = in_window_order(&self.angles(grids)?)?;
         let (cos, sin) = (angles.f_cos()?, angles.f_sin()?);
         let windows: Vec<i64> = plan.lengths.iter().map(|&n| n as i64 * unit).collect();
-        let images: Vec<i64> = grids
+        let images: Vec<i64> = pages
             .iter()
-            .flat_map(|g| std::iter::repeat_n((g.h * g.w) as i64, g.t))
+            .flat_map(|page| std::iter::repeat_n(page.frame_patches as i64, page.frames))
             .collect();
         let frame = |lengths| -> Result<Arc<Frame>> {
             Ok(Arc::new(Frame {

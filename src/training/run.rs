@@ -113,6 +113,10 @@ pub fn train(run: &TrainingRun<'_>) -> Result<TrainingMetrics> {
         ..LoadOptions::default()
     };
     let reader = Reader::load_with(&base.dir, &load, Some(&parameters.adapter))?;
+    if run.leads() {
+        let warnings = reader.warnings().iter();
+        warnings.for_each(|warning| telemetry::say(Level::WARN, warning));
+    }
     if run.device != Device::Cpu {
         // Teams of threads for what little is left to the CPU wait busily, on the cores that start the GPU's kernels.
         tch::set_num_threads(1);

@@ -28,16 +28,27 @@ fn remove(key: &str) -> impl FnOnce(&mut Value) {
 }
 
 #[test]
-fn a_missing_key_of_the_config_is_named() {
+fn a_key_of_the_config_whose_default_does_not_fit_is_named() {
     refused(
         "config.json",
         remove("hidden_size"),
-        &["\"hidden_size\" is missing"],
+        &["left out", "\"hidden_size\" (8192)", "mrope_section"],
     );
     refused(
         "config.json",
+        |config| remove("out_hidden_size")(&mut config["vision_config"]),
+        &["vision_config", "left out", "\"out_hidden_size\" (3584)"],
+    );
+    // As many blocks as the default has, of which the folder holds six.
+    refused(
+        "config.json",
         |config| remove("depth")(&mut config["vision_config"]),
-        &["vision_config", "\"depth\" is missing"],
+        &["visual.blocks.6.", "is missing"],
+    );
+    refused(
+        "config.json",
+        remove("model_type"),
+        &["\"model_type\"", "qwen2_5_vl"],
     );
     refused(
         "preprocessor_config.json",

@@ -91,7 +91,7 @@ fn a_broken_model_is_an_error_that_names_file_and_cause() {
                     drop(config.as_object_mut().unwrap().remove("hidden_size"))
                 })
             },
-            &["config.json", "\"hidden_size\" is missing"],
+            &["config.json", "left out", "\"hidden_size\" (8192)"],
         ),
         (
             &|model| model.write("config.json", b"{"),

@@ -3,6 +3,7 @@
 use std::path::Path;
 use std::sync::atomic::AtomicBool;
 
+use medical_vision::blackwell_compat::{Reductions, check};
 use medical_vision::checkpoint::Checkpoint;
 use medical_vision::device::{DeviceChoice, select};
 use medical_vision::kernels::cpu::Heads;
@@ -10,8 +11,11 @@ use medical_vision::kernels::cuda;
 use medical_vision::processing::Grid;
 use medical_vision::quant::Watch;
 use medical_vision::quant::nf4::{Nf4Options, Nf4Weight, QuantType, quantize_folder};
-use medical_vision::qwen2_5_vl::{Config, Model, Packed, Sequence};
+use medical_vision::qwen2_5_vl::{Config, Extents, Model, Packed, Sequence, Wanted};
 use tch::{Device, Kind, Tensor};
+
+use super::folders::yarn_folder;
+use super::model::{ids, max_abs, tensors};
 
 fn gpu() -> Option<Device> {
     let device = select(DeviceChoice::Auto).unwrap().device;
@@ -186,4 +190,48 @@ fn sequences_with_a_common_beginning_are_computed_as_alone() {
     let alone = Tensor::cat(&alone, 0);
     let off = (together - &alone).abs().max().double_value(&[]) / alone.abs().max().double_value(&[]);
     assert!(off < 0.03, "{off}");
+}
+
+/// The prompt's pass and one token at a time, where CUDA kernels turn queries and keys.
+#[test]
+fn yarn_on_a_gpu_computes_what_transformers_computes() {
+    let Some(device) = gpu() else { return };
+    let dir = yarn_folder();
+    let config = Config::from_dir(dir.path()).unwrap();
+    let checkpoint = Checkpoint::open(dir.path()).unwrap();
+    let golden = tensors("goldens/folders-yarn-text.safetensors");
+    let input = ids(&golden["input_ids"]);
+    for (kind, tolerance) in [(Kind::Float, 2e-3), (Kind::BFloat16, 0.3)] {
+        let model = Model::load(&checkpoint, &config, kind, device, None).unwrap();
+        let mut cache = model.cache(input.len()).unwrap();
+        let whole = model.prefill(&input, None, &[], &mut cache, Wanted::All).unwrap();
+        let mut cache = model.cache(input.len()).unwrap();
+        let first = model
+            .prefill(&input[..1], None, &[], &mut cache, Wanted::All)
+            .unwrap();
+        let mut rows = vec![model.logits(&first.hidden).unwrap()];
+        rows.extend(input[1..].iter().map(|&id| model.decode(id, &mut cache).unwrap()));
+        for logits in [model.logits(&whole.hidden).unwrap(), Tensor::cat(&rows, 0)] {
+            let worst = max_abs(&logits.to_device(Device::Cpu), &golden["logits"]);
+            assert!(worst <= tolerance, "{kind:?}: {worst}");
+        }
+    }
+}
+
+/// What `doctor` tries, and the sizes of a page by both ways.
+#[test]
+fn integer_products_on_a_gpu_are_the_cpus() {
+    let Some(device) = gpu() else { return };
+    let found = check(device, Reductions::on(device));
+    assert!(found.checked && found.capability.is_some(), "{found:?}");
+    let grids = [(1, 34, 46), (2, 16, 20)].map(|(t, h, w)| Grid { t, h, w });
+    let of = |device, capability| {
+        let reductions = Reductions::with_capability(Some(capability));
+        Extents::new(device, reductions, 2).of(&grids).unwrap()
+    };
+    let host = of(Device::Cpu, (9, 0));
+    assert_eq!(of(device, (12, 1)), host);
+    if !found.needed {
+        assert_eq!(of(device, (9, 0)), host);
+    }
 }

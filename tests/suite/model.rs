@@ -1,5 +1,6 @@
 //! The model against transformers' goldens, stage by stage and page by page.
 
+use std::collections::HashMap;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
@@ -10,7 +11,7 @@ use medical_vision::processing::{DecodeLimits, Grid, decode};
 use medical_vision::qwen2_5_vl::{Config, Model, Wanted};
 use tch::{Device, Kind, Tensor};
 
-const TOLERANCE: f64 = 2e-4;
+pub const TOLERANCE: f64 = 2e-4;
 
 fn root() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR"))
@@ -24,7 +25,7 @@ fn model_dir(name: &str) -> PathBuf {
     }
 }
 
-fn load(dir: &Path) -> Model {
+pub fn load(dir: &Path) -> Model {
     let config = Config::from_dir(dir).unwrap();
     Model::load(
         &Checkpoint::open(dir).unwrap(),
@@ -36,34 +37,46 @@ fn load(dir: &Path) -> Model {
     .unwrap()
 }
 
-fn goldens(name: &str, case: &str) -> std::collections::HashMap<String, Tensor> {
-    let file = root().join(format!("tests/fixtures/goldens/{name}-{case}.safetensors"));
+pub fn tensors(file: &str) -> HashMap<String, Tensor> {
+    let file = root().join("tests/fixtures").join(file);
     Tensor::read_safetensors(file).unwrap().into_iter().collect()
 }
 
-fn max_abs(a: &Tensor, b: &Tensor) -> f64 {
+pub fn goldens(name: &str, case: &str) -> HashMap<String, Tensor> {
+    tensors(&format!("goldens/{name}-{case}.safetensors"))
+}
+
+/// Grids of a golden's pages.
+pub fn grids(golden: &HashMap<String, Tensor>) -> Vec<Grid> {
+    let grid = |g: &[i64]| Grid {
+        t: g[0] as usize,
+        h: g[1] as usize,
+        w: g[2] as usize,
+    };
+    let grids = golden
+        .get("image_grid_thw")
+        .map(|t| ids(t).chunks(3).map(grid).collect());
+    grids.unwrap_or_default()
+}
+
+pub fn max_abs(a: &Tensor, b: &Tensor) -> f64 {
     assert_eq!(a.size(), b.size());
     (a - b).abs().max().double_value(&[])
 }
 
-fn ids(t: &Tensor) -> Vec<i64> {
+pub fn ids(t: &Tensor) -> Vec<i64> {
     Vec::try_from(t.flatten(0, -1)).unwrap()
 }
 
 fn check(name: &str, case: &str) {
-    let model = load(&model_dir(name));
-    let golden = goldens(name, case);
+    check_folder(&model_dir(name), name, case, &goldens(name, case));
+}
+
+/// The model in `dir` computes the features, positions, logits and greedy tokens of `golden`.
+pub fn check_folder(dir: &Path, name: &str, case: &str, golden: &HashMap<String, Tensor>) {
+    let model = load(dir);
     let input_ids = ids(&golden["input_ids"]);
-    let grids: Vec<Grid> = golden.get("image_grid_thw").map_or_else(Vec::new, |t| {
-        ids(t)
-            .chunks(3)
-            .map(|g| Grid {
-                t: g[0] as usize,
-                h: g[1] as usize,
-                w: g[2] as usize,
-            })
-            .collect()
-    });
+    let grids = grids(golden);
     let features = golden
         .get("pixel_values")
         .map(|p| model.image_features(p, &grids).unwrap());

@@ -4,6 +4,7 @@ mod attacks;
 mod folders;
 mod goldens;
 mod plain_jinja;
+mod qwen;
 mod stream;
 mod templates;
 

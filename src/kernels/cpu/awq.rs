@@ -6,8 +6,6 @@
 use std::ops::Range;
 use std::sync::LazyLock;
 
-use half::f16;
-
 use super::lanes::CodeTable;
 use super::matrix::RowProduct;
 use super::nf4::{BlockScales, CodedMatrix};
@@ -20,8 +18,8 @@ const MIDDLE: f32 = 8.0;
 pub struct GroupedMatrix<'a> {
     /// `rows * columns` codes.
     pub packed: &'a [u8],
-    /// `[rows, columns / group]`.
-    pub scales: &'a [f16],
+    /// `[rows, columns / group]`, not nested.
+    pub scales: BlockScales<'a>,
     /// `[rows, columns / group]`, each from 0 to 15.
     pub zeros: &'a [u8],
     /// Codes of a group: even, and a divisor of `columns`.
@@ -43,7 +41,7 @@ impl GroupedMatrix<'_> {
             .zip(codes.chunks_exact(self.group / 2))
             .enumerate()
         {
-            let (scale, zero) = (self.scales[first + i].to_f32(), i32::from(self.zeros[first + i]));
+            let (scale, zero) = (self.scales.at(first + i), i32::from(self.zeros[first + i]));
             let values: [f32; 16] = std::array::from_fn(|code| (code as i32 - zero) as f32 * scale);
             for (two, &byte) in out.as_chunks_mut::<2>().0.iter_mut().zip(codes) {
                 *two = [values[usize::from(byte >> 4)], values[usize::from(byte & 15)]];
@@ -58,7 +56,7 @@ impl GroupedMatrix<'_> {
         CodedMatrix {
             packed: self.packed,
             table: &TABLE,
-            scales: BlockScales::Half(self.scales),
+            scales: self.scales,
             blocksize: self.group,
             rows: self.rows,
             columns: self.columns,
@@ -79,14 +77,13 @@ impl RowProduct for GroupedMatrix<'_> {
         self.centred().product(x, rows.clone(), out);
         let groups = self.columns / self.group;
         let sums: Vec<f32> = x.chunks_exact(self.group).map(|x| x.iter().sum()).collect();
-        let at = rows.start * groups..rows.end * groups;
-        let rows = self.scales[at.clone()]
-            .chunks_exact(groups)
-            .zip(self.zeros[at].chunks_exact(groups));
-        for (out, (scales, zeros)) in out.iter_mut().zip(rows) {
+        let mut scales = vec![0.0; groups];
+        for (out, row) in out.iter_mut().zip(rows) {
+            self.scales.read(row * groups, &mut scales);
+            let zeros = &self.zeros[row * groups..(row + 1) * groups];
             let parts = scales.iter().zip(zeros).zip(&sums);
             let off: f32 = parts
-                .map(|((scale, &zero), sum)| scale.to_f32() * (f32::from(zero) - MIDDLE) * sum)
+                .map(|((scale, &zero), sum)| scale * (f32::from(zero) - MIDDLE) * sum)
                 .sum();
             *out = *out * MIDDLE - off;
         }
@@ -96,6 +93,7 @@ impl RowProduct for GroupedMatrix<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use half::f16;
     use proptest::prelude::*;
 
     proptest! {
@@ -104,6 +102,7 @@ mod tests {
             rows in 1usize..11,
             groups in 1usize..5,
             group in prop_oneof![Just(16usize), Just(32), Just(64), Just(128), Just(192)],
+            half in any::<bool>(),
             seed in any::<u64>(),
         ) {
             let mut state = seed;
@@ -117,7 +116,10 @@ mod tests {
             let mut number = || next() as f32 / (1u32 << 23) as f32 - 1.0;
             let scales: Vec<f16> = (0..rows * groups).map(|_| f16::from_f32(number())).collect();
             let x: Vec<f32> = (0..columns).map(|_| number()).collect();
-            let matrix = GroupedMatrix { packed: &packed, scales: &scales, zeros: &zeros, group, rows, columns };
+            // In f32 they may be smaller than f16 can say.
+            let plain: Vec<f32> = scales.iter().map(|scale| scale.to_f32() * if half { 1.0 } else { 1e-6 }).collect();
+            let scales = if half { BlockScales::Half(&scales) } else { BlockScales::Plain(&plain) };
+            let matrix = GroupedMatrix { packed: &packed, scales, zeros: &zeros, group, rows, columns };
             let first = rows / 3;
             let mut values = vec![0.0; (rows - first) * columns];
             matrix.dequantize(first..rows, &mut values);
@@ -125,7 +127,7 @@ mod tests {
                 let i = first * columns + i;
                 let byte = packed[i / 2];
                 let code = if i % 2 == 0 { byte >> 4 } else { byte & 15 };
-                let want = (f32::from(code) - f32::from(zeros[i / group])) * scales[i / group].to_f32();
+                let want = (f32::from(code) - f32::from(zeros[i / group])) * plain[i / group];
                 prop_assert_eq!(got, want);
             }
             let mut out = vec![0.0; rows - first];
@@ -134,7 +136,7 @@ mod tests {
                 let want: f64 = row.iter().zip(&x).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum();
                 // The size of what is summed: codes of any zero point.
                 let start = (first + i) * groups;
-                let scale: f64 = x.iter().enumerate().map(|(i, x)| 8.0 * f64::from((x * scales[start + i / group].to_f32()).abs())).sum();
+                let scale: f64 = x.iter().enumerate().map(|(i, x)| 8.0 * f64::from((x * plain[start + i / group]).abs())).sum();
                 prop_assert!((f64::from(got) - want).abs() <= 2e-4 * scale, "{got} {want}");
             }
         }

@@ -167,14 +167,13 @@ impl Rotary {
         let half = config.head_dim / 2;
         let mut angles = Vec::with_capacity(positions.ids[0].len() * 2 * half);
         let axes: Vec<usize> = config
-            .mrope_section
+            .rope
+            .sections
             .iter()
             .enumerate()
             .flat_map(|(axis, &width)| std::iter::repeat_n(axis, width))
             .collect();
-        let frequencies: Vec<f32> = (0..half)
-            .map(|i| config.rope_theta.powf(-2.0 * i as f64 / config.head_dim as f64) as f32)
-            .collect();
+        let frequencies = Vec::<f32>::try_from(config.rope.inverse_frequencies(config.head_dim)?)?;
         for row in 0..positions.ids[0].len() {
             for _ in 0..2 {
                 let turns = axes.iter().zip(&frequencies);
@@ -184,9 +183,10 @@ impl Rotary {
         let angles = Tensor::f_from_slice(&angles)?
             .f_view([-1, 1, config.head_dim as i64])?
             .f_to_device(device)?;
+        let factor = config.rope.attention_factor();
         Ok(Self {
-            cos: angles.f_cos()?,
-            sin: angles.f_sin()?,
+            cos: angles.f_cos()?.f_mul_scalar(factor)?,
+            sin: angles.f_sin()?.f_mul_scalar(factor)?,
         })
     }
 
@@ -195,5 +195,43 @@ impl Rotary {
         let half = x.size()[2] / 2;
         let turned = Tensor::f_cat(&[x.f_narrow(2, half, half)?.f_neg()?, x.f_narrow(2, 0, half)?], 2)?;
         Ok(x.f_mul(&self.cos)?.f_add(&turned.f_mul(&self.sin)?)?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+    use crate::qwen2_5_vl::Config;
+
+    /// The frequencies are the model's own; so is what YaRN multiplies the waves by.
+    #[test]
+    fn yarn_turns_a_prompt_as_the_model_does() {
+        let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/configs/hub/7b-yarn.json");
+        let value = serde_json::from_str(&std::fs::read_to_string(&file).unwrap()).unwrap();
+        let config = Config::from_json(&file, &value).unwrap().text;
+        let positions = Positions {
+            ids: [0, 1, 2].map(|axis| vec![0, axis, 40_000]),
+            next: 0,
+        };
+        let rotary = Rotary::new(&positions, &config, Device::Cpu).unwrap();
+        let factor = config.rope.attention_factor();
+        assert!((factor - 1.138_629_436_111_989).abs() < 1e-9);
+        assert_eq!(rotary.cos.size(), [3, 1, 128]);
+        let row = |tensor: &Tensor, row| Vec::<f32>::try_from(tensor.get(row).flatten(0, -1)).unwrap();
+        assert!(
+            row(&rotary.cos, 0)
+                .iter()
+                .all(|&cos| (f64::from(cos) - factor).abs() < 1e-6)
+        );
+        let inverse = Vec::<f32>::try_from(config.rope.inverse_frequencies(128).unwrap()).unwrap();
+        for (i, &frequency) in inverse.iter().enumerate() {
+            let sin = (40_000.0 * frequency).sin() * factor as f32;
+            assert!(
+                (row(&rotary.sin, 2)[i] - sin).abs() < 1e-5
+                    && (row(&rotary.sin, 2)[64 + i] - sin).abs() < 1e-5
+            );
+        }
     }
 }

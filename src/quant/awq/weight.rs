@@ -7,7 +7,7 @@ use tch::{Device, Kind, Tensor};
 
 use super::layout::{ORDER, PER_WORD, unpack};
 use crate::checkpoint::{Checkpoint, MappedBytes};
-use crate::kernels::cpu::{GroupedMatrix, Shared, run};
+use crate::kernels::cpu::{BlockScales, GroupedMatrix, Shared, run};
 use crate::quant::Awq;
 use crate::{Error, Result};
 
@@ -26,7 +26,7 @@ pub struct AwqWeight {
     group: usize,
     /// u8 `[rows, columns / 2]`: two codes each, the first in the high half.
     packed: Tensor,
-    /// f16 `[rows, columns / group]`.
+    /// `[rows, columns / group]`: f16, or f32 where that is too narrow for what is stored.
     scales: Tensor,
     /// u8 `[rows, columns / group]`.
     zeros: Tensor,
@@ -62,9 +62,8 @@ impl AwqWeight {
         };
         let qweight = part("qweight", Dtype::I32, [columns, words])?;
         let qzeros = part("qzeros", Dtype::I32, [groups, words])?;
-        let stored = part("scales", Dtype::F16, [groups, rows])?;
         let shape = [rows as i64, groups as i64];
-        let scales = Tensor::f_from_data_size(&stored, &[shape[1], shape[0]], Kind::Half)?;
+        let scales = scales(checkpoint, &format!("{module}.scales"), [groups, rows])?;
         if scales.f_isfinite()?.f_all()?.f_int64_value(&[])? == 0 {
             return Err(Error::checkpoint(
                 checkpoint.dir(),
@@ -97,7 +96,10 @@ impl AwqWeight {
     pub fn matrix(&self) -> GroupedMatrix<'_> {
         GroupedMatrix {
             packed: slice(&self.packed, Kind::Uint8),
-            scales: slice::<f16>(&self.scales, Kind::Half),
+            scales: match self.scales.kind() {
+                Kind::Half => BlockScales::Half(slice::<f16>(&self.scales, Kind::Half)),
+                _ => BlockScales::Plain(slice(&self.scales, Kind::Float)),
+            },
             zeros: slice(&self.zeros, Kind::Uint8),
             group: self.group,
             rows: self.rows,
@@ -164,6 +166,32 @@ fn bytes(checkpoint: &Checkpoint, name: &str, dtype: Dtype, shape: [usize; 2]) -
         return Err(Error::checkpoint(path, reason));
     }
     Ok(bytes)
+}
+
+/// The scales of canonical `name`, `[groups, rows]`: f16 or bf16 as stored, in f16 where every one of them is one.
+fn scales(checkpoint: &Checkpoint, name: &str, shape: [usize; 2]) -> Result<Tensor> {
+    let (path, dtype, found, stored) = checkpoint.bytes(name)?;
+    let kind = match dtype {
+        Dtype::F16 => Kind::Half,
+        Dtype::BF16 => Kind::BFloat16,
+        _ => {
+            let reason = format!("tensor \"{name}\" is {dtype}; F16 and BF16 scales are supported");
+            return Err(Error::checkpoint(path, reason));
+        }
+    };
+    if found != shape {
+        let reason = format!("tensor \"{name}\" is {dtype} {found:?}; config.json asks for {shape:?}");
+        return Err(Error::checkpoint(path, reason));
+    }
+    let scales = Tensor::f_from_data_size(&stored, &shape.map(|n| n as i64), kind)?;
+    if kind == Kind::Half {
+        return Ok(scales);
+    }
+    let (half, float) = (scales.f_to_kind(Kind::Half)?, scales.f_to_kind(Kind::Float)?);
+    match half.f_to_kind(Kind::Float)?.f_equal(&float)? {
+        true => Ok(half),
+        false => Ok(float),
+    }
 }
 
 fn integers(bytes: &[u8]) -> Vec<i32> {

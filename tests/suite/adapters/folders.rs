@@ -374,10 +374,10 @@ fn what_is_not_computed_is_refused() {
     let one = || Tensor::ones([4, 4], (Kind::Float, Device::Cpu));
     let module = "base_model.model.model.language_model.layers.0.self_attn.q_proj";
     for (name, reason) in [
-        ("base_model.model.lm_head.weight".to_owned(), "modules_to_save"),
+        ("base_model.model.model.norm.weight".to_owned(), "modules_to_save"),
         (format!("{module}.lora_magnitude_vector.weight"), "DoRA"),
         (
-            "base_model.model.model.embed_tokens.lora_embedding_A".to_owned(),
+            "base_model.model.model.other.lora_embedding_A".to_owned(),
             "embedding",
         ),
         (format!("{module}.lora_B.bias"), "no plain LoRA"),

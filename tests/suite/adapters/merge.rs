@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use medical_vision::Error;
-use medical_vision::adapters::{Adapter, LoraConfig, LoraPair, MergeError, merge_error, merge_folder};
+use medical_vision::adapters::{Adapter, LoraConfig, MergeError, merge_error, merge_folder};
 use medical_vision::checkpoint::Checkpoint;
 use medical_vision::engine::{LoadOptions, Reader};
 use medical_vision::processing::{ImageProcessor, PREPROCESSOR_CONFIG};
@@ -170,19 +170,58 @@ fn what_cannot_be_merged_is_refused_by_name() {
     adapter.write(&written).unwrap();
     let awq = message(&awq, &Adapter::read(&written).unwrap());
     assert!(awq.contains("AWQ"), "{awq}");
-    let mut tied = read("rslora-hub-keys");
-    let config = Config::from_dir(&models.join("nested-bf16")).unwrap();
-    let half =
-        |rows: usize, columns: usize| Tensor::ones([rows as i64, columns as i64], (Kind::Float, Device::Cpu));
-    let head = LoraPair {
-        a: half(5, config.text.hidden_size),
-        b: half(config.text.vocab_size, 5),
-        scale: 1.0,
-    };
-    tied.pairs.insert("lm_head".to_owned(), head);
-    let tied = message(&models.join("nested-bf16"), &tied);
-    assert!(tied.contains("lm_head"), "{tied}");
     assert!(!target.exists());
+}
+
+/// The head's own weight, which PEFT saved beside its adapter, counts; a tied embedding stays as it was.
+#[test]
+fn an_adapter_of_the_output_head_is_merged() {
+    for (name, model) in [
+        ("head-tied", "nested-bf16"),
+        ("head-untied", "untied-flat-sharded"),
+    ] {
+        let (base, adapter) = (fixtures().join("models").join(model), read(name));
+        let folder = tempfile::tempdir().unwrap();
+        let target = folder.path().join("merged");
+        merge(&base, &adapter, &target).unwrap();
+        let (before, after) = (
+            Checkpoint::open(&base).unwrap(),
+            Checkpoint::open(&target).unwrap(),
+        );
+        assert!(after.contains("lm_head.weight") && after.contains("model.embed_tokens.weight"));
+        let added = usize::from(!before.contains("lm_head.weight"));
+        assert_eq!(names(&after).len(), names(&before).len() + added);
+        let config = Config::from_dir(&target).unwrap();
+        assert!(!config.tie_word_embeddings, "{name}");
+        let merged = load(&target, None, Kind::Float);
+        assert!(merged.warnings().is_empty(), "{:?}", merged.warnings());
+        let attached = load(&base, Some(&adapter), Kind::Float);
+        let ids = [5i64, 300, 7, 41, 200, 11, 90];
+        let logits = |model: &medical_vision::qwen2_5_vl::Model| {
+            let mut cache = model.cache(ids.len()).unwrap();
+            let prefill = model.prefill(
+                &ids,
+                None,
+                &[],
+                &mut cache,
+                medical_vision::qwen2_5_vl::Wanted::All,
+            );
+            model.logits(&prefill.unwrap().hidden).unwrap()
+        };
+        let (merged, attached) = (logits(&merged), logits(&attached));
+        let cosine = Tensor::cosine_similarity(&merged, &attached, 1, 1e-8)
+            .min()
+            .double_value(&[]);
+        assert!(cosine > 0.9995, "{name}: {cosine}");
+        let bare = logits(&load(&base, None, Kind::Float));
+        let moved = Tensor::cosine_similarity(&bare, &attached, 1, 1e-8)
+            .min()
+            .double_value(&[]);
+        assert!(moved < 0.98, "{name}: {moved}");
+        let error = error(&base, &adapter, &target);
+        assert_eq!(error.weights, adapter.pairs.len());
+        assert!(error.rmse < error.rms / 256.0, "{error:?}");
+    }
 }
 
 /// Bounds that pages were trained with go with the adapter, and into what it is merged into.

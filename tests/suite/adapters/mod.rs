@@ -2,5 +2,6 @@
 
 mod choice;
 mod folders;
+mod loose;
 mod merge;
 mod peft;

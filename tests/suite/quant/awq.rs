@@ -105,6 +105,86 @@ fn weights_are_what_numpy_unpacks() {
     assert!(none.is_none());
 }
 
+/// bf16 says more small numbers than f16: both kinds of scales keep every one of theirs.
+#[test]
+fn scales_in_bf16_are_exact() {
+    let golden = tensors("awq.safetensors");
+    for shrunk in [1.0, 1e-7] {
+        let dir = tempfile::tempdir().unwrap();
+        let turned = golden
+            .iter()
+            .map(|(name, tensor)| match name.ends_with(".scales") {
+                true => {
+                    let scales = (tensor.to_kind(Kind::Float) * shrunk).to_kind(Kind::BFloat16);
+                    (name.clone(), scales)
+                }
+                false => (name.clone(), tensor.shallow_clone()),
+            });
+        let turned: Vec<_> = turned.collect();
+        Tensor::write_safetensors(&turned, dir.path().join("model.safetensors")).unwrap();
+        let checkpoint = Checkpoint::open(dir.path()).unwrap();
+        let turned: HashMap<_, _> = turned.into_iter().collect();
+        for (name, group) in cases(&golden) {
+            let halves = &golden[&format!("{name}.dequantized")];
+            let (rows, columns) = halves.size2().unwrap();
+            let (shape, weight) = ([rows as usize, columns as usize], format!("{name}.weight"));
+            let weight = AwqWeight::load(&checkpoint, &settings(group), &weight, shape, Device::Cpu);
+            let weight = weight.unwrap().expect("quantized");
+            // The golden's whole numbers, times the scales as they are stored now.
+            let spread = |scales: &Tensor| {
+                let scales = scales.to_kind(Kind::Float).tr().contiguous();
+                scales.repeat_interleave_self_int(group as i64, 1, None)
+            };
+            let before = spread(&golden[&format!("{name}.scales")]);
+            let codes = (halves / &before).nan_to_num(0.0, None, None).round();
+            let expected = codes * spread(&turned[&format!("{name}.scales")]);
+            let mut values = Tensor::empty([rows, columns], (Kind::Float, Device::Cpu));
+            weight.dequantize_into(&mut values).unwrap();
+            assert_eq!(values, expected, "{name} times {shrunk}");
+            let mut halves = Tensor::empty([rows, columns], (Kind::BFloat16, Device::Cpu));
+            weight.dequantize_into(&mut halves).unwrap();
+            assert_eq!(halves, expected.to_kind(Kind::BFloat16), "{name} times {shrunk}");
+        }
+    }
+}
+
+/// A whole folder, which the prompt's pass and the CPU's kernel compute alike.
+#[test]
+fn a_folder_with_scales_in_bf16_computes_the_same_both_ways() {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::copy(
+        fixtures().join("models/awq/config.json"),
+        dir.path().join("config.json"),
+    )
+    .unwrap();
+    let mut all = Tensor::read_safetensors(fixtures().join("models/awq/model.safetensors")).unwrap();
+    for (name, tensor) in &mut all {
+        if name.ends_with(".scales") {
+            *tensor = tensor.to_kind(Kind::BFloat16);
+        }
+    }
+    Tensor::write_safetensors(&all, dir.path().join("model.safetensors")).unwrap();
+    let config = Config::from_dir(dir.path()).unwrap();
+    let checkpoint = Checkpoint::open(dir.path()).unwrap();
+    let model = Model::load(&checkpoint, &config, Kind::Float, Device::Cpu, None).unwrap();
+    let golden = tensors("goldens/awq-text.safetensors");
+    let ids = integers(&golden["input_ids"]);
+    let mut cache = model.cache(ids.len()).unwrap();
+    let whole = model.prefill(&ids, None, &[], &mut cache, Wanted::All).unwrap();
+    let whole = model.logits(&whole.hidden).unwrap();
+    // Rounded scales move the logits a little.
+    let moved = largest(&whole, &golden["logits"]);
+    assert!(moved > 1e-3 && moved < 1.0, "{moved}");
+    let mut cache = model.cache(ids.len()).unwrap();
+    let first = model
+        .prefill(&ids[..1], None, &[], &mut cache, Wanted::All)
+        .unwrap();
+    let mut rows = vec![model.logits(&first.hidden).unwrap()];
+    rows.extend(ids[1..].iter().map(|&id| model.decode(id, &mut cache).unwrap()));
+    let off = largest(&Tensor::cat(&rows, 0), &whole);
+    assert!(off < 2e-4, "{off}");
+}
+
 #[test]
 fn a_folder_computes_what_its_unpacked_weights_do() {
     let dir = fixtures().join("models/awq");

@@ -8,7 +8,7 @@ use serde_json::Value;
 
 use super::{NANO, golden, ids, nano_dir, text, user};
 
-fn messages(value: &Value) -> Vec<Message> {
+pub(super) fn messages(value: &Value) -> Vec<Message> {
     let part = |part: &Value| match part["type"].as_str().unwrap() {
         "image" => Content::Image,
         _ => text(part["text"].as_str().unwrap()),
