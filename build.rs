@@ -63,19 +63,30 @@ const SHIMS: [&str; 5] = [
 /// Declarations of gloo's, which libtorch holds but has no headers of.
 const GLOO_STUB: &str = "src/distributed/stub";
 
+/// Name of the library that they make.
+const SHIM_LIBRARY: &str = "medvision_shims";
+
 /// Compiles the few lines of C++, in one piece: each file alone would read libtorch's headers again, half a minute each.
+/// What was made from the same sources stays, since this program runs again whenever any source of the crate changes.
 fn compile_shims(libtorch: &Path) {
-    for source in SHIMS.iter().chain(&["src/shim.hpp"]) {
-        println!("cargo::rerun-if-changed={source}");
-    }
     println!("cargo::rerun-if-env-changed=LIBTORCH_CXX11_ABI");
     let root = PathBuf::from(env::var_os("CARGO_MANIFEST_DIR").unwrap_or_default());
-    let all = PathBuf::from(env::var_os("OUT_DIR").unwrap_or_default()).join("shims.cpp");
+    let out = PathBuf::from(env::var_os("OUT_DIR").unwrap_or_default());
+    let abi = env::var("LIBTORCH_CXX11_ABI").unwrap_or_else(|_| "1".to_owned());
+    let (stamp, made_from) = (out.join("made_from"), made_from(libtorch, &abi));
+    let made = out.join(format!("lib{SHIM_LIBRARY}.a")).exists()
+        && std::fs::read_to_string(&stamp).is_ok_and(|found| found == made_from);
+    if made {
+        println!("cargo::rustc-link-lib=static={SHIM_LIBRARY}");
+        println!("cargo::rustc-link-search=native={}", out.display());
+        println!("cargo::rustc-link-lib=stdc++");
+        return;
+    }
+    let all = out.join("shims.cpp");
     let includes = SHIMS.map(|source| format!("#include \"{}\"\n", root.join(source).display()));
     if let Err(error) = std::fs::write(&all, includes.concat()) {
         fail(&format!("cannot write {}: {error}", all.display()));
     }
-    let abi = env::var("LIBTORCH_CXX11_ABI").unwrap_or_else(|_| "1".to_owned());
     cc::Build::new()
         .cpp(true)
         .std("c++17")
@@ -88,7 +99,19 @@ fn compile_shims(libtorch: &Path) {
         .define("_GLIBCXX_USE_CXX11_ABI", abi.as_str())
         // libtorch's headers are not ours to mend.
         .warnings(false)
-        .compile("medvision_shims");
+        .compile(SHIM_LIBRARY);
+    // Without the stamp they are compiled once more.
+    let _ = std::fs::write(stamp, made_from);
+}
+
+/// All that the shims depend on, as text.
+fn made_from(libtorch: &Path, abi: &str) -> String {
+    let settings = ["CXX", "CXXFLAGS", "TARGET", "HOST"].map(|name| env::var(name).unwrap_or_default());
+    let mut text = format!("{LIBTORCH_VERSION} {} {abi} {settings:?}\n", libtorch.display());
+    for source in SHIMS.iter().chain(&["src/shim.hpp", "build.rs"]) {
+        text += &std::fs::read_to_string(source).unwrap_or_default();
+    }
+    text
 }
 
 /// The version in libtorch's own headers; `None` where they do not tell.

@@ -282,10 +282,43 @@ pub fn write_atomically(
         write(&mut writer)?;
         writer.flush()?;
         temporary.as_file().sync_all()?;
+        #[cfg(test)]
+        failpoint::pass();
         temporary.persist(path)?;
         File::open(folder)?.sync_all()
     };
     attempt().map_err(|source| Error::io(path, source))
+}
+
+/// Renames a file or folder that others read.
+pub(crate) fn rename(from: &Path, to: &Path) -> io::Result<()> {
+    #[cfg(test)]
+    failpoint::pass();
+    fs::rename(from, to)
+}
+
+/// Ends the process before a rename, as a kill does, in the children of tests.
+#[cfg(test)]
+pub(crate) mod failpoint {
+    use std::sync::atomic::{AtomicU64, Ordering};
+
+    /// Number of the rename before which the process ends, from 1.
+    pub(crate) const VARIABLE: &str = "MEDVISION_TEST_KILL_AT_RENAME";
+    static PASSED: AtomicU64 = AtomicU64::new(0);
+
+    /// Renames so far in this process.
+    pub(crate) fn passed() -> u64 {
+        PASSED.load(Ordering::SeqCst)
+    }
+
+    pub(crate) fn pass() {
+        let number = PASSED.fetch_add(1, Ordering::SeqCst) + 1;
+        let wanted = std::env::var(VARIABLE).ok().and_then(|text| text.parse().ok());
+        if wanted == Some(number) {
+            // SAFETY: ends the process at once, nothing else runs.
+            unsafe { libc::_exit(137) };
+        }
+    }
 }
 
 #[cfg(test)]

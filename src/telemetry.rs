@@ -2,18 +2,22 @@
 //!
 //! Messages ([`say`]) may name the user's files; logs ([`tracing`]) never hold file names, prompts or document text.
 
+mod countdown;
+mod progress;
+
 use std::io::{self, IsTerminal, Write};
 use std::sync::OnceLock;
-use std::time::Duration;
 
 use chrono::{SecondsFormat, Utc};
 use clap::ValueEnum;
-use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 use tracing_subscriber::filter::{EnvFilter, FilterExt, filter_fn};
 use tracing_subscriber::layer::{Layer, SubscriberExt};
 use tracing_subscriber::util::SubscriberInitExt;
 
 pub use tracing::Level;
+
+pub use self::countdown::{Countdown, countdown};
+pub use self::progress::{Bars, Progress, Unit, progress, progress_of, spinner, transfer_bars};
 
 /// Form of the lines on standard error.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -172,107 +176,6 @@ fn source_name(file: &str) -> String {
         .filter(|rest| !rest.is_empty())
         .unwrap_or_else(own)
         .join("/")
-}
-
-/// A progress bar of `length` steps on standard error; hidden when that is no terminal, or is quiet, or speaks JSON.
-pub fn progress_bar(length: u64) -> ProgressBar {
-    let bar = ProgressBar::with_draw_target(Some(length), draw_target());
-    if let Ok(style) =
-        ProgressStyle::with_template("{bar:30} {pos}/{len} {msg} [{elapsed_precise} < {eta_precise}]")
-    {
-        bar.set_style(style);
-    }
-    bar
-}
-
-/// A spinner for work of unknown length; hidden as [`progress_bar`] is.
-pub fn spinner(message: &'static str) -> ProgressBar {
-    let bar = ProgressBar::with_draw_target(None, draw_target());
-    bar.set_message(message);
-    if !bar.is_hidden() {
-        bar.enable_steady_tick(Duration::from_millis(120));
-    }
-    bar
-}
-
-/// A block of progress bars on standard error, one a file; hidden as [`progress_bar`] is.
-#[derive(Debug, Clone)]
-pub struct Bars(MultiProgress);
-
-/// The program's block of progress bars: there is one, since two would draw over each other.
-pub fn transfer_bars() -> Bars {
-    static BARS: OnceLock<Bars> = OnceLock::new();
-    BARS.get_or_init(|| Bars(MultiProgress::with_draw_target(draw_target())))
-        .clone()
-}
-
-/// A wait that is shown as it passes; see [`countdown`].
-#[derive(Debug)]
-pub struct Countdown {
-    message: String,
-    bar: ProgressBar,
-}
-
-/// Says why the program waits, and for how long: a line that counts down on a terminal, a warning elsewhere.
-pub fn countdown(message: &str, wait: Duration) -> Countdown {
-    let bar = transfer_bars().0.add(ProgressBar::new_spinner());
-    if let Ok(style) = ProgressStyle::with_template("{wide_msg}") {
-        bar.set_style(style);
-    }
-    if bar.is_hidden() {
-        say(
-            Level::WARN,
-            &format!("{message}; next attempt in {} s", whole_seconds(wait)),
-        );
-    }
-    Countdown {
-        message: without_control_characters(message),
-        bar,
-    }
-}
-
-impl Countdown {
-    /// So much of it is left.
-    pub fn show(&self, left: Duration) {
-        self.bar.set_message(format!(
-            "{}; next attempt in {} s",
-            self.message,
-            whole_seconds(left)
-        ));
-        self.bar.tick();
-    }
-}
-
-impl Drop for Countdown {
-    fn drop(&mut self) {
-        self.bar.finish_and_clear();
-    }
-}
-
-fn whole_seconds(time: Duration) -> u64 {
-    time.as_secs() + u64::from(time.subsec_nanos() > 0)
-}
-
-impl Bars {
-    /// A bar for `bytes` bytes of the file `name`.
-    pub fn add(&self, name: &str, bytes: u64) -> ProgressBar {
-        let bar = self.0.add(ProgressBar::new(bytes));
-        let template = "{bar:24} {bytes:>10}/{total_bytes:10} {bytes_per_sec:>12} {eta:>4} {wide_msg}";
-        if let Ok(style) = ProgressStyle::with_template(template) {
-            bar.set_style(style);
-        }
-        bar.set_message(without_control_characters(&name.replace('\n', "\\n")));
-        bar
-    }
-}
-
-fn draw_target() -> ProgressDrawTarget {
-    let voice = voice();
-    if voice.quiet || voice.format == LogFormat::Json {
-        ProgressDrawTarget::hidden()
-    } else {
-        ProgressDrawTarget::stderr()
-    }
 }
 
 #[cfg(test)]

@@ -17,6 +17,7 @@ use crate::json::read_object;
 use crate::processing::PREPROCESSOR_CONFIG;
 use crate::quant::{Outcome, Source, Watch};
 use crate::qwen2_5_vl::Config;
+use crate::telemetry::Unit;
 use crate::{Error, Result};
 
 /// Where transformers 5 keeps the image processor's settings.
@@ -77,6 +78,7 @@ pub fn merge_folder(base: &Path, adapter: &Adapter, target: &Path, watch: Watch<
         Staged::UpToDate(manifest) => return Ok(outcome(&manifest, true)),
         Staged::Work(staging) => staging,
     };
+    (watch.stage)("merging", Unit::Bytes);
     (watch.total)(files.iter().map(PlannedFile::bytes).sum());
     let (dir, base) = (base, opened);
     for file in &files {
@@ -109,6 +111,8 @@ pub fn merge_folder(base: &Path, adapter: &Adapter, target: &Path, watch: Watch<
 
 /// How far the weights in `merged`, numbers or NF4, are from `base`'s with `adapter`, exactly.
 pub fn merge_error(base: &Path, adapter: &Adapter, merged: &Path, watch: Watch<'_>) -> Result<MergeError> {
+    (watch.stage)("comparing the merged weights", Unit::Of("weights"));
+    (watch.total)(adapter.pairs.len() as u64);
     let (base, merged) = (Base::open(base)?, Base::open(merged)?);
     let mut error = MergeError {
         weights: adapter.pairs.len(),
@@ -137,6 +141,7 @@ pub fn merge_error(base: &Path, adapter: &Adapter, merged: &Path, watch: Watch<'
             values += exact.numel() as f64;
             watch.done(0)?;
         }
+        watch.done(1)?;
     }
     error.rms = (error.rms / values).sqrt();
     error.rmse = (error.rmse / values).sqrt();

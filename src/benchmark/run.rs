@@ -9,7 +9,9 @@ use std::time::Instant;
 use tch::Device;
 
 use super::{BenchmarkArgs, Pages};
-use crate::device::{Selected, allocator_memory, process_memory, reset_allocator_peak};
+use crate::device::{
+    ProcessorTimes, Selected, allocator_memory, load_average, process_memory, reset_allocator_peak,
+};
 use crate::engine::{LoadOptions, Precision, ReadRequest, Reader, Reading};
 use crate::evaluation::{Document, score};
 use crate::generation::FinishReason;
@@ -17,8 +19,8 @@ use crate::paths::Project;
 use crate::processing::RgbPage;
 use crate::quant::Quantization;
 use crate::records::{
-    Benchmark, Extra, GpuMemory, InferenceResult, LatencyStats, MemoryStages, ResidentMemory, RunDetails,
-    mib, round_to, seconds, timestamp,
+    Benchmark, Extra, GpuMemory, InferenceResult, LatencyStats, MachineLoad, MemoryStages, ResidentMemory,
+    RunDetails, mib, round_to, seconds, timestamp,
 };
 use crate::{Error, Result, cli, doctor};
 
@@ -41,7 +43,7 @@ pub struct BenchmarkRun<'a> {
     pub args: &'a BenchmarkArgs,
     /// What to do where pages lie already.
     pub pages: Pages,
-    /// Told of each document that was read, and how many there are.
+    /// Told how many documents were read, none when the first begins, and how many there are.
     pub progress: &'a dyn Fn(usize, usize),
     /// Set to stop after the next token; then there is no record.
     pub stop: &'a AtomicBool,
@@ -75,6 +77,8 @@ pub fn benchmark(run: &BenchmarkRun<'_>) -> Result<Benchmark> {
         }
         _ => None,
     };
+    (run.progress)(0, documents.len());
+    let before = Busy::now();
     let mut results = Vec::new();
     for (document, page) in documents.iter().zip(&pages) {
         let limit = run.args.max_new_tokens as usize;
@@ -83,6 +87,7 @@ pub fn benchmark(run: &BenchmarkRun<'_>) -> Result<Benchmark> {
         (run.progress)(results.len(), documents.len());
     }
     synchronise(device);
+    let load = before.until_now();
     let peak = stage(device);
 
     let info = reader.info();
@@ -103,6 +108,7 @@ pub fn benchmark(run: &BenchmarkRun<'_>) -> Result<Benchmark> {
                 post_load_mb: post_load.resident_mb,
                 peak_mb: peak.peak_resident_mb,
             }),
+            load: Some(load),
             ..details(run, &results)
         }),
         vram: MemoryStages {
@@ -220,6 +226,35 @@ fn weight_file_bytes(model: &Path) -> Option<u64> {
             .map(|file| file.len())
             .sum(),
     )
+}
+
+/// How busy the machine is at one moment.
+struct Busy {
+    times: Option<ProcessorTimes>,
+    average: Option<f64>,
+}
+
+impl Busy {
+    fn now() -> Self {
+        Self {
+            times: ProcessorTimes::now(),
+            average: load_average(),
+        }
+    }
+
+    fn until_now(&self) -> MachineLoad {
+        let now = Self::now();
+        let shares = now
+            .times
+            .zip(self.times)
+            .and_then(|(now, before)| now.since(&before));
+        MachineLoad {
+            load_average_before: self.average,
+            load_average_after: now.average,
+            own_cpu_share: shares.map(|shares| round_to(shares.own, 2)),
+            other_cpu_share: shares.map(|shares| round_to(shares.others, 2)),
+        }
+    }
 }
 
 /// Memory at one moment.

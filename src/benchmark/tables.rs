@@ -2,7 +2,8 @@
 
 use std::fmt::Write;
 
-use crate::records::{Benchmark, percent};
+use super::load::load_note;
+use crate::records::{Benchmark, GpuMemory, percent};
 
 /// One line a document, and the sums.
 pub fn summary_table(record: &Benchmark) -> String {
@@ -43,15 +44,22 @@ pub fn summary_table(record: &Benchmark) -> String {
         figure(record.load_time_seconds, 2),
         figure(record.latency_stats.as_ref().map(|stats| stats.avg_seconds), 2),
     );
-    let memory =
-        |memory: &Option<crate::records::GpuMemory>| memory.as_ref().map(|memory| memory.allocated_mb);
-    let peak = record.vram.peak_mb.as_ref().map(|memory| memory.max_allocated_mb);
+    let on_gpu = |memory: &Option<GpuMemory>| memory.as_ref().and_then(GpuMemory::on_gpu).cloned();
+    let vram = &record.vram;
+    if let (Some(before), Some(loaded), Some(peak)) = (
+        on_gpu(&vram.pre_load_mb),
+        on_gpu(&vram.post_load_mb),
+        on_gpu(&vram.peak_mb),
+    ) {
+        let (before, loaded, most) = (before.allocated_mb, loaded.allocated_mb, peak.max_allocated_mb);
+        let _ = writeln!(
+            text,
+            "GPU memory, MiB: {before:.1} before, {loaded:.1} loaded, {most:.1} at most"
+        );
+    }
     let _ = writeln!(
         text,
-        "GPU memory, MiB: {} before, {} loaded, {} at most; resident: {} before, {} loaded, {} at most",
-        figure(memory(&record.vram.pre_load_mb), 1),
-        figure(memory(&record.vram.post_load_mb), 1),
-        figure(peak, 1),
+        "resident memory, MiB: {} before, {} loaded, {} at most",
         figure(resident.pre_load_mb, 1),
         figure(resident.post_load_mb, 1),
         figure(resident.peak_mb, 1),
@@ -64,13 +72,13 @@ type Row = (&'static str, usize, fn(&Benchmark) -> Option<f64>);
 
 const ROWS: [Row; 11] = [
     ("GPU memory after loading, MiB", 1, |record| {
-        Some(record.vram.post_load_mb.as_ref()?.allocated_mb)
+        Some(record.vram.post_load_mb.as_ref()?.on_gpu()?.allocated_mb)
     }),
     ("GPU memory, peak, MiB", 1, |record| {
-        Some(record.vram.peak_mb.as_ref()?.max_allocated_mb)
+        Some(record.vram.peak_mb.as_ref()?.on_gpu()?.max_allocated_mb)
     }),
     ("resident memory after loading, MiB", 1, |record| {
-        record.run.as_ref()?.resident_memory?.post_load_mb
+        record.resident_post_load_mb()
     }),
     ("weight files, MiB", 1, |record| {
         Some(record.run.as_ref()?.weight_file_bytes? as f64 / 1_048_576.0)
@@ -110,7 +118,7 @@ pub fn comparison_table(before: (&str, &Benchmark), after: (&str, &Benchmark)) -
         let (old, new) = (figure(old, decimals), figure(new, decimals));
         let _ = writeln!(text, "{name:34} {old:>12} {new:>12} {change:>10}");
     }
-    text
+    text + &note(&[(before_name, before), (after_name, after)])
 }
 
 /// Base, quantized base and fine-tuned model side by side; "n/a" for a record that there is not.
@@ -125,7 +133,23 @@ pub fn three_way_table(
             [baseline, quantized, Some(finetuned)].map(|record| figure(record.and_then(read), decimals));
         let _ = writeln!(text, "{name:34} {baseline:>12} {quantized:>12} {finetuned:>12}");
     }
-    text
+    let sides = [
+        ("FP16", baseline),
+        ("NF4", quantized),
+        ("NF4 + LoRA", Some(finetuned)),
+    ];
+    let sides: Vec<(&str, &Benchmark)> = sides
+        .into_iter()
+        .filter_map(|(name, record)| Some((name, record?)))
+        .collect();
+    text + &note(&sides)
+}
+
+/// The line under a table whose sides were measured under different load.
+fn note(sides: &[(&str, &Benchmark)]) -> String {
+    load_note(sides)
+        .map(|note| format!("{note}\n"))
+        .unwrap_or_default()
 }
 
 const NOT_KNOWN: &str = "n/a";
@@ -137,7 +161,7 @@ fn figure(value: Option<f64>, decimals: usize) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::records::{Extra, GpuMemory, InferenceResult, LatencyStats, MemoryStages};
+    use crate::records::{Extra, InferenceResult, LatencyStats, MachineLoad, MemoryStages, RunDetails};
 
     fn record(megabytes: f64, latency: f64) -> Benchmark {
         let memory = Some(GpuMemory {
@@ -186,7 +210,7 @@ mod tests {
         assert_eq!(line("GPU memory after loading"), ["-64.2%", "5664.0", "15820.0"]);
         assert_eq!(line("latency, mean"), ["-51.0%", "15.24", "31.10"]);
         assert_eq!(line("weight files"), ["n/a", "n/a", "n/a"]);
-        // On a CPU there is no GPU memory to compare.
+        // A record of a CPU, as ours were: there is no GPU memory to compare.
         let table = comparison_table(("FP16", &record(0.0, 1.0)), ("NF4", &record(0.0, 1.0)));
         assert!(table.lines().nth(1).unwrap().ends_with("n/a"), "{table}");
     }
@@ -203,6 +227,69 @@ mod tests {
         assert_eq!(figures, ["5700.0", "5664.0", "n/a"]);
         let widths: std::collections::HashSet<usize> = table.lines().map(str::len).collect();
         assert_eq!(widths.len(), 1, "{table}");
+    }
+
+    #[test]
+    fn sides_measured_under_different_load_are_named() {
+        let loaded = |load: MachineLoad| Benchmark {
+            run: Some(RunDetails {
+                cpu_threads: Some(2),
+                load: Some(load),
+                ..RunDetails::default()
+            }),
+            ..record(1.0, 2.0)
+        };
+        let share = |share: f64| {
+            loaded(MachineLoad {
+                load_average_before: Some(1.0),
+                load_average_after: Some(1.0),
+                own_cpu_share: Some(0.9),
+                other_cpu_share: Some(share),
+            })
+        };
+        let average = |average: f64| {
+            loaded(MachineLoad {
+                load_average_before: Some(average),
+                load_average_after: Some(average),
+                ..MachineLoad::default()
+            })
+        };
+        let (quiet, busy) = (share(0.02), share(0.48));
+        let table = comparison_table(("FP16", &quiet), ("NF4", &busy));
+        let note = table.lines().last().unwrap();
+        assert!(
+            note.contains("different load") && note.contains("2 %") && note.contains("48 %"),
+            "{table}"
+        );
+        assert!(three_way_table(Some(&quiet), None, &busy).contains("while NF4 + LoRA was"));
+        for (one, other, told) in [
+            (&quiet, &share(0.1), false),
+            (&quiet, &record(1.0, 2.0), false),
+            (&average(2.0), &average(5.0), true),
+            (&average(2.0), &average(2.4), false),
+        ] {
+            let table = comparison_table(("FP16", one), ("NF4", other));
+            assert_eq!(table.contains("different load"), told, "{table}");
+        }
+    }
+
+    #[test]
+    fn memory_of_a_cpu_is_called_resident() {
+        let resident = Some(GpuMemory::resident(300 << 20, 400 << 20));
+        let of_cpu = Benchmark {
+            vram: MemoryStages {
+                pre_load_mb: resident.clone(),
+                post_load_mb: resident.clone(),
+                peak_mb: resident,
+                ..MemoryStages::default()
+            },
+            ..record(0.0, 1.0)
+        };
+        let table = comparison_table(("FP16", &of_cpu), ("NF4", &of_cpu));
+        let line = |name: &str| table.lines().find(|line| line.starts_with(name)).unwrap();
+        assert!(line("GPU memory after").contains("n/a") && !line("GPU memory after").contains("300"));
+        assert!(line("resident memory after").contains("300.0"), "{table}");
+        assert!(!summary_table(&of_cpu).contains("GPU memory"));
     }
 
     #[test]

@@ -53,6 +53,10 @@ pub struct Manifest {
     pub complete: bool,
     /// Finished files by name.
     pub files: BTreeMap<String, FileDigest>,
+    /// While the folder is being made: what came of each file, for the files that are written at the end. A file and its
+    /// note are noted in one step, so that a run that goes on never has one without the other.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub notes: BTreeMap<String, Value>,
 }
 
 impl Manifest {
@@ -63,6 +67,7 @@ impl Manifest {
             origin,
             complete: false,
             files: BTreeMap::new(),
+            notes: BTreeMap::new(),
         }
     }
 

@@ -9,9 +9,11 @@ use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
+use serde_json::Value;
+
 use super::manifest::{FileDigest, MANIFEST, Manifest, Origin, digest_of};
 use crate::doctor::disk_free;
-use crate::paths::write_atomically;
+use crate::paths::{rename, write_atomically};
 use crate::{Error, Result};
 
 /// Names of files that are being written begin with this.
@@ -41,6 +43,7 @@ impl Staging {
         let name = target.file_name().unwrap_or_default().to_string_lossy();
         let dir = target.with_file_name(format!("{name}.partial"));
         check_target(target)?;
+        let _ = fs::remove_dir_all(replaced(target));
         if let Some(manifest) = finished(target, &origin) {
             // What a run left that was killed in its very last step.
             if dir.is_dir() && lock(&dir).is_ok() {
@@ -106,7 +109,19 @@ impl Staging {
         self.manifest.write(&self.dir)
     }
 
-    /// Writes a small file.
+    /// The same with what came of it: see [`Self::note`].
+    pub fn add_with(&mut self, file: &str, digest: FileDigest, note: Value) -> Result<()> {
+        self.manifest.notes.insert(file.to_owned(), note);
+        self.add(file, digest)
+    }
+
+    /// What came of `file`, where it was finished with a note, by this run or an earlier one.
+    pub fn note(&self, file: &str) -> Option<&Value> {
+        self.manifest.notes.get(file).filter(|_| self.has(file))
+    }
+
+    /// Writes a small file. One that is written again must hold the same: between its new name and the manifest's new hash
+    /// a run may be killed.
     pub fn write(&mut self, file: &str, contents: &[u8]) -> Result<()> {
         use io::Write as _;
         let path = self.dir.join(file);
@@ -118,17 +133,21 @@ impl Staging {
     /// Puts the folder in its place.
     pub fn finish(mut self) -> Result<Manifest> {
         self.manifest.complete = true;
+        self.manifest.notes.clear();
         self.manifest.write(&self.dir)?;
         if self.target.exists() {
             if exchange(&self.dir, &self.target).is_err() {
                 // A file system that cannot: there is a moment without the folder, and the next run ends it.
-                fs::remove_dir_all(&self.target).map_err(|error| Error::io(&self.target, error))?;
-                fs::rename(&self.dir, &self.target).map_err(|error| Error::io(&self.target, error))?;
+                let old = replaced(&self.target);
+                let fault = |error| Error::io(&self.target, error);
+                rename(&self.target, &old).map_err(fault)?;
+                rename(&self.dir, &self.target).map_err(fault)?;
+                let _ = fs::remove_dir_all(&old);
             } else {
                 let _ = fs::remove_dir_all(&self.dir);
             }
         } else {
-            fs::rename(&self.dir, &self.target).map_err(|error| Error::io(&self.target, error))?;
+            rename(&self.dir, &self.target).map_err(|error| Error::io(&self.target, error))?;
         }
         if let Some(parent) = self.target.parent()
             && let Ok(parent) = File::open(parent)
@@ -137,6 +156,12 @@ impl Staging {
         }
         Ok(self.manifest)
     }
+}
+
+/// Where the folder before goes while a new one takes its place, on a file system that cannot swap two.
+fn replaced(target: &Path) -> PathBuf {
+    let name = target.file_name().unwrap_or_default().to_string_lossy();
+    target.with_file_name(format!("{name}.replaced"))
 }
 
 /// A model that this program did not make is not replaced.
@@ -182,6 +207,7 @@ fn keep_intact(dir: &Path, mut manifest: Manifest) -> Result<Manifest> {
     let intact = manifest.intact(dir);
     let lost = intact.len() < manifest.files.len();
     manifest.files.retain(|name, _| intact.contains(name));
+    manifest.notes.retain(|name, _| intact.contains(name));
     manifest.complete &= !lost;
     for entry in fs::read_dir(dir)
         .map_err(|error| Error::io(dir, error))?
@@ -218,6 +244,8 @@ fn remove(path: &Path) -> Result<()> {
 pub(crate) fn exchange(one: &Path, other: &Path) -> io::Result<()> {
     let path = |path: &Path| CString::new(path.as_os_str().as_bytes()).map_err(io::Error::other);
     let (one, other) = (path(one)?, path(other)?);
+    #[cfg(test)]
+    crate::paths::failpoint::pass();
     // SAFETY: both are C strings that outlive the call.
     let result = unsafe {
         libc::renameat2(

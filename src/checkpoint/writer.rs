@@ -131,7 +131,7 @@ impl TensorFile {
         };
         write().map_err(|error| self.failed(error))?;
         let digest = digest_of(&self.temporary)?;
-        std::fs::rename(&self.temporary, &self.path).map_err(|error| self.failed(error))?;
+        crate::paths::rename(&self.temporary, &self.path).map_err(|error| self.failed(error))?;
         self.finished = true;
         Ok(digest)
     }

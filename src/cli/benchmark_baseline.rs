@@ -4,10 +4,10 @@ use std::process::ExitCode;
 
 use crate::adapters::AdapterArgs;
 use crate::benchmark::{BenchmarkArgs, BenchmarkRun, Pages, benchmark, summary_table};
-use crate::cli::{CommonArgs, EXIT_CODES_HELP, EXIT_OK, fail, print, version, warn_of};
+use crate::cli::{CommonArgs, EXIT_CODES_HELP, EXIT_OK, counted, fail, print, version, warn_of};
 use crate::commands::Interrupt;
 use crate::records;
-use crate::telemetry::{Level, progress_bar};
+use crate::telemetry::{Level, spinner};
 use anyhow::Context;
 use clap::Parser;
 
@@ -43,7 +43,7 @@ fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
     warn_of(&model.path, adapter.as_deref());
     let selected = arguments.common.select_device()?;
     let interrupt = Interrupt::install(STOPPING).context("cannot listen for Ctrl-C")?;
-    let bar = progress_bar(0).with_message("documents");
+    let bar = spinner("loading the model");
     let record = benchmark(&BenchmarkRun {
         project: &project,
         model: model.path,
@@ -52,10 +52,7 @@ fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
         precision: arguments.common.precision.into(),
         args: &arguments.benchmark,
         pages: Pages::Draw,
-        progress: &|done, all| {
-            bar.set_length(all as u64);
-            bar.set_position(done as u64);
-        },
+        progress: &|done, all| counted(&bar, ("reading", "documents"), done, all),
         stop: interrupt.flag(),
     });
     bar.finish_and_clear();

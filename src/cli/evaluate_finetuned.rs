@@ -5,11 +5,11 @@ use std::process::ExitCode;
 
 use crate::adapters::Verdict;
 use crate::benchmark::{finetuned_benchmark, three_way_table};
-use crate::cli::{CommonArgs, EXIT_CODES_HELP, EXIT_OK, fail, print, version, warn_of};
+use crate::cli::{CommonArgs, EXIT_CODES_HELP, EXIT_OK, counted, fail, print, version, warn_of};
 use crate::commands::Interrupt;
 use crate::evaluation::{EvaluationArgs, FinetunedRun, HeldOut, evaluate, evaluation_table, verdict_line};
 use crate::records::{self, Benchmark, paths};
-use crate::telemetry::{Level, progress_bar, say};
+use crate::telemetry::{Level, Unit, progress, say};
 use anyhow::Context;
 use clap::Parser;
 
@@ -51,7 +51,7 @@ fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
     warn_of(&base, adapter.as_deref());
     let selected = common.select_device()?;
     let interrupt = Interrupt::install(STOPPING).context("cannot listen for Ctrl-C")?;
-    let bar = progress_bar(0).with_message("answers");
+    let bar = progress();
     let run = FinetunedRun {
         base: &base,
         adapter: adapter.clone(),
@@ -60,10 +60,7 @@ fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
         cases: &cases,
         held_out: held_out.as_ref(),
         max_new_tokens: evaluation.max_new_tokens.map(|tokens| tokens as usize),
-        progress: &|done, all| {
-            bar.set_length(all as u64);
-            bar.set_position(done as u64);
-        },
+        progress: &|done, all| counted(&bar, ("asking", "answers"), done, all),
         stop: interrupt.flag(),
     };
     let found = evaluate(&run);
@@ -80,7 +77,10 @@ fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
         return Ok(ExitCode::from(EXIT_OK));
     };
     keep(verdict, &adapter);
-    let record = finetuned_benchmark(&project, &run, evaluation.documents.as_deref())?;
+    bar.begin("loading the model", Unit::Nothing);
+    let record = finetuned_benchmark(&project, &run, evaluation.documents.as_deref());
+    bar.finish_and_clear();
+    let record = record?;
     let path = project.file(paths::FINETUNED_STANDARD_BENCH);
     records::write(&path, &record)?;
     let table = three_way_table(baseline.as_ref(), quantized.as_ref(), &record);

@@ -1,11 +1,12 @@
 //! Fine-tunes the model on the prepared pages.
 
+use std::cell::Cell;
 use std::process::ExitCode;
 
 use crate::cli::{CommonArgs, EXIT_CODES_HELP, EXIT_OK, fail, print, version};
 use crate::commands::Interrupt;
 use crate::distributed::{Group, Place};
-use crate::telemetry::{Level, progress_bar};
+use crate::telemetry::{Level, Unit, spinner};
 use crate::training::{TrainArgs, TrainingRun, summary, train};
 use anyhow::Context;
 use clap::Parser;
@@ -52,7 +53,8 @@ fn run(arguments: &Arguments, place: Option<Place>) -> anyhow::Result<ExitCode> 
         .transpose()?;
     let leads = group.as_ref().is_none_or(|group| group.place().rank == 0);
     let interrupt = Interrupt::install(STOPPING).context("cannot listen for Ctrl-C")?;
-    let bar = progress_bar(0);
+    let bar = spinner("preparing the training");
+    let training = Cell::new(false);
     let record = train(&TrainingRun {
         project: &project,
         model: &model,
@@ -63,7 +65,9 @@ fn run(arguments: &Arguments, place: Option<Place>) -> anyhow::Result<ExitCode> 
         stop: interrupt.flag(),
         group: group.as_ref(),
         on_step: &|report, steps| {
-            bar.set_length(steps);
+            if !training.replace(true) {
+                bar.begin_of("training", Unit::Of("updates"), steps);
+            }
             bar.set_position(report.step);
             bar.set_message(format!(
                 "loss {:.4}, lr {:.1e}, {:.0} tokens/s",

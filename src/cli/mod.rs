@@ -15,7 +15,7 @@ use crate::device::{DeviceChoice, Selected};
 use crate::engine::Precision;
 use crate::paths::{ModelFolder, Project, require_model};
 use crate::processing::PromptError;
-use crate::telemetry::{self, Level, LogFormat};
+use crate::telemetry::{self, Level, LogFormat, Progress, Unit};
 use crate::{Error, Result, commands, device};
 
 pub mod benchmark_baseline;
@@ -289,6 +289,32 @@ pub fn fail(error: &anyhow::Error) -> ExitCode {
     ExitCode::from(if usage { EXIT_USAGE } else { EXIT_FAILURE })
 }
 
+/// A flag's free text, which may begin with hyphens as a list does; one word that reads like a flag is a forgotten text.
+pub fn free_text(value: &str) -> Result<String, String> {
+    let name = value.trim_start_matches('-');
+    let hyphens = value.len() - name.len();
+    let begins_like_one = name.starts_with(|first: char| first.is_ascii_alphabetic());
+    let is_flag = match hyphens {
+        0 => false,
+        1 | 2 => begins_like_one && !name.contains(char::is_whitespace) || value == "--",
+        _ => false,
+    };
+    if is_flag {
+        return Err(format!(
+            "{value} reads like a flag: is the text missing? (a text like this needs a space before it: \" {value}\")"
+        ));
+    }
+    Ok(value.to_owned())
+}
+
+/// Moves `progress` to `done` of `all` steps of a stage, named with what it counts; with none done the stage begins.
+pub fn counted(progress: &Progress, (stage, unit): (&str, &'static str), done: usize, all: usize) {
+    match done {
+        0 => progress.begin_of(stage, Unit::Of(unit), all as u64),
+        _ => progress.set_position(done as u64),
+    }
+}
+
 /// Prints `text` to standard output.
 pub fn print(text: &str) -> anyhow::Result<()> {
     let mut out = io::stdout();
@@ -314,6 +340,29 @@ mod tests {
         for flag in Program::command().get_arguments() {
             let variable = flag.get_env().and_then(|name| name.to_str()).unwrap_or_default();
             assert!(variable.starts_with("MVP_"), "{}", flag.get_id());
+        }
+    }
+
+    #[test]
+    fn a_text_may_be_a_list_and_is_no_flag() {
+        for text in [
+            "- list",
+            "-- list",
+            "---",
+            "-5 mg?",
+            "plain",
+            "",
+            "-",
+            " --json",
+            "--what is this",
+        ] {
+            assert_eq!(free_text(text).as_deref(), Ok(text));
+        }
+        for flag in ["--json", "-r", "--model=x", "--"] {
+            assert!(
+                free_text(flag).unwrap_err().contains("reads like a flag"),
+                "{flag}"
+            );
         }
     }
 

@@ -1,13 +1,12 @@
 //! Quantizes the base model to four bits.
 
 use std::process::ExitCode;
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::benchmark::BenchmarkArgs;
 use crate::cli::{CommonArgs, EXIT_CODES_HELP, EXIT_FAILURE, EXIT_OK, fail, print, version, warn_of};
 use crate::commands::Interrupt;
 use crate::quant::{BaseRun, QuantizeArgs, Watch, quantize_base, summary};
-use crate::telemetry::{Level, progress_bar};
+use crate::telemetry::{Level, progress};
 use anyhow::Context;
 use clap::Parser;
 
@@ -44,11 +43,11 @@ fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
     warn_of(&model, None);
     let selected = arguments.common.select_device()?;
     let interrupt = Interrupt::install(STOPPING).context("cannot listen for Ctrl-C")?;
-    let bar = progress_bar(0).with_message("MiB");
-    let done = AtomicU64::new(0);
+    let bar = progress();
     let watch = Watch {
-        total: &|bytes| bar.inc_length(bytes >> 20),
-        progress: &|bytes| bar.set_position((done.fetch_add(bytes, Ordering::Relaxed) + bytes) >> 20),
+        stage: &|name, unit| bar.begin(name, unit),
+        total: &|count| bar.set_length(count),
+        progress: &|count| bar.inc(count),
         stop: interrupt.flag(),
     };
     let run = BaseRun {
@@ -59,6 +58,7 @@ fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
         nf4: arguments.quantize.nf4(),
         awq: arguments.quantize.awq(),
         pages: arguments.quantize.calibration_pages(),
+        measured_pages: arguments.quantize.measured_pages(),
         documents: &arguments.documents,
     };
     let info = quantize_base(&run, watch);

@@ -3,7 +3,6 @@
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
 use anyhow::{Context, bail};
@@ -14,13 +13,13 @@ use tch::Device;
 use super::Interrupt;
 use crate::adapters::{Adapter, AdapterArgs, Found, MergeError, find, merge_error, merge_folder};
 use crate::cli::{self, CommonArgs, EXIT_CODES_HELP, EXIT_OK};
-use crate::data::{CalibrationPages, calibration_pages};
+use crate::data::{CalibrationPage, CalibrationPages, calibration_pages};
 use crate::device::process_memory;
 use crate::paths::{BASE_MODEL, MERGED_SUFFIX, NF4_SUFFIX, Project};
 use crate::quant::nf4::{Nf4Options, quantize_folder};
-use crate::quant::{Measured, Outcome, PageAccuracy, Quantization, Watch, measure, measure_with};
+use crate::quant::{Measured, Outcome, PageAccuracy, Quantization, Watch, measure_with};
 use crate::records::{self, seconds};
-use crate::telemetry::{self, Level};
+use crate::telemetry::{self, Level, Unit};
 
 const STOPPING: &str =
     "stopping; files that are finished are kept, and the same command goes on. Ctrl-C again stops at once";
@@ -126,11 +125,11 @@ pub(super) fn run(args: &MergeArgs) -> anyhow::Result<ExitCode> {
     let device = args.common.select_device()?.device;
     let pages = calibration_pages(&project, args.calibration_pages)?;
     let interrupt = Interrupt::install(STOPPING).context("cannot listen for Ctrl-C")?;
-    let bar = telemetry::progress_bar(0).with_message("MiB");
-    let done = AtomicU64::new(0);
+    let bar = telemetry::progress();
     let watch = Watch {
-        total: &|bytes| bar.inc_length(bytes >> 20),
-        progress: &|bytes| bar.set_position((done.fetch_add(bytes, Ordering::Relaxed) + bytes) >> 20),
+        stage: &|name, unit| bar.begin(name, unit),
+        total: &|count| bar.set_length(count),
+        progress: &|count| bar.inc(count),
         stop: interrupt.flag(),
     };
     let work = Merge {
@@ -195,13 +194,11 @@ impl Merge<'_> {
         };
         let unmerged = match self.pages.pages.is_empty() {
             true => None,
-            false => Some(measure_with(
-                self.base,
-                Some(self.adapter),
-                &self.pages.pages,
-                self.device,
-                None,
-            )?),
+            false => Some(
+                self.measured("measuring the base with the adapter", |pages, watch| {
+                    measure_with(self.base, Some(self.adapter), pages, self.device, None, watch)
+                })?,
+            ),
         };
         let measured = |folder: Option<Merged>| -> crate::Result<Option<Merged>> {
             let Some(mut folder) = folder else {
@@ -246,10 +243,23 @@ impl Merge<'_> {
         let Some(unmerged) = unmerged else {
             return Ok(None);
         };
-        self.watch.done(0)?;
         let dir = Path::new(&folder.output_dir);
-        let measured = measure(dir, &self.pages.pages, self.device, Some(&unmerged.hidden))?;
+        let hidden = Some(&unmerged.hidden[..]);
+        let measured = self.measured("measuring the merged model", |pages, watch| {
+            measure_with(dir, None, pages, self.device, hidden, watch)
+        })?;
         Ok(Some(measured.accuracy))
+    }
+
+    /// What `measure` makes of the pages, as a stage of its own.
+    fn measured(
+        &self,
+        stage: &str,
+        measure: impl FnOnce(&[CalibrationPage], Watch<'_>) -> crate::Result<Measured>,
+    ) -> crate::Result<Measured> {
+        let pages = &self.pages.pages;
+        self.watch.begin(stage, Unit::Of("pages"), pages.len() as u64)?;
+        measure(pages, self.watch)
     }
 }
 

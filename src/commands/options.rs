@@ -3,6 +3,7 @@
 use clap::builder::FalseyValueParser;
 use clap::value_parser;
 
+use crate::cli::free_text;
 use crate::generation::GenerationOverrides;
 
 /// How the answer is generated.
@@ -39,7 +40,8 @@ pub(super) struct GenerationArgs {
     seed: Option<u64>,
 
     /// End the answer before this text (can be given several times)
-    #[arg(long, value_name = "TEXT", env = "MVP_STOP", hide_env_values = true)]
+    #[arg(long, value_name = "TEXT", env = "MVP_STOP", hide_env_values = true,
+          allow_hyphen_values = true, value_parser = free_text)]
     stop: Vec<String>,
 
     /// Let the model repeat itself without end, up to --max-new-tokens

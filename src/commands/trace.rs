@@ -13,7 +13,7 @@ use super::inputs::Source;
 use super::options::{FileArgs, PixelArgs};
 use super::{load_model, prompt_or_default};
 use crate::adapters::AdapterArgs;
-use crate::cli::{CommonArgs, EXIT_CODES_HELP, EXIT_OK};
+use crate::cli::{CommonArgs, EXIT_CODES_HELP, EXIT_OK, free_text};
 use crate::engine::ReadRequest;
 use crate::generation::GenerationOverrides;
 use crate::paths::write_atomically;
@@ -40,7 +40,8 @@ pub(super) struct TraceArgs {
     image: Vec<PathBuf>,
 
     /// What to do with the pages [default: as for extract]
-    #[arg(short, long, value_name = "TEXT", env = "MVP_PROMPT", hide_env_values = true)]
+    #[arg(short, long, value_name = "TEXT", env = "MVP_PROMPT", hide_env_values = true,
+          allow_hyphen_values = true, value_parser = free_text)]
     prompt: Option<String>,
 
     /// File to write, replaced if it is there

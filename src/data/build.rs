@@ -3,7 +3,6 @@
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
-use indicatif::ProgressBar;
 use rayon::prelude::*;
 
 use super::cell::{Picture, Row};
@@ -13,6 +12,7 @@ use super::raw::{RawManifest, RawRecord, RawWriter, SkippedRows};
 use super::rows::read_rows;
 use crate::hub::ManifestFile;
 use crate::processing::{DecodeLimits, decode};
+use crate::telemetry::Progress;
 use crate::{Error, Result};
 
 /// Pictures that are decoded at the same time; so many are in memory.
@@ -41,7 +41,7 @@ pub(super) fn build(
     material: &Material<'_>,
     origin: Origin,
     folder: &Path,
-    bar: &ProgressBar,
+    bar: &Progress,
 ) -> Result<RawManifest> {
     let mut intake = Intake {
         material,
@@ -126,7 +126,7 @@ struct Intake<'a> {
     batch: Vec<(RawRecord, Option<Vec<u8>>)>,
     rows: u64,
     skipped: SkippedRows,
-    bar: &'a ProgressBar,
+    bar: &'a Progress,
 }
 
 impl Intake<'_> {

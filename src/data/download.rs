@@ -5,7 +5,6 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
 
-use indicatif::ProgressBar;
 use tokio::runtime::Handle;
 use tokio::sync::Semaphore;
 use tokio::task::{JoinSet, block_in_place, spawn_blocking};
@@ -21,7 +20,7 @@ use crate::hub::{
     Staging, fetch_all, is_left_out, is_pickle, name_fault,
 };
 use crate::records::{DatasetDownload, DownloadSummary};
-use crate::telemetry::{self, Level};
+use crate::telemetry::{self, Level, Progress, Unit};
 use crate::{Error, Result, hub, paths, records};
 
 /// Which data sets, from where and where to.
@@ -258,7 +257,11 @@ impl Job {
     }
 
     fn finish(&self, staging: Staging, material: &Material<'_>, origin: Origin) -> Result<Obtained> {
-        let bar = telemetry::progress_bar(self.row_limit.unwrap_or_default());
+        let bar = telemetry::progress();
+        match self.row_limit {
+            Some(limit) => bar.begin_of("checking the data set", Unit::Of("rows"), limit),
+            None => bar.begin("checking the data set", Unit::Of("rows")),
+        }
         let manifest = build(material, origin, &staging.folder().join(NEW), &bar);
         bar.finish_and_clear();
         let manifest = manifest?;
@@ -311,8 +314,7 @@ async fn fetch_archived(
     if missing.is_empty() {
         return Ok(());
     }
-    let bar = telemetry::progress_bar(missing.len() as u64);
-    bar.set_message("pictures");
+    let bar = telemetry::progress_of("downloading pictures", Unit::Of("pictures"), missing.len() as u64);
     let missing = Arc::new(missing);
     let leash = Leash::new();
     let places = Arc::new(Semaphore::new(hub.jobs()));
@@ -349,7 +351,7 @@ fn extract(
     reader: RemoteReader,
     names: &[String],
     folder: &Path,
-    bar: &ProgressBar,
+    bar: &Progress,
 ) -> Result<()> {
     let mut pictures = Pictures::empty(folder);
     pictures.add_archive(archive, Box::new(reader))?;

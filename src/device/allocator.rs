@@ -1,9 +1,11 @@
-//! What libtorch's caching allocator holds on a GPU, through a few lines of C++ (`allocator.cpp`).
+//! Memory that a model takes: what libtorch's caching allocator holds on a GPU, through a few lines of C++ (`allocator.cpp`),
+//! and on a CPU the process's.
 
 use std::ffi::c_int;
 
 use tch::Device;
 
+use super::memory::process_memory;
 use crate::records::GpuMemory;
 
 /// As in `allocator.cpp`.
@@ -20,10 +22,14 @@ unsafe extern "C" {
     fn medvision_reset_peak(device: c_int) -> c_int;
 }
 
-/// What the allocator holds on `device`: zeros on a CPU, `None` where libtorch does not tell.
+/// What the allocator holds on `device`; on a CPU the resident memory of the process. `None` where it is not told.
 pub fn allocator_memory(device: Device) -> Option<GpuMemory> {
     let Device::Cuda(index) = device else {
-        return Some(GpuMemory::default());
+        let memory = process_memory()?;
+        return Some(GpuMemory::resident(
+            memory.resident_bytes,
+            memory.peak_resident_bytes,
+        ));
     };
     let index = gpu_index(index)?;
     let mut stats = Stats::default();
@@ -59,8 +65,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_cpu_has_zeros_and_a_gpu_that_is_not_there_none() {
-        assert_eq!(allocator_memory(Device::Cpu), Some(GpuMemory::default()));
+    fn a_cpu_has_the_processs_memory_and_a_gpu_that_is_not_there_none() {
+        let memory = allocator_memory(Device::Cpu).unwrap();
+        assert_eq!(memory.memory_kind(), Some("resident"));
+        assert!(memory.allocated_mb > 1.0 && memory.allocated_mb == memory.reserved_mb);
+        assert!(memory.max_allocated_mb >= memory.allocated_mb);
         for absent in [256, usize::MAX] {
             assert_eq!(allocator_memory(Device::Cuda(absent)), None);
             reset_allocator_peak(Device::Cuda(absent));

@@ -2,6 +2,7 @@
 
 mod allocator;
 mod cuda;
+mod load;
 mod memory;
 mod threads;
 mod transfer;
@@ -13,6 +14,7 @@ pub use self::allocator::{allocator_memory, reset_allocator_peak};
 pub use self::cuda::{
     CudaUnavailable, Gpu, GpuMemory, driver_version, folder_in_use, gpu_memory, gpus, libtorch_folder,
 };
+pub use self::load::{ProcessorShares, ProcessorTimes, load_average};
 pub use self::memory::{HostMemory, ProcessMemory, host_memory, keep_freed_memory, process_memory};
 pub use self::threads::{default_threads, physical_cores, set_threads};
 pub use self::transfer::{pinned, upload};

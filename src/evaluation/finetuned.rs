@@ -90,6 +90,7 @@ pub fn evaluate(run: &FinetunedRun<'_>) -> Result<Evaluation> {
         done.set(done.get() + 1);
         (run.progress)(done.get(), all);
     };
+    (run.progress)(0, all);
     let base = examine(run, None, &step)?;
     let tuned = match &run.adapter {
         Some(adapter) => Some(examine(run, Some(adapter), &step)?),
@@ -124,6 +125,10 @@ fn examine(run: &FinetunedRun<'_>, adapter: Option<&Path>, step: &dyn Fn()) -> R
     let load_time = start.elapsed().as_secs_f64();
     let memory = || allocator_memory(device);
     let post_load = memory();
+    let kind = post_load
+        .as_ref()
+        .and_then(|memory| memory.memory_kind())
+        .map(str::to_owned);
     let mut eval_results = Vec::new();
     for case in run.cases {
         let page = case.page(EVALUATION_PAGE);
@@ -144,6 +149,10 @@ fn examine(run: &FinetunedRun<'_>, adapter: Option<&Path>, step: &dyn Fn()) -> R
         step();
     }
     let mut extra = Extra::new();
+    if let Some(kind) = kind {
+        // The memory figures are numbers, here and of each case: this says that they are no GPU's.
+        extra.insert("memory_kind".to_owned(), json!(kind));
+    }
     if run.held_out.is_some() {
         extra.insert("held_out".to_owned(), json!(HeldOutFigures::of(&held_out)));
     }

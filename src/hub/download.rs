@@ -198,7 +198,7 @@ pub async fn fetch_all(
         .iter()
         .map(|file| file.size - fetched_before(folder, file));
     require_space(folder, needed.fold(0, u64::saturating_add))?;
-    let bars = telemetry::transfer_bars();
+    let bars = telemetry::transfer_bars("downloading");
     let places = Arc::new(Semaphore::new(hub.settings.jobs));
     let mut tasks = JoinSet::new();
     for file in missing {
@@ -236,7 +236,7 @@ async fn fetch_one(
 
 /// Those of `files` that are in `folder` as the hub has them, and the others.
 pub(super) fn kept(folder: &Path, files: &[RemoteFile]) -> Result<(Vec<ManifestFile>, Vec<RemoteFile>)> {
-    let bars = telemetry::transfer_bars();
+    let bars = telemetry::transfer_bars("checking files");
     let (mut there, mut missing) = (Vec::new(), Vec::new());
     for file in files {
         let bar = bars.add(&file.path, file.size);

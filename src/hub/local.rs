@@ -141,7 +141,7 @@ impl LocalCopy {
         wanted: impl Fn(&str) -> bool,
         work: impl Fn(&LocalFile, &ProgressBar) -> Result<ManifestFile>,
     ) -> Result<Vec<ManifestFile>> {
-        let bars = telemetry::transfer_bars();
+        let bars = telemetry::transfer_bars("copying files");
         let files = self.files.iter().filter(|file| wanted(&file.path));
         files
             .map(|file| {

@@ -8,6 +8,7 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 use tch::{Device, Kind, Tensor};
 
+use super::Watch;
 use crate::adapters::Adapter;
 use crate::checkpoint::Checkpoint;
 use crate::data::CalibrationPage;
@@ -16,6 +17,9 @@ use crate::processing::{Content, Grid, ImageProcessor, Message, Role, TextProces
 use crate::qwen2_5_vl::{Config, Model, Wanted};
 use crate::records::round_to;
 use crate::{Error, Result};
+
+/// Logits that are computed at once, at most.
+const LOGITS: usize = 4 << 20;
 
 /// A model on pages.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -110,16 +114,17 @@ pub fn measure(
     device: Device,
     original: Option<&[Tensor]>,
 ) -> Result<Measured> {
-    measure_with(dir, None, pages, device, original)
+    measure_with(dir, None, pages, device, original, Watch::none())
 }
 
-/// The same with an adapter attached.
+/// The same with an adapter attached; `watch` is told of every page.
 pub fn measure_with(
     dir: &Path,
     adapter: Option<&Adapter>,
     pages: &[CalibrationPage],
     device: Device,
     original: Option<&[Tensor]>,
+    watch: Watch<'_>,
 ) -> Result<Measured> {
     let config = Config::from_dir(dir)?;
     let encoder = Encoder::new(dir, &config)?;
@@ -133,13 +138,20 @@ pub fn measure_with(
         let encoded = encoder.encode(page, EXTRACTION_PROMPT)?;
         let states = states(&model, &encoded, device)?;
         let answer = Tensor::f_from_slice(&encoded.ids[encoded.prompt..])?.f_to_device(device)?;
-        let logits = model.logits(&states)?;
-        sums.add_answer(&logits, &answer)?;
-        if let Some(original) = original.and_then(|pages| pages.get(i)) {
-            let original = original.f_to_device(device)?.f_to_kind(kind)?;
-            sums.add_outputs(&logits, &model.logits(&original)?)?;
+        let original = original.and_then(|pages| pages.get(i));
+        // Some rows at a time: a large vocabulary's logits of a whole page take gigabytes.
+        let (rows, step) = (states.size()[0], logit_rows(&config));
+        for row in (0..rows).step_by(step as usize) {
+            let count = step.min(rows - row);
+            let logits = model.logits(&states.f_narrow(0, row, count)?)?;
+            sums.add_answer(&logits, &answer.f_narrow(0, row, count)?)?;
+            if let Some(original) = original {
+                let original = original.f_narrow(0, row, count)?.f_to_device(device)?;
+                sums.add_outputs(&logits, &model.logits(&original.f_to_kind(kind)?)?)?;
+            }
         }
         hidden.push(states.f_to_device(Device::Cpu)?);
+        watch.done(1)?;
     }
     let accuracy = sums.figures(pages.len());
     if !accuracy.mean_loss.is_finite() {
@@ -148,6 +160,11 @@ pub fn measure_with(
         ));
     }
     Ok(Measured { accuracy, hidden })
+}
+
+/// Rows whose logits are computed at once.
+fn logit_rows(config: &Config) -> i64 {
+    (LOGITS / config.text.vocab_size.max(1)).max(1) as i64
 }
 
 /// Hidden states of the tokens before each of the answer's: `[answer, hidden]`.

@@ -6,6 +6,7 @@ use std::time::Instant;
 
 use super::awq::{self, AwqOptions, AwqReport};
 use super::choice::{Calibration, choose};
+use super::kept::Kept;
 use super::nf4::{Nf4Options, REPORT, WeightErrors, quantize_folder};
 use super::{Method, Outcome, Watch};
 use crate::benchmark::BenchmarkArgs;
@@ -17,6 +18,7 @@ use crate::processing::PromptError;
 use crate::records::{
     self, AwqAttempt, BnbSetup, Extra, GpuMemory, MemoryFigure, QuantizationInfo, mib, seconds,
 };
+use crate::telemetry::Unit;
 use crate::{Error, Result};
 use serde_json::json;
 
@@ -34,8 +36,10 @@ pub struct BaseRun<'a> {
     pub nf4: Nf4Options,
     /// Options of AWQ.
     pub awq: AwqOptions,
-    /// Pages that AWQ is calibrated and both are measured on; with none nothing is measured.
+    /// Pages that AWQ is calibrated on; with none nothing is measured.
     pub pages: usize,
+    /// How many of them all models are measured on.
+    pub measured_pages: usize,
     /// Documents that the model reads before and after.
     pub documents: &'a BenchmarkArgs,
 }
@@ -94,6 +98,7 @@ pub fn quantize_base(run: &BaseRun<'_>, watch: Watch<'_>) -> Result<Quantization
         })),
     };
     records::write(&path, &info)?;
+    Kept::forget(run.project);
     Ok(info)
 }
 
@@ -149,7 +154,7 @@ fn make_awq(
         "output_bytes": made.bytes,
         "relative_output_error": AwqReport::read(&folder).map(|report| report.total),
     }));
-    let loaded = load(run, Method::Awq)?;
+    let loaded = load(run, Method::Awq, watch)?;
     attempt
         .extra
         .insert("load_time_seconds".to_owned(), json!(loaded.seconds));
@@ -206,7 +211,7 @@ fn make_nf4(run: &BaseRun<'_>, watch: Watch<'_>, setup: &mut BnbSetup) -> Result
         "peak_memory_mb": peak.map(mib),
         "weight_error": read_total(&made),
     }));
-    let loaded = load(run, Method::Nf4)?;
+    let loaded = load(run, Method::Nf4, watch)?;
     setup.load_time_seconds = Some(loaded.seconds);
     setup.vram_mb = loaded.gpu.map(MemoryFigure::Allocator);
     Ok(())
@@ -215,12 +220,13 @@ fn make_nf4(run: &BaseRun<'_>, watch: Watch<'_>, setup: &mut BnbSetup) -> Result
 /// What it took to load a folder.
 struct Loaded {
     seconds: f64,
-    /// Zeros on a CPU: what is resident there says nothing so soon after quantizing. `benchmark_quantized` measures it.
+    /// On a CPU what is resident, some of it from quantizing: `benchmark_quantized` measures the model alone.
     gpu: Option<GpuMemory>,
 }
 
 /// Loads the folder that `method` made as every other binary will.
-fn load(run: &BaseRun<'_>, method: Method) -> Result<Loaded> {
+fn load(run: &BaseRun<'_>, method: Method, watch: Watch<'_>) -> Result<Loaded> {
+    watch.begin(&format!("loading {}", method.name()), Unit::Nothing, 0)?;
     let start = Instant::now();
     let options = LoadOptions {
         device: run.selected.device,

@@ -3,16 +3,24 @@
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
-use serde_json::json;
+use serde_json::{Value, json};
+use tch::{Device, Tensor};
 
 use super::awq::pages_digest;
 use super::base::BaseRun;
 use super::documents::{DocumentAccuracy, document_accuracy, documents_digest};
+use super::kept::Kept;
 use super::nf4::output_errors;
-use super::{Measured, Method, PageAccuracy, Watch, measure};
-use crate::data::CalibrationPages;
+use super::{Method, PageAccuracy, Watch, measure_with};
+use crate::checkpoint::Manifest;
+use crate::cli;
+use crate::data::{CalibrationPage, CalibrationPages};
 use crate::records::{AwqAttempt, BnbSetup, Extra, QuantizationInfo, mib};
+use crate::telemetry::Unit;
 use crate::{Error, Result};
+
+/// The original's name in stages and errors.
+const ORIGINAL: &str = "the original";
 
 /// Key of a method's [`PageAccuracy`] in the record.
 const FIGURES: &str = "calibration";
@@ -26,7 +34,13 @@ const LAYER_OUTPUTS: &str = "layer_outputs";
 pub struct Calibration {
     /// Where the pages come from.
     pub source: String,
-    /// sha256 over them.
+    /// How many AWQ was calibrated on.
+    #[serde(default)]
+    pub calibration_pages: usize,
+    /// How many of them, evenly spread, all models were measured on.
+    #[serde(default)]
+    pub measured_pages: usize,
+    /// sha256 over those.
     pub pages_sha256: String,
     /// sha256 over the documents.
     #[serde(default)]
@@ -51,13 +65,18 @@ impl Calibration {
         watch: Watch<'_>,
         (nf4, awq): (&mut BnbSetup, &mut AwqAttempt),
     ) -> Result<Option<Self>> {
-        let pages = match pages {
-            Ok(pages) if !pages.pages.is_empty() => pages,
-            _ => return Ok(None),
+        let Ok(calibration) = pages else {
+            return Ok(None);
         };
+        let pages = &spread(&calibration.pages, run.measured_pages);
+        if pages.is_empty() {
+            return Ok(None);
+        }
         let mut this = Self {
-            source: pages.source.to_owned(),
-            pages_sha256: pages_digest(&pages.pages),
+            source: calibration.source.to_owned(),
+            calibration_pages: calibration.pages.len(),
+            measured_pages: pages.len(),
+            pages_sha256: pages_digest(pages),
             documents_sha256: documents_digest(run)?,
             base: None,
             base_documents: None,
@@ -107,40 +126,64 @@ impl Calibration {
         Ok(Some(this))
     }
 
-    /// Measures the original, then each method beside it.
+    /// Measures the original, then each method beside it; what a killed run finished is not measured again.
     fn measure(
         &mut self,
         run: &BaseRun<'_>,
-        pages: &CalibrationPages,
+        pages: &[CalibrationPage],
         watch: Watch<'_>,
         methods: Vec<(Method, &mut Extra)>,
     ) -> Result<()> {
         let device = run.selected.device;
-        let of = |dir: &Path, original: Option<&Measured>| {
-            watch.done(0)?;
-            let hidden = original.map(|measured| &measured.hidden[..]);
-            measure(dir, &pages.pages, device, hidden)
+        let mut kept = Kept::open(run.project, &self.identity(run)?);
+        let page_count = pages.len() as u64;
+        let on_pages = |kept: &mut Kept, who: &str, dir: &Path, original: Option<&[Tensor]>| {
+            kept.or_measure(&format!("{who}, pages"), || {
+                watch.begin(&format!("measuring {who}"), Unit::Of("pages"), page_count)?;
+                Ok(measure_with(dir, None, pages, device, original, watch)?.accuracy)
+            })
         };
-        let base = self.note("the original", of(run.model, None))?;
-        self.base_documents = self.note("the original", document_accuracy(run, run.model, watch))?;
+        let on_documents = |kept: &mut Kept, who: &str, dir: &Path| {
+            kept.or_measure(&format!("{who}, documents"), || {
+                watch.begin(&format!("{who} reads the documents"), Unit::Of("documents"), 0)?;
+                document_accuracy(run, dir, watch)
+            })
+        };
+        let original = self.note(ORIGINAL, original(&mut kept, run.model, pages, device, watch))?;
+        self.base_documents = self.note(ORIGINAL, on_documents(&mut kept, ORIGINAL, run.model))?;
         for (method, extra) in methods {
-            let folder = run.folder(method);
-            let measured = self.note(method.name(), of(&folder, base.as_ref()))?;
-            extra.insert(
-                FIGURES.to_owned(),
-                json!(measured.map(|measured| measured.accuracy)),
-            );
-            let documents = self.note(method.name(), document_accuracy(run, &folder, watch))?;
+            let (name, folder) = (method.name(), run.folder(method));
+            let states = original.as_ref().map(|(_, states)| &states[..]);
+            let accuracy = self.note(name, on_pages(&mut kept, name, &folder, states))?;
+            extra.insert(FIGURES.to_owned(), json!(accuracy));
+            let documents = self.note(name, on_documents(&mut kept, name, &folder))?;
             extra.insert(DOCUMENTS.to_owned(), json!(documents));
             if method == Method::Nf4 {
-                watch.done(0)?;
-                let errors = output_errors(run.model, &folder, &pages.pages, device);
-                let errors = self.note(method.name(), errors)?;
+                let errors = kept.or_measure("layers", || {
+                    watch.begin("comparing the layers' outputs", Unit::Of("pages"), page_count)?;
+                    output_errors(run.model, &folder, pages, device, watch)
+                });
+                let errors = self.note(name, errors)?;
                 extra.insert(LAYER_OUTPUTS.to_owned(), json!(errors));
             }
         }
-        self.base = base.map(|measured| measured.accuracy);
+        self.base = original.map(|(accuracy, _)| accuracy);
         Ok(())
+    }
+
+    /// All that the figures depend on.
+    fn identity(&self, run: &BaseRun<'_>) -> Result<Value> {
+        let manifest =
+            |method| Manifest::read(&run.folder(method)).map(|manifest| (manifest.origin, manifest.files));
+        Ok(json!({
+            "pages": self.pages_sha256,
+            "documents": self.documents_sha256,
+            "model": run.model.canonicalize().unwrap_or_else(|_| run.model.to_owned()),
+            "nf4": manifest(Method::Nf4),
+            "awq": manifest(Method::Awq),
+            "device": run.selected.description,
+            "tool": cli::version(),
+        }))
     }
 
     /// What an earlier record holds.
@@ -168,6 +211,37 @@ impl Calibration {
             }
         }
     }
+}
+
+/// What the original makes of the pages: its figures, and its hidden states, which the others' are compared with.
+fn original(
+    kept: &mut Kept,
+    model: &Path,
+    pages: &[CalibrationPage],
+    device: Device,
+    watch: Watch<'_>,
+) -> Result<(PageAccuracy, Vec<Tensor>)> {
+    let name = format!("{ORIGINAL}, pages");
+    if let (Some(figures), Some(states)) = (kept.get(&name), kept.states()) {
+        return Ok((figures, states));
+    }
+    watch.begin(
+        &format!("measuring {ORIGINAL}"),
+        Unit::Of("pages"),
+        pages.len() as u64,
+    )?;
+    let measured = measure_with(model, None, pages, device, None, watch)?;
+    kept.keep_states(&measured.hidden)?;
+    kept.put(&name, &measured.accuracy)?;
+    Ok((measured.accuracy, measured.hidden))
+}
+
+/// `count` of `pages`, evenly spread.
+fn spread(pages: &[CalibrationPage], count: usize) -> Vec<CalibrationPage> {
+    let count = count.min(pages.len());
+    (0..count)
+        .map(|i| pages[i * pages.len() / count].clone())
+        .collect()
 }
 
 /// A method's figures in its part of the record.

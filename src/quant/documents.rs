@@ -58,7 +58,10 @@ pub(super) fn document_accuracy(run: &BaseRun<'_>, dir: &Path, watch: Watch<'_>)
             ..run.documents.clone()
         },
         pages: Pages::Draw,
-        progress: &|_, _| {},
+        progress: &|done, all| match done {
+            0 => (watch.total)(all as u64),
+            _ => (watch.progress)(1),
+        },
         stop: watch.stop,
     })?;
     Ok(DocumentAccuracy::of(&record.inference_results))

@@ -11,6 +11,9 @@ mod base;
 mod choice;
 mod config;
 mod documents;
+mod kept;
+#[cfg(test)]
+mod kills;
 pub mod nf4;
 mod options;
 mod parts;
@@ -20,6 +23,7 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use serde::{Deserialize, Serialize};
+use tch::{Kind, Tensor};
 
 pub use self::accuracy::{Measured, OutputError, PageAccuracy, measure, measure_with};
 pub use self::base::{BaseRun, quantize_base};
@@ -29,6 +33,7 @@ pub use self::documents::DocumentAccuracy;
 pub use self::options::{QuantizeArgs, summary};
 pub(crate) use self::parts::{Part, Storage};
 pub use self::source::Source;
+use crate::telemetry::Unit;
 use crate::{Error, Result};
 
 /// A way of quantizing.
@@ -55,18 +60,40 @@ impl Method {
 /// How a caller watches and stops a quantization.
 #[derive(Clone, Copy)]
 pub struct Watch<'a> {
-    /// Told how many bytes of the source are to be done.
+    /// Told of every stage that begins: its name, and what it counts.
+    pub stage: &'a (dyn Fn(&str, Unit) + Sync),
+    /// Told how many of them the stage has: bytes of the source, pages, documents.
     pub total: &'a (dyn Fn(u64) + Sync),
-    /// Told of every few megabytes of the source that are done: how many bytes more.
+    /// Told how many more are done.
     pub progress: &'a (dyn Fn(u64) + Sync),
     /// Set to stop; what is finished is kept for the next run.
     pub stop: &'a AtomicBool,
 }
 
+impl Watch<'static> {
+    /// Of a caller who watches nothing and never stops.
+    pub fn none() -> Self {
+        static NEVER: AtomicBool = AtomicBool::new(false);
+        Self {
+            stage: &|_, _| {},
+            total: &|_| {},
+            progress: &|_| {},
+            stop: &NEVER,
+        }
+    }
+}
+
 impl Watch<'_> {
-    /// `bytes` more are done; the error that ends the work where the caller wants to stop.
-    pub fn done(&self, bytes: u64) -> Result<()> {
-        (self.progress)(bytes);
+    /// The stage `name` of `count` units begins; the error that ends the work where the caller wants to stop.
+    pub fn begin(&self, name: &str, unit: Unit, count: u64) -> Result<()> {
+        (self.stage)(name, unit);
+        (self.total)(count);
+        self.done(0)
+    }
+
+    /// `count` more are done; the error that ends the work where the caller wants to stop.
+    pub fn done(&self, count: u64) -> Result<()> {
+        (self.progress)(count);
         if self.stop.load(Ordering::Relaxed) {
             return Err(Error::Interrupted);
         }
@@ -85,6 +112,18 @@ pub struct Outcome {
     pub parameters: u64,
     /// Bytes of the folder's weights.
     pub bytes: u64,
+}
+
+/// The stage in which a model's files are hashed.
+const CHECKING: &str = "checking the model's files";
+
+/// The bytes of a tensor on the CPU.
+fn tensor_bytes(tensor: &Tensor) -> Result<Vec<u8>> {
+    let bytes = tensor.f_contiguous()?.f_view([-1])?.f_view_dtype(Kind::Uint8)?;
+    let mut buffer = vec![0u8; bytes.numel()];
+    let length = buffer.len();
+    bytes.f_copy_data_u8(&mut buffer, length)?;
+    Ok(buffer)
 }
 
 /// A file of a quantized folder, as text.

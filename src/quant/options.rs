@@ -61,9 +61,20 @@ pub struct QuantizeArgs {
     )]
     quant_type: TypeArg,
 
-    /// Pages that AWQ is calibrated on and both methods are compared on [default: 16; none with --method nf4]
+    /// Pages that AWQ is calibrated on [default: 16; none with --method nf4]
     #[arg(long, value_name = "N", env = "MVP_CALIBRATION_PAGES", hide_env_values = true)]
     calibration_pages: Option<usize>,
+
+    /// How many of them the original and both methods are compared on
+    #[arg(
+        long,
+        value_name = "N",
+        env = "MVP_MEASURED_PAGES",
+        default_value_t = 4,
+        value_parser = clap::value_parser!(u64).range(1..),
+        hide_env_values = true
+    )]
+    measured_pages: u64,
 
     /// Tokens of the calibration pages that AWQ's searches look at, evenly spread
     #[arg(
@@ -108,6 +119,11 @@ impl QuantizeArgs {
     pub fn calibration_pages(&self) -> usize {
         let default = if self.method() == Some(Method::Nf4) { 0 } else { 16 };
         self.calibration_pages.unwrap_or(default)
+    }
+
+    /// How many of them to compare on.
+    pub fn measured_pages(&self) -> usize {
+        usize::try_from(self.measured_pages).unwrap_or(usize::MAX)
     }
 
     /// Options of AWQ.
@@ -267,7 +283,10 @@ fn pages_line(extra: &Extra) -> String {
                 )
             });
             format!(
-                "  calibration pages: {:.3} % of tokens right{}\n",
+                "  {} calibration page{}, {} tokens: {:.3} % right{}\n",
+                figures.pages,
+                if figures.pages == 1 { "" } else { "s" },
+                figures.tokens,
                 figures.token_accuracy_pct,
                 outputs.unwrap_or_default()
             )

@@ -38,7 +38,18 @@ pub struct Benchmark {
     pub extra: Extra,
 }
 
-/// GPU memory before loading, after loading and at its highest.
+impl Benchmark {
+    /// Resident memory of the process when the model was loaded, MiB.
+    pub fn resident_post_load_mb(&self) -> Option<f64> {
+        let run = self
+            .run
+            .as_ref()
+            .and_then(|run| run.resident_memory?.post_load_mb);
+        run.or_else(|| Some(self.vram.post_load_mb.as_ref()?.in_process()?.allocated_mb))
+    }
+}
+
+/// GPU memory before loading, after loading and at its highest; on a CPU resident memory: see [`GpuMemory`].
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct MemoryStages {
     /// Before the model was loaded.
@@ -103,6 +114,9 @@ pub struct RunDetails {
     pub weight_file_bytes: Option<u64>,
     /// Memory of the process.
     pub resident_memory: Option<ResidentMemory>,
+    /// How busy the machine was while the documents were read.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub load: Option<MachineLoad>,
     /// The first reading, whose figures count nowhere else, seconds.
     pub warm_up_seconds: Option<f64>,
     /// Time to the first token, seconds.
@@ -118,6 +132,19 @@ pub struct RunDetails {
     /// Keys that no field knows.
     #[serde(flatten)]
     pub extra: Extra,
+}
+
+/// How busy the machine was while something was measured, 2 decimals. Shares are of all processors' time, from 0 to 1.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
+pub struct MachineLoad {
+    /// Programs that wanted a processor, mean of the minute before.
+    pub load_average_before: Option<f64>,
+    /// The same, at the end.
+    pub load_average_after: Option<f64>,
+    /// Share that the measured process took.
+    pub own_cpu_share: Option<f64>,
+    /// Share that other programs took.
+    pub other_cpu_share: Option<f64>,
 }
 
 /// Resident memory of the process at the stages of [`MemoryStages`], MiB, 2 decimals.

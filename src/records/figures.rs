@@ -35,7 +35,12 @@ pub fn percent(part: f64, whole: f64) -> Option<f64> {
     (whole != 0.0 && percent.is_finite()).then(|| round_to(percent, 2))
 }
 
-/// What libtorch's caching allocator holds on a GPU, MiB, 2 decimals; zeros on a CPU.
+/// Key of [`GpuMemory`] that tells whose memory it is, where that is no GPU's.
+const MEMORY_KIND: &str = "memory_kind";
+const RESIDENT: &str = "resident";
+
+/// What libtorch's caching allocator holds on a GPU, MiB, 2 decimals; on a CPU the resident memory of the process, with
+/// `memory_kind` "resident".
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct GpuMemory {
     /// In tensors.
@@ -58,6 +63,28 @@ impl GpuMemory {
             max_allocated_mb: mib(max_allocated),
             extra: Extra::new(),
         }
+    }
+
+    /// Of a process that computes on a CPU, from bytes: resident now and at most so far.
+    pub fn resident(now: u64, most: u64) -> Self {
+        let mut memory = Self::from_bytes(now, now, most);
+        memory.extra.insert(MEMORY_KIND.to_owned(), RESIDENT.into());
+        memory
+    }
+
+    /// "resident" where this is no GPU's memory, else `None`.
+    pub fn memory_kind(&self) -> Option<&str> {
+        self.extra.get(MEMORY_KIND)?.as_str()
+    }
+
+    /// This where it is a GPU's, else `None`.
+    pub fn on_gpu(&self) -> Option<&Self> {
+        (self.memory_kind() != Some(RESIDENT)).then_some(self)
+    }
+
+    /// This where it is a process's resident memory, else `None`.
+    pub fn in_process(&self) -> Option<&Self> {
+        (self.memory_kind() == Some(RESIDENT)).then_some(self)
     }
 }
 
@@ -136,6 +163,14 @@ mod tests {
             (1177.38, 1239.78, 4096.0)
         );
         assert_eq!(GpuMemory::from_bytes(0, 0, 0), GpuMemory::default());
+        let resident = GpuMemory::resident(3 << 20, 5 << 20);
+        assert_eq!(
+            serde_json::to_value(&resident).unwrap(),
+            serde_json::json!({
+                "allocated_mb": 3.0, "reserved_mb": 3.0, "max_allocated_mb": 5.0, "memory_kind": "resident",
+            })
+        );
+        assert!(resident.on_gpu().is_none() && memory.on_gpu().is_some() && memory.in_process().is_none());
         assert_eq!(gib(16_594_821_939), 15.46);
     }
 

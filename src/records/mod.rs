@@ -25,7 +25,9 @@ mod training_metrics;
 
 use serde_json::{Map, Value};
 
-pub use self::benchmark::{Benchmark, InferenceResult, MemoryStages, ResidentMemory, RunDetails};
+pub use self::benchmark::{
+    Benchmark, InferenceResult, MachineLoad, MemoryStages, ResidentMemory, RunDetails,
+};
 pub use self::data_sample::{DataSample, SampleSource};
 pub use self::data_summary::DataSummary;
 pub use self::download_info::DownloadInfo;
@@ -81,6 +83,20 @@ pub mod paths {
     pub const MERGE_INFO: &str = "benchmarks/merge_info.json";
     /// [`FinalReport`](super::FinalReport).
     pub const FINAL_REPORT: &str = "benchmarks/FINAL_REPORT.json";
+    /// Every record in `benchmarks/`: what others may be shown of that folder.
+    pub const IN_BENCHMARKS: [&str; 11] = [
+        ENVIRONMENT,
+        DOWNLOAD_INFO,
+        BASELINE_FP16,
+        QUANTIZATION_INFO,
+        QUANTIZED_INT4,
+        QUANTIZED_AWQ,
+        TRAINING_METRICS,
+        EVALUATION_FINETUNED,
+        FINETUNED_STANDARD_BENCH,
+        MERGE_INFO,
+        FINAL_REPORT,
+    ];
     /// [`Nf4QuantizationConfig`](super::Nf4QuantizationConfig), in the quantized model's folder.
     pub const NF4_QUANTIZATION_CONFIG: &str = "quantization_config.json";
 }

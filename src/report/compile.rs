@@ -4,6 +4,7 @@ use serde_json::{Value, json};
 use utoipa::OpenApi;
 
 use super::sources::{Sources, base_name};
+use crate::benchmark::load_note;
 use crate::cli;
 use crate::records::{
     AccuracyAverages, ApiDeployment, Benchmark, DataSummary, DatasetFigures, Environment, EvaluatedModel,
@@ -74,10 +75,16 @@ fn notes(sources: &Sources) -> Vec<String> {
         if run.device.as_deref() == Some("cpu") {
             let dtype = run.compute_dtype.as_deref().unwrap_or("an unknown format");
             notes.push(format!(
-                "{label} ran on a CPU in {dtype}: no GPU memory was used, resident memory tells"
+                "{label} ran on a CPU in {dtype}: its memory is the process's resident memory, not a GPU's"
             ));
         }
     }
+    let measured: Vec<(&str, &Benchmark)> = sources
+        .benchmarks()
+        .into_iter()
+        .filter_map(|(label, benchmark)| Some((label, benchmark?)))
+        .collect();
+    notes.extend(load_note(&measured));
     if sources.synthetic_reports {
         let note =
             "MTSamples stands for a few synthetic reports that come with the program: nothing was downloaded";
@@ -234,7 +241,17 @@ fn performance(record: &Benchmark) -> Performance {
                 "vram_peak_mb",
                 json!(record.vram.peak_mb.as_ref().map(|memory| memory.max_allocated_mb)),
             ),
-            ("resident_post_load_mb", json!(resident.post_load_mb)),
+            (
+                "memory_kind",
+                json!(
+                    record
+                        .vram
+                        .post_load_mb
+                        .as_ref()
+                        .and_then(|memory| memory.memory_kind())
+                ),
+            ),
+            ("resident_post_load_mb", json!(record.resident_post_load_mb())),
             ("resident_peak_mb", json!(resident.peak_mb)),
             ("weight_file_bytes", json!(run.weight_file_bytes)),
             (
@@ -242,6 +259,7 @@ fn performance(record: &Benchmark) -> Performance {
                 json!(run.time_to_first_token_stats.map(|stats| stats.avg_seconds)),
             ),
             ("avg_tokens_per_second", json!(run.avg_tokens_per_second)),
+            ("load", json!(run.load)),
             ("device", json!(run.device)),
             ("device_name", json!(run.device_name)),
             ("compute_dtype", json!(run.compute_dtype)),
@@ -270,18 +288,26 @@ fn improvements(sources: &Sources) -> Improvements {
         reduction(figure(&performance(before)), figure(&performance(after)))
     };
     let vram = |performance: &Performance| performance.vram_post_load_mb;
+    let kind = |record: &Option<Benchmark>| {
+        let memory = record.as_ref()?.vram.post_load_mb.as_ref()?;
+        Some(memory.memory_kind().map(str::to_owned))
+    };
+    // Resident memory on one side and a GPU's on the other are no two figures of one kind.
+    let vram_against = |record: &Option<Benchmark>| {
+        against(record, vram).filter(|_| kind(&sources.baseline) == kind(record))
+    };
     let latency = |performance: &Performance| performance.avg_latency_seconds;
     let resident = |performance: &Performance| performance.extra.get("resident_post_load_mb")?.as_f64();
     let weights = |performance: &Performance| performance.extra.get("weight_file_bytes")?.as_f64();
     Improvements {
-        vram_reduction_nf4_vs_fp16_pct: against(&sources.nf4, vram),
+        vram_reduction_nf4_vs_fp16_pct: vram_against(&sources.nf4),
         latency_reduction_nf4_vs_fp16_pct: against(&sources.nf4, latency),
-        vram_reduction_ft_vs_fp16_pct: against(&sources.finetuned, vram),
+        vram_reduction_ft_vs_fp16_pct: vram_against(&sources.finetuned),
         latency_reduction_ft_vs_fp16_pct: against(&sources.finetuned, latency),
         extra: extra([
             (
                 "vram_reduction_awq_vs_fp16_pct",
-                json!(against(&sources.awq, vram)),
+                json!(vram_against(&sources.awq)),
             ),
             (
                 "latency_reduction_awq_vs_fp16_pct",

@@ -104,6 +104,11 @@ fn added(performance: &Performance, key: &str) -> Option<f64> {
     performance.extra.get(key)?.as_f64()
 }
 
+/// Whether the memory figures are a GPU's; else they are the process's resident memory.
+fn is_gpus(performance: &Performance) -> bool {
+    performance.extra.get("memory_kind").is_none()
+}
+
 /// The models of the performance section: the contract's three, and AWQ where there is a record of it.
 fn models(report: &FinalReport) -> Vec<(&'static str, Performance)> {
     let comparison = &report.performance_comparison;
@@ -130,9 +135,11 @@ fn performance(page: &mut Vec<Block>, report: &FinalReport, sources: &Sources) {
     let word = |key: &'static str| move |p: &Performance| text(p.extra.get(key).and_then(|v| v.as_str()));
     let rows = vec![
         row("GPU memory after loading, MiB", &|p| {
-            number(p.vram_post_load_mb, 1)
+            number(p.vram_post_load_mb.filter(|_| is_gpus(p)), 1)
         }),
-        row("GPU memory, peak, MiB", &figure("vram_peak_mb", 1)),
+        row("GPU memory, peak, MiB", &|p| {
+            number(added(p, "vram_peak_mb").filter(|_| is_gpus(p)), 1)
+        }),
         row(
             "Resident memory after loading, MiB",
             &figure("resident_post_load_mb", 1),
@@ -167,9 +174,11 @@ fn improvements(page: &mut Vec<Block>, report: &FinalReport, sources: &Sources) 
         let cells = [vram, latency, resident, weights].map(|value| percent(value, 1));
         std::iter::once(name.to_owned()).chain(cells).collect::<Vec<_>>()
     };
+    let comparison = &report.performance_comparison;
+    let on_gpu = |value: Option<f64>| value.filter(|_| is_gpus(&comparison.fp16_baseline));
     let mut rows = vec![row(
         "NF4",
-        improvements.vram_reduction_nf4_vs_fp16_pct,
+        on_gpu(improvements.vram_reduction_nf4_vs_fp16_pct),
         improvements.latency_reduction_nf4_vs_fp16_pct,
         ours("resident_reduction_nf4_vs_fp16_pct"),
         ours("weight_file_reduction_nf4_vs_fp16_pct"),
@@ -177,7 +186,7 @@ fn improvements(page: &mut Vec<Block>, report: &FinalReport, sources: &Sources) 
     if sources.awq.is_some() {
         rows.push(row(
             "AWQ",
-            ours("vram_reduction_awq_vs_fp16_pct"),
+            on_gpu(ours("vram_reduction_awq_vs_fp16_pct")),
             ours("latency_reduction_awq_vs_fp16_pct"),
             ours("resident_reduction_awq_vs_fp16_pct"),
             ours("weight_file_reduction_awq_vs_fp16_pct"),
@@ -185,7 +194,7 @@ fn improvements(page: &mut Vec<Block>, report: &FinalReport, sources: &Sources) 
     }
     rows.push(row(
         "NF4 + LoRA",
-        improvements.vram_reduction_ft_vs_fp16_pct,
+        on_gpu(improvements.vram_reduction_ft_vs_fp16_pct),
         improvements.latency_reduction_ft_vs_fp16_pct,
         None,
         None,

@@ -102,12 +102,12 @@ fn memory(benchmarks: &[(&str, &Benchmark)]) -> Bars {
         groups: labels(benchmarks),
         series: vec![
             series("GPU, loaded", &|record| {
-                Some(record.vram.post_load_mb.as_ref()?.allocated_mb)
+                Some(record.vram.post_load_mb.as_ref()?.on_gpu()?.allocated_mb)
             }),
             series("GPU, peak", &|record| {
-                Some(record.vram.peak_mb.as_ref()?.max_allocated_mb)
+                Some(record.vram.peak_mb.as_ref()?.on_gpu()?.max_allocated_mb)
             }),
-            series("resident, loaded", &|record| resident(record)?.post_load_mb),
+            series("resident, loaded", &Benchmark::resident_post_load_mb),
             series("resident, peak", &|record| resident(record)?.peak_mb),
         ],
     }

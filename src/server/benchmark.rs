@@ -1,19 +1,20 @@
 //! Reads the benchmark records below the project root.
 
 use std::collections::BTreeMap;
-use std::fs::{self, OpenOptions};
+use std::fs::OpenOptions;
 use std::io::Read;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
 use super::types::{Benchmarks, SkippedFile, timestamp};
+use crate::records::paths::IN_BENCHMARKS;
 
 /// Largest record read, bytes.
 const MAX_RECORD_BYTES: u64 = 16 * 1024 * 1024;
 /// Most bytes of records in one answer.
 const MAX_ANSWER_BYTES: u64 = 64 * 1024 * 1024;
 
-/// Every `*.json` directly in `folder`, by its stem; what cannot be served is named in `files_skipped`.
+/// Every record in `folder`, by its stem; what cannot be served is named in `files_skipped`. Other files are not told of.
 pub(super) fn read_benchmarks(folder: &Path) -> Benchmarks {
     let mut answer = Benchmarks {
         benchmarks: BTreeMap::new(),
@@ -37,13 +38,14 @@ pub(super) fn read_benchmarks(folder: &Path) -> Benchmarks {
     answer
 }
 
-/// Names without `.json`, in order. A folder that is not there has none.
+/// Names of the records that are there, without `.json`, in order.
 fn stems(folder: &Path) -> Vec<String> {
-    let entries = fs::read_dir(folder).into_iter().flatten().flatten();
-    let names = entries.filter_map(|entry| entry.file_name().into_string().ok());
+    let names = IN_BENCHMARKS
+        .iter()
+        .filter_map(|path| Path::new(path).file_stem());
     let mut stems: Vec<String> = names
-        .filter_map(|name| Some(name.strip_suffix(".json")?.to_owned()))
-        .filter(|stem| !stem.is_empty())
+        .filter_map(|stem| Some(stem.to_str()?.to_owned()))
+        .filter(|stem| folder.join(format!("{stem}.json")).symlink_metadata().is_ok())
         .collect();
     stems.sort_unstable();
     stems

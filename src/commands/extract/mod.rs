@@ -10,7 +10,6 @@ use std::time::Instant;
 
 use anyhow::Context;
 use clap::builder::FalseyValueParser;
-use indicatif::ProgressBar;
 
 use self::output::{PageRecord, PageWriter, Style};
 use super::inputs::{self, Source};
@@ -18,11 +17,11 @@ use super::interrupt::Interrupt;
 use super::options::{FileArgs, GenerationArgs, PixelArgs};
 use super::{load_model, page_options, prompt_or_default, read_safely};
 use crate::adapters::AdapterArgs;
-use crate::cli::{CommonArgs, EXIT_CODES_HELP, EXIT_FAILURE, EXIT_INTERRUPTED, EXIT_OK};
+use crate::cli::{CommonArgs, EXIT_CODES_HELP, EXIT_FAILURE, EXIT_INTERRUPTED, EXIT_OK, free_text};
 use crate::engine::{ReadRequest, Reader, Reading, page_bounds};
 use crate::generation::FinishReason;
 use crate::processing::{DecodeLimits, DecodedPage, PageWarning, PixelBounds, PromptError, decode_page};
-use crate::telemetry::{self, Level};
+use crate::telemetry::{self, Level, Progress, Unit};
 use crate::{Error, device};
 
 /// Read pages: pictures in, text out
@@ -40,7 +39,8 @@ pub(super) struct ExtractArgs {
     ///
     /// The small model that comes with the program knows the ten prompts of fine-tuning (medications, laboratory values, ...)
     /// by its adapter; without it, it copies the page's text whatever the prompt says.
-    #[arg(short, long, value_name = "TEXT", env = "MVP_PROMPT", hide_env_values = true)]
+    #[arg(short, long, value_name = "TEXT", env = "MVP_PROMPT", hide_env_values = true,
+          allow_hyphen_values = true, value_parser = free_text)]
     prompt: Option<String>,
 
     /// Print one JSON object a page, one a line
@@ -85,9 +85,9 @@ pub(super) fn run(args: &ExtractArgs) -> anyhow::Result<ExitCode> {
         }
     };
     let bar = if sources.len() > 1 && !terminal {
-        telemetry::progress_bar(sources.len() as u64)
+        telemetry::progress()
     } else {
-        ProgressBar::hidden()
+        Progress::without_bar()
     };
     // Where they cannot be told, loading the model says why.
     let bounds = page_bounds(&model.path, &page_options(adapter.as_deref(), &args.pixels)).ok();
@@ -99,6 +99,7 @@ pub(super) fn run(args: &ExtractArgs) -> anyhow::Result<ExitCode> {
         adapter,
         loaded: None,
         bar,
+        pages: sources.len(),
         pages_read: 0,
         pages_failed: 0,
     };
@@ -130,7 +131,8 @@ struct Extraction<'a> {
     adapter: Option<PathBuf>,
     /// Loaded for the first page that can be decoded: a mistyped name should not wait for gigabytes.
     loaded: Option<Loaded>,
-    bar: ProgressBar,
+    bar: Progress,
+    pages: usize,
     pages_read: usize,
     pages_failed: usize,
 }
@@ -143,7 +145,6 @@ impl Extraction<'_> {
     ) -> anyhow::Result<ExitCode> {
         let start = Instant::now();
         let mut interrupted = false;
-        let pages = sources.len();
         for source in sources {
             match self.page(source, out)? {
                 Outcome::Read => self.pages_read += 1,
@@ -156,7 +157,7 @@ impl Extraction<'_> {
             self.bar.inc(1);
         }
         self.bar.finish_and_clear();
-        if pages > 1 || self.pages_read > 0 {
+        if self.pages > 1 || self.pages_read > 0 {
             self.summarise(start.elapsed().as_secs_f64());
         }
         Ok(ExitCode::from(match (interrupted, self.pages_failed) {
@@ -219,6 +220,9 @@ impl Extraction<'_> {
         let reader = self
             .bar
             .suspend(|| load_model(&self.model, adapter, &args.common, &args.pixels))?;
+        self.bar.begin_of("reading", Unit::Of("pages"), self.pages as u64);
+        self.bar
+            .set_position((self.pages_read + self.pages_failed) as u64);
         let interrupt = Interrupt::install(STOPPING).context("cannot listen for Ctrl-C")?;
         Ok(Loaded { reader, interrupt })
     }

@@ -9,7 +9,7 @@ use super::images::{Images, Outcome};
 use super::{FORMATTED, PrepareOptions};
 use crate::documents::{Page, Question, Split, page};
 use crate::records::{DataSample, Extra, SampleSource};
-use crate::telemetry;
+use crate::telemetry::{self, Unit};
 use crate::{Error, Result};
 
 /// Source of their samples.
@@ -49,7 +49,8 @@ pub(super) fn write(folder: &Path, options: &PrepareOptions) -> Result<Clinical>
     }
     let images = Images::new(folder);
     let counts = counts(options.clinical);
-    let bar = telemetry::progress_bar(counts.iter().map(|(_, count)| count).sum()).with_message("documents");
+    let all = counts.iter().map(|(_, count)| count).sum();
+    let bar = telemetry::progress_of("drawing clinical documents", Unit::Of("documents"), all);
     for (list, (split, count)) in clinical.lists.iter_mut().zip(counts) {
         let written: Vec<(Outcome, Vec<DataSample>)> = (0..count)
             .into_par_iter()

@@ -30,7 +30,7 @@ use crate::documents::{TRANSCRIBE, whole_page_prompt};
 use crate::paths::Project;
 use crate::records::{self, DataSample, DataSummary, Extra};
 use crate::rendering::text_lines;
-use crate::telemetry::{self, Level};
+use crate::telemetry::{self, Level, Unit};
 use crate::{Error, Result};
 
 /// Seed of the shuffle and of the prompts, unless another is given.
@@ -214,7 +214,7 @@ fn write_images(folder: &Path, collected: &mut Collected) -> Result<Written> {
             .filter_map(|index| collected.candidates.get(*index))
             .collect()
     };
-    let bar = telemetry::progress_bar(unique.len() as u64).with_message("images");
+    let bar = telemetry::progress_of("drawing pages", Unit::Of("images"), unique.len() as u64);
     let outcomes: Vec<(String, images::Outcome)> = unique
         .par_iter()
         .map(|candidate| {

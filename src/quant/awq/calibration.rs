@@ -7,8 +7,8 @@ use super::decoder::Rotary;
 use super::layer::Prompt;
 use crate::checkpoint::hexadecimal;
 use crate::data::CalibrationPage;
-use crate::quant::Source;
 use crate::quant::accuracy::Encoder;
+use crate::quant::{Source, Watch};
 use crate::qwen2_5_vl::{Config, Front};
 use crate::{Error, Result};
 
@@ -18,6 +18,7 @@ pub fn prompts(
     config: &Config,
     pages: &[CalibrationPage],
     device: Device,
+    watch: Watch<'_>,
 ) -> Result<Vec<Prompt>> {
     let encoder = Encoder::new(source.dir(), config)?;
     let front = Front::load(source.checkpoint(), config, Kind::Float, device)?;
@@ -33,6 +34,7 @@ pub fn prompts(
                         .to_owned(),
                 ));
             }
+            watch.done(1)?;
             Ok(Prompt {
                 states,
                 rotary: Rotary::new(&positions, &config.text, device)?,

@@ -18,8 +18,9 @@ use crate::checkpoint::{
     FileDigest, Manifest, Origin, Staged, Staging, StoredTensor, TensorFile, TensorPlan,
 };
 use crate::data::CalibrationPage;
-use crate::quant::{Method, Outcome, Source, Watch, json_text};
+use crate::quant::{CHECKING, Method, Outcome, Source, Watch, json_text, tensor_bytes};
 use crate::qwen2_5_vl::Config;
+use crate::telemetry::Unit;
 use crate::{Error, Result};
 
 /// The error of every quantized Linear on the calibration pages, beside the weights.
@@ -94,6 +95,7 @@ pub fn quantize_folder(
     watch: Watch<'_>,
 ) -> Result<Outcome> {
     let job = Job::new(source, options, pages)?;
+    (watch.stage)(CHECKING, Unit::Nothing);
     let origin = Origin {
         method: Method::Awq.name().to_owned(),
         options: json!({
@@ -109,9 +111,15 @@ pub fn quantize_folder(
         Staged::Work(staging) => staging,
     };
     staging.check_space(job.missing_bytes(&staging))?;
-    (watch.total)(job.stored.iter().map(|tensor| tensor.place.len() as u64).sum());
-    tch::no_grad(|| job.write_layers(&mut staging, pages, device, watch))?;
+    let errors = tch::no_grad(|| job.write_layers(&mut staging, pages, device, watch))?;
     job.write_rest(&mut staging, watch)?;
+    let report = AwqReport::new(
+        errors
+            .into_iter()
+            .map(|error| (error.name.clone(), error))
+            .collect(),
+    );
+    staging.write(REPORT, json_text(&report).as_bytes())?;
     staging.write(INDEX, job.index(staging.dir())?.as_bytes())?;
     job.source.copy_side_files(&mut staging)?;
     let config = half_precision(&job.source.config_with(&job.quantization_config())?);
@@ -178,7 +186,7 @@ impl<'a> Job<'a> {
     /// About what is still to be written: four bits, scales and zero points for a layer's matrices, half precision else.
     fn missing_bytes(&self, staging: &Staging) -> u64 {
         let done: Vec<String> = (0..self.layers())
-            .filter(|&index| staging.has(&self.file(index)))
+            .filter(|&index| self.earlier_errors(staging, index).is_some())
             .map(|index| format!("model.layers.{index}."))
             .collect();
         let missing = |name: &str| !done.iter().any(|prefix| name.starts_with(prefix));
@@ -198,31 +206,48 @@ impl<'a> Job<'a> {
         pages: &[CalibrationPage],
         device: Device,
         watch: Watch<'_>,
-    ) -> Result<()> {
-        let missing = (0..self.layers()).filter(|&i| !staging.has(&self.file(i)));
-        let Some(last) = missing.max() else {
-            return watch.done((0..self.layers()).map(|i| self.layer_bytes(i)).sum());
+    ) -> Result<Vec<LinearError>> {
+        let mut errors = Vec::new();
+        let done: Vec<_> = (0..self.layers())
+            .map(|index| self.earlier_errors(staging, index))
+            .collect();
+        let last = done.iter().rposition(Option::is_none);
+        let mut prompts = match last {
+            Some(_) => {
+                watch.begin(
+                    "reading the calibration pages",
+                    Unit::Of("pages"),
+                    pages.len() as u64,
+                )?;
+                calibration::prompts(&self.source, &self.config, pages, device, watch)?
+            }
+            None => Vec::new(),
         };
-        let mut errors = AwqReport::read(staging.dir()).unwrap_or_default().linears;
-        let mut prompts = calibration::prompts(&self.source, &self.config, pages, device)?;
-        for index in 0..=last {
+        let bytes = self.stored.iter().map(|tensor| tensor.place.len() as u64);
+        watch.begin("quantizing to AWQ", Unit::Bytes, bytes.sum())?;
+        for (index, earlier) in done.into_iter().enumerate() {
             watch.done(0)?;
-            let layer = DecoderLayer::load(self.source.checkpoint(), &self.config.text, index, device)?;
-            let file = self.file(index);
-            if staging.has(&file) {
-                layer::advance(&layer, &mut prompts)?;
+            let layer = || DecoderLayer::load(self.source.checkpoint(), &self.config.text, index, device);
+            if let Some(earlier) = earlier {
+                errors.extend(earlier);
+                if Some(index) < last {
+                    layer::advance(&layer()?, &mut prompts)?;
+                }
             } else {
-                let rows = self.options.rows as i64;
-                let made = layer::quantize(&layer, &mut prompts, &self.shapes, rows, watch)?;
+                let (file, rows) = (self.file(index), self.options.rows as i64);
+                let made = layer::quantize(&layer()?, &mut prompts, &self.shapes, rows, watch)?;
                 let digest = write_layer(&staging.dir().join(&file), &made)?;
-                errors.extend(made.errors.into_iter().map(|error| (error.name.clone(), error)));
-                let report = AwqReport::new(errors.clone());
-                staging.write(REPORT, json_text(&report).as_bytes())?;
-                staging.add(&file, digest)?;
+                staging.add_with(&file, digest, json!(made.errors))?;
+                errors.extend(made.errors);
             }
             watch.done(self.layer_bytes(index))?;
         }
-        watch.done((last + 1..self.layers()).map(|i| self.layer_bytes(i)).sum())
+        Ok(errors)
+    }
+
+    /// Errors of the layer `index`, where an earlier run finished its file.
+    fn earlier_errors(&self, staging: &Staging, index: usize) -> Option<Vec<LinearError>> {
+        Vec::deserialize(staging.note(&self.file(index))?).ok()
     }
 
     /// Everything but the layers, in half precision like them: other engines take the folder's number formats as they are,
@@ -247,7 +272,7 @@ impl<'a> Job<'a> {
                     .source
                     .checkpoint()
                     .load(name, shape, Kind::Float, Device::Cpu)?;
-                out.write(name, 0, &bytes(&layer::half(name, &values)?)?)?;
+                out.write(name, 0, &tensor_bytes(&layer::half(name, &values)?)?)?;
             }
             staging.add(&file, out.finish(&[])?)?;
         }
@@ -331,18 +356,9 @@ fn write_layer(path: &Path, layer: &QuantizedLayer) -> Result<FileDigest> {
     };
     let out = TensorFile::create(path, layer.tensors.iter().map(plan).collect(), Vec::new())?;
     for (name, tensor) in &layer.tensors {
-        out.write(name, 0, &bytes(tensor)?)?;
+        out.write(name, 0, &tensor_bytes(tensor)?)?;
     }
     out.finish(&[])
-}
-
-/// The bytes of a tensor on the CPU.
-fn bytes(tensor: &Tensor) -> Result<Vec<u8>> {
-    let bytes = tensor.f_contiguous()?.f_view([-1])?.f_view_dtype(Kind::Uint8)?;
-    let mut buffer = vec![0u8; bytes.numel()];
-    let length = buffer.len();
-    bytes.f_copy_data_u8(&mut buffer, length)?;
-    Ok(buffer)
 }
 
 /// The config with half precision as the number format: AWQ's kernels in other engines compute in nothing else.

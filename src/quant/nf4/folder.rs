@@ -22,8 +22,9 @@ use crate::checkpoint::{
 };
 use crate::processing::PromptError;
 use crate::quant::source::FileValues;
-use crate::quant::{Method, Outcome, Source, Watch, json_text};
+use crate::quant::{CHECKING, Method, Outcome, Source, Watch, json_text};
 use crate::records::{self, Nf4Config, Nf4QuantizationConfig};
+use crate::telemetry::Unit;
 use crate::{Error, Result};
 
 /// The errors of every weight, beside the weights.
@@ -102,6 +103,7 @@ pub fn quantize_folder(
 ) -> Result<Outcome> {
     let source = Source::open(source)?;
     let plan = Plan::new(&source, options)?;
+    (watch.stage)(CHECKING, Unit::Nothing);
     let origin = Origin {
         method: Method::Nf4.name().to_owned(),
         options: json!(options),
@@ -124,24 +126,29 @@ pub fn quantize_folder(
         Staged::UpToDate(manifest) => return Ok(outcome(&manifest, true)),
         Staged::Work(staging) => staging,
     };
-    let missing = plan.files.iter().filter(|file| !staging.has(&file.name));
+    let missing = plan
+        .files
+        .iter()
+        .filter(|file| staging.note(&file.name).is_none());
     staging.check_space(missing.map(|file| file.bytes()).sum())?;
-    let mut errors = read_errors(&staging);
-    (watch.total)(plan.files.iter().map(PlannedFile::source_bytes).sum());
+    let bytes = plan.files.iter().map(PlannedFile::source_bytes).sum();
+    watch.begin("quantizing to NF4", Unit::Bytes, bytes)?;
+    let mut errors = BTreeMap::new();
     for file in &plan.files {
-        if staging.has(&file.name) {
+        if let Some(made) = earlier_errors(&staging, &file.name) {
+            errors.extend(made);
             watch.done(file.source_bytes())?;
             continue;
         }
         let (digest, made) = file.write(&staging, options, watch)?;
+        staging.add_with(&file.name, digest, json!(made))?;
         errors.extend(made);
-        let report = WeightErrors {
-            total: total(errors.values()),
-            tensors: errors.clone(),
-        };
-        staging.write(REPORT, json_text(&report).as_bytes())?;
-        staging.add(&file.name, digest)?;
     }
+    let report = WeightErrors {
+        total: total(errors.values()),
+        tensors: errors,
+    };
+    staging.write(REPORT, json_text(&report).as_bytes())?;
     if plan.files.len() > 1 {
         staging.write(INDEX, plan.index().as_bytes())?;
     }
@@ -177,16 +184,9 @@ fn contract_config(source: &Source, options: &Nf4Options) -> Nf4QuantizationConf
     }
 }
 
-/// Errors of the files that an earlier run finished.
-fn read_errors(staging: &Staging) -> BTreeMap<String, WeightError> {
-    if !staging.has(REPORT) {
-        return BTreeMap::new();
-    }
-    std::fs::read(staging.dir().join(REPORT))
-        .ok()
-        .and_then(|bytes| serde_json::from_slice::<WeightErrors>(&bytes).ok())
-        .map(|report| report.tensors)
-        .unwrap_or_default()
+/// Errors of the weights in `file`, where an earlier run finished it.
+fn earlier_errors(staging: &Staging, file: &str) -> Option<BTreeMap<String, WeightError>> {
+    BTreeMap::deserialize(staging.note(file)?).ok()
 }
 
 /// Which tensors become what, in which files.

@@ -12,6 +12,7 @@ use crate::Result;
 use crate::checkpoint::Checkpoint;
 use crate::data::CalibrationPage;
 use crate::engine::EXTRACTION_PROMPT;
+use crate::quant::Watch;
 use crate::quant::accuracy::Encoder;
 use crate::qwen2_5_vl::{Config, InputSamples, Model, Wanted};
 
@@ -49,11 +50,12 @@ pub fn output_errors(
     made: &Path,
     pages: &[CalibrationPage],
     device: Device,
+    watch: Watch<'_>,
 ) -> Result<LayerOutputErrors> {
     let _guard = tch::no_grad_guard();
     let (source_weights, made) = (Checkpoint::open(source)?, Checkpoint::open(made)?);
     let mut layers = BTreeMap::new();
-    for (module, rows) in inputs(source, &source_weights, pages, device)? {
+    for (module, rows) in inputs(source, &source_weights, pages, device, watch)? {
         let name = format!("{module}.weight");
         let stored = source_weights.bytes(&name)?.2;
         let Ok(shape) = <[usize; 2]>::try_from(stored) else {
@@ -87,6 +89,7 @@ fn inputs(
     weights: &Checkpoint,
     pages: &[CalibrationPage],
     device: Device,
+    watch: Watch<'_>,
 ) -> Result<BTreeMap<String, Tensor>> {
     let config = Config::from_dir(dir)?;
     let encoder = Encoder::new(dir, &config)?;
@@ -108,6 +111,7 @@ fn inputs(
             &mut cache,
             Wanted::All,
         )?;
+        watch.done(1)?;
     }
     samples.take()
 }

@@ -15,6 +15,7 @@ fn errors(options: &Nf4Options) -> (usize, f64, f64) {
     let model = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/qwen25-vl-nano");
     let target = home.path().join("made");
     let watch = Watch {
+        stage: &|_, _| {},
         total: &|_| {},
         progress: &|_| {},
         stop: &AtomicBool::new(false),
@@ -22,7 +23,7 @@ fn errors(options: &Nf4Options) -> (usize, f64, f64) {
     quantize_folder(&model, &target, options, watch).unwrap();
     let project = Project::open(Some(home.path())).unwrap();
     let pages = calibration_pages(&project, 1).unwrap().pages;
-    let errors = output_errors(&model, &target, &pages, Device::Cpu).unwrap();
+    let errors = output_errors(&model, &target, &pages, Device::Cpu, Watch::none()).unwrap();
     assert!(errors.layers.contains_key(errors.worst.as_ref().unwrap()));
     let errors = errors.layers;
     for (name, error) in &errors {

@@ -203,13 +203,22 @@ fn benchmark_serves_the_records_and_names_what_it_leaves_out() {
     let write = |name: &str, text: &str| std::fs::write(folder.join(name), text).expect("a file");
     write("baseline_fp16.json", r#"{"precision": "FP16"}"#);
     write("environment.json", r#"{"validation_passed": true}"#);
-    write("broken.json", "{CANARY");
+    write("training_metrics.json", "{CANARY");
+    // Not records, whatever they hold: of the pipeline, of a run that goes on, of somebody else.
+    for name in [
+        "pipeline_state.json",
+        ".quantization_measured.json",
+        "manifest.json",
+        "mine.json",
+    ] {
+        write(name, r#"{"CANARY": 1}"#);
+    }
     write("notes.txt", "CANARY");
     let secret = server.root.path().join("secret.json");
     std::fs::write(&secret, r#"{"CANARY": 1}"#).expect("a file");
-    std::os::unix::fs::symlink(&secret, folder.join("link.json")).expect("a link");
-    std::fs::create_dir(folder.join("folder.json")).expect("a folder");
-    let big = std::fs::File::create(folder.join("huge.json")).expect("a file");
+    std::os::unix::fs::symlink(&secret, folder.join("merge_info.json")).expect("a link");
+    std::fs::create_dir(folder.join("quantized_awq.json")).expect("a folder");
+    let big = std::fs::File::create(folder.join("download_info.json")).expect("a file");
     big.set_len(17 * 1024 * 1024).expect("a hole");
 
     let response = server.get("/benchmark");
@@ -224,10 +233,10 @@ fn benchmark_serves_the_records_and_names_what_it_leaves_out() {
     assert_eq!(body["benchmarks"], expected);
     assert_eq!(body["files_loaded"], json!(["baseline_fp16", "environment"]));
     let skipped = json!([
-        {"file": "broken", "reason": "not valid JSON"},
-        {"file": "folder", "reason": "not a regular file"},
-        {"file": "huge", "reason": "larger than 16 MiB"},
-        {"file": "link", "reason": "a symbolic link"},
+        {"file": "download_info", "reason": "larger than 16 MiB"},
+        {"file": "merge_info", "reason": "a symbolic link"},
+        {"file": "quantized_awq", "reason": "not a regular file"},
+        {"file": "training_metrics", "reason": "not valid JSON"},
     ]);
     assert_eq!(body["files_skipped"], skipped);
     assert_utc(&body["timestamp"]);

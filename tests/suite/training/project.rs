@@ -36,6 +36,7 @@ fn base() -> &'static Path {
         let folder = tempfile::tempdir().unwrap();
         let stop = AtomicBool::new(false);
         let watch = Watch {
+            stage: &|_, _| {},
             total: &|_| {},
             progress: &|_| {},
             stop: &stop,
