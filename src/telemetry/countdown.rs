@@ -35,11 +35,9 @@ pub fn countdown(message: &str, wait: Duration) -> Countdown {
 impl Countdown {
     /// So much of it is left.
     pub fn show(&self, left: Duration) {
-        self.bar.set_message(format!(
-            "{}; next attempt in {} s",
-            self.message,
-            whole_seconds(left)
-        ));
+        // The time first: a narrow terminal cuts the end.
+        let text = format!("next attempt in {} s; {}", whole_seconds(left), self.message);
+        self.bar.set_message(text);
         self.bar.tick();
     }
 }

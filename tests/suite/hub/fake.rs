@@ -7,6 +7,8 @@
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::io::{BufRead, BufReader, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::thread;
@@ -71,8 +73,8 @@ struct Repo {
     files: BTreeMap<String, Vec<u8>>,
     /// Announced in place of the truth.
     sizes: HashMap<String, u64>,
-    /// Files of so many bytes, of which those above are the first and all others are zero.
-    sparse: HashMap<String, u64>,
+    /// Files that lie on the disk, too large to be held.
+    on_disk: HashMap<String, PathBuf>,
     /// The description gives names alone.
     terse: bool,
     /// Status and error code of every answer.
@@ -140,12 +142,12 @@ impl FakeHub {
         repo.refusal = Some((status, code));
     }
 
-    /// Publishes a large file by its first bytes; what follows is zero, to `size` bytes.
-    pub fn publish_sparse(&self, repository: &str, file: &str, beginning: Vec<u8>, size: u64) {
+    /// Publishes a large file that lies on the disk; only pieces of it can be had.
+    pub fn publish_from_disk(&self, repository: &str, file: &str, path: &Path) {
         let mut state = self.state();
         let repo = state.repositories.get_mut(repository).unwrap();
-        repo.files.insert(file.to_owned(), beginning);
-        repo.sparse.insert(file.to_owned(), size);
+        repo.files.insert(file.to_owned(), Vec::new());
+        repo.on_disk.insert(file.to_owned(), path.to_owned());
     }
 
     /// Answers for the repository `old` with a redirect to `new`; both as `OWNER/NAME`.
@@ -443,9 +445,12 @@ fn stored(request: &Request, path: &str, query: &str, state: &mut State) -> (Ans
     }
     let fault = state.next_fault(file);
     let repo = &state.repositories[key];
-    let (bytes, size) = (repo.files[file].clone(), repo.sparse.get(file).copied());
+    let (bytes, path) = (repo.files[file].clone(), repo.on_disk.get(file).cloned());
     let sum = checksum(file, &bytes);
-    (content(request, (&bytes, size), sum, Vec::new(), &fault), fault)
+    (
+        content(request, (&bytes, path.as_deref()), sum, Vec::new(), &fault),
+        fault,
+    )
 }
 
 /// A small file, where the hub's redirect leads: `models/OWNER/NAME/COMMIT/FILE`.
@@ -487,7 +492,10 @@ fn resolve(path: &str, hub: SocketAddr, state: &mut State) -> Answer {
     let Some(bytes) = repo.files.get(file) else {
         return refusal(404, "EntryNotFound");
     };
-    let size = repo.sparse.get(file).copied().unwrap_or(bytes.len() as u64);
+    let size = repo
+        .on_disk
+        .get(file)
+        .map_or(bytes.len() as u64, |path| length(path));
     let headers = vec![
         ("X-Repo-Commit", repo.commit.clone()),
         ("X-Linked-Etag", format!("\"{}\"", checksum(file, bytes))),
@@ -561,7 +569,8 @@ fn describe(path: &str, state: &State) -> Answer {
         .files
         .iter()
         .map(|(name, bytes)| {
-            let size = repo.sizes.get(name).or(repo.sparse.get(name)).copied();
+            let on_disk = repo.on_disk.get(name).map(|path| length(path));
+            let size = repo.sizes.get(name).copied().or(on_disk);
             let size = size.unwrap_or(bytes.len() as u64);
             let sum = checksum(name, bytes).to_string();
             match is_lfs(name) {
@@ -581,9 +590,13 @@ fn describe(path: &str, state: &State) -> Answer {
     }
 }
 
+fn length(path: &Path) -> u64 {
+    path.metadata().unwrap().len()
+}
+
 fn content(
     request: &Request,
-    (bytes, size): (&[u8], Option<u64>),
+    (bytes, path): (&[u8], Option<&Path>),
     etag: Checksum,
     mut headers: Vec<(&'static str, String)>,
     fault: &Option<Fault>,
@@ -595,7 +608,7 @@ fn content(
         headers,
         body: bytes.to_vec(),
     };
-    let size = size.map_or(bytes.len(), |size| size as usize);
+    let size = path.map_or(bytes.len(), |path| length(path) as usize);
     let Some(start) = request
         .range_start()
         .filter(|_| !matches!(fault, Some(Fault::IgnoreRange)))
@@ -616,11 +629,15 @@ fn content(
         };
     }
     headers.push(("Content-Range", format!("bytes {start}-{}/{size}", end - 1)));
-    let mut body = bytes
-        .get(start..end.min(bytes.len()))
-        .unwrap_or_default()
-        .to_vec();
-    body.resize(end - start, 0);
+    let body = match path {
+        None => bytes[start..end].to_vec(),
+        Some(path) => {
+            let mut body = vec![0; end - start];
+            let file = std::fs::File::open(path).unwrap();
+            file.read_exact_at(&mut body, start as u64).unwrap();
+            body
+        }
+    };
     Answer {
         status: 206,
         headers,
