@@ -57,19 +57,26 @@ pub(crate) fn read_text(path: &Path, limit: u64) -> io::Result<String> {
 }
 
 fn regular(kind: FileType) -> io::Result<()> {
-    let what = match kind {
-        kind if kind.is_file() => return Ok(()),
+    let Some(what) = irregular(kind) else {
+        return Ok(());
+    };
+    Err(io::Error::new(
+        io::ErrorKind::InvalidInput,
+        format!("{what}; expected a regular file"),
+    ))
+}
+
+/// What it is that is no regular file; `None` for one.
+pub(crate) fn irregular(kind: FileType) -> Option<&'static str> {
+    Some(match kind {
+        kind if kind.is_file() => return None,
         kind if kind.is_dir() => "a folder",
         kind if kind.is_fifo() => "a FIFO (named pipe)",
         kind if kind.is_socket() => "a socket",
         kind if kind.is_char_device() => "a character device",
         kind if kind.is_block_device() => "a block device",
         _ => "something else",
-    };
-    Err(io::Error::new(
-        io::ErrorKind::InvalidInput,
-        format!("{what}; expected a regular file"),
-    ))
+    })
 }
 
 #[cfg(test)]

@@ -11,6 +11,7 @@ use serde_json::{Map, Value, json};
 
 use super::file::ADAPTER_CONFIG;
 use super::targets::{Targets, is_match, whole};
+use crate::files::{CONFIG_BYTES, read_text};
 use crate::json::read_object;
 use crate::{Error, Result};
 
@@ -114,7 +115,7 @@ impl LoraConfig {
             ));
         };
         let mut config = Self::from_json(&file, &Value::Object(map))?;
-        let text = std::fs::read_to_string(&file).map_err(|error| Error::io(&file, error))?;
+        let text = read_text(&file, CONFIG_BYTES).map_err(|error| Error::io(&file, error))?;
         let order: PatternOrder = serde_json::from_str(&text)
             .map_err(|error| Error::checkpoint(&file, format!("not valid JSON: {error}")))?;
         order.rank_pattern.apply(&mut config.rank_pattern);

@@ -8,6 +8,7 @@ use clap::builder::FalseyValueParser;
 use clap::value_parser;
 
 use crate::evaluation::{Document, DocumentSet};
+use crate::files::{PICTURE_BYTES, read_bounded};
 use crate::paths::{Project, write_atomically};
 use crate::processing::{DecodeLimits, RgbPage, decode};
 use crate::rendering::{TEST_PAGE, document_page, encode_rgb};
@@ -66,7 +67,8 @@ impl Pages {
             .map(|document| {
                 let path = folder.join(&document.filename);
                 if self == Self::Keep && path.exists() {
-                    let bytes = fs::read(&path).map_err(|error| Error::io(&path, error))?;
+                    let bytes =
+                        read_bounded(&path, PICTURE_BYTES).map_err(|error| Error::io(&path, error))?;
                     return decode(&bytes, &DecodeLimits::default()).map_err(|error| {
                         Error::record(&path, format!("{error}; delete it and it is drawn anew"))
                     });

@@ -1,10 +1,10 @@
 //! From `FILE|DIR|-` on the command line to pages' bytes.
 
-use std::fs::{self, File, FileType, OpenOptions};
+use std::fs::{self, File};
 use std::io::{self, Read};
-use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
+use crate::files::{irregular, open_regular};
 use crate::processing::{SIGNATURE_BYTES, is_picture};
 use crate::telemetry::{self, Level};
 use crate::{Error, Result};
@@ -66,31 +66,13 @@ impl Source {
 
 /// Opens a regular file; anything else is an error at once, where opening or reading it could last for ever.
 fn open_file(path: &Path) -> io::Result<File> {
-    let file = OpenOptions::new()
-        .read(true)
-        .custom_flags(libc::O_NONBLOCK)
-        .open(path)?;
-    match not_a_file(file.metadata()?.file_type()) {
-        None => Ok(file),
-        Some(what) => Err(io::Error::other(format!(
-            "is {what}, not a file; give - to read a page from standard input"
-        ))),
-    }
-}
-
-/// What a path names that is neither a file nor a folder.
-fn not_a_file(kind: FileType) -> Option<&'static str> {
-    if kind.is_file() {
-        None
-    } else if kind.is_fifo() {
-        Some("a pipe")
-    } else if kind.is_socket() {
-        Some("a socket")
-    } else if kind.is_dir() {
-        Some("a folder")
-    } else {
-        Some("a device")
-    }
+    open_regular(path).map_err(|error| match error.kind() {
+        io::ErrorKind::InvalidInput => io::Error::new(
+            error.kind(),
+            format!("{error} (- reads a page from standard input)"),
+        ),
+        _ => error,
+    })
 }
 
 /// At most one byte more than `limit`, however long the input is.
@@ -151,8 +133,8 @@ fn add_pictures(folder: &Path, recursive: bool, found: &mut Vec<PathBuf>) -> Res
         }
         // A link that leads nowhere is no picture.
         let Ok(metadata) = path.metadata() else { continue };
-        match not_a_file(metadata.file_type()) {
-            Some("a folder") => {}
+        match irregular(metadata.file_type()) {
+            Some(_) if metadata.is_dir() => {}
             Some(what) => telemetry::say(Level::WARN, &format!("{}: skipped: {what}", path.display())),
             // What cannot be read is reported in its turn.
             None if is_called_picture(&path) || starts_as_picture(&path).unwrap_or(true) => found.push(path),
@@ -222,8 +204,8 @@ mod tests {
         assert_eq!(unsafe { libc::mkfifo(name.as_ptr(), 0o600) }, 0);
         let _socket = std::os::unix::net::UnixListener::bind(folder.path().join("socket.png")).unwrap();
         for (path, what) in [
-            (pipe, "a pipe"),
-            (PathBuf::from("/dev/zero"), "a device"),
+            (pipe, "a FIFO"),
+            (PathBuf::from("/dev/zero"), "a character device"),
             (folder.path().to_owned(), "a folder"),
         ] {
             let error = Source::File(path).read(1024).unwrap_err().to_string();

@@ -10,6 +10,7 @@ use serde_json::{Map, Value};
 
 use super::rope::Rope;
 use crate::config_defaults::Part;
+use crate::files::{CONFIG_BYTES, read_text};
 use crate::{Error, Result};
 
 /// Largest value of any size in a config; far above every published model, far below any overflow.
@@ -115,7 +116,7 @@ impl Config {
     /// Reads `config.json` of a model folder.
     pub fn from_dir(dir: &Path) -> Result<Self> {
         let path = dir.join("config.json");
-        let text = std::fs::read_to_string(&path).map_err(|e| Error::io(&path, e))?;
+        let text = read_text(&path, CONFIG_BYTES).map_err(|e| Error::io(&path, e))?;
         let value: Value = serde_json::from_str(&text)
             .map_err(|e| Error::checkpoint(&path, format!("not valid JSON: {e}")))?;
         Self::from_json(&path, &value)

@@ -11,9 +11,10 @@ use super::fake::FakeHub;
 use super::support::{MODEL, download_model, fail, program, stderr};
 
 /// Every folder of the corpus (`tests/fixtures/makers/headers.py`) with its tensors, files and linear layers in four bits.
-const CORPUS: [(&str, usize, usize, u64); 8] = [
+const CORPUS: [(&str, usize, usize, u64); 9] = [
     ("3b", 824, 2, 0),
     ("7b", 729, 5, 0),
+    ("32b", 1161, 18, 0),
     ("72b", 1353, 38, 0),
     ("7b-transformers5", 729, 4, 0),
     ("3b-awq", 1328, 1, 252),
