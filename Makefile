@@ -25,7 +25,10 @@ setup: prerequisites ## Get libtorch into .libtorch/ (about 0.5 GB; 3.7 GB with 
 build: setup ## Build the release binaries
 	$(CARGO) build --release --locked
 
-demo: build ## Read the text of a sample page with the embedded model
+demo: setup ## Read the text of a sample page with the embedded model
+	@test -x $(BIN)/medvision || echo "building the program, once: about 12 minutes of processor time (6 minutes on 2 cores, 2 on 8)"
+	$(CARGO) build --release --locked
+	@$(BIN)/validate_environment >/dev/null || echo "this machine is not fit for all of the pipeline: $(BIN)/validate_environment tells why"
 	$(BIN)/medvision extract $(SAMPLE) --model models/qwen25-vl-nano --prompt "Extract all medical terms, diagnoses, and clinical findings from this image."
 
 test: setup ## Run all tests

@@ -63,6 +63,16 @@ const SHIMS: [&str; 5] = [
 /// Declarations of gloo's, which libtorch holds but has no headers of.
 const GLOO_STUB: &str = "src/distributed/stub";
 
+/// What they are made from beside themselves.
+const OTHERS: [&str; 7] = [
+    "src/shim.hpp",
+    "src/distributed/stub/gloo/algorithm.h",
+    "src/distributed/stub/gloo/common/error.h",
+    "src/distributed/stub/gloo/context.h",
+    "src/distributed/stub/gloo/rendezvous/store.h",
+    "src/distributed/stub/gloo/transport/device.h",
+    "build.rs",
+];
 /// Name of the library that they make.
 const SHIM_LIBRARY: &str = "medvision_shims";
 
@@ -108,7 +118,7 @@ fn compile_shims(libtorch: &Path) {
 fn made_from(libtorch: &Path, abi: &str) -> String {
     let settings = ["CXX", "CXXFLAGS", "TARGET", "HOST"].map(|name| env::var(name).unwrap_or_default());
     let mut text = format!("{LIBTORCH_VERSION} {} {abi} {settings:?}\n", libtorch.display());
-    for source in SHIMS.iter().chain(&["src/shim.hpp", "build.rs"]) {
+    for source in SHIMS.iter().chain(&OTHERS) {
         text += &std::fs::read_to_string(source).unwrap_or_default();
     }
     text

@@ -78,8 +78,7 @@ pub fn merge_folder(base: &Path, adapter: &Adapter, target: &Path, watch: Watch<
         Staged::UpToDate(manifest) => return Ok(outcome(&manifest, true)),
         Staged::Work(staging) => staging,
     };
-    (watch.stage)("merging", Unit::Bytes);
-    (watch.total)(files.iter().map(PlannedFile::bytes).sum());
+    watch.begin("merging", Unit::Bytes, files.iter().map(PlannedFile::bytes).sum())?;
     let (dir, base) = (base, opened);
     for file in &files {
         if staging.has(&file.name) {
@@ -111,8 +110,8 @@ pub fn merge_folder(base: &Path, adapter: &Adapter, target: &Path, watch: Watch<
 
 /// How far the weights in `merged`, numbers or NF4, are from `base`'s with `adapter`, exactly.
 pub fn merge_error(base: &Path, adapter: &Adapter, merged: &Path, watch: Watch<'_>) -> Result<MergeError> {
-    (watch.stage)("comparing the merged weights", Unit::Of("weights"));
-    (watch.total)(adapter.pairs.len() as u64);
+    let weights = adapter.pairs.len() as u64;
+    watch.begin("comparing the merged weights", Unit::Of("weights"), weights)?;
     let (base, merged) = (Base::open(base)?, Base::open(merged)?);
     let mut error = MergeError {
         weights: adapter.pairs.len(),

@@ -77,7 +77,7 @@ fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
         return Ok(ExitCode::from(EXIT_OK));
     };
     keep(verdict, &adapter);
-    bar.begin("loading the model", Unit::Nothing);
+    bar.begin("loading the model", Unit::Nothing, 0);
     let record = finetuned_benchmark(&project, &run, evaluation.documents.as_deref());
     bar.finish_and_clear();
     let record = record?;

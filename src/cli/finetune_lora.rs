@@ -66,7 +66,7 @@ fn run(arguments: &Arguments, place: Option<Place>) -> anyhow::Result<ExitCode> 
         group: group.as_ref(),
         on_step: &|report, steps| {
             if !training.replace(true) {
-                bar.begin_of("training", Unit::Of("updates"), steps);
+                bar.begin("training", Unit::Of("updates"), steps);
             }
             bar.set_position(report.step);
             bar.set_message(format!(

@@ -310,7 +310,7 @@ pub fn free_text(value: &str) -> Result<String, String> {
 /// Moves `progress` to `done` of `all` steps of a stage, named with what it counts; with none done the stage begins.
 pub fn counted(progress: &Progress, (stage, unit): (&str, &'static str), done: usize, all: usize) {
     match done {
-        0 => progress.begin_of(stage, Unit::Of(unit), all as u64),
+        0 => progress.begin(stage, Unit::Of(unit), all as u64),
         _ => progress.set_position(done as u64),
     }
 }

@@ -127,7 +127,7 @@ pub(super) fn run(args: &MergeArgs) -> anyhow::Result<ExitCode> {
     let interrupt = Interrupt::install(STOPPING).context("cannot listen for Ctrl-C")?;
     let bar = telemetry::progress();
     let watch = Watch {
-        stage: &|name, unit| bar.begin(name, unit),
+        stage: &|name, unit, count| bar.begin(name, unit, count),
         total: &|count| bar.set_length(count),
         progress: &|count| bar.inc(count),
         stop: interrupt.flag(),

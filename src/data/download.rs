@@ -257,11 +257,8 @@ impl Job {
     }
 
     fn finish(&self, staging: Staging, material: &Material<'_>, origin: Origin) -> Result<Obtained> {
-        let bar = telemetry::progress();
-        match self.row_limit {
-            Some(limit) => bar.begin_of("checking the data set", Unit::Of("rows"), limit),
-            None => bar.begin("checking the data set", Unit::Of("rows")),
-        }
+        let rows = self.row_limit.unwrap_or(0);
+        let bar = telemetry::progress_of("checking the data set", Unit::Of("rows"), rows);
         let manifest = build(material, origin, &staging.folder().join(NEW), &bar);
         bar.finish_and_clear();
         let manifest = manifest?;

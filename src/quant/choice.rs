@@ -265,15 +265,17 @@ fn more_accurate(nf4: &Extra, awq: &Extra) -> (Method, String) {
     let (Some(a), Some(b)) = (figures(nf4), figures(awq)) else {
         return (Method::Nf4, "the accuracy of both was not measured".to_owned());
     };
-    let (right, loss) = (
-        b.token_accuracy_pct - a.token_accuracy_pct,
-        b.mean_loss - a.mean_loss,
-    );
-    let method = if right > 0.0 || (right == 0.0 && loss < 0.0) {
-        Method::Awq
+    let wrong = |figures: &PageAccuracy| (1.0 - figures.token_accuracy_pct / 100.0) * figures.tokens as f64;
+    let (fewer, loss) = (wrong(&a) - wrong(&b), b.mean_loss - a.mean_loss);
+    // Where both read the same tokens, the standard error of the difference is at most the root of both's wrong ones.
+    let chance = (wrong(&a) + wrong(&b)).sqrt();
+    let by_chance = fewer.abs() < chance - 1e-6;
+    let awq_is_better = if by_chance || fewer.abs() < 1e-6 {
+        loss < 0.0
     } else {
-        Method::Nf4
+        fewer > 0.0
     };
+    let method = if awq_is_better { Method::Awq } else { Method::Nf4 };
     let size = |extra: &Extra| {
         let bytes = extra.get("output_bytes").and_then(serde_json::Value::as_u64);
         bytes.map_or(String::new(), |bytes| format!(", {} MiB", mib(bytes)))
@@ -287,9 +289,14 @@ fn more_accurate(nf4: &Extra, awq: &Extra) -> (Method, String) {
         )
     };
     let reason = format!(
-        "the more accurate on {} calibration page{}: NF4 {}; AWQ {}",
+        "the more accurate on {} calibration page{}{}: NF4 {}; AWQ {}",
         a.pages,
         if a.pages == 1 { "" } else { "s" },
+        if by_chance {
+            ", by the loss: so few tokens more may be chance"
+        } else {
+            ""
+        },
         line(&a, nf4),
         line(&b, awq)
     );
@@ -343,6 +350,20 @@ mod tests {
                 "AWQ 99.000 % of tokens right, loss 0.10000, 3 MiB",
             ),
             (None, good, (true, 99.0, 0.09), Method::Awq, "3 calibration pages"),
+            (
+                None,
+                (true, 99.0, 0.2),
+                (true, 98.8, 0.1),
+                Method::Awq,
+                "by the loss",
+            ),
+            (
+                None,
+                (true, 98.8, 0.1),
+                (true, 99.0, 0.2),
+                Method::Nf4,
+                "by the loss",
+            ),
             (None, good, good, Method::Nf4, "loss"),
             (Some(Method::Nf4), bad, good, Method::Nf4, "--method"),
             (Some(Method::Awq), good, bad, Method::Awq, "--method"),

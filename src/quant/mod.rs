@@ -60,8 +60,8 @@ impl Method {
 /// How a caller watches and stops a quantization.
 #[derive(Clone, Copy)]
 pub struct Watch<'a> {
-    /// Told of every stage that begins: its name, and what it counts.
-    pub stage: &'a (dyn Fn(&str, Unit) + Sync),
+    /// Told of every stage that begins: its name, what it counts, and how many of them it has, 0 where that is not known yet.
+    pub stage: &'a (dyn Fn(&str, Unit, u64) + Sync),
     /// Told how many of them the stage has: bytes of the source, pages, documents.
     pub total: &'a (dyn Fn(u64) + Sync),
     /// Told how many more are done.
@@ -75,7 +75,7 @@ impl Watch<'static> {
     pub fn none() -> Self {
         static NEVER: AtomicBool = AtomicBool::new(false);
         Self {
-            stage: &|_, _| {},
+            stage: &|_, _, _| {},
             total: &|_| {},
             progress: &|_| {},
             stop: &NEVER,
@@ -86,8 +86,7 @@ impl Watch<'static> {
 impl Watch<'_> {
     /// The stage `name` of `count` units begins; the error that ends the work where the caller wants to stop.
     pub fn begin(&self, name: &str, unit: Unit, count: u64) -> Result<()> {
-        (self.stage)(name, unit);
-        (self.total)(count);
+        (self.stage)(name, unit, count);
         self.done(0)
     }
 

@@ -61,7 +61,7 @@ pub struct QuantizeArgs {
     )]
     quant_type: TypeArg,
 
-    /// Pages that AWQ is calibrated on [default: 16; none with --method nf4]
+    /// Pages that AWQ is calibrated on [default: 8; none with --method nf4]
     #[arg(long, value_name = "N", env = "MVP_CALIBRATION_PAGES", hide_env_values = true)]
     calibration_pages: Option<usize>,
 
@@ -117,7 +117,7 @@ impl QuantizeArgs {
 
     /// Pages to calibrate and to compare on.
     pub fn calibration_pages(&self) -> usize {
-        let default = if self.method() == Some(Method::Nf4) { 0 } else { 16 };
+        let default = if self.method() == Some(Method::Nf4) { 0 } else { 8 };
         self.calibration_pages.unwrap_or(default)
     }
 

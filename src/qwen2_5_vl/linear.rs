@@ -82,14 +82,24 @@ impl Scratch {
 /// Rows that linear layers read, by the layer's name: what a quantization is judged on.
 pub struct InputSamples {
     rows: i64,
-    kept: Mutex<BTreeMap<String, Vec<Tensor>>>,
+    passes: i64,
+    kept: Mutex<BTreeMap<String, Sample>>,
+}
+
+/// Rows of one layer's inputs. All of their room is taken at the first pass: small tensors that stay, taken among large ones
+/// that go, pass after pass, would leave the heap full of holes.
+struct Sample {
+    /// `[rows · passes, in]`.
+    room: Tensor,
+    filled: i64,
 }
 
 impl InputSamples {
-    /// Keeps up to `rows` of each input, evenly spread.
-    pub fn new(rows: i64) -> Self {
+    /// Keeps up to `rows` of each input, evenly spread, in each of `passes` passes.
+    pub fn new(rows: i64, passes: usize) -> Self {
         Self {
             rows,
+            passes: passes as i64,
             kept: Mutex::default(),
         }
     }
@@ -99,16 +109,26 @@ impl InputSamples {
         let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
         let joined = std::mem::take(&mut *kept).into_iter();
         joined
-            .map(|(name, rows)| Ok((name, Tensor::f_cat(&rows, 0)?)))
+            .map(|(name, sample)| Ok((name, sample.room.f_narrow(0, 0, sample.filled)?)))
             .collect()
     }
 
     fn keep(&self, name: &str, x: &Tensor) -> Result<()> {
         let x = x.f_flatten(0, -2)?;
         let step = (x.size()[0] + self.rows - 1) / self.rows;
-        let rows = x.f_slice(0, None, None, step.max(1))?.copy();
+        let rows = x.f_slice(0, None, None, step.max(1))?;
+        let (count, width) = rows.size2()?;
         let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
-        kept.entry(name.to_owned()).or_default().push(rows);
+        if !kept.contains_key(name) {
+            let room = Tensor::f_empty([self.rows * self.passes, width], (x.kind(), x.device()))?;
+            kept.insert(name.to_owned(), Sample { room, filled: 0 });
+        }
+        if let Some(sample) = kept.get_mut(name) {
+            let count = count.min(self.rows * self.passes - sample.filled);
+            let mut place = sample.room.f_narrow(0, sample.filled, count)?;
+            place.f_copy_(&rows.f_narrow(0, 0, count)?)?;
+            sample.filled += count;
+        }
         Ok(())
     }
 }

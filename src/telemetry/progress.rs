@@ -48,25 +48,16 @@ impl Progress {
         }
     }
 
-    /// Ends the stage before and begins the stage `name`, of unknown length.
-    pub fn begin(&self, name: &str, unit: Unit) {
-        self.begin_with(name, unit, None);
-    }
-
-    /// The same with `length` steps.
-    pub fn begin_of(&self, name: &str, unit: Unit, length: u64) {
-        self.begin_with(name, unit, Some(length));
-    }
-
-    fn begin_with(&self, name: &str, unit: Unit, length: Option<u64>) {
+    /// Ends the stage before and begins the stage `name` of `length` steps, 0 where that is not known yet.
+    pub fn begin(&self, name: &str, unit: Unit, length: u64) {
         let mut lines = self.lines.lock().unwrap_or_else(PoisonError::into_inner);
         // Its last line comes before the next one's first.
         drop(lines.take());
         self.bar.reset();
         self.bar.set_message("");
         match length {
-            Some(length) => self.bar.set_length(length),
-            None => self.bar.unset_length(),
+            0 => self.bar.unset_length(),
+            _ => self.bar.set_length(length),
         }
         self.bar.set_prefix(name.to_owned());
         if let Ok(style) = ProgressStyle::with_template(template(unit)) {
@@ -140,14 +131,14 @@ pub fn progress() -> Progress {
 /// Progress of the one stage `name` of `length` steps.
 pub fn progress_of(name: &str, unit: Unit, length: u64) -> Progress {
     let progress = progress();
-    progress.begin_of(name, unit, length);
+    progress.begin(name, unit, length);
     progress
 }
 
 /// Progress of the one stage `name`, in which nothing can be counted.
 pub fn spinner(name: &str) -> Progress {
     let progress = progress();
-    progress.begin(name, Unit::Nothing);
+    progress.begin(name, Unit::Nothing, 0);
     progress
 }
 

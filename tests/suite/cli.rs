@@ -206,3 +206,36 @@ fn a_reader_that_leaves_is_no_error() {
     let output = medvision(&[]).stdout(writer).output().unwrap();
     assert_eq!((code(&output), stderr(&output).as_str()), (0, ""));
 }
+
+#[test]
+fn a_text_that_begins_with_a_hyphen_is_a_text_and_a_flag_is_not() {
+    let page = "tests/fixtures/pages/small_meds.png";
+    let flags = [
+        "extract",
+        page,
+        "--device",
+        "cpu",
+        "--max-new-tokens",
+        "1",
+        "--stop",
+        "- end",
+    ];
+    let output = run(&[&flags[..], &["--prompt", "- list\n- doses"]].concat());
+    assert_eq!(code(&output), 0, "{}", stderr(&output));
+    for flags in [["--prompt", "--json"], ["-p", "-r"], ["--stop", "--json"]] {
+        let output = run(&["extract", page, flags[0], flags[1]]);
+        assert_eq!(code(&output), 2, "{}", stderr(&output));
+        assert!(
+            stderr(&output).contains("reads like a flag"),
+            "{}",
+            stderr(&output)
+        );
+    }
+    let output = run(&["trace", "--out", "x.safetensors", "--prompt", "--image"]);
+    assert_eq!(code(&output), 2, "{}", stderr(&output));
+    assert!(
+        stderr(&output).contains("reads like a flag"),
+        "{}",
+        stderr(&output)
+    );
+}

@@ -28,7 +28,7 @@ fn quantized(options: &Nf4Options) -> (tempfile::TempDir, Checkpoint) {
     let model = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/qwen25-vl-nano");
     let target = home.path().join("made");
     let watch = Watch {
-        stage: &|_, _| {},
+        stage: &|_, _, _| {},
         total: &|_| {},
         progress: &|_| {},
         stop: &AtomicBool::new(false),

@@ -220,7 +220,7 @@ impl Extraction<'_> {
         let reader = self
             .bar
             .suspend(|| load_model(&self.model, adapter, &args.common, &args.pixels))?;
-        self.bar.begin_of("reading", Unit::Of("pages"), self.pages as u64);
+        self.bar.begin("reading", Unit::Of("pages"), self.pages as u64);
         self.bar
             .set_position((self.pages_read + self.pages_failed) as u64);
         let interrupt = Interrupt::install(STOPPING).context("cannot listen for Ctrl-C")?;

@@ -95,7 +95,7 @@ pub fn quantize_folder(
     watch: Watch<'_>,
 ) -> Result<Outcome> {
     let job = Job::new(source, options, pages)?;
-    (watch.stage)(CHECKING, Unit::Nothing);
+    (watch.stage)(CHECKING, Unit::Nothing, 0);
     let origin = Origin {
         method: Method::Awq.name().to_owned(),
         options: json!({

@@ -103,7 +103,7 @@ pub fn quantize_folder(
 ) -> Result<Outcome> {
     let source = Source::open(source)?;
     let plan = Plan::new(&source, options)?;
-    (watch.stage)(CHECKING, Unit::Nothing);
+    (watch.stage)(CHECKING, Unit::Nothing, 0);
     let origin = Origin {
         method: Method::Nf4.name().to_owned(),
         options: json!(options),

@@ -97,7 +97,7 @@ fn inputs(
         Device::Cpu => Kind::Float,
         _ => Kind::BFloat16,
     };
-    let samples = Arc::new(InputSamples::new(ROWS));
+    let samples = Arc::new(InputSamples::new(ROWS, pages.len()));
     let model = Model::load_sampled(weights, &config, kind, device, Arc::clone(&samples))?;
     for page in pages {
         let encoded = encoder.encode(page, EXTRACTION_PROMPT)?;

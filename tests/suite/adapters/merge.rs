@@ -30,7 +30,7 @@ fn watched(
     stop: &AtomicBool,
 ) -> medical_vision::Result<Outcome> {
     let watch = Watch {
-        stage: &|_, _| {},
+        stage: &|_, _, _| {},
         total: &|_| {},
         progress: &|_| {},
         stop,
@@ -40,7 +40,7 @@ fn watched(
 
 fn error(base: &Path, adapter: &Adapter, merged: &Path) -> MergeError {
     let watch = Watch {
-        stage: &|_, _| {},
+        stage: &|_, _, _| {},
         total: &|_| {},
         progress: &|_| {},
         stop: &AtomicBool::new(false),

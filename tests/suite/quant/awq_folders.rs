@@ -55,7 +55,7 @@ fn quantize(target: &Path, watch: Watch<'_>) -> medical_vision::Result<Outcome> 
 
 fn unwatched(target: &Path) -> Outcome {
     let watch = Watch {
-        stage: &|_, _| {},
+        stage: &|_, _, _| {},
         total: &|_| {},
         progress: &|_| {},
         stop: &AtomicBool::new(false),
@@ -119,7 +119,7 @@ fn the_embedded_model_is_quantized_resumed_and_read() {
     assert!(unwatched(&whole).up_to_date);
     let (seen, stop) = (AtomicU64::new(0), AtomicBool::new(false));
     let watch = Watch {
-        stage: &|_, _| {},
+        stage: &|_, _, _| {},
         total: &|_| {},
         progress: &|bytes| {
             if seen.fetch_add(bytes, Ordering::Relaxed) + bytes > 1_500_000 {
@@ -161,7 +161,7 @@ fn the_embedded_model_is_quantized_resumed_and_read() {
 fn a_folder_that_awq_cannot_make_is_refused() {
     let room = tempfile::tempdir().unwrap();
     let watch = Watch {
-        stage: &|_, _| {},
+        stage: &|_, _, _| {},
         total: &|_| {},
         progress: &|_| {},
         stop: &AtomicBool::new(false),

@@ -44,6 +44,12 @@ impl Project {
 
     /// The record after a run that must succeed, and what the run said.
     fn record(&self, more: &[&str]) -> (Value, String) {
+        let (record, said, _) = self.told(more);
+        (record, said)
+    }
+
+    /// The same, and what it told on standard error.
+    fn told(&self, more: &[&str]) -> (Value, String, String) {
         let output = self.run(more);
         let said = String::from_utf8(output.stdout).unwrap();
         assert!(
@@ -55,6 +61,7 @@ impl Project {
         (
             serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap(),
             said,
+            String::from_utf8(output.stderr).unwrap(),
         )
     }
 
@@ -69,7 +76,27 @@ impl Project {
 #[test]
 fn both_are_made_measured_and_one_failing_costs_the_other_nothing() {
     let project = Project::new();
-    let (both, said) = project.record(&[]);
+    let (both, said, told) = project.told(&[]);
+    // Standard error is a pipe here: every stage says that it begins and what came of it.
+    for stage in [
+        "checking the model's files: begun",
+        "quantizing to NF4: begun, 25 MiB",
+        "quantizing to NF4: 25/25 MiB, ended after ",
+        "reading the calibration pages: 1/1 page, ended after ",
+        "quantizing to AWQ: 25/25 MiB, ended after ",
+        "loading AWQ_INT4: ended after ",
+        "measuring the original: begun, 1 page",
+        "measuring the original: 1/1 page, ended after ",
+        "the original reads the documents: 1/1 document, ended after ",
+        "measuring bitsandbytes_NF4: 1/1 page, ended after ",
+        "comparing the layers' outputs: 1/1 page, ended after ",
+        "AWQ_INT4 reads the documents: 1/1 document, ended after ",
+    ] {
+        assert!(
+            told.lines().any(|line| line.starts_with(stage)),
+            "{stage}\n{told}"
+        );
+    }
     let (nf4, awq) = (&both["bnb_setup"], &both["awq_attempt"]);
     assert_eq!(
         (&nf4["success"], &awq["success"]),
@@ -97,10 +124,17 @@ fn both_are_made_measured_and_one_failing_costs_the_other_nothing() {
             "{both:#}"
         );
     }
-    // The chosen one is the better by the record's own figures.
-    let rank = |part: &Value| (figure(part, "token_accuracy_pct"), -figure(part, "mean_loss"));
-    let better = if rank(awq) > rank(nf4) { awq } else { nf4 };
+    // The chosen one is the better by the record's own figures: fewer wrong tokens, by more than chance, or else the loss.
+    let tokens = figure(awq, "tokens");
+    let wrong = |part: &Value| (1.0 - figure(part, "token_accuracy_pct") / 100.0) * tokens;
+    let better = match wrong(nf4) - wrong(awq) {
+        fewer if fewer.abs() > (wrong(nf4) + wrong(awq)).sqrt() && fewer > 0.0 => awq,
+        fewer if fewer.abs() > (wrong(nf4) + wrong(awq)).sqrt() => nf4,
+        _ if figure(awq, "mean_loss") < figure(nf4, "mean_loss") => awq,
+        _ => nf4,
+    };
     assert_eq!(both["active_method"], better["method"], "{both:#}");
+    assert_eq!(both["calibration"]["measured_pages"], 1);
     let reason = both["active_reason"].as_str().unwrap();
     assert!(
         reason.contains("1 calibration page") && said.contains(reason),
@@ -109,7 +143,8 @@ fn both_are_made_measured_and_one_failing_costs_the_other_nothing() {
     assert!(project.folder("awq-int4").join("config.json").is_file());
 
     // --method decides, and the other's results stay.
-    let (asked, _) = project.record(&["--method", "awq"]);
+    let (asked, _, told) = project.told(&["--method", "awq", "--quiet"]);
+    assert_eq!(told, "");
     assert_eq!(asked["active_method"], "AWQ_INT4");
     assert!(asked["active_reason"].as_str().unwrap().contains("--method"));
     assert_eq!(asked["bnb_setup"], *nf4);
@@ -126,7 +161,15 @@ fn both_are_made_measured_and_one_failing_costs_the_other_nothing() {
         let manifest = project.folder(suffix).join("manifest.json");
         let hidden = project.0.path().join("hidden");
         std::fs::rename(&manifest, &hidden).unwrap();
-        let (record, said) = project.record(&[]);
+        let (record, said, told) = project.told(&["--log-format", "json"]);
+        let lines: Vec<Value> = told
+            .lines()
+            .map(|line| serde_json::from_str(line).unwrap())
+            .collect();
+        let stage = lines
+            .iter()
+            .find(|line| line["stage"] == "checking the model's files");
+        assert_eq!(stage.unwrap()["moment"], "begin", "{told}");
         let error = record[failed]["error"].as_str().unwrap();
         assert!(
             error.contains("did not make") && said.contains(error),

@@ -218,7 +218,7 @@ fn what_is_finished_is_not_made_again() {
         }
     };
     let watch = Watch {
-        stage: &|_, _| {},
+        stage: &|_, _, _| {},
         total: &|_| {},
         progress: &stop_at_third,
         stop: &stop,

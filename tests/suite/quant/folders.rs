@@ -30,7 +30,7 @@ fn folders() -> [(&'static str, &'static str, Nf4Options); 2] {
 
 fn quantize(source: &Path, target: &Path, options: &Nf4Options) -> medical_vision::Result<Outcome> {
     let watch = Watch {
-        stage: &|_, _| {},
+        stage: &|_, _, _| {},
         total: &|_| {},
         progress: &|_| {},
         stop: &AtomicBool::new(false),

@@ -15,7 +15,7 @@ fn errors(options: &Nf4Options) -> (usize, f64, f64) {
     let model = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/qwen25-vl-nano");
     let target = home.path().join("made");
     let watch = Watch {
-        stage: &|_, _| {},
+        stage: &|_, _, _| {},
         total: &|_| {},
         progress: &|_| {},
         stop: &AtomicBool::new(false),

@@ -36,7 +36,7 @@ fn base() -> &'static Path {
         let folder = tempfile::tempdir().unwrap();
         let stop = AtomicBool::new(false);
         let watch = Watch {
-            stage: &|_, _| {},
+            stage: &|_, _, _| {},
             total: &|_| {},
             progress: &|_| {},
             stop: &stop,
