@@ -191,7 +191,7 @@ mod tests {
         );
         assert_eq!(
             names(folder.path(), true),
-            ["a.jfif", "b.PNG", "c/d.tif", "scan 1"]
+            ["a.jfif", "b.PNG", "c/d.tif", "empty.JFIF", "scan 1"]
         );
     }
 

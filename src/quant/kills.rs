@@ -151,6 +151,8 @@ fn run(name: &str, root: &Path, kill: Option<u64>) -> u64 {
     command
         .args(["--exact", "quant::kills::child", "--ignored", "--nocapture"])
         .env(WORK, name)
+        // Sums of errors depend on the order of their parts.
+        .env("RAYON_NUM_THREADS", "1")
         .env(ROOT, root)
         .stdin(Stdio::null());
     if let Some(kill) = kill {

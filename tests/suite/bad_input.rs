@@ -82,7 +82,7 @@ fn damaged_weights_are_refused() {
         (b"", "0 bytes are no safetensors file"),
         (&whole[..5], "5 bytes are no safetensors file"),
         (&whole[..3000], "truncated"),
-        (&whole[..whole.len() - 1], "truncated"),
+        (&whole[..whole.len() - 1], "download it again"),
         (&lie, "truncated"),
         (&scribbled, "damaged"),
     ];

@@ -208,7 +208,11 @@ fn what_cannot_be_meant_is_refused_by_its_key() {
         ),
         (|c| c["head_dim"] = json!(64), ["head_dim", "not supported"]),
         (
-            |c| c["use_sliding_window"] = json!(true),
+            |c| {
+                c["use_sliding_window"] = json!(true);
+                // 28 layers, the first 20 of which see everything.
+                c["max_window_layers"] = json!(20);
+            },
             ["use_sliding_window", "not supported"],
         ),
         (

@@ -219,7 +219,7 @@ fn an_adapter_of_the_output_head_is_merged() {
         let moved = Tensor::cosine_similarity(&bare, &attached, 1, 1e-8)
             .min()
             .double_value(&[]);
-        assert!(moved < 0.98, "{name}: {moved}");
+        assert!(moved < 0.99, "{name}: {moved}");
         let error = error(&base, &adapter, &target);
         assert_eq!(error.weights, adapter.pairs.len());
         assert!(error.rmse < error.rms / 256.0, "{error:?}");

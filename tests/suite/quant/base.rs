@@ -42,13 +42,7 @@ impl Project {
             .unwrap()
     }
 
-    /// The record after a run that must succeed, and what the run said.
-    fn record(&self, more: &[&str]) -> (Value, String) {
-        let (record, said, _) = self.told(more);
-        (record, said)
-    }
-
-    /// The same, and what it told on standard error.
+    /// The record after a run that must succeed, what the run said, and what it told on standard error.
     fn told(&self, more: &[&str]) -> (Value, String, String) {
         let output = self.run(more);
         let said = String::from_utf8(output.stdout).unwrap();
