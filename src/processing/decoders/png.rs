@@ -33,7 +33,7 @@ pub(super) fn decode(
     let mut rows = ToRgb::new(channels, alpha);
     let mut rgb = vec![0; width as usize * 3];
     sink.begin(width, height)?;
-    if interlaced {
+    let ended = if interlaced {
         let mut passes = open_passes(bytes, width, height)?;
         let mut samples = vec![0; width as usize * channels.count()];
         for y in 0..height {
@@ -41,6 +41,7 @@ pub(super) fn decode(
             rows.row(&samples, &mut rgb);
             sink.row(&rgb)?;
         }
+        passes.last_mut().is_some_and(|last| last.reader.finish().is_ok())
     } else {
         let mut samples = Vec::new();
         for _ in 0..height {
@@ -51,8 +52,11 @@ pub(super) fn decode(
             rows.row(eight_bits(row.data(), wide, &mut samples), &mut rgb);
             sink.row(&rgb)?;
         }
-    }
+        reader.finish().is_ok()
+    };
     Ok(Decoded {
+        // All rows are there, but what vouches for them is not.
+        truncated: !ended,
         visible: rows.visible,
         ..WHOLE
     })

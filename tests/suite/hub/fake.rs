@@ -405,8 +405,9 @@ fn answer(request: &Request, hub: SocketAddr, state: &mut State) -> (Answer, Opt
     };
     for (old, new) in &state.renamed {
         if path.contains(&format!("/{old}/")) {
-            // Relative, and with the revision that was asked for.
-            let to = format!("{}{}", state.prefix, path.replace(old.as_str(), new));
+            // Relative, and with the revision that was asked for; names stay encoded.
+            let asked = request.path.split('?').next().unwrap_or_default();
+            let to = asked.replace(old.as_str(), new);
             let query = if query.is_empty() {
                 String::new()
             } else {
