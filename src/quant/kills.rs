@@ -24,6 +24,8 @@ use crate::records::{QuantizationInfo, paths, read};
 const WORK: &str = "MEDVISION_TEST_KILLED_WORK";
 const ROOT: &str = "MEDVISION_TEST_KILLED_ROOT";
 
+/// The little model's folder in a project.
+const MODEL: &str = "models/little-base";
 /// Layers of the embedded model that the little one has.
 const LAYERS: usize = 2;
 
@@ -71,7 +73,7 @@ fn pages() -> Vec<CalibrationPage> {
 
 /// The work that is killed, in the project `root`.
 fn work(name: &str, root: &Path) {
-    let model = root.join("models/little-base");
+    let model = root.join(MODEL);
     let nf4_options = Nf4Options {
         file_mib: 2,
         ..Nf4Options::default()
@@ -137,12 +139,25 @@ fn child() {
 /// A project with the little model in it.
 fn project() -> tempfile::TempDir {
     let root = tempfile::tempdir().unwrap();
-    little_model(&root.path().join("models/little-base"));
+    little_model(&root.path().join(MODEL));
     let document = json!({"id": "a", "filename": "a.png", "title": "A", "content": ["Sodium 139"], "prompt": "Read.",
                           "expected_terms": ["Sodium"], "expected_values": []});
     let documents = json!({"documents": [document]});
     fs::write(root.path().join("documents.json"), documents.to_string()).unwrap();
     root
+}
+
+/// The project as it was: what is made names the folder that it is made in, so that all runs go on in one.
+fn empty(root: &Path) {
+    let models = fs::read_dir(root.join("models"))
+        .unwrap()
+        .map(|entry| entry.unwrap().path());
+    let made = models.filter(|path| !path.ends_with("little-base"));
+    for path in made.chain(["benchmarks", "datasets"].map(|folder| root.join(folder))) {
+        if path.exists() {
+            fs::remove_dir_all(path).unwrap();
+        }
+    }
 }
 
 /// Does the work `name` in `root`, up to the rename number `kill` where there is one; else how many renames it took.
@@ -151,8 +166,6 @@ fn run(name: &str, root: &Path, kill: Option<u64>) -> u64 {
     command
         .args(["--exact", "quant::kills::child", "--ignored", "--nocapture"])
         .env(WORK, name)
-        // Sums of errors depend on the order of their parts.
-        .env("RAYON_NUM_THREADS", "1")
         .env(ROOT, root)
         .stdin(Stdio::null());
     if let Some(kill) = kill {
@@ -177,20 +190,16 @@ fn run(name: &str, root: &Path, kill: Option<u64>) -> u64 {
     }
 }
 
-/// Every file below `dir` but those that `left_out` names, with its bytes.
-fn files(dir: &Path, left_out: &[&str]) -> BTreeMap<PathBuf, Vec<u8>> {
+/// Every file below `dir`, with its bytes.
+fn files(dir: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
     let mut found = BTreeMap::new();
     let mut folders = vec![dir.to_owned()];
     while let Some(folder) = folders.pop() {
-        for entry in fs::read_dir(&folder).unwrap().map(Result::unwrap) {
-            let path = entry.path();
-            let name = path.strip_prefix(dir).unwrap().to_owned();
-            if left_out.iter().any(|left_out| name.ends_with(left_out)) {
-                continue;
-            }
+        for path in fs::read_dir(&folder).unwrap().map(|entry| entry.unwrap().path()) {
             if path.is_dir() {
                 folders.push(path);
             } else {
+                let name = path.strip_prefix(dir).unwrap().to_owned();
                 found.insert(name, fs::read(path).unwrap());
             }
         }
@@ -212,19 +221,20 @@ fn assert_same(killed: &BTreeMap<PathBuf, Vec<u8>>, whole: &BTreeMap<PathBuf, Ve
 
 /// Kills the work at every rename and goes on; all files are those of an unbroken run.
 fn killed_at_every_rename(name: &str) {
-    let unbroken = project();
-    let renames = run(name, unbroken.path(), None);
-    let whole = files(&unbroken.path().join("models"), &[]);
+    let project = project();
+    let root = project.path();
+    let renames = run(name, root, None);
+    let whole = files(&root.join("models"));
     assert!(
         renames > 15 && whole.len() > 10,
         "{renames} renames, {} files",
         whole.len()
     );
     for kill in 1..=renames {
-        let root = project();
-        run(name, root.path(), Some(kill));
-        run(name, root.path(), None);
-        assert_same(&files(&root.path().join("models"), &[]), &whole, kill);
+        empty(root);
+        run(name, root, Some(kill));
+        run(name, root, None);
+        assert_same(&files(&root.join("models")), &whole, kill);
     }
 }
 
@@ -260,35 +270,37 @@ fn figures(root: &Path) -> Value {
 
 #[test]
 fn measuring_killed_at_every_rename_goes_on_and_keeps_what_was_finished() {
-    let unbroken = project();
-    let renames = run("base", unbroken.path(), None);
-    let (whole, record) = (
-        files(&unbroken.path().join("models"), &[]),
-        figures(unbroken.path()),
-    );
+    let project = project();
+    let root = project.path();
+    let renames = run("base", root, None);
+    let (whole, record) = (files(&root.join("models")), figures(root));
     assert_eq!(record["calibration"]["measured_pages"], 1);
     for part in ["bnb_setup", "awq_attempt"] {
+        let figures = &record[part];
         assert!(
-            record[part]["calibration"]["token_accuracy_pct"].is_number(),
+            figures["calibration"]["token_accuracy_pct"].is_number(),
             "{record:#}"
         );
-        assert!(record[part]["documents"]["documents"].is_number(), "{record:#}");
+        assert!(figures["documents"]["documents"].is_number(), "{record:#}");
     }
-    let left: Vec<PathBuf> = files(&unbroken.path().join("benchmarks"), &[])
-        .into_keys()
-        .collect();
-    assert_eq!(left, [PathBuf::from("quantization_info.json")]);
+    let left = || {
+        files(&root.join("benchmarks"))
+            .into_keys()
+            .collect::<Vec<PathBuf>>()
+    };
+    assert_eq!(left(), [PathBuf::from("quantization_info.json")]);
     // Both folders are tested above: from the last of their renames on, which is the original's hidden states'.
     let measuring = 12;
     let mut again = Vec::new();
     for kill in renames - measuring..=renames {
-        let root = project();
-        run("base", root.path(), Some(kill));
-        again.push(run("base", root.path(), None));
-        assert_same(&files(&root.path().join("models"), &[]), &whole, kill);
-        assert_eq!(figures(root.path()), record, "killed at rename {kill}");
-        assert!(
-            files(&root.path().join("benchmarks"), &[]).len() == 1,
+        empty(root);
+        run("base", root, Some(kill));
+        again.push(run("base", root, None));
+        assert_same(&files(&root.join("models")), &whole, kill);
+        assert_eq!(figures(root), record, "killed at rename {kill}");
+        assert_eq!(
+            left(),
+            [PathBuf::from("quantization_info.json")],
             "killed at rename {kill}"
         );
     }
