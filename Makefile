@@ -26,7 +26,7 @@ build: setup ## Build the release binaries
 	$(CARGO) build --release --locked
 
 demo: setup ## Read the text of a sample page with the embedded model
-	@test -x $(BIN)/medvision || echo "building the program, once: about 12 minutes of processor time (6 minutes on 2 cores, 2 on 8)"
+	@test -x $(BIN)/medvision || echo "building the program, once: 10 to 20 minutes on 2 cores, a few on 8 or more"
 	$(CARGO) build --release --locked
 	@$(BIN)/validate_environment >/dev/null || echo "this machine is not fit for all of the pipeline: $(BIN)/validate_environment tells why"
 	$(BIN)/medvision extract $(SAMPLE) --model models/qwen25-vl-nano --prompt "Extract all medical terms, diagnoses, and clinical findings from this image."

@@ -87,12 +87,17 @@ impl Watch<'_> {
     /// The stage `name` of `count` units begins; the error that ends the work where the caller wants to stop.
     pub fn begin(&self, name: &str, unit: Unit, count: u64) -> Result<()> {
         (self.stage)(name, unit, count);
-        self.done(0)
+        self.go_on()
     }
 
     /// `count` more are done; the error that ends the work where the caller wants to stop.
     pub fn done(&self, count: u64) -> Result<()> {
         (self.progress)(count);
+        self.go_on()
+    }
+
+    /// The error that ends the work where the caller wants to stop.
+    fn go_on(&self) -> Result<()> {
         if self.stop.load(Ordering::Relaxed) {
             return Err(Error::Interrupted);
         }
