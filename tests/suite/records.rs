@@ -178,7 +178,7 @@ fn a_missing_record_is_told_from_a_broken_one() {
         read(&path)
             .unwrap_err()
             .to_string()
-            .contains("not a regular file")
+            .contains("expected a regular file")
     );
 }
 
