@@ -83,23 +83,21 @@ impl<'a> Jpeg<'a> {
     /// Calls `row` for every row, top to bottom.
     /// True: data is missing or damaged, and what it stood for is grey or coarse.
     pub(super) fn decode(&self, colours: Colours, row: RowFn<'_>) -> Result<bool, ImageError> {
-        self.decode_within(COEFFICIENT_BYTES, colours, row)
-    }
-
-    /// The same with another budget for coefficients.
-    pub(super) fn decode_within(
-        &self,
-        budget: usize,
-        colours: Colours,
-        row: RowFn<'_>,
-    ) -> Result<bool, ImageError> {
         let frame = &self.frame;
         let ids: Vec<u8> = frame.components.iter().map(|component| component.id).collect();
         let conversion = Conversion::choose(colours, &ids, self.markers.jfif, self.markers.adobe);
         let picture = Picture::new(frame, conversion);
         if frame.progressive || self.first_scan.parts.len() < frame.components.len() {
             let (markers, header) = (self.markers.clone(), self.first_scan.clone());
-            return passes::decode(self.bytes, frame, budget, markers, header, picture, row);
+            return passes::decode(
+                self.bytes,
+                frame,
+                COEFFICIENT_BYTES,
+                markers,
+                header,
+                picture,
+                row,
+            );
         }
         self.decode_single_scan(picture, row)
     }

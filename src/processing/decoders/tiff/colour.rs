@@ -2,6 +2,7 @@
 
 use super::directory::{Directory, Values};
 use crate::processing::ImageError;
+use crate::processing::decoders::samples::on_white;
 
 const COLOR_MAP: u16 = 320;
 const YCBCR_COEFFICIENTS: u16 = 529;
@@ -138,10 +139,7 @@ impl Opacity {
     fn on_white(self, colour: u8, alpha: u8) -> u8 {
         match self {
             Self::Associated => colour.saturating_add(255 - alpha),
-            Self::Unassociated => {
-                let (c, a) = (u32::from(colour), u32::from(alpha));
-                ((c * a + 255 * (255 - a) + 127) / 255) as u8
-            }
+            Self::Unassociated => on_white(colour, alpha),
         }
     }
 }

@@ -1,5 +1,7 @@
 //! Samples as they are stored, reduced to 8 bits.
 
+use crate::processing::decoders::samples::narrowed;
+
 /// What a sample's bits mean.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Format {
@@ -53,9 +55,9 @@ impl Samples {
     pub(super) fn unpack(&self, row: &[u8], pick: Pick, out: &mut [u8]) {
         match (self.bits, self.format) {
             (8, _) => self.bytes(row, pick, out),
-            (16, Format::Unsigned) => self.numbers(row, pick, out, |bytes| {
-                ((u32::from(u16::from_be_bytes(bytes)) + 128) / 257) as u8
-            }),
+            (16, Format::Unsigned) => {
+                self.numbers(row, pick, out, |bytes| narrowed(u16::from_be_bytes(bytes)));
+            }
             (16, Format::Float) => self.numbers(row, pick, out, |bytes| {
                 level(half::f16::from_be_bytes(bytes).to_f32())
             }),
