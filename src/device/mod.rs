@@ -15,7 +15,9 @@ pub use self::cuda::{
     CudaUnavailable, Gpu, GpuMemory, driver_version, folder_in_use, gpu_memory, gpus, libtorch_folder,
 };
 pub use self::load::{ProcessorShares, ProcessorTimes, load_average};
-pub use self::memory::{HostMemory, ProcessMemory, host_memory, keep_freed_memory, process_memory};
+pub use self::memory::{
+    HostMemory, ProcessMemory, host_memory, keep_freed_memory, process_memory, return_freed_memory,
+};
 pub use self::threads::{default_threads, physical_cores, set_threads};
 pub use self::transfer::{pinned, upload};
 

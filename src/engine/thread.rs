@@ -12,6 +12,7 @@ use tokio::sync::{oneshot, watch};
 
 use super::{ModelInfo, ReadRequest, Reader, Reading};
 use crate::Result;
+use crate::device::return_freed_memory;
 use crate::processing::PixelBounds;
 
 /// What the engine thread drives: a loaded model. [`Reader`] is the real one; tests bring their own.
@@ -512,6 +513,7 @@ impl Shared {
             }
         }
         job.finish(answer);
+        return_freed_memory();
     }
 }
 

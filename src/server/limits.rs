@@ -70,6 +70,17 @@ impl GuardedBody {
     fn end(&self) -> End {
         self.0.borrow().end
     }
+
+    /// Time that the server, not the client, let pass: it counts for no bound.
+    pub(super) fn excuse(&self, waited: Duration) {
+        let mut inner = self.0.borrow_mut();
+        let later = inner.deadline.deadline() + waited;
+        inner.deadline.as_mut().reset(later);
+        if let Some((timer, _)) = &mut inner.rate {
+            let later = timer.deadline() + waited;
+            timer.as_mut().reset(later);
+        }
+    }
 }
 
 impl Inner {

@@ -144,9 +144,9 @@ impl ServerOptions {
         u32::try_from(self.max_decoded_mib * 1024).unwrap_or(u32::MAX)
     }
 
-    /// Bytes of uploads held in memory at the same time, all connections together.
+    /// Bytes of uploads held in memory at the same time, all connections together, beside the one that goes on beyond them.
     pub fn upload_memory_bytes(&self) -> u64 {
-        16 * self.max_upload_bytes()
+        2 * self.max_upload_bytes()
     }
 }
 

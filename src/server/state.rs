@@ -32,6 +32,8 @@ pub struct ServerState {
     pub(super) decoded: Arc<Semaphore>,
     /// One permit a step of upload memory.
     pub(super) upload_steps: Arc<Semaphore>,
+    /// The permit to go on when there is no upload memory left: uploads that are half there would wait for each other.
+    pub(super) last_upload: Arc<Semaphore>,
     /// One permit a step of memory for large answers.
     pub(super) answer_steps: Arc<Semaphore>,
     /// The permit to read the benchmark records.
@@ -53,6 +55,7 @@ impl ServerState {
                     .unwrap_or(usize::MAX)
                     .min(Semaphore::MAX_PERMITS),
             )),
+            last_upload: Arc::new(Semaphore::new(1)),
             answer_steps: Arc::new(Semaphore::new(ANSWER_MEMORY_BYTES / ANSWER_STEP_BYTES)),
             benchmark_turn: Arc::new(Semaphore::new(1)),
             options,

@@ -1,6 +1,7 @@
 //! Reads the multipart form of `/extract` and `/analyze` part by part, within bounds.
 
 use std::str::FromStr;
+use std::time::{Duration, Instant};
 
 use actix_multipart::{Field, Multipart, MultipartError};
 use actix_web::http::header;
@@ -8,6 +9,7 @@ use actix_web::{HttpMessage, HttpRequest};
 use futures_util::StreamExt;
 use tokio::sync::OwnedSemaphorePermit;
 
+use super::admission::began;
 use super::errors::ApiError;
 use super::limits::{GuardedBody, body_error};
 use super::options::{MAX_FIELD_BYTES, MAX_PARTS};
@@ -30,7 +32,43 @@ pub(super) struct Upload {
 pub(super) struct UploadedFile {
     /// As sent.
     pub bytes: Vec<u8>,
-    _memory: Option<OwnedSemaphorePermit>,
+    _memory: UploadMemory,
+}
+
+/// The memory accounted to an upload, taken as its bytes come. Where there is none left, the upload waits, and its client
+/// with it; one at a time goes on regardless, so that those that are half there do not wait for each other.
+#[derive(Default)]
+struct UploadMemory {
+    steps: Option<OwnedSemaphorePermit>,
+    last: Option<OwnedSemaphorePermit>,
+}
+
+impl UploadMemory {
+    /// Memory for `bytes` in all, waited for until `deadline`.
+    async fn grow(&mut self, bytes: usize, state: &ServerState, deadline: Instant) -> Result<(), ApiError> {
+        let held = self.steps.as_ref().map_or(0, OwnedSemaphorePermit::num_permits);
+        let missing = bytes.div_ceil(UPLOAD_STEP_BYTES).saturating_sub(held);
+        if missing == 0 || self.last.is_some() {
+            return Ok(());
+        }
+        let missing = u32::try_from(missing).map_err(|_| ApiError::TooManyUploads)?;
+        let waiting = async {
+            tokio::select! {
+                biased;
+                steps = state.upload_steps.clone().acquire_many_owned(missing) => (steps.ok(), None),
+                last = state.last_upload.clone().acquire_owned() => (None, last.ok()),
+            }
+        };
+        match tokio::time::timeout_at(deadline.into(), waiting).await {
+            Ok((Some(steps), _)) => match &mut self.steps {
+                Some(held) => held.merge(steps),
+                None => self.steps = Some(steps),
+            },
+            Ok((None, Some(last))) => self.last = Some(last),
+            Ok((None, None)) | Err(_) => return Err(ApiError::TooManyUploads),
+        }
+        Ok(())
+    }
 }
 
 /// Text fields as sent; those unknown to the API are read and ignored, as the original does.
@@ -63,7 +101,8 @@ pub(super) async fn read_upload(request: &HttpRequest, state: &ServerState) -> R
             if file.is_some() {
                 return Err(ApiError::Repeated("file"));
             }
-            file = Some(read_file(&mut part, state, refusal).await?);
+            let expires = began(request) + Duration::from_secs(state.options.queue_deadline_seconds);
+            file = Some(read_file(&mut part, &body, state, expires, refusal).await?);
         } else {
             read_text(&mut part, &mut texts, refusal).await?;
         }
@@ -89,12 +128,14 @@ fn is_form(request: &HttpRequest) -> bool {
 
 async fn read_file(
     part: &mut Field,
+    body: &GuardedBody,
     state: &ServerState,
+    expires: Instant,
     refusal: impl Fn(MultipartError) -> ApiError,
 ) -> Result<UploadedFile, ApiError> {
     let most = state.options.max_upload_bytes();
     let mut bytes = Vec::new();
-    let mut memory: Option<OwnedSemaphorePermit> = None;
+    let mut memory = UploadMemory::default();
     while let Some(chunk) = part.next().await {
         let chunk = chunk.map_err(&refusal)?;
         if (bytes.len() + chunk.len()) as u64 > most {
@@ -102,19 +143,16 @@ async fn read_file(
                 limit_mib: state.options.max_upload_mib,
             });
         }
-        let held = memory.as_ref().map_or(0, OwnedSemaphorePermit::num_permits);
-        let missing = (bytes.len() + chunk.len()).div_ceil(UPLOAD_STEP_BYTES) - held;
-        if missing > 0 {
-            let steps = u32::try_from(missing).map_err(|_| ApiError::TooManyUploads)?;
-            let more = state.upload_steps.clone().try_acquire_many_owned(steps);
-            let more = more.map_err(|_| ApiError::TooManyUploads)?;
-            match &mut memory {
-                Some(memory) => memory.merge(more),
-                None => memory = Some(more),
-            }
+        let waits = Instant::now();
+        memory.grow(bytes.len() + chunk.len(), state, expires).await?;
+        body.excuse(waits.elapsed());
+        if bytes.capacity() < bytes.len() + chunk.len() {
+            // By a quarter: the vector itself would take twice as much.
+            bytes.reserve_exact(chunk.len().max(bytes.len() / 4));
         }
         bytes.extend_from_slice(&chunk);
     }
+    bytes.shrink_to_fit();
     Ok(UploadedFile {
         bytes,
         _memory: memory,
