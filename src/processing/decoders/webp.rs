@@ -3,7 +3,7 @@
 //! Both codecs refer to all that they have decoded, so that a picture is held: a lossy one as brightness and colour differences,
 //! one and a half bytes a pixel, any other in four.
 
-use std::io::Cursor;
+use std::io::{self, BufRead, Cursor, Read, Seek, SeekFrom};
 
 use image::ImageDecoder;
 use image::codecs::webp::WebPDecoder;
@@ -27,30 +27,83 @@ pub(super) fn decode(
         Kind::Opaque(flag, bit) => {
             // The decoder puts a picture together in four bytes a pixel. If it takes the fourth for alpha, it needs no copy
             // without it.
-            let mut whole = whole.to_vec();
-            if let Some(byte) = whole.get_mut(flag) {
-                *byte |= bit;
-            }
-            held::decode(open(&whole)?, UNSUPPORTED, limits, Alpha::Ignored, sink)
+            held::decode(
+                open(WithBit::new(whole, flag, bit))?,
+                UNSUPPORTED,
+                limits,
+                Alpha::Ignored,
+                sink,
+            )
         }
-        Kind::Other => held::decode(open(whole)?, UNSUPPORTED, limits, alpha, sink),
+        Kind::Other => held::decode(open(Cursor::new(whole))?, UNSUPPORTED, limits, alpha, sink),
     }
 }
 
 /// What decoding holds.
 pub(super) fn memory(bytes: &[u8], limits: &DecodeLimits) -> Result<u64, ImageError> {
     let whole = check(bytes, limits)?;
-    let (width, height) = open(whole)?.dimensions();
+    let (width, height) = open(Cursor::new(whole))?.dimensions();
     let pixels = u64::from(width) * u64::from(height);
     Ok(match Kind::of(whole)? {
         Kind::Lossy(_) => pixels * 3 / 2,
-        Kind::Opaque(..) => pixels * 4 + whole.len() as u64,
+        Kind::Opaque(..) => pixels * 4,
         Kind::Other => pixels * 8,
     })
 }
 
-fn open(whole: &[u8]) -> Result<WebPDecoder<Cursor<&[u8]>>, ImageError> {
-    WebPDecoder::new(Cursor::new(whole)).map_err(|error| held::refusal(error, UNSUPPORTED))
+fn open<R: BufRead + Seek>(whole: R) -> Result<WebPDecoder<R>, ImageError> {
+    WebPDecoder::new(whole).map_err(|error| held::refusal(error, UNSUPPORTED))
+}
+
+/// A file of which one byte is read with more bits than it has.
+struct WithBit<'a> {
+    file: Cursor<&'a [u8]>,
+    at: u64,
+    byte: [u8; 1],
+}
+
+impl<'a> WithBit<'a> {
+    fn new(file: &'a [u8], at: usize, bits: u8) -> Self {
+        Self {
+            file: Cursor::new(file),
+            at: at as u64,
+            byte: [file.get(at).map_or(bits, |byte| byte | bits)],
+        }
+    }
+}
+
+impl BufRead for WithBit<'_> {
+    fn fill_buf(&mut self) -> io::Result<&[u8]> {
+        let position = self.file.position();
+        let rest = self.file.fill_buf()?;
+        if position == self.at && !rest.is_empty() {
+            return Ok(&self.byte);
+        }
+        let before = usize::try_from(self.at.saturating_sub(position)).unwrap_or(usize::MAX);
+        Ok(&rest[..if before == 0 {
+            rest.len()
+        } else {
+            before.min(rest.len())
+        }])
+    }
+
+    fn consume(&mut self, bytes: usize) {
+        self.file.consume(bytes);
+    }
+}
+
+impl Read for WithBit<'_> {
+    fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
+        let read = self.fill_buf()?.read(into)?;
+        self.consume(read);
+        Ok(read)
+    }
+}
+
+impl Seek for WithBit<'_> {
+    fn seek(&mut self, to: SeekFrom) -> io::Result<u64> {
+        self.file.seek(to)
+    }
 }
 
 /// How a file is decoded.

@@ -198,3 +198,28 @@ fn alpha_in_every_format_that_has_it_is_composited_on_white() {
         assert_eq!(page.pixels, expected, "{format:?}");
     }
 }
+
+#[test]
+fn webp_of_every_kind_and_size_has_libwebp_s_pixels() {
+    let file = image_fixture("webp/webp.safetensors");
+    let tensors = SafeTensors::deserialize(&file).unwrap();
+    assert!(tensors.len() >= 40);
+    for (name, golden) in tensors.iter() {
+        let page =
+            read(&image_fixture(&format!("webp/{name}"))).unwrap_or_else(|error| panic!("{name}: {error}"));
+        assert_eq!(
+            golden.shape(),
+            [page.height as usize, page.width as usize, 3],
+            "{name}"
+        );
+        // The fill under transparency is rounded differently.
+        let most = u8::from(name.contains("alpha"));
+        let furthest = page
+            .pixels
+            .iter()
+            .zip(golden.data())
+            .map(|(a, b)| a.abs_diff(*b))
+            .max();
+        assert!(furthest <= Some(most), "{name}: {furthest:?}");
+    }
+}

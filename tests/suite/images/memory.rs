@@ -1,12 +1,12 @@
 //! A page takes memory for its rows, not for its picture: 40 megapixels of any format and depth.
 
-use std::io::Write;
+use std::io::{Read, Write};
 
 use flate2::Compression;
 use flate2::write::ZlibEncoder;
 use medical_vision::processing::{DecodeLimits, RgbPage, decode_page, decoder_memory};
 
-use super::nano;
+use super::{image_fixture, nano};
 use crate::suite::allocation::peak_allocation;
 
 const SIDE: u32 = 6320;
@@ -17,6 +17,15 @@ pub const LOSSLESS_WEBP: &[u8] = &[
     b'R', b'I', b'F', b'F', 0x1e, 0, 0, 0, b'W', b'E', b'B', b'P', b'V', b'P', b'8', b'L', 0x11, 0, 0, 0,
     0x2f, 0xaf, 0xd8, 0x2b, 0x06, 0x07, 0xd0, 0xff, 0xfe, 0xf7, 0xbf, 0xff, 0x81, 0x88, 0xe8, 0x7f, 0, 0,
 ];
+
+/// 40 megapixels of one colour, lossy.
+pub fn lossy_webp() -> Vec<u8> {
+    let mut file = Vec::new();
+    flate2::read::GzDecoder::new(&image_fixture("webp/lossy-large.webp.gz")[..])
+        .read_to_end(&mut file)
+        .unwrap();
+    file
+}
 
 /// Zeros, packed.
 fn packed_zeros(bytes: usize) -> Vec<u8> {
@@ -124,6 +133,11 @@ fn formats_whose_decoders_hold_the_picture_hold_no_more_than_they_say() {
     let page = read_within(LOSSLESS_WEBP, 200 << 20, "WebP");
     let first = page.pixels[0];
     assert!(page.pixels.iter().all(|sample| *sample == first));
+    let page = read_within(&lossy_webp(), 80 << 20, "lossy WebP");
+    for pixel in page.pixels.as_chunks::<3>().0 {
+        let furthest = pixel.iter().zip([250, 10, 10]).map(|(a, b)| a.abs_diff(b)).max();
+        assert!(furthest <= Some(24), "{pixel:?}");
+    }
     let mut gif = Vec::new();
     let mut encoder =
         gif::Encoder::new(&mut gif, SIDE as u16, SIDE as u16, &[0, 0, 0, 255, 255, 255]).unwrap();
