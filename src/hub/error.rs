@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use crate::error::excerpt;
+
 /// Why something could not be had from the hub.
 #[derive(Debug, thiserror::Error)]
 pub enum HubError {
@@ -58,7 +60,8 @@ pub enum HubError {
     },
     /// The repository's list names a file that is not there.
     #[error(
-        "{repository}: the hub lists {file:?} and does not have it; run the command again, or choose another --revision"
+        "{repository}: the hub lists \"{}\" and does not have it; run the command again, or choose another --revision",
+        excerpt(.file)
     )]
     NoFile {
         /// The repository.
@@ -108,7 +111,7 @@ pub enum HubError {
         reason: String,
     },
     /// The repository's list holds a name that would lie outside the folder, or that cannot be told from another.
-    #[error("{repository} lists a file named {name:?}, which is refused ({reason}); nothing was downloaded")]
+    #[error("{repository} lists a file named \"{}\", which is refused ({reason}); nothing was downloaded", excerpt(.name))]
     UnsafeName {
         /// The repository.
         repository: String,

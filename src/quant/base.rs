@@ -8,11 +8,12 @@ use super::awq::{self, AwqOptions, AwqReport};
 use super::choice::{Calibration, choose};
 use super::kept::Kept;
 use super::nf4::{Nf4Options, REPORT, WeightErrors, quantize_folder};
-use super::{Method, Outcome, Watch};
+use super::{MAX_REPORT_BYTES, Method, Outcome, Watch};
 use crate::benchmark::BenchmarkArgs;
 use crate::data::{CalibrationPages, calibration_pages};
 use crate::device::{Selected, allocator_memory, process_memory};
 use crate::engine::{LoadOptions, Reader};
+use crate::files::read_bounded;
 use crate::paths::{AWQ_SUFFIX, NF4_SUFFIX, Project};
 use crate::processing::PromptError;
 use crate::records::{
@@ -241,7 +242,7 @@ fn load(run: &BaseRun<'_>, method: Method, watch: Watch<'_>) -> Result<Loaded> {
 
 /// The error of all weights together, from the folder's report.
 fn read_total(made: &Outcome) -> Option<super::nf4::WeightError> {
-    let text = std::fs::read(made.folder.join(REPORT)).ok()?;
+    let text = read_bounded(&made.folder.join(REPORT), MAX_REPORT_BYTES).ok()?;
     serde_json::from_slice::<WeightErrors>(&text)
         .ok()
         .map(|report| report.total)

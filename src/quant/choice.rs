@@ -266,12 +266,16 @@ fn more_accurate(nf4: &Extra, awq: &Extra) -> (Method, String) {
         return (Method::Nf4, "the accuracy of both was not measured".to_owned());
     };
     let wrong = |figures: &PageAccuracy| (1.0 - figures.token_accuracy_pct / 100.0) * figures.tokens as f64;
-    let (fewer, loss) = (wrong(&a) - wrong(&b), b.mean_loss - a.mean_loss);
+    let fewer = wrong(&a) - wrong(&b);
     // Where both read the same tokens, the standard error of the difference is at most the root of both's wrong ones.
     let chance = (wrong(&a) + wrong(&b)).sqrt();
-    let by_chance = fewer.abs() < chance - 1e-6;
-    let awq_is_better = if by_chance || fewer.abs() < 1e-6 {
-        loss < 0.0
+    let by_chance = fewer.abs() < chance.max(1e-6);
+    // The logits' distance from the original is an average over every token's whole vocabulary, and hardly changes with
+    // the pages, where tokens that are near to both sides of a choice do.
+    let nearer = a.outputs.as_ref().zip(b.outputs.as_ref());
+    let nearer = nearer.map(|(a, b)| b.output_rmse < a.output_rmse);
+    let awq_is_better = if by_chance {
+        nearer.unwrap_or(b.mean_loss < a.mean_loss)
     } else {
         fewer > 0.0
     };
@@ -281,10 +285,15 @@ fn more_accurate(nf4: &Extra, awq: &Extra) -> (Method, String) {
         bytes.map_or(String::new(), |bytes| format!(", {} MiB", mib(bytes)))
     };
     let line = |figures: &PageAccuracy, extra: &Extra| {
+        let outputs = figures.outputs.as_ref();
         format!(
-            "{:.3} % of tokens right, loss {:.5}{}",
+            "{:.3} % of tokens right, loss {:.5}{}{}",
             figures.token_accuracy_pct,
             figures.mean_loss,
+            outputs.map_or(String::new(), |outputs| format!(
+                ", logits off by {:.3}",
+                outputs.output_rmse
+            )),
             size(extra)
         )
     };
@@ -292,10 +301,11 @@ fn more_accurate(nf4: &Extra, awq: &Extra) -> (Method, String) {
         "the more accurate on {} calibration page{}{}: NF4 {}; AWQ {}",
         a.pages,
         if a.pages == 1 { "" } else { "s" },
-        if by_chance {
-            ", by the loss: so few tokens more may be chance"
-        } else {
-            ""
+        match (by_chance, nearer) {
+            (false, _) => "",
+            (true, Some(_)) =>
+                ", by the distance from the original's logits: so few tokens more may be chance",
+            (true, None) => ", by the loss: so few tokens more may be chance",
         },
         line(&a, nf4),
         line(&b, awq)
@@ -330,6 +340,26 @@ mod tests {
             "calibration": extra(awq)[FIGURES], "output_bytes": extra(awq)["output_bytes"],
         }));
         (nf4.unwrap(), awq.unwrap())
+    }
+
+    #[test]
+    fn what_may_be_chance_is_decided_by_the_logits_where_they_are_known() {
+        let (mut nf4, mut awq) = records((true, 98.9, 0.1), (true, 98.8, 0.2));
+        for (extra, rmse) in [(&mut nf4.extra, 0.95), (&mut awq.extra, 0.85)] {
+            let figures = extra.get_mut(FIGURES).and_then(Value::as_object_mut).unwrap();
+            figures.extend([
+                ("output_cosine".to_owned(), json!(0.99)),
+                ("output_rmse".to_owned(), json!(rmse)),
+                ("output_max_abs".to_owned(), json!(9.0)),
+            ]);
+        }
+        let (method, reason) = choose(None, &nf4, &awq).unwrap();
+        assert!(
+            method == Method::Awq && reason.contains("by the distance") && reason.contains("off by 0.850")
+        );
+        nf4.extra[FIGURES]["token_accuracy_pct"] = json!(99.9);
+        let (method, reason) = choose(None, &nf4, &awq).unwrap();
+        assert!(method == Method::Nf4 && !reason.contains("by the"), "{reason}");
     }
 
     #[test]

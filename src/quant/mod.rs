@@ -36,6 +36,9 @@ pub use self::source::Source;
 use crate::telemetry::Unit;
 use crate::{Error, Result};
 
+/// Most bytes of a report beside quantized weights.
+const MAX_REPORT_BYTES: u64 = 64 << 20;
+
 /// A way of quantizing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Method {

@@ -18,7 +18,8 @@ use crate::checkpoint::{
     FileDigest, Manifest, Origin, Staged, Staging, StoredTensor, TensorFile, TensorPlan,
 };
 use crate::data::CalibrationPage;
-use crate::quant::{CHECKING, Method, Outcome, Source, Watch, json_text, tensor_bytes};
+use crate::files::read_bounded;
+use crate::quant::{CHECKING, MAX_REPORT_BYTES, Method, Outcome, Source, Watch, json_text, tensor_bytes};
 use crate::qwen2_5_vl::Config;
 use crate::telemetry::Unit;
 use crate::{Error, Result};
@@ -79,7 +80,7 @@ impl AwqReport {
 
     /// The report in `dir`, where there is one that can be read.
     pub fn read(dir: &Path) -> Option<Self> {
-        serde_json::from_slice(&std::fs::read(dir.join(REPORT)).ok()?).ok()
+        serde_json::from_slice(&read_bounded(&dir.join(REPORT), MAX_REPORT_BYTES).ok()?).ok()
     }
 }
 

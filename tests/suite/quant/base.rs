@@ -118,13 +118,13 @@ fn both_are_made_measured_and_one_failing_costs_the_other_nothing() {
             "{both:#}"
         );
     }
-    // The chosen one is the better by the record's own figures: fewer wrong tokens, by more than chance, or else the loss.
+    // The chosen one is the better by the record's own figures: fewer wrong tokens, by more than chance, or else the logits.
     let tokens = figure(awq, "tokens");
     let wrong = |part: &Value| (1.0 - figure(part, "token_accuracy_pct") / 100.0) * tokens;
     let better = match wrong(nf4) - wrong(awq) {
         fewer if fewer.abs() > (wrong(nf4) + wrong(awq)).sqrt() && fewer > 0.0 => awq,
         fewer if fewer.abs() > (wrong(nf4) + wrong(awq)).sqrt() => nf4,
-        _ if figure(awq, "mean_loss") < figure(nf4, "mean_loss") => awq,
+        _ if figure(awq, "output_rmse") < figure(nf4, "output_rmse") => awq,
         _ => nf4,
     };
     assert_eq!(both["active_method"], better["method"], "{both:#}");
