@@ -54,23 +54,23 @@ fn link_libtorch() {
 /// What tch does not bind: nodes of autograd's graph, the allocator's figures, the choice of attention kernels,
 /// page-locked memory, process groups.
 const SHIMS: [&str; 5] = [
-    "src/autograd/node.cpp",
-    "src/device/allocator.cpp",
-    "src/device/attention.cpp",
-    "src/device/transfer.cpp",
-    "src/distributed/c10d.cpp",
+    "src/torch/autograd.cpp",
+    "src/torch/allocator.cpp",
+    "src/torch/attention.cpp",
+    "src/torch/transfer.cpp",
+    "src/torch/c10d.cpp",
 ];
 /// Declarations of gloo's, which libtorch holds but has no headers of.
-const GLOO_STUB: &str = "src/distributed/stub";
+const GLOO_STUB: &str = "src/torch/stub";
 
 /// What they are made from beside themselves.
 const OTHERS: [&str; 7] = [
-    "src/shim.hpp",
-    "src/distributed/stub/gloo/algorithm.h",
-    "src/distributed/stub/gloo/common/error.h",
-    "src/distributed/stub/gloo/context.h",
-    "src/distributed/stub/gloo/rendezvous/store.h",
-    "src/distributed/stub/gloo/transport/device.h",
+    "src/torch/shim.hpp",
+    "src/torch/stub/gloo/algorithm.h",
+    "src/torch/stub/gloo/common/error.h",
+    "src/torch/stub/gloo/context.h",
+    "src/torch/stub/gloo/rendezvous/store.h",
+    "src/torch/stub/gloo/transport/device.h",
     "build.rs",
 ];
 /// Name of the library that they make.

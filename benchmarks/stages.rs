@@ -8,7 +8,7 @@ use std::path::Path;
 use criterion::{Criterion, criterion_group, criterion_main};
 use half::bf16;
 use medical_vision::checkpoint::Checkpoint;
-use medical_vision::evaluation::DocumentSet;
+use medical_vision::documents::DocumentSet;
 use medical_vision::processing::{DecodeLimits, ImageProcessor, TextProcessor, decode};
 use medical_vision::quant::nf4::{QuantType, Weights, quantize};
 use medical_vision::qwen2_5_vl::{Config, Model, Wanted};

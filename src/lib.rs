@@ -28,40 +28,38 @@
 //!
 //! Data flows one way: bytes → processing → model → engine → server and command line.
 
-pub mod adapters;
-pub mod autograd;
 pub mod benchmark;
 pub mod blackwell_compat;
-mod cache_folder;
 pub mod checkpoint;
 pub mod cli;
-pub mod commands;
-mod config_defaults;
+pub mod console;
 pub mod data;
 pub mod device;
 pub mod distributed;
 pub mod doctor;
 pub mod documents;
 pub mod engine;
-pub mod environment;
 pub mod error;
 pub mod evaluation;
-mod files;
+pub mod fs;
 pub mod generation;
 pub mod hub;
-mod json;
 pub mod kernels;
-pub mod paths;
+pub mod lora;
 pub mod pipeline;
 pub mod processing;
+pub mod project;
+pub mod prompts;
 pub mod quant;
+pub mod quantize;
 pub mod qwen2_5_vl;
 pub mod records;
 pub mod rendering;
 pub mod report;
 pub mod server;
-mod shim;
-pub mod telemetry;
+pub mod synthetic;
+pub mod torch;
 pub mod training;
+pub mod version;
 
 pub use error::{Error, Result};

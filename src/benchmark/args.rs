@@ -7,10 +7,10 @@ use std::path::PathBuf;
 use clap::builder::FalseyValueParser;
 use clap::value_parser;
 
-use crate::evaluation::{Document, DocumentSet};
-use crate::files::{PICTURE_BYTES, read_bounded};
-use crate::paths::{Project, write_atomically};
+use crate::documents::{Document, DocumentSet};
+use crate::fs::{PICTURE_BYTES, read_bounded, write_atomically};
 use crate::processing::{DecodeLimits, RgbPage, decode};
+use crate::project::Project;
 use crate::rendering::{TEST_PAGE, document_page, encode_rgb};
 use crate::{Error, Result};
 

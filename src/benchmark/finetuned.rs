@@ -5,7 +5,7 @@ use std::path::Path;
 use super::{BenchmarkArgs, BenchmarkRun, Pages, benchmark};
 use crate::Result;
 use crate::evaluation::FinetunedRun;
-use crate::paths::Project;
+use crate::project::Project;
 use crate::quant::{Method, Quantization};
 use crate::records::Benchmark;
 

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use clap::ValueEnum;
 
-use crate::paths::{AWQ_SUFFIX, NF4_SUFFIX, Project};
+use crate::project::{AWQ_SUFFIX, NF4_SUFFIX, Project};
 use crate::quant::{Method, Quantization};
 use crate::records::{Benchmark, paths};
 use crate::{Error, Result};

@@ -9,20 +9,20 @@ use std::time::Instant;
 use tch::Device;
 
 use super::{BenchmarkArgs, Pages};
-use crate::device::{
-    ProcessorTimes, Selected, allocator_memory, load_average, process_memory, reset_allocator_peak,
-};
+use crate::device::{ProcessorTimes, Selected, load_average, process_memory};
+use crate::documents::Document;
 use crate::engine::{LoadOptions, Precision, ReadRequest, Reader, Reading};
-use crate::evaluation::{Document, score};
+use crate::evaluation::score;
 use crate::generation::FinishReason;
-use crate::paths::Project;
 use crate::processing::RgbPage;
+use crate::project::Project;
 use crate::quant::Quantization;
 use crate::records::{
     Benchmark, Extra, GpuMemory, InferenceResult, LatencyStats, MachineLoad, MemoryStages, ResidentMemory,
     RunDetails, mib, round_to, seconds, timestamp,
 };
-use crate::{Error, Result, cli, doctor};
+use crate::torch::{allocator_memory, reset_allocator_peak};
+use crate::{Error, Result, doctor};
 
 /// Tokens of the reading that does not count: enough for every kernel to have run.
 const WARM_UP_TOKENS: usize = 16;
@@ -200,7 +200,7 @@ fn details(run: &BenchmarkRun<'_>, results: &[InferenceResult]) -> RunDetails {
                 .filter_map(|result| Some(result.accuracy.as_ref()?.combined_accuracy))
                 .collect(),
         ),
-        tool_version: Some(cli::version().to_owned()),
+        tool_version: Some(crate::version::version().to_owned()),
         ..RunDetails::default()
     }
 }

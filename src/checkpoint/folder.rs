@@ -6,7 +6,7 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use super::{Header, INDEX, LENGTH_BYTES, MAX_INDEX_BYTES, MISSING_SHARD, SINGLE, StoredTensor, index_files};
-use crate::files::{CONFIG_BYTES, open_regular};
+use crate::fs::{CONFIG_BYTES, open_regular};
 use crate::{Error, Result};
 
 /// Bytes that are read at first of a file of weights: its header, as a rule.

@@ -3,13 +3,12 @@
 //! Everything in a folder is hostile until checked: headers are capped, offsets and sizes are verified before a byte is
 //! read, shard names cannot leave the folder, and no format that can run code is ever opened.
 
+pub(crate) mod config_defaults;
 mod folder;
 mod header;
-mod manifest;
 mod names;
 mod raw;
 mod shard;
-mod staging;
 mod writer;
 
 use std::collections::{BTreeSet, HashMap};
@@ -20,18 +19,13 @@ use serde::Deserialize;
 use tch::{Device, Kind, Tensor};
 
 pub use self::folder::{FileFault, FolderFiles, Headers, LocalFolder, read_config, read_headers, read_small};
-use self::header::DistinctKeys;
 pub(crate) use self::header::weight_kind;
-use self::header::{Header, LENGTH_BYTES};
-pub(crate) use self::manifest::hexadecimal;
-pub use self::manifest::{FileDigest, MANIFEST, Manifest, Origin, digest_of, revision};
+use self::header::{DistinctKeys, Header, LENGTH_BYTES};
 pub use self::names::{canonical_name, transformers_name};
 pub use self::raw::{MappedBytes, StoredTensor};
 use self::shard::Shard;
-pub(crate) use self::staging::exchange;
-pub use self::staging::{Staged, Staging};
 pub use self::writer::{MAX_NOTE_BYTES, TensorFile, TensorPlan};
-use crate::files::read_bounded;
+use crate::fs::read_bounded;
 use crate::{Error, Result};
 
 /// An index file larger than this is refused.

@@ -9,7 +9,7 @@ use safetensors::tensor::TensorInfo;
 use tch::{Kind, Tensor};
 
 use super::header::{Header, LENGTH_BYTES, weight_kind};
-use crate::files::open_regular;
+use crate::fs::open_regular;
 use crate::{Error, Result};
 
 /// A mapped file and its checked header.

@@ -10,8 +10,7 @@ use std::path::{Path, PathBuf};
 use safetensors::Dtype;
 use serde_json::json;
 
-use super::manifest::{FileDigest, digest_of};
-use super::staging::HALF_WRITTEN;
+use crate::fs::{FileDigest, HALF_WRITTEN, digest_of};
 use crate::{Error, Result};
 
 /// A tensor that a file will hold.
@@ -131,7 +130,7 @@ impl TensorFile {
         };
         write().map_err(|error| self.failed(error))?;
         let digest = digest_of(&self.temporary)?;
-        crate::paths::rename(&self.temporary, &self.path).map_err(|error| self.failed(error))?;
+        crate::fs::rename(&self.temporary, &self.path).map_err(|error| self.failed(error))?;
         self.finished = true;
         Ok(digest)
     }

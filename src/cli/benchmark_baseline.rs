@@ -2,12 +2,11 @@
 
 use std::process::ExitCode;
 
-use crate::adapters::AdapterArgs;
 use crate::benchmark::{BenchmarkArgs, BenchmarkRun, Pages, benchmark, summary_table};
-use crate::cli::{CommonArgs, EXIT_CODES_HELP, EXIT_OK, counted, fail, print, version, warn_of};
-use crate::commands::Interrupt;
+use crate::cli::{AdapterArgs, CommonArgs, EXIT_CODES_HELP, EXIT_OK, counted, fail, print, warn_of};
+use crate::console::{Interrupt, Level, spinner};
 use crate::records;
-use crate::telemetry::{Level, spinner};
+use crate::version::version;
 use anyhow::Context;
 use clap::Parser;
 

@@ -2,14 +2,13 @@
 
 use std::process::ExitCode;
 
-use crate::adapters::AdapterArgs;
 use crate::benchmark::{
     BenchmarkArgs, BenchmarkRun, Pages, QuantizedBenchmark, benchmark, comparison_table, summary_table,
 };
-use crate::cli::{CommonArgs, EXIT_CODES_HELP, EXIT_OK, counted, fail, print, version, warn_of};
-use crate::commands::Interrupt;
+use crate::cli::{AdapterArgs, CommonArgs, EXIT_CODES_HELP, EXIT_OK, counted, fail, print, warn_of};
+use crate::console::{Interrupt, Level, say, spinner};
 use crate::records::{self, Benchmark};
-use crate::telemetry::{Level, say, spinner};
+use crate::version::version;
 use anyhow::Context;
 use clap::Parser;
 

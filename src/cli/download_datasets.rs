@@ -2,11 +2,12 @@
 
 use std::process::ExitCode;
 
-use crate::cli::{CommonArgs, EXIT_CODES_HELP, EXIT_FAILURE, EXIT_OK, fail, print, version};
+use crate::cli::{CommonArgs, EXIT_CODES_HELP, EXIT_FAILURE, EXIT_OK, fail, print};
+use crate::console::{Level, say};
 use crate::data::{DATASETS, Dataset, DatasetsRequest, LocalSource, download_datasets};
 use crate::hub::HubArgs;
 use crate::records::{self, DownloadSummary};
-use crate::telemetry::{Level, say};
+use crate::version::version;
 use clap::Parser;
 use clap::builder::PossibleValuesParser;
 

@@ -5,15 +5,16 @@ use std::process::ExitCode;
 use std::time::Instant;
 
 use crate::checkpoint::LocalFolder;
-use crate::cli::{CommonArgs, EXIT_CODES_HELP, EXIT_FAILURE, EXIT_OK, fail, print, version};
+use crate::cli::{CommonArgs, EXIT_CODES_HELP, EXIT_FAILURE, EXIT_OK, fail, print};
+use crate::console::{Level, without_control_characters};
 use crate::engine::FolderCheck;
 use crate::hub::{
     HubArgs, MODEL_ID, ModelDownload, ModelRequest, PublishedFolder, Repository, RepositoryKind,
     download_model, model_name,
 };
-use crate::paths::{Project, resolved_folder};
+use crate::project::{Project, resolved_folder};
 use crate::records;
-use crate::telemetry::{Level, without_control_characters};
+use crate::version::version;
 use clap::Parser;
 use clap::builder::FalseyValueParser;
 

@@ -3,13 +3,13 @@
 use std::io::IsTerminal;
 use std::process::ExitCode;
 
-use crate::adapters::Verdict;
 use crate::benchmark::{finetuned_benchmark, three_way_table};
-use crate::cli::{CommonArgs, EXIT_CODES_HELP, EXIT_OK, counted, fail, print, version, warn_of};
-use crate::commands::Interrupt;
+use crate::cli::{CommonArgs, EXIT_CODES_HELP, EXIT_OK, counted, fail, print, warn_of};
+use crate::console::{Interrupt, Level, Unit, progress, say};
 use crate::evaluation::{EvaluationArgs, FinetunedRun, HeldOut, evaluate, evaluation_table, verdict_line};
+use crate::lora::Verdict;
 use crate::records::{self, Benchmark, paths};
-use crate::telemetry::{Level, Unit, progress, say};
+use crate::version::version;
 use anyhow::Context;
 use clap::Parser;
 

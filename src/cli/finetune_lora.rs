@@ -3,11 +3,11 @@
 use std::cell::Cell;
 use std::process::ExitCode;
 
-use crate::cli::{CommonArgs, EXIT_CODES_HELP, EXIT_OK, fail, print, version};
-use crate::commands::Interrupt;
+use crate::cli::{CommonArgs, EXIT_CODES_HELP, EXIT_OK, fail, print};
+use crate::console::{Interrupt, Level, Unit, spinner};
 use crate::distributed::{Group, Place};
-use crate::telemetry::{Level, Unit, spinner};
 use crate::training::{TrainArgs, TrainingRun, summary, train};
+use crate::version::version;
 use anyhow::Context;
 use clap::Parser;
 

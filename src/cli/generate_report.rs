@@ -2,9 +2,10 @@
 
 use std::process::ExitCode;
 
-use crate::cli::{CommonArgs, EXIT_CODES_HELP, EXIT_FAILURE, EXIT_OK, fail, print, version};
+use crate::cli::{CommonArgs, EXIT_CODES_HELP, EXIT_FAILURE, EXIT_OK, fail, print};
+use crate::console::{Level, say};
 use crate::report;
-use crate::telemetry::{Level, say};
+use crate::version::version;
 use clap::Parser;
 
 /// Put every record of the project into one report

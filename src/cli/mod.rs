@@ -5,19 +5,19 @@
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::sync::LazyLock;
 
 use anyhow::Context;
 use clap::ValueEnum;
 use clap::builder::FalseyValueParser;
 
+use crate::console::{self, Level, LogFormat, Progress, Unit};
 use crate::device::{DeviceChoice, Selected};
 use crate::engine::Precision;
-use crate::paths::{ModelFolder, Project, require_model};
-use crate::processing::PromptError;
-use crate::telemetry::{self, Level, LogFormat, Progress, Unit};
-use crate::{Error, Result, commands, device};
+use crate::error::PromptError;
+use crate::project::{ModelFolder, Project, require_model};
+use crate::{Error, Result, device};
 
+mod adapter;
 pub mod benchmark_baseline;
 pub mod benchmark_quantized;
 pub mod download_datasets;
@@ -25,13 +25,13 @@ pub mod download_model;
 pub mod evaluate_finetuned;
 pub mod finetune_lora;
 pub mod generate_report;
+mod medvision;
 pub mod prepare_training_data;
 pub mod quantize_base;
 pub mod server;
-mod signals;
 pub mod validate_environment;
 
-pub use self::signals::StopSignals;
+pub use self::adapter::AdapterArgs;
 
 /// Everything asked for was done.
 pub const EXIT_OK: u8 = 0;
@@ -39,8 +39,6 @@ pub const EXIT_OK: u8 = 0;
 pub const EXIT_FAILURE: u8 = 1;
 /// The command line cannot be understood.
 pub const EXIT_USAGE: u8 = 2;
-/// Ctrl-C, or SIGTERM.
-pub const EXIT_INTERRUPTED: u8 = 130;
 
 /// Exit codes, for the end of every `--help`.
 pub const EXIT_CODES_HELP: &str = "\
@@ -49,15 +47,6 @@ Exit codes:
   1    something failed; standard error says what
   2    the command line cannot be understood
   130  interrupted by Ctrl-C or SIGTERM";
-
-/// "VERSION (COMMIT)", for `--version`.
-pub fn version() -> &'static str {
-    static VERSION: LazyLock<String> = LazyLock::new(|| {
-        let commit = option_env!("MEDVISION_GIT_HASH").unwrap_or("unknown");
-        format!("{} ({commit})", env!("CARGO_PKG_VERSION"))
-    });
-    &VERSION
-}
 
 /// Runs the program that this process was started as (the last part of its first argument), `medvision` where that is no
 /// other program's name; its exit code.
@@ -76,7 +65,7 @@ pub fn main() -> ExitCode {
         "quantize_base" => quantize_base::main(),
         "server" => server::main(),
         "validate_environment" => validate_environment::main(),
-        _ => commands::main(),
+        _ => medvision::main(),
     }
 }
 
@@ -183,7 +172,7 @@ impl CommonArgs {
             (_, 2) => Level::DEBUG,
             _ => Level::TRACE,
         };
-        telemetry::init(self.log_format, level, self.quiet);
+        console::init(self.log_format, level, self.quiet);
     }
 
     /// The project folder.
@@ -204,7 +193,7 @@ impl CommonArgs {
     fn announced(folder: ModelFolder) -> Result<ModelFolder> {
         require_model(&folder.path)?;
         if let Some(notice) = folder.notice() {
-            telemetry::say(Level::INFO, &notice);
+            console::say(Level::INFO, &notice);
         }
         Ok(folder)
     }
@@ -229,7 +218,7 @@ impl CommonArgs {
     pub fn select_device(&self) -> Result<Selected> {
         let selected = device::select(self.device)?;
         device::set_threads(self.threads.map_or_else(device::default_threads, usize::from));
-        telemetry::say(Level::INFO, &format!("device: {}", selected.description));
+        console::say(Level::INFO, &format!("device: {}", selected.description));
         Ok(selected)
     }
 }
@@ -260,7 +249,7 @@ pub fn warn_of(model: &Path, adapter: Option<&Path>) {
 pub fn say_warnings(warnings: &[String]) {
     warnings
         .iter()
-        .for_each(|warning| telemetry::say(Level::WARN, warning));
+        .for_each(|warning| console::say(Level::WARN, warning));
 }
 
 /// Reports a failure on standard error; the exit code for `main`.
@@ -276,10 +265,10 @@ pub fn fail(error: &anyhow::Error) -> ExitCode {
         return ExitCode::from(EXIT_OK);
     }
     if matches!(error.downcast_ref(), Some(Error::Interrupted)) {
-        telemetry::say(Level::WARN, &with_causes(error));
-        return ExitCode::from(EXIT_INTERRUPTED);
+        console::say(Level::WARN, &with_causes(error));
+        return ExitCode::from(console::EXIT_INTERRUPTED);
     }
-    telemetry::say(Level::ERROR, &with_causes(error));
+    console::say(Level::ERROR, &with_causes(error));
     let usage = matches!(
         error.downcast_ref(),
         Some(Error::Prompt(

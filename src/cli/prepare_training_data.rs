@@ -2,9 +2,10 @@
 
 use std::process::ExitCode;
 
-use crate::cli::{CommonArgs, EXIT_CODES_HELP, EXIT_OK, fail, print, version};
+use crate::cli::{CommonArgs, EXIT_CODES_HELP, EXIT_OK, fail, print};
+use crate::console::Level;
 use crate::data::{DEFAULT_CLINICAL, DEFAULT_SEED, PrepareOptions, Prepared, SplitRule, prepare};
-use crate::telemetry::Level;
+use crate::version::version;
 use clap::Parser;
 
 /// Turns the raw data sets into pages, questions and answers in three splits

@@ -3,10 +3,10 @@
 use std::process::ExitCode;
 
 use crate::benchmark::BenchmarkArgs;
-use crate::cli::{CommonArgs, EXIT_CODES_HELP, EXIT_FAILURE, EXIT_OK, fail, print, version, warn_of};
-use crate::commands::Interrupt;
-use crate::quant::{BaseRun, QuantizeArgs, Watch, quantize_base, summary};
-use crate::telemetry::{Level, progress};
+use crate::cli::{CommonArgs, EXIT_CODES_HELP, EXIT_FAILURE, EXIT_OK, fail, print, warn_of};
+use crate::console::{Interrupt, Level, progress};
+use crate::quantize::{BaseRun, QuantizeArgs, Watch, quantize_base, summary};
+use crate::version::version;
 use anyhow::Context;
 use clap::Parser;
 

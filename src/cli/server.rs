@@ -3,12 +3,12 @@
 use std::process::ExitCode;
 use std::sync::Arc;
 
-use crate::adapters::AdapterArgs;
-use crate::cli::{CommonArgs, fail, say_warnings, version};
+use crate::cli::{AdapterArgs, CommonArgs, fail, say_warnings};
+use crate::console::{Level, say, say_lines};
 use crate::device::{Selected, gpu_memory};
 use crate::engine::{Engine, LoadOptions, Reader};
 use crate::server::{self, GpuFigures, Readiness, ServerOptions, ServerState};
-use crate::telemetry::{Level, say, say_lines};
+use crate::version::version;
 use actix_web::web::Data;
 use clap::Parser;
 

@@ -2,9 +2,10 @@
 
 use std::process::ExitCode;
 
-use crate::cli::{CommonArgs, EXIT_FAILURE, EXIT_OK, fail, print, version};
+use crate::cli::{CommonArgs, EXIT_FAILURE, EXIT_OK, fail, print};
+use crate::console::Level;
 use crate::records::{self, paths};
-use crate::telemetry::Level;
+use crate::version::version;
 use clap::Parser;
 
 const EXIT_CODES: &str = "\
@@ -31,7 +32,7 @@ pub fn main() -> ExitCode {
 fn run(common: &CommonArgs) -> anyhow::Result<ExitCode> {
     common.start_logging(Level::WARN);
     let project = common.project()?;
-    let (environment, report) = crate::environment::examine(&project, common);
+    let (environment, report) = crate::doctor::environment::examine(&project, common);
     let path = project.file(paths::ENVIRONMENT);
     records::write(&path, &environment)?;
     let verdict = match environment.errors.len() {

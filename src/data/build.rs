@@ -5,14 +5,16 @@ use std::path::{Path, PathBuf};
 
 use rayon::prelude::*;
 
-use super::cell::{Picture, Row};
-use super::pictures::Pictures;
-use super::published::{Publication, Sample};
-use super::raw::{RawManifest, RawRecord, RawWriter, SkippedRows};
-use super::rows::read_rows;
+use super::{
+    cell::{Picture, Row},
+    pictures::Pictures,
+    published::{Publication, Sample},
+    raw::{RawManifest, RawRecord, RawWriter, SkippedRows},
+    rows::read_rows,
+};
+use crate::console::Progress;
 use crate::hub::ManifestFile;
 use crate::processing::{DecodeLimits, decode};
-use crate::telemetry::Progress;
 use crate::{Error, Result};
 
 /// Pictures that are decoded at the same time; so many are in memory.

@@ -2,10 +2,10 @@
 
 use std::path::Path;
 
-use crate::evaluation::DocumentSet;
-use crate::files::{PICTURE_BYTES, read_bounded};
-use crate::paths::Project;
+use crate::documents::DocumentSet;
+use crate::fs::{PICTURE_BYTES, read_bounded};
 use crate::processing::{DecodeLimits, RgbPage, decode};
+use crate::project::Project;
 use crate::records::{self, DataSample, SampleSource};
 use crate::rendering::{TEST_PAGE, text_lines, text_page};
 use crate::{Error, Result};

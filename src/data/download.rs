@@ -9,19 +9,22 @@ use tokio::runtime::Handle;
 use tokio::sync::Semaphore;
 use tokio::task::{JoinSet, block_in_place, spawn_blocking};
 
-use super::build::{Material, Origin, build, named_pictures};
-use super::pictures::Pictures;
-use super::published::{Dataset, Publication};
-use super::raw::{RawDataset, RawManifest};
-use super::rows::{Format, count_rows};
-use super::source::{LocalSource, NO_ROWS, PICKLE, described, local_files};
+use super::{
+    build::{Material, Origin, build, named_pictures},
+    pictures::Pictures,
+    published::{Dataset, Publication},
+    raw::{RawDataset, RawManifest},
+    rows::{Format, count_rows},
+    source::{LocalSource, NO_ROWS, PICKLE, described, local_files},
+};
+use crate::console::{self, Level, Progress, Unit};
+use crate::error::HubError;
 use crate::hub::{
-    Hub, HubError, HubSettings, Leash, RemoteFile, RemoteReader, Repository, RepositoryKind, Snapshot,
-    Staging, fetch_all, is_left_out, is_pickle, name_fault,
+    Hub, HubSettings, Leash, RemoteFile, RemoteReader, Repository, RepositoryKind, Snapshot, Staging,
+    fetch_all, is_left_out, is_pickle, name_fault,
 };
 use crate::records::{DatasetDownload, DownloadSummary};
-use crate::telemetry::{self, Level, Progress, Unit};
-use crate::{Error, Result, hub, paths, records};
+use crate::{Error, Result, hub, records};
 
 /// Which data sets, from where and where to.
 #[derive(Debug)]
@@ -105,7 +108,7 @@ async fn obtain(dataset: &'static Dataset, request: &DatasetsRequest, hub: &Arc<
     while let Some(publication) = publications.next() {
         match job.fetch(publication, hub).await {
             Err(error) if publications.peek().is_some() && is_absent(&error) => {
-                telemetry::say(Level::WARN, &format!("{error}; another copy is tried"));
+                console::say(Level::WARN, &format!("{error}; another copy is tried"));
             }
             outcome => return outcome,
         }
@@ -142,7 +145,7 @@ impl Job {
         let found = match RawDataset::open(&self.folder) {
             Ok(found) => found,
             Err(error) => {
-                telemetry::say(Level::WARN, &format!("{error}; it is made anew"));
+                console::say(Level::WARN, &format!("{error}; it is made anew"));
                 None
             }
         };
@@ -152,7 +155,7 @@ impl Job {
             return Ok(None);
         };
         if let Err(error) = found.verify() {
-            telemetry::say(Level::WARN, &format!("{error}; it is made anew"));
+            console::say(Level::WARN, &format!("{error}; it is made anew"));
             return Ok(None);
         }
         Staging::discard(&self.folder)?;
@@ -258,7 +261,7 @@ impl Job {
 
     fn finish(&self, staging: Staging, material: &Material<'_>, origin: Origin) -> Result<Obtained> {
         let rows = self.row_limit.unwrap_or(0);
-        let bar = telemetry::progress_of("checking the data set", Unit::Of("rows"), rows);
+        let bar = console::progress_of("checking the data set", Unit::Of("rows"), rows);
         let manifest = build(material, origin, &staging.folder().join(NEW), &bar);
         bar.finish_and_clear();
         let manifest = manifest?;
@@ -311,7 +314,7 @@ async fn fetch_archived(
     if missing.is_empty() {
         return Ok(());
     }
-    let bar = telemetry::progress_of("downloading pictures", Unit::Of("pictures"), missing.len() as u64);
+    let bar = console::progress_of("downloading pictures", Unit::Of("pictures"), missing.len() as u64);
     let missing = Arc::new(missing);
     let leash = Leash::new();
     let places = Arc::new(Semaphore::new(hub.jobs()));
@@ -359,7 +362,7 @@ fn extract(
         let path = folder.join(name);
         let parent = path.parent().unwrap_or(folder);
         fs::create_dir_all(parent).map_err(|error| Error::io(parent, error))?;
-        paths::write_atomically(&path, |file| std::io::Write::write_all(file, &bytes))?;
+        crate::fs::write_atomically(&path, |file| std::io::Write::write_all(file, &bytes))?;
         bar.inc(1);
     }
     Ok(())

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use zip::ZipArchive;
 use zip::result::ZipError;
 
-use crate::files::{open_regular, read_bounded};
+use crate::fs::{open_regular, read_bounded};
 use crate::hub::hub_error;
 use crate::{Error, Result};
 

@@ -14,9 +14,9 @@ use std::path::{Component, Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use crate::files::{open_regular, read_bounded};
+use crate::fs::{open_regular, read_bounded};
 use crate::hub::{Checksum, Hasher, ManifestFile};
-use crate::{Error, Result, paths};
+use crate::{Error, Result};
 
 /// Version of this layout.
 pub const RAW_FORMAT: u32 = 1;
@@ -313,7 +313,7 @@ impl RawWriter {
         let path = self.folder.join(MANIFEST);
         let text = serde_json::to_vec_pretty(&manifest)
             .map_err(|error| Error::io(&path, std::io::Error::other(error)))?;
-        paths::write_atomically(&path, |file| file.write_all(&text))?;
+        crate::fs::write_atomically(&path, |file| file.write_all(&text))?;
         Ok(manifest)
     }
 }

@@ -12,7 +12,7 @@ use serde::de::{DeserializeSeed, Error as _, SeqAccess, Visitor};
 use serde_json::Value;
 
 use super::cell::{Cell, Row};
-use crate::files::open_regular;
+use crate::fs::open_regular;
 use crate::{Error, Result};
 
 /// A row in text may not be longer.

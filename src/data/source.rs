@@ -5,9 +5,10 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use super::published::{DATASETS, Dataset, Publication};
-use crate::files::open_regular;
-use crate::hub::{Checksum, Hasher, HubError, ManifestFile, files_below, is_pickle};
-use crate::{Error, Result, cache_folder};
+use crate::error::HubError;
+use crate::fs::{hub_cache, open_regular};
+use crate::hub::{Checksum, Hasher, ManifestFile, files_below, is_pickle};
+use crate::{Error, Result};
 
 /// A file or folder on this machine, and which data set it is.
 #[derive(Debug, Clone)]
@@ -66,7 +67,7 @@ impl LocalSource {
 
 /// The files of rows of a local copy, in order, and the folder its pictures lie in.
 pub(super) fn local_files(path: &Path, publication: &Publication) -> Result<(Vec<PathBuf>, PathBuf)> {
-    let path = &cache_folder::resolved(path, "main")?;
+    let path = &hub_cache::resolved(path, "main")?;
     let unsuitable = |reason: &str| HubError::Unsuitable {
         repository: path.display().to_string(),
         reason: reason.to_owned(),

@@ -1,16 +1,13 @@
 //! Where the model runs: choosing CPU or CUDA, CPU threads, memory figures.
 
-mod allocator;
 mod cuda;
 mod load;
 mod memory;
 mod threads;
-mod transfer;
 
 use std::fmt;
 use std::str::FromStr;
 
-pub use self::allocator::{allocator_memory, reset_allocator_peak};
 pub use self::cuda::{
     CudaUnavailable, Gpu, GpuMemory, driver_version, folder_in_use, gpu_memory, gpus, libtorch_folder,
 };
@@ -19,7 +16,6 @@ pub use self::memory::{
     HostMemory, ProcessMemory, host_memory, keep_freed_memory, process_memory, return_freed_memory,
 };
 pub use self::threads::{default_threads, physical_cores, set_threads};
-pub use self::transfer::{pinned, upload};
 
 use crate::{Error, Result};
 

@@ -13,7 +13,7 @@ use std::time::Duration;
 use tch::{Device, Kind, Tensor};
 
 use self::nccl::Communicator;
-use crate::{Error, Result, shim};
+use crate::{Error, Result, torch};
 
 /// How long members wait for each other.
 const TIMEOUT: Duration = Duration::from_secs(600);
@@ -130,7 +130,7 @@ impl Group {
         let (rank, size) = (number(place.rank)?, number(place.size)?);
         let server = c_int::from(place.rank == 0 && !place.store_is_elsewhere);
         let mut handle = std::ptr::null_mut();
-        shim::call(|message, capacity| {
+        torch::call(|message, capacity| {
             // SAFETY: the strings are terminated and outlive the call, as the places for results do; it throws nothing.
             unsafe {
                 medvision_group_join(
@@ -153,7 +153,7 @@ impl Group {
                 "process {rank} of {size} cannot join the others at {}:{}: {}",
                 place.host,
                 place.port,
-                shim::first_line(&reason)
+                torch::first_line(&reason)
             ))
         })?;
         let mut group = Self {
@@ -219,14 +219,14 @@ impl Group {
         operation: unsafe extern "C" fn(*mut c_void, *mut c_void, *mut c_char, usize) -> c_int,
         tensor: &Tensor,
     ) -> Result<()> {
-        shim::call(|message, capacity| {
+        torch::call(|message, capacity| {
             // SAFETY: the group lives; the tensor is a C++ tensor on the CPU, which outlives the call.
             unsafe { operation(self.handle, tensor.as_ptr().cast_mut().cast(), message, capacity) }
         })
         .map_err(|reason| {
             Error::Distributed(format!(
                 "the other processes cannot be reached: {}; one of them may have failed, see its messages",
-                shim::first_line(&reason)
+                torch::first_line(&reason)
             ))
         })
     }

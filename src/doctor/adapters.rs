@@ -4,12 +4,14 @@ use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
-use super::models::{SECTION, count, folders_with, same};
-use super::{Checks, ModelReport, Status};
+use super::{
+    Checks, ModelReport, Status,
+    models::{SECTION, count, folders_with, same},
+};
 use crate::Result;
-use crate::adapters::{ADAPTER_CONFIG, ADAPTER_WEIGHTS, Found, LoraConfig, Verdict, find};
 use crate::checkpoint::Checkpoint;
-use crate::paths::Project;
+use crate::lora::{ADAPTER_CONFIG, ADAPTER_WEIGHTS, Found, LoraConfig, Verdict, find};
+use crate::project::Project;
 
 /// One adapter folder.
 #[derive(Debug, Clone, Serialize)]

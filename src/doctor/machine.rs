@@ -1,19 +1,17 @@
 //! Operating system, processor, memory, disk, port.
 
-use std::ffi::CString;
 use std::fs;
 use std::io;
 use std::net::{Ipv4Addr, TcpListener};
 use std::num::NonZeroUsize;
-use std::os::unix::ffi::OsStrExt;
-use std::path::Path;
 use std::thread::available_parallelism;
 
 use serde::Serialize;
 
 use super::{Checks, Status, gib};
 use crate::device;
-use crate::paths::{BASE_MODEL, Project};
+use crate::fs::disk_free;
+use crate::project::{BASE_MODEL, Project};
 
 /// The server's port.
 const PORT: u16 = 8000;
@@ -175,19 +173,6 @@ fn cpu_features() -> Vec<&'static str> {
     CPU_FEATURES.into_iter().filter(present).collect()
 }
 
-/// Bytes that this user can still write at `path`.
-pub(crate) fn disk_free(path: &Path) -> io::Result<u64> {
-    let path = CString::new(path.as_os_str().as_bytes())?;
-    let mut statistics = std::mem::MaybeUninit::<libc::statvfs>::uninit();
-    // SAFETY: the path is terminated and the structure is the one the call fills.
-    if unsafe { libc::statvfs(path.as_ptr(), statistics.as_mut_ptr()) } != 0 {
-        return Err(io::Error::last_os_error());
-    }
-    // SAFETY: the call succeeded and has filled the structure.
-    let statistics = unsafe { statistics.assume_init() };
-    Ok(statistics.f_bavail.saturating_mul(statistics.f_frsize))
-}
-
 fn port_in_use(port: u16) -> bool {
     TcpListener::bind((Ipv4Addr::LOCALHOST, port))
         .is_err_and(|error| error.kind() == io::ErrorKind::AddrInUse)
@@ -225,11 +210,5 @@ mod tests {
         machine.disk_free_bytes = Some(0);
         fs::create_dir_all(project.models().join(BASE_MODEL)).unwrap();
         assert_eq!(check(&machine).status, Status::Pass);
-    }
-
-    #[test]
-    fn free_space_is_told_and_a_missing_folder_is_not() {
-        assert!(disk_free(Path::new("/")).unwrap() > 0);
-        assert!(disk_free(Path::new("/does/not/exist")).is_err());
     }
 }

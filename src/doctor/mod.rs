@@ -1,6 +1,7 @@
 //! `medvision doctor`: what is installed, what works, what is wrong and how to mend it.
 
 mod adapters;
+pub mod environment;
 mod machine;
 mod models;
 mod torch;
@@ -12,13 +13,13 @@ use serde::Serialize;
 
 pub use self::adapters::AdapterReport;
 pub use self::machine::Machine;
-pub(crate) use self::machine::{cpu_name, disk_free};
+pub(crate) use self::machine::cpu_name;
 pub(crate) use self::models::SECTION as MODELS;
 pub use self::models::{ModelReport, ModelSizes};
 pub use self::torch::{Accelerators, GpuReport, Libtorch};
 use crate::blackwell_compat;
-use crate::cli::{self, CommonArgs};
-use crate::paths::Project;
+use crate::cli::CommonArgs;
+use crate::project::Project;
 
 /// How one finding is to be taken.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -110,7 +111,7 @@ pub fn examine(project: &Project, common: &CommonArgs) -> Report {
     let adapters = adapters::examine(project, &models, &mut checks);
     Report {
         usable: !checks.0.iter().any(|check| check.status == Status::Error),
-        version: cli::version(),
+        version: crate::version::version(),
         timestamp: Utc::now().to_rfc3339_opts(SecondsFormat::Millis, true),
         machine,
         libtorch,

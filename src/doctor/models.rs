@@ -12,8 +12,8 @@ use crate::cli::{CommonArgs, PrecisionArg};
 use crate::device::DeviceChoice;
 use crate::engine::folder_warnings;
 use crate::generation::GenerationOptions;
-use crate::paths::{BASE_MODEL, GET_BASE_MODEL, Project, require_model};
 use crate::processing::{ImageProcessor, TextProcessor};
+use crate::project::{BASE_MODEL, GET_BASE_MODEL, Project, require_model};
 use crate::qwen2_5_vl::Config;
 
 pub(crate) const SECTION: &str = "Models";

@@ -2,13 +2,11 @@
 
 mod answer;
 mod check;
-mod prompt;
 mod reader;
 mod thread;
 mod warnings;
 
 pub use self::check::FolderCheck;
-pub use self::prompt::EXTRACTION_PROMPT;
 pub use self::reader::{
     LoadOptions, MAX_PROMPT_CHARACTERS, ModelInfo, Precision, ReadRequest, Reader, Reading, page_bounds,
 };

@@ -8,15 +8,15 @@ use serde::{Deserialize, Serialize};
 use tch::{Device, Kind, Tensor};
 
 use super::answer::Answer;
-use crate::adapters::Adapter;
 use crate::blackwell_compat::Reductions;
 use crate::checkpoint::Checkpoint;
+use crate::error::PromptError;
 use crate::generation::{FinishReason, GenerationOptions, GenerationOverrides, Sampler};
-use crate::paths::model_folder_name;
+use crate::lora::Adapter;
 use crate::processing::{
-    Content, Grid, ImageProcessor, Message, PREPROCESSOR_CONFIG, PixelBounds, PromptError, RgbPage, Role,
-    TextProcessor,
+    Content, Grid, ImageProcessor, Message, PREPROCESSOR_CONFIG, PixelBounds, RgbPage, Role, TextProcessor,
 };
+use crate::project::model_folder_name;
 use crate::quant::Quantization;
 use crate::qwen2_5_vl::{Config, GoOn, KvCache, Model, Prefill, Wanted};
 use crate::{Error, Result};

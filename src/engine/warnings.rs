@@ -3,8 +3,8 @@
 use std::path::Path;
 
 use crate::Result;
-use crate::adapters::Adapter;
 use crate::checkpoint::Checkpoint;
+use crate::lora::Adapter;
 use crate::qwen2_5_vl::{Config, Tying};
 
 /// What [`Reader::warnings`](super::Reader::warnings) would say of the folders, without loading the model.

@@ -5,9 +5,10 @@ use std::path::{Path, PathBuf};
 use clap::value_parser;
 
 use super::held_out::HeldOutSplit;
-use super::{Document, DocumentSet};
-use crate::adapters::{AdapterArgs, own_folder};
-use crate::paths::{LORA_SUFFIX, NF4_SUFFIX, Project};
+use crate::cli::AdapterArgs;
+use crate::documents::{Document, DocumentSet};
+use crate::lora::own_folder;
+use crate::project::{LORA_SUFFIX, NF4_SUFFIX, Project};
 use crate::quant::Quantization;
 use crate::{Error, Result};
 

@@ -7,20 +7,26 @@ use std::time::Instant;
 
 use serde_json::{Value, json};
 
-use super::guard::{Scores, judge};
-use super::held_out::HeldOut;
-use super::tally::{AnswerScore, HeldOutFigures};
-use super::{Document, Numbers, character_errors, paired_difference, repetition_rate, score, word_errors};
-use crate::adapters::Verdict;
-use crate::device::{Selected, allocator_memory, reset_allocator_peak};
+use super::{
+    Numbers, character_errors,
+    guard::{Scores, judge},
+    held_out::HeldOut,
+    paired_difference, repetition_rate, score,
+    tally::{AnswerScore, HeldOutFigures},
+    word_errors,
+};
+use crate::device::Selected;
+use crate::documents::Document;
 use crate::engine::{LoadOptions, Precision, ReadRequest, Reader, Reading};
 use crate::generation::FinishReason;
+use crate::lora::Verdict;
 use crate::processing::RgbPage;
 use crate::records::{
     Accuracy, AccuracyDelta, EvaluatedModel, EvaluationFinetuned, EvaluationResult, EvaluationSummary, Extra,
     MemoryFigure, percent, round_to, seconds,
 };
 use crate::rendering::EVALUATION_PAGE;
+use crate::torch::{allocator_memory, reset_allocator_peak};
 use crate::{Error, Result};
 
 /// Most tokens of an answer about a case, as in the original, and about a held-out page, the embedded model's own limit.

@@ -1,8 +1,7 @@
 //! Whether an adapter may be used without being asked for: it must read held-out pages no worse than its base.
 
-use super::tally::AnswerScore;
-use super::{Difference, Errors, paired_difference};
-use crate::adapters::Verdict;
+use super::{Difference, Errors, paired_difference, tally::AnswerScore};
+use crate::lora::Verdict;
 
 /// Points of a percentage that an adapter may lose by chance.
 const TOLERANCE: f64 = 0.5;

@@ -5,11 +5,11 @@ use std::path::PathBuf;
 
 use serde_json::Value;
 
-use crate::documents::{self, TRANSCRIBE};
-use crate::files::{PICTURE_BYTES, read_bounded};
-use crate::paths::Project;
+use crate::fs::{PICTURE_BYTES, read_bounded};
 use crate::processing::{DecodeLimits, RgbPage, decode};
+use crate::project::Project;
 use crate::records::{self, DataSample, SampleSource};
+use crate::synthetic::{self, TRANSCRIBE};
 use crate::{Error, Result};
 
 /// Which questions are asked beside the evaluation cases.
@@ -64,8 +64,8 @@ impl HeldOut {
     /// At most `limit` questions of the split, 0 for all; every task and look in turn, so that few questions are of all kinds.
     pub fn read(project: &Project, split: HeldOutSplit, limit: usize) -> Result<Option<Self>> {
         let (file, generated) = match split {
-            HeldOutSplit::Test => (records::paths::TEST, documents::Split::Test),
-            HeldOutSplit::Val => (records::paths::VAL, documents::Split::Validation),
+            HeldOutSplit::Test => (records::paths::TEST, synthetic::Split::Test),
+            HeldOutSplit::Val => (records::paths::VAL, synthetic::Split::Validation),
             HeldOutSplit::None => return Ok(None),
         };
         let path = project.file(file);
@@ -97,7 +97,7 @@ impl HeldOut {
         }))
     }
 
-    fn generated(split: documents::Split, limit: usize) -> Self {
+    fn generated(split: synthetic::Split, limit: usize) -> Self {
         const PAGES: u64 = 200;
         // Two questions a page, and some left to choose from.
         let pages = if limit == 0 {
@@ -169,8 +169,8 @@ fn question(project: &Project, sample: &DataSample) -> Option<HeldOutQuestion> {
     })
 }
 
-fn of_page(split: documents::Split, index: u64) -> Vec<HeldOutQuestion> {
-    let page = documents::page(split, SEED, index);
+fn of_page(split: synthetic::Split, index: u64) -> Vec<HeldOutQuestion> {
+    let page = synthetic::page(split, SEED, index);
     let questions = page.questions.iter();
     questions
         .map(|question| HeldOutQuestion {

@@ -6,7 +6,7 @@ use std::ops::AddAssign;
 use strsim::levenshtein;
 
 use super::text::{flat, numbers};
-use crate::documents::nothing;
+use crate::synthetic::nothing;
 
 /// What became of an answer's items.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]

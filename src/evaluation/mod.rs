@@ -2,7 +2,6 @@
 
 mod args;
 mod bootstrap;
-mod documents;
 mod finetuned;
 mod guard;
 mod held_out;
@@ -14,7 +13,6 @@ mod text;
 
 pub use self::args::EvaluationArgs;
 pub use self::bootstrap::{Difference, paired_difference};
-pub use self::documents::{Document, DocumentSet};
 pub use self::finetuned::{Evaluation, FinetunedRun, evaluate};
 pub use self::guard::{Scores, judge};
 pub use self::held_out::{HeldOut, HeldOutQuestion, HeldOutSplit};

@@ -5,7 +5,7 @@ use std::fmt::Write;
 use serde::de::DeserializeOwned;
 
 use super::tally::{HeldOutFigures, InstructionFigures, ReadingFigures};
-use crate::adapters::Verdict;
+use crate::lora::Verdict;
 use crate::records::{EvaluatedModel, EvaluationFinetuned};
 
 const NOT_KNOWN: &str = "n/a";

@@ -5,8 +5,9 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use crate::processing::PromptError;
-use crate::{Error, Result, json as json_file};
+use crate::error::PromptError;
+use crate::fs::json as json_file;
+use crate::{Error, Result};
 
 /// Most tokens an answer may be asked to have; what fits the model's context is checked elsewhere.
 const MAX_NEW_TOKENS: usize = 131_072;

@@ -8,7 +8,7 @@ use std::str::FromStr;
 use sha1::Sha1;
 use sha2::{Digest, Sha256};
 
-use crate::files::open_regular;
+use crate::fs::open_regular;
 use crate::{Error, Result};
 
 /// What the bytes of a file must hash to.

@@ -8,11 +8,15 @@ use hf_hub::api::tokio::{Api, ApiBuilder};
 use reqwest::header::{ACCEPT_ENCODING, AUTHORIZATION, HeaderMap, HeaderName, LOCATION};
 use reqwest::{Method, Response, StatusCode, Url, redirect};
 
-use super::patience::{Failure, Gate, Patience, Wait, asked_wait};
-use super::repository::{Subject, percent_encoded};
-use super::snapshot::{RepoInfo, Snapshot};
-use super::{DEFAULT_ENDPOINT, HubError, HubSettings, Repository, RepositoryKind, settings};
+use super::{
+    DEFAULT_ENDPOINT, HubSettings, Repository, RepositoryKind,
+    patience::{Failure, Gate, Patience, Wait, asked_wait},
+    repository::{Subject, percent_encoded},
+    settings,
+    snapshot::{RepoInfo, Snapshot},
+};
 use crate::Result;
+use crate::error::HubError;
 
 /// A repository's description may not be larger.
 const MAX_INFO_BYTES: usize = 64 << 20;

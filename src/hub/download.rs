@@ -1,10 +1,8 @@
 //! Many files at once: into a folder of their own, which gets its name when all of them are there.
 
-use std::ffi::CString;
 use std::fs::{self, File};
 use std::future::Future;
 use std::io;
-use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -12,12 +10,15 @@ use indicatif::HumanBytes;
 use tokio::sync::Semaphore;
 use tokio::task::{JoinSet, block_in_place};
 
-use super::local::files_below;
-use super::manifest::{DOWNLOAD_MANIFEST, DownloadManifest};
-use super::transfer::{PARTS, fetch, fetched_before, remove};
-use super::{Hub, HubError, ManifestFile, RemoteFile, Snapshot};
-use crate::cli::EXIT_INTERRUPTED;
-use crate::telemetry::{self, Bars, Level};
+use super::{
+    Hub, ManifestFile, RemoteFile, Snapshot,
+    local::files_below,
+    manifest::{DOWNLOAD_MANIFEST, DownloadManifest},
+    transfer::{PARTS, fetch, fetched_before, remove},
+};
+use crate::console::{self, Bars, EXIT_INTERRUPTED, Level};
+use crate::error::HubError;
+use crate::fs::disk_free;
 use crate::{Error, Result};
 
 /// Left free on the disk.
@@ -43,7 +44,7 @@ pub(super) fn runtime() -> Result<tokio::runtime::Runtime> {
     runtime.spawn(async {
         if tokio::signal::ctrl_c().await.is_ok() {
             let message = "interrupted; what is there is kept, and the same command goes on from it";
-            telemetry::say(Level::WARN, message);
+            console::say(Level::WARN, message);
             std::process::exit(i32::from(EXIT_INTERRUPTED));
         }
     });
@@ -198,7 +199,7 @@ pub async fn fetch_all(
         .iter()
         .map(|file| file.size - fetched_before(folder, file));
     require_space(folder, needed.fold(0, u64::saturating_add))?;
-    let bars = telemetry::transfer_bars("downloading");
+    let bars = console::transfer_bars("downloading");
     let places = Arc::new(Semaphore::new(hub.settings.jobs));
     let mut tasks = JoinSet::new();
     for file in missing {
@@ -236,7 +237,7 @@ async fn fetch_one(
 
 /// Those of `files` that are in `folder` as the hub has them, and the others.
 pub(super) fn kept(folder: &Path, files: &[RemoteFile]) -> Result<(Vec<ManifestFile>, Vec<RemoteFile>)> {
-    let bars = telemetry::transfer_bars("checking files");
+    let bars = console::transfer_bars("checking files");
     let (mut there, mut missing) = (Vec::new(), Vec::new());
     for file in files {
         let bar = bars.add(&file.path, file.size);
@@ -255,7 +256,7 @@ pub(super) fn require_space(folder: &Path, needed: u64) -> Result<()> {
     if needed == 0 {
         return Ok(());
     }
-    let free = free_bytes(folder).map_err(|error| Error::io(folder, error))?;
+    let free = disk_free(folder).map_err(|error| Error::io(folder, error))?;
     if needed.saturating_add(MARGIN_BYTES) > free {
         return Err(HubError::NoSpace {
             folder: folder.display().to_string(),
@@ -265,17 +266,4 @@ pub(super) fn require_space(folder: &Path, needed: u64) -> Result<()> {
         .into());
     }
     Ok(())
-}
-
-/// Bytes that this user may still write to the disk of `folder`.
-pub fn free_bytes(folder: &Path) -> io::Result<u64> {
-    let path = CString::new(folder.as_os_str().as_bytes())?;
-    let mut figures = std::mem::MaybeUninit::<libc::statvfs>::zeroed();
-    // SAFETY: the path ends with a zero byte and the struct is large enough for what the call writes.
-    if unsafe { libc::statvfs(path.as_ptr(), figures.as_mut_ptr()) } != 0 {
-        return Err(io::Error::last_os_error());
-    }
-    // SAFETY: the call succeeded, and all zeroes is a valid value besides.
-    let figures = unsafe { figures.assume_init() };
-    Ok(figures.f_bavail.saturating_mul(figures.f_frsize))
 }

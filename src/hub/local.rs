@@ -10,14 +10,17 @@ use std::path::{Path, PathBuf};
 
 use indicatif::ProgressBar;
 
-use super::checksum::read_pieces;
-use super::download::require_space;
-use super::manifest::{DOWNLOAD_MANIFEST, Digests, DownloadManifest};
-use super::snapshot::name_fault;
-use super::{Checksum, HubError, ManifestFile};
-use crate::files::{open_regular, read_text};
-use crate::telemetry::{self, Level};
-use crate::{Error, Result, cache_folder};
+use super::{
+    Checksum, ManifestFile,
+    checksum::read_pieces,
+    download::require_space,
+    manifest::{DOWNLOAD_MANIFEST, Digests, DownloadManifest},
+    snapshot::name_fault,
+};
+use crate::console::{self, Level};
+use crate::error::HubError;
+use crate::fs::{hub_cache, open_regular, read_text};
+use crate::{Error, Result};
 
 /// Folders in a model folder are not this deep.
 const MAX_DEPTH: usize = 8;
@@ -67,7 +70,7 @@ impl LocalCopy {
             return Err(Error::checkpoint(folder.join(missing), MISSING));
         }
         let mut commit = manifest.as_ref().and_then(|manifest| manifest.commit.clone());
-        commit = commit.or_else(|| cache_folder::commit(folder));
+        commit = commit.or_else(|| hub_cache::commit(folder));
         let mut files = Vec::new();
         for path in names {
             let full = folder.join(&path);
@@ -141,7 +144,7 @@ impl LocalCopy {
         wanted: impl Fn(&str) -> bool,
         work: impl Fn(&LocalFile, &ProgressBar) -> Result<ManifestFile>,
     ) -> Result<Vec<ManifestFile>> {
-        let bars = telemetry::transfer_bars("copying files");
+        let bars = console::transfer_bars("copying files");
         let files = self.files.iter().filter(|file| wanted(&file.path));
         files
             .map(|file| {
@@ -264,7 +267,7 @@ fn list(folder: &Path, prefix: &str, depth: usize, names: &mut Vec<String>) -> R
             names.push(path);
         } else if full.exists() {
             let message = format!("{} is left out: it is no regular file", full.display());
-            telemetry::say(Level::WARN, &message);
+            console::say(Level::WARN, &message);
         }
         if names.len() > MAX_FILES {
             return Err(Error::checkpoint(

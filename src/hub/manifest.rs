@@ -6,10 +6,9 @@ use std::path::Path;
 use indicatif::ProgressBar;
 use serde::{Deserialize, Serialize};
 
-use super::checksum::read_pieces;
-use super::{Checksum, Hasher};
-use crate::files::{open_regular, read_bounded};
-use crate::{Error, Result, paths};
+use super::{Checksum, Hasher, checksum::read_pieces};
+use crate::fs::{open_regular, read_bounded};
+use crate::{Error, Result};
 
 /// Name of the manifest in a downloaded folder.
 pub const DOWNLOAD_MANIFEST: &str = "download_manifest.json";
@@ -105,7 +104,7 @@ impl DownloadManifest {
         let mut text = serde_json::to_vec_pretty(self)
             .map_err(|error| Error::io(&path, std::io::Error::other(error)))?;
         text.push(b'\n');
-        paths::write_atomically(&path, |file| file.write_all(&text))
+        crate::fs::write_atomically(&path, |file| file.write_all(&text))
     }
 
     /// Bytes of all files.
@@ -188,5 +187,5 @@ impl Digests {
 
 /// Name and version of this program, for manifests.
 pub(crate) fn tool() -> String {
-    format!("medical-vision-pipeline {}", crate::cli::version())
+    format!("medical-vision-pipeline {}", crate::version::version())
 }

@@ -8,7 +8,6 @@
 mod checksum;
 mod client;
 mod download;
-mod error;
 mod local;
 mod manifest;
 mod model;
@@ -22,8 +21,7 @@ mod transfer;
 
 pub use self::checksum::{Checksum, Hasher};
 pub use self::client::Hub;
-pub use self::download::{Staging, fetch_all, free_bytes, run};
-pub use self::error::HubError;
+pub use self::download::{Staging, fetch_all, run};
 pub(crate) use self::local::files_below;
 pub(crate) use self::manifest::tool;
 pub use self::manifest::{DOWNLOAD_MANIFEST, DownloadManifest, ManifestFile};

@@ -6,15 +6,19 @@ use std::time::Duration;
 
 use tokio::task::block_in_place;
 
-use super::download::{Staging, fetch_all, kept};
-use super::local::{self, LocalCopy};
-use super::manifest::DownloadManifest;
-use super::{Hub, HubError, HubSettings, RemoteFile, Repository, RepositoryKind};
+use super::{
+    Hub, HubSettings, RemoteFile, Repository, RepositoryKind,
+    download::{Staging, fetch_all, kept},
+    local::{self, LocalCopy},
+    manifest::DownloadManifest,
+};
 use crate::checkpoint::Checkpoint;
-use crate::paths::{BASE_MODEL, EMBEDDED_MODEL};
+use crate::console::{self, Level};
+use crate::error::HubError;
+use crate::fs::hub_cache;
+use crate::project::{BASE_MODEL, EMBEDDED_MODEL};
 use crate::records::{self, DownloadInfo};
-use crate::telemetry::{self, Level};
-use crate::{Error, Result, cache_folder};
+use crate::{Error, Result};
 
 /// The model that the pipeline is made for.
 pub const MODEL_ID: &str = "Qwen/Qwen2.5-VL-7B-Instruct";
@@ -82,7 +86,7 @@ pub fn download_model(request: &ModelRequest, settings: HubSettings) -> Result<M
     let download = super::run(async {
         match &request.source {
             Some(source) => {
-                let source = cache_folder::resolved(source, &request.revision)?;
+                let source = hub_cache::resolved(source, &request.revision)?;
                 block_in_place(|| copy(&source, request))
             }
             None if request.offline => block_in_place(|| check(request)),
@@ -207,7 +211,7 @@ fn wanted<'a>(origin: &str, names: impl Iterator<Item = &'a str>) -> Result<Vec<
         ));
     }
     for name in &pickles {
-        telemetry::say(
+        console::say(
             Level::WARN,
             &format!("{name} is left out: it is pickle, {PICKLE}"),
         );

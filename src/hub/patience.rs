@@ -8,11 +8,9 @@ use reqwest::StatusCode;
 use reqwest::header::{HeaderMap, HeaderName, RETRY_AFTER};
 use tokio::time::Instant;
 
-use super::client::text_of;
-use super::repository::Subject;
-use super::{Hub, HubError};
-use crate::Result;
-use crate::telemetry;
+use super::{Hub, client::text_of, repository::Subject};
+use crate::error::HubError;
+use crate::{Result, console};
 
 const MAX_PAUSE: Duration = Duration::from_secs(60);
 /// A pause that a person would wonder about.
@@ -159,7 +157,7 @@ impl<'a> Patience<'a> {
 
 async fn count_down(message: &str, wait: Duration) {
     let end = Instant::now() + wait;
-    let countdown = telemetry::countdown(message, wait);
+    let countdown = console::countdown(message, wait);
     loop {
         let left = end.saturating_duration_since(Instant::now());
         if left.is_zero() {

@@ -2,7 +2,7 @@
 
 use hf_hub::{Repo, RepoType};
 
-use super::HubError;
+use crate::error::HubError;
 
 /// Model or dataset.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -9,8 +9,8 @@ use hf_hub::Cache;
 use reqwest::Url;
 use reqwest::header::HeaderValue;
 
-use super::HubError;
-use crate::files::read_text;
+use crate::error::HubError;
+use crate::fs::read_text;
 
 /// Where models and datasets come from unless `HF_ENDPOINT` says otherwise.
 pub const DEFAULT_ENDPOINT: &str = "https://huggingface.co";

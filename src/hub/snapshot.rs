@@ -6,11 +6,9 @@ use reqwest::Method;
 use reqwest::header::HeaderMap;
 use serde::Deserialize;
 
-use super::client::nonsense;
-use super::patience::Patience;
-use super::repository::Subject;
-use super::{Checksum, Hub, HubError, Repository};
+use super::{Checksum, Hub, Repository, client::nonsense, patience::Patience, repository::Subject};
 use crate::Result;
+use crate::error::HubError;
 
 /// A repository may not have more files.
 const MAX_FILES: usize = 100_000;

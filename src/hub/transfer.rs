@@ -12,11 +12,14 @@ use reqwest::header::{
 use reqwest::{Method, StatusCode};
 use tokio::task::block_in_place;
 
-use super::client::{Answer, broken_off, text_of};
-use super::manifest::Digests;
-use super::patience::{Failure, Patience};
-use super::repository::Subject;
-use super::{Checksum, Hub, HubError, ManifestFile, RemoteFile, Snapshot};
+use super::{
+    Checksum, Hub, ManifestFile, RemoteFile, Snapshot,
+    client::{Answer, broken_off, text_of},
+    manifest::Digests,
+    patience::{Failure, Patience},
+    repository::Subject,
+};
+use crate::error::HubError;
 use crate::{Error, Result};
 
 /// Folder, in the one that is filled, of files that are not complete.

@@ -13,7 +13,7 @@ use serde_json::json;
 use super::work::Work;
 use crate::data::{DATASETS, Dataset, LocalSource, is_synthetic, write_synthetic_reports};
 use crate::hub::HubSettings;
-use crate::paths::{BASE_MODEL, Project, model_folder_name, require_model};
+use crate::project::{BASE_MODEL, Project, model_folder_name, require_model};
 use crate::records::{self, DownloadInfo, gib, paths};
 use crate::{Error, Result};
 

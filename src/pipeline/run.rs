@@ -10,17 +10,19 @@ use std::time::{Duration, Instant};
 use clap::builder::FalseyValueParser;
 use sha2::{Digest, Sha256};
 
-use super::Phase;
-use super::download::{self, Download, ModelWish, Network};
-use super::state::State;
-use super::work::{Work, work};
-use crate::adapters::own_folder;
-use crate::cli::{CommonArgs, EXIT_INTERRUPTED};
+use super::{
+    Phase,
+    download::{self, Download, ModelWish, Network},
+    state::State,
+    work::{Work, work},
+};
+use crate::cli::CommonArgs;
+use crate::console::{self, EXIT_INTERRUPTED, Level, LogFormat};
 use crate::device::{self, DeviceChoice};
 use crate::hub::{Hasher, HubArgs};
-use crate::paths::Project;
+use crate::lora::own_folder;
+use crate::project::Project;
 use crate::records::paths;
-use crate::telemetry::{self, Level, LogFormat};
 use crate::{Error, Result};
 
 /// Why a training is left out.
@@ -145,7 +147,7 @@ impl Pipeline<'_> {
     }
 
     fn phase(&self, phase: Phase, heading: &str, state: &mut State) -> Result<Ended> {
-        let say = |text: &str| telemetry::say(Level::INFO, &format!("{heading}: {text}"));
+        let say = |text: &str| console::say(Level::INFO, &format!("{heading}: {text}"));
         if self.stop.load(Ordering::Relaxed) {
             return Ok(Ended::Interrupted);
         }
@@ -164,7 +166,7 @@ impl Pipeline<'_> {
                 return Ok(Ended::Nothing(reason));
             }
             Some(Download::StandIn(work, note)) => {
-                telemetry::say(Level::WARN, &format!("{heading}: {note}"));
+                console::say(Level::WARN, &format!("{heading}: {note}"));
                 work
             }
             Some(Download::Program(work)) => work,

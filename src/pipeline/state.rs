@@ -9,9 +9,9 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
+use crate::console::{self, Level};
 use crate::hub::{Checksum, Hasher};
-use crate::paths::Project;
-use crate::telemetry::{self, Level};
+use crate::project::Project;
 use crate::{Error, Result, records};
 
 const STATE: &str = "benchmarks/.pipeline_state.json";
@@ -71,7 +71,7 @@ impl State {
         let path = project.file(STATE);
         let kept = records::read_if_present(&path).unwrap_or_else(|error| {
             let message = format!("{error}; every phase is looked at anew");
-            telemetry::say(Level::WARN, &message);
+            console::say(Level::WARN, &message);
             None
         });
         Ok(Self {

@@ -3,8 +3,8 @@
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
-use crate::adapters::own_folder;
-use crate::paths::{AWQ_SUFFIX, LORA_SUFFIX, NF4_SUFFIX, Project};
+use crate::lora::own_folder;
+use crate::project::{AWQ_SUFFIX, LORA_SUFFIX, NF4_SUFFIX, Project};
 use crate::records::{self, QuantizationInfo, paths};
 
 use super::Phase;

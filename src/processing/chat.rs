@@ -12,8 +12,8 @@ use serde_json::Map;
 use sha2::{Digest, Sha256};
 
 use super::template::{Failure, MAX_OUTPUT, Template, Value};
-use crate::files::{CONFIG_BYTES, read_text};
-use crate::{Error, Result, json as json_file};
+use crate::fs::{CONFIG_BYTES, json as json_file, read_text};
+use crate::{Error, Result};
 
 /// Who speaks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

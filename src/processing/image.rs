@@ -14,9 +14,12 @@ use ::image::metadata::Orientation;
 use ::image::{DynamicImage, RgbImage};
 use serde::{Serialize, Serializer};
 
-use super::decoders::{self, Alpha, Format, RowSink};
-use super::resample::{Horizontal, Taps, Vertical};
-use super::{ImageError, PixelBounds};
+use super::{
+    PixelBounds,
+    decoders::{self, Alpha, Format, RowSink},
+    resample::{Horizontal, Taps, Vertical},
+};
+use crate::error::ImageError;
 
 /// One page as 8-bit RGB.
 #[derive(Clone, PartialEq, Eq)]

@@ -2,7 +2,6 @@
 
 mod chat;
 mod decoders;
-mod error;
 mod image;
 mod orientation;
 mod patches;
@@ -14,7 +13,6 @@ mod tokenizer;
 mod vocabulary;
 
 pub use self::chat::{ChatTemplate, Content, Message, Role, Span};
-pub use self::error::{ImageError, PromptError};
 pub use self::image::{
     DecodeLimits, DecodedPage, PageWarning, RgbPage, SIGNATURE_BYTES, decode, decode_page, decoder_memory,
     is_picture,

@@ -7,10 +7,14 @@ use rayon::prelude::*;
 use serde_json::Value;
 use tch::{Device, Kind, Tensor};
 
-use super::processor_config::{ENLARGEMENT, PIXEL_BOUND, PREPROCESSOR_CONFIG, ProcessorConfig};
-use super::resize::resize;
-use super::{Grid, ImageError, PromptError, RgbPage, smart_resize};
-use crate::device::upload;
+use super::{
+    Grid, RgbPage,
+    processor_config::{ENLARGEMENT, PIXEL_BOUND, PREPROCESSOR_CONFIG, ProcessorConfig},
+    resize::resize,
+    smart_resize,
+};
+use crate::error::{ImageError, PromptError};
+use crate::torch::upload;
 use crate::{Error, Result};
 
 /// One image as the vision tower wants it.

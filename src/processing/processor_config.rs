@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value, json};
 
-use crate::files::{CONFIG_BYTES, read_bounded};
+use crate::fs::{CONFIG_BYTES, read_bounded};
 use crate::{Error, Result};
 
 /// The image processor's settings, in a model's folder or an adapter's.

@@ -4,8 +4,9 @@ use std::borrow::Cow;
 
 use tch::{Device, Kind, Tensor};
 
-use super::{ImageError, RgbPage};
+use super::RgbPage;
 use crate::Result;
+use crate::error::ImageError;
 
 /// Patches of one image: `t` frames of `h` x `w` patches.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -7,12 +7,11 @@ use serde_json::{Map, Value};
 use tokenizers::normalizers::NFC;
 use tokenizers::{AddedToken, DecoderWrapper, NormalizerWrapper, Tokenizer};
 
-use super::chat::token_text;
-use super::vocabulary::Vocabulary;
-use super::{ChatTemplate, Content, Grid, Message, PromptError, Role, Span};
-use crate::config_defaults::Part;
-use crate::files::{TOKENIZER_BYTES, read_bounded};
-use crate::{Error, Result, json as json_file};
+use super::{ChatTemplate, Content, Grid, Message, Role, Span, chat::token_text, vocabulary::Vocabulary};
+use crate::checkpoint::config_defaults::Part;
+use crate::error::PromptError;
+use crate::fs::{TOKENIZER_BYTES, json as json_file, read_bounded};
+use crate::{Error, Result};
 
 /// `tokenizer.json` and the chat template of a model folder.
 pub struct TextProcessor {

@@ -44,7 +44,7 @@ impl Quantization {
     /// Reads `config.json` of the folder `dir`.
     pub fn from_dir(dir: &Path) -> Result<Self> {
         let path = dir.join("config.json");
-        match crate::json::read_object(&path)? {
+        match crate::fs::json::read_object(&path)? {
             Some(config) => Self::from_json(&path, &config),
             None => Err(Error::io(path, std::io::ErrorKind::NotFound.into())),
         }

@@ -4,8 +4,8 @@ use std::ffi::{c_char, c_int, c_void};
 
 use tch::{Device, Kind, Tensor};
 
-use crate::device::upload;
-use crate::{Result, shim};
+use crate::torch::upload;
+use crate::{Result, torch};
 
 unsafe extern "C" {
     /// In `device/attention.cpp`.
@@ -148,7 +148,7 @@ impl Runs {
         let bounds = self.bounds.as_ref()?;
         let mut out = std::ptr::null_mut();
         // SAFETY: live tensors; `out` and the message's room are valid for the call, which throws nothing.
-        let called = shim::call(|message, capacity| unsafe {
+        let called = torch::call(|message, capacity| unsafe {
             medvision_flash_attention(
                 q.as_ptr().cast(),
                 k.as_ptr().cast(),
@@ -164,7 +164,7 @@ impl Runs {
             )
         });
         if let Err(reason) = called {
-            tracing::debug!("no flash attention: {}", shim::first_line(&reason));
+            tracing::debug!("no flash attention: {}", torch::first_line(&reason));
             return None;
         }
         // SAFETY: a new tensor, whose owner this becomes.

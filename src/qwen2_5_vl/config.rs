@@ -1,7 +1,7 @@
 //! `config.json` of a Qwen2.5-VL folder: the hub's flat form and transformers 5's nested one.
 //!
 //! Every shape comes from here. A value out of range is an error that names its key; a key that is left out has the value
-//! that transformers' own config classes give it ([`crate::config_defaults`]).
+//! that transformers' own config classes give it ([`crate::checkpoint::config_defaults`]).
 
 use std::path::{Path, PathBuf};
 use std::sync::LazyLock;
@@ -9,8 +9,8 @@ use std::sync::LazyLock;
 use serde_json::{Map, Value};
 
 use super::rope::Rope;
-use crate::config_defaults::Part;
-use crate::files::{CONFIG_BYTES, read_text};
+use crate::checkpoint::config_defaults::Part;
+use crate::fs::{CONFIG_BYTES, read_text};
 use crate::{Error, Result};
 
 /// Largest value of any size in a config; far above every published model, far below any overflow.

@@ -9,8 +9,8 @@ use std::sync::{Mutex, PoisonError};
 use tch::{Device, Kind, Tensor};
 
 use crate::blackwell_compat::Reductions;
-use crate::device::upload;
 use crate::processing::Grid;
+use crate::torch::upload;
 use crate::{Error, Result};
 
 /// Kinds of pages that are kept in mind.

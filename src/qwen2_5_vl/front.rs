@@ -2,20 +2,23 @@
 
 use tch::{Device, Kind, Tensor};
 
-use super::Config;
-use super::layers::Weights;
-use super::linear::Scratch;
-use super::model::to_the_end;
-use super::positions::{Positions, rope_positions};
-use super::recorded::DropoutSeed;
-use super::tying::{EMBEDDING, Tying};
-use super::vision::VisionTower;
+use super::{
+    Config,
+    layers::Weights,
+    linear::Scratch,
+    model::to_the_end,
+    positions::{Positions, rope_positions},
+    recorded::DropoutSeed,
+    tying::{EMBEDDING, Tying},
+    vision::VisionTower,
+};
 use crate::Result;
 use crate::blackwell_compat::Reductions;
 use crate::checkpoint::Checkpoint;
-use crate::device::upload;
-use crate::processing::{Grid, PromptError};
+use crate::error::PromptError;
+use crate::processing::Grid;
 use crate::quant::Quantization;
+use crate::torch::upload;
 
 /// Vision tower and embedding table.
 pub struct Front {

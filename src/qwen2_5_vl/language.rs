@@ -4,15 +4,17 @@ use std::sync::Arc;
 
 use tch::{Device, Kind, Tensor};
 
-use super::TextConfig;
-use super::decoder::StepRoom;
-use super::layers::{Mlp, RmsNorm, Weights, rotate};
-use super::linear::{Linear, LinearWeight, Lora};
-use super::model::{GoOn, ask};
-use super::tying::Tying;
+use super::{
+    TextConfig,
+    decoder::StepRoom,
+    layers::{Mlp, RmsNorm, Weights, rotate},
+    linear::{Linear, LinearWeight, Lora},
+    model::{GoOn, ask},
+    tying::Tying,
+};
 use crate::Result;
-use crate::device::upload;
 use crate::kernels::cpu::Heads;
+use crate::torch::upload;
 
 pub(super) struct Layer {
     pub(super) input_norm: RmsNorm,

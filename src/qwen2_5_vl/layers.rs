@@ -4,18 +4,19 @@ use std::sync::Arc;
 
 use tch::{Device, Kind, Tensor};
 
-use super::Activation;
-use super::linear::{InputSamples, Linear, LinearWeight, Lora, Scratch};
-use super::recorded::{Dropout, DropoutSeed, recorded_rotate};
-use super::tying::{EMBEDDING, HEAD, Tying};
-use crate::adapters::{Adapter, LoraPair};
+use super::{
+    Activation,
+    linear::{InputSamples, Linear, LinearWeight, Lora, Scratch},
+    recorded::{Dropout, DropoutSeed, recorded_rotate},
+    tying::{EMBEDDING, HEAD, Tying},
+};
 use crate::blackwell_compat::Reductions;
 use crate::checkpoint::Checkpoint;
 use crate::kernels::{cpu, cuda};
-use crate::quant::Quantization;
-use crate::quant::awq::AwqWeight;
-use crate::quant::nf4::Nf4Weight;
-use crate::{Error, Result, autograd};
+use crate::lora::{Adapter, LoraPair};
+use crate::quant::{Quantization, awq::AwqWeight, nf4::Nf4Weight};
+use crate::torch::autograd;
+use crate::{Error, Result};
 
 /// Where weights come from and what they become.
 pub(super) struct Weights<'a> {

@@ -8,10 +8,10 @@ use half::bf16;
 use tch::{Device, Kind, Tensor};
 
 use super::recorded::Dropout;
+use crate::Result;
 use crate::kernels::cpu::{CodedMatrix, GroupedMatrix, Matrix, RowProduct};
-use crate::quant::awq::AwqWeight;
-use crate::quant::nf4::Nf4Weight;
-use crate::{Result, autograd};
+use crate::quant::{awq::AwqWeight, nf4::Nf4Weight};
+use crate::torch::autograd;
 
 /// A weight matrix `[out, in]` at rest.
 pub(super) enum LinearWeight {

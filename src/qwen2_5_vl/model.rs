@@ -5,20 +5,23 @@ use std::sync::Arc;
 
 use tch::{Device, Kind, Tensor};
 
-use super::Config;
-use super::language::{KvCache, LanguageModel, Wanted};
-use super::layers::Weights;
-use super::linear::{InputSamples, Scratch};
-use super::positions::{Positions, rope_positions};
-use super::recorded::DropoutSeed;
-use super::tying::Tying;
-use super::vision::VisionTower;
-use crate::adapters::Adapter;
+use super::{
+    Config,
+    language::{KvCache, LanguageModel, Wanted},
+    layers::Weights,
+    linear::{InputSamples, Scratch},
+    positions::{Positions, rope_positions},
+    recorded::DropoutSeed,
+    tying::Tying,
+    vision::VisionTower,
+};
 use crate::blackwell_compat::Reductions;
 use crate::checkpoint::Checkpoint;
-use crate::device::upload;
-use crate::processing::{Grid, PromptError};
+use crate::error::PromptError;
+use crate::lora::Adapter;
+use crate::processing::Grid;
 use crate::quant::Quantization;
+use crate::torch::upload;
 use crate::{Error, Result};
 
 /// Qwen2.5-VL.

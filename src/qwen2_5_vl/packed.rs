@@ -7,18 +7,23 @@ use std::sync::Arc;
 
 use tch::{Device, Kind, Tensor};
 
-use super::attention::{Run, Runs};
-use super::extents::{Extent, Extents};
-use super::language::{LanguageModel, Layer};
-use super::layers::rotate;
-use super::model::to_the_end;
-use super::positions::rope_positions;
-use super::{Config, Model};
-use crate::autograd::{self, attach, detached, recomputed};
+use super::{
+    Config, Model,
+    attention::{Run, Runs},
+    extents::{Extent, Extents},
+    language::{LanguageModel, Layer},
+    layers::rotate,
+    model::to_the_end,
+    positions::rope_positions,
+};
 use crate::blackwell_compat::Reductions;
-use crate::device::upload;
+use crate::error::PromptError;
 use crate::kernels::cpu::Heads;
-use crate::processing::{Grid, PromptError};
+use crate::processing::Grid;
+use crate::torch::{
+    autograd::{self, attach, detached, recomputed},
+    upload,
+};
 use crate::{Error, Result};
 
 /// Values of logits that exist at once.

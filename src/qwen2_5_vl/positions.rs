@@ -1,7 +1,7 @@
 //! Rotary positions of text and images, and the order of the vision tower's windows.
 
 use super::extents::Extent;
-use crate::processing::PromptError;
+use crate::error::PromptError;
 use crate::{Error, Result};
 
 /// Positions of a prompt on the axes time, height and width.

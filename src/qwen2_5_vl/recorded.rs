@@ -8,11 +8,13 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use tch::{Kind, Tensor};
 
-use super::layers::{RmsNorm, rotate, swiglu};
-use super::linear::{Linear, Lora};
+use super::{
+    layers::{RmsNorm, rotate, swiglu},
+    linear::{Linear, Lora},
+};
 use crate::Result;
-use crate::autograd::{attach, detached, rms_norm_backward};
 use crate::kernels::{cpu, cuda};
+use crate::torch::autograd::{attach, detached, rms_norm_backward};
 
 /// Which inputs of an adapter's A are dropped: a function of a seed, which a training sets before each pass, and the
 /// module. 0 drops nothing.

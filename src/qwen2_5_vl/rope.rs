@@ -7,10 +7,9 @@ use std::f64::consts::PI;
 use serde_json::Value;
 use tch::{Device, Kind, Tensor};
 
-use super::config::Section;
-use super::vision::inverse_frequencies;
+use super::{config::Section, vision::inverse_frequencies};
 use crate::Result;
-use crate::config_defaults::Part;
+use crate::checkpoint::config_defaults::Part;
 
 /// Rotary positions.
 #[derive(Debug, Clone, PartialEq)]

@@ -4,18 +4,19 @@ use std::sync::Arc;
 
 use tch::{Device, Kind, Tensor};
 
-use super::VisionConfig;
-use super::attention::Runs;
-use super::extents::Extents;
-use super::layers::{Mlp, RmsNorm, Weights, rotate};
-use super::linear::{Linear, LinearWeight};
-use super::model::{GoOn, ask};
-use super::positions::WindowPlan;
+use super::{
+    VisionConfig,
+    attention::Runs,
+    extents::Extents,
+    layers::{Mlp, RmsNorm, Weights, rotate},
+    linear::{Linear, LinearWeight},
+    model::{GoOn, ask},
+    positions::WindowPlan,
+};
 use crate::Result;
-use crate::autograd::recomputed;
-use crate::device::upload;
 use crate::kernels::cpu::Heads;
 use crate::processing::Grid;
+use crate::torch::{autograd::recomputed, upload};
 
 /// The published models' constant; the vision tower's config has no key for it.
 const EPS: f64 = 1e-6;

@@ -33,7 +33,7 @@ impl DataSample {
         }
     }
 
-    /// The task's id, where the sample says it ([`crate::documents`]).
+    /// The task's id, where the sample says it ([`crate::synthetic`]).
     pub fn task(&self) -> Option<&str> {
         self.extra.get("task")?.as_str()
     }

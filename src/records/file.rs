@@ -7,8 +7,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
-use crate::files::read_bounded;
-use crate::json::write_pretty;
+use crate::fs::{json::write_pretty, read_bounded};
 use crate::{Error, Result};
 
 /// Version of the records that [`write()`] makes.

@@ -49,7 +49,7 @@ pub use self::training_metrics::{LossPoint, TrainerMetrics, TrainingMetrics};
 /// Keys that no field knows, kept as they were read.
 pub type Extra = Map<String, Value>;
 
-/// Where each record lies, below the project folder ([`Project::file`](crate::paths::Project::file)).
+/// Where each record lies, below the project folder ([`Project::file`](crate::project::Project::file)).
 pub mod paths {
     /// [`Environment`](super::Environment).
     pub const ENVIRONMENT: &str = "benchmarks/environment.json";

@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use crate::telemetry::without_control_characters;
+use crate::console::without_control_characters;
 
 /// One part of a page. Texts are plain: each form escapes them in its own way.
 #[derive(Debug, Clone, PartialEq)]

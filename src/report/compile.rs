@@ -5,7 +5,6 @@ use utoipa::OpenApi;
 
 use super::sources::{Sources, base_name};
 use crate::benchmark::load_note;
-use crate::cli;
 use crate::records::{
     AccuracyAverages, ApiDeployment, Benchmark, DataSummary, DatasetFigures, Environment, EvaluatedModel,
     EvaluationFinetuned, Extra, FinalReport, FineTuning, Improvements, LatencyStats, LossPoint,
@@ -43,7 +42,7 @@ fn metadata(sources: &Sources) -> ReportMetadata {
     ReportMetadata {
         generated_at: timestamp(),
         generator: "generate_report".to_owned(),
-        pipeline_version: cli::version().to_owned(),
+        pipeline_version: crate::version::version().to_owned(),
         source_files: sources.files.clone(),
         extra: extra([
             ("missing_files", json!(sources.missing)),

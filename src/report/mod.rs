@@ -15,7 +15,8 @@ use std::path::{Path, PathBuf};
 
 pub use self::compile::compile;
 pub use self::sources::{Problem, Sources};
-use crate::paths::{Project, write_atomically};
+use crate::fs::write_atomically;
+use crate::project::Project;
 use crate::records::{self, FinalReport, paths};
 use crate::{Error, Result};
 

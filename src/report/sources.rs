@@ -7,7 +7,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::data::is_synthetic;
-use crate::paths::{AWQ_SUFFIX, LORA_SUFFIX, NF4_SUFFIX, Project};
+use crate::project::{AWQ_SUFFIX, LORA_SUFFIX, NF4_SUFFIX, Project};
 use crate::records::{
     self, Benchmark, DataSummary, DownloadInfo, DownloadSummary, Environment, EvaluationFinetuned,
     Nf4QuantizationConfig, QuantizationInfo, TrainingMetrics, paths,

@@ -3,11 +3,13 @@
 use actix_web::http::{StatusCode, header};
 use actix_web::{HttpResponse, ResponseError};
 
-use super::connection::HEAD_DEADLINE;
-use super::headers::SAFE_HEADERS;
-use super::types::{ErrorBody, timestamp};
+use super::{
+    connection::HEAD_DEADLINE,
+    headers::SAFE_HEADERS,
+    types::{ErrorBody, timestamp},
+};
 use crate::engine::EngineError;
-use crate::processing::{ImageError, PromptError};
+use crate::error::{ImageError, PromptError};
 
 /// Why a request got no answer.
 #[derive(Debug, thiserror::Error)]

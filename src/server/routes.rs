@@ -5,18 +5,22 @@ use std::sync::Arc;
 use actix_web::{HttpRequest, HttpResponse, web};
 use tokio::sync::OwnedSemaphorePermit;
 
-use super::admission::began;
-use super::benchmark::read_benchmarks;
-use super::errors::ApiError;
-use super::pieces::Pieces;
-use super::state::{ANSWER_STEP_BYTES, ServerState};
-use super::types::{
-    Analysis, AnalyzeForm, Benchmarks, ErrorBody, ExtractForm, Extraction, Figures, Health, LoadedModel,
-    timestamp,
+use super::{
+    admission::began,
+    benchmark::read_benchmarks,
+    errors::ApiError,
+    pieces::Pieces,
+    state::{ANSWER_STEP_BYTES, ServerState},
+    types::{
+        Analysis, AnalyzeForm, Benchmarks, ErrorBody, ExtractForm, Extraction, Figures, Health, LoadedModel,
+        timestamp,
+    },
+    upload::{Upload, UploadedFile, read_upload},
 };
-use super::upload::{Upload, UploadedFile, read_upload};
-use crate::engine::{EXTRACTION_PROMPT, EngineState, ReadRequest};
-use crate::processing::{DecodeLimits, DecodedPage, ImageError, decode_page, decoder_memory};
+use crate::engine::{EngineState, ReadRequest};
+use crate::error::ImageError;
+use crate::processing::{DecodeLimits, DecodedPage, decode_page, decoder_memory};
+use crate::prompts::EXTRACTION_PROMPT;
 
 /// Whether the server can read pages now. Answers in milliseconds, whatever the model does.
 #[utoipa::path(

@@ -17,16 +17,19 @@ use actix_web::rt::net::TcpStream;
 use actix_web::web::{self, Data};
 use actix_web::{App, Handler, Responder};
 
-use super::admission::admit;
-use super::connection::{Connection, HEAD_DEADLINE};
-use super::headers::finish;
-use super::limits::guard_body;
-use super::logging::access_log;
-use super::options::ServerOptions;
-use super::places::{Places, SPARE_PLACES};
-use super::state::ServerState;
-use super::{docs, routes};
-use crate::cli::StopSignals;
+use super::{
+    admission::admit,
+    connection::{Connection, HEAD_DEADLINE},
+    docs,
+    headers::finish,
+    limits::guard_body,
+    logging::access_log,
+    options::ServerOptions,
+    places::{Places, SPARE_PLACES},
+    routes,
+    state::ServerState,
+};
+use crate::console::StopSignals;
 use crate::engine::{Engine, EngineState, ModelInfo};
 
 /// Threads that serve connections; the model has its own.

@@ -9,14 +9,16 @@ use actix_web::{HttpMessage, HttpRequest};
 use futures_util::StreamExt;
 use tokio::sync::OwnedSemaphorePermit;
 
-use super::admission::began;
-use super::errors::ApiError;
-use super::limits::{GuardedBody, body_error};
-use super::options::{MAX_FIELD_BYTES, MAX_PARTS};
-use super::state::{ServerState, UPLOAD_STEP_BYTES};
+use super::{
+    admission::began,
+    errors::ApiError,
+    limits::{GuardedBody, body_error},
+    options::{MAX_FIELD_BYTES, MAX_PARTS},
+    state::{ServerState, UPLOAD_STEP_BYTES},
+};
 use crate::engine::MAX_PROMPT_CHARACTERS;
+use crate::error::PromptError;
 use crate::generation::GenerationOverrides;
-use crate::processing::PromptError;
 
 /// A form, read and checked.
 pub(super) struct Upload {

@@ -12,12 +12,11 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use tch::{Kind, Tensor};
 
-use super::error::TrainingError;
-use super::log::Progress;
-use super::parameters::State;
-use crate::checkpoint::{Manifest, Origin, Staged, Staging, TensorFile, TensorPlan};
-use crate::files::{CONFIG_BYTES, open_regular, read_bounded};
-use crate::telemetry::{self, Level};
+use super::{log::Progress, parameters::State};
+use crate::checkpoint::{TensorFile, TensorPlan};
+use crate::console::{self, Level};
+use crate::error::TrainingError;
+use crate::fs::{CONFIG_BYTES, Manifest, Origin, Staged, Staging, open_regular, read_bounded};
 use crate::{Error, Result};
 
 const STATE: &str = "state.safetensors";
@@ -122,7 +121,7 @@ impl Checkpoints {
                         best,
                     });
                 }
-                Err(error) => telemetry::say(
+                Err(error) => console::say(
                     Level::WARN,
                     &format!("{error}: this checkpoint is broken, the one before it is used"),
                 ),

@@ -8,9 +8,9 @@ use rayon::prelude::*;
 use tch::{Device, Tensor};
 
 use super::samples::{Sample, Samples};
-use crate::device::pinned;
-use crate::files::{PICTURE_BYTES, read_bounded};
+use crate::fs::{PICTURE_BYTES, read_bounded};
 use crate::processing::{DecodeLimits, ImageProcessor, decode};
+use crate::torch::pinned;
 use crate::{Error, Result};
 
 /// Batches that wait to be taken.

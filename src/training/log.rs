@@ -7,9 +7,9 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use super::curve;
-use super::events::Events;
-use crate::paths::{Project, write_atomically};
+use super::{curve, events::Events};
+use crate::fs::write_atomically;
+use crate::project::Project;
 use crate::records::LossPoint;
 use crate::{Error, Result};
 

@@ -7,7 +7,6 @@
 mod batches;
 mod checkpoints;
 mod curve;
-mod error;
 mod events;
 mod feed;
 mod log;
@@ -21,7 +20,6 @@ mod summary;
 mod validation;
 
 pub use self::batches::{Batching, ByPage, Shape, StepPlan};
-pub use self::error::TrainingError;
 pub use self::log::{Progress, StepReport, Validation};
 pub use self::options::{BaseKind, Preset, ScheduleKind, TrainArgs, TrainingOptions};
 pub use self::parameters::{Parameters, State};

@@ -7,9 +7,8 @@ use clap::builder::FalseyValueParser;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use super::TrainingError;
-use crate::files::{CONFIG_BYTES, read_text};
-use crate::processing::PromptError;
+use crate::error::{PromptError, TrainingError};
+use crate::fs::{CONFIG_BYTES, read_text};
 use crate::{Error, Result};
 
 /// Settings of a training, all resolved; written to the record and into every checkpoint.

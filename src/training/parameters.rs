@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 use tch::{Device, Kind, Tensor};
 
 use super::options::TrainingOptions;
-use crate::adapters::{Adapter, LoraPair, finite};
-use crate::autograd::{AdamW, Moments, adamw_step, set_gradient};
+use crate::lora::{Adapter, LoraPair, finite};
+use crate::torch::autograd::{AdamW, Moments, adamw_step, set_gradient};
 use crate::{Error, Result};
 
 /// An adapter in training and its optimizer's state.

@@ -6,24 +6,27 @@ use std::time::Instant;
 
 use tch::{Device, Kind, Tensor};
 
-use super::batches::{Batching, ByPage, StepPlan, Steps};
-use super::checkpoints::{Checkpoints, Identity};
-use super::error::TrainingError;
-use super::feed::{Batches, Feed};
-use super::log::{Log, Progress, StepReport, Validation};
-use super::options::TrainingOptions;
-use super::parameters::Parameters;
-use super::schedule::Schedule;
-use super::setup::{Base, Data, adapter_folder, checkpoint_folder, decisive, memory_plan, new_adapter};
-use super::summary::{Outcome, metrics};
-use super::validation::{Batch, Tally, better, measure};
-use crate::device::{keep_freed_memory, reset_allocator_peak};
+use super::{
+    batches::{Batching, ByPage, StepPlan, Steps},
+    checkpoints::{Checkpoints, Identity},
+    feed::{Batches, Feed},
+    log::{Log, Progress, StepReport, Validation},
+    options::TrainingOptions,
+    parameters::Parameters,
+    schedule::Schedule,
+    setup::{Base, Data, adapter_folder, checkpoint_folder, decisive, memory_plan, new_adapter},
+    summary::{Outcome, metrics},
+    validation::{Batch, Tally, better, measure},
+};
+use crate::console::{self, Level};
+use crate::device::keep_freed_memory;
 use crate::distributed::Group;
 use crate::engine::{LoadOptions, Precision, Reader};
-use crate::paths::Project;
+use crate::error::TrainingError;
+use crate::project::Project;
 use crate::records::{self, TrainingMetrics};
-use crate::telemetry::{self, Level};
-use crate::{Error, Result, autograd};
+use crate::torch::{autograd, reset_allocator_peak};
+use crate::{Error, Result};
 
 /// Steps in a row whose gradients may be no numbers.
 const MOST_SKIPPED_IN_A_ROW: u64 = 3;
@@ -115,7 +118,7 @@ pub fn train(run: &TrainingRun<'_>) -> Result<TrainingMetrics> {
     let reader = Reader::load_with(&base.dir, &load, Some(&parameters.adapter))?;
     if run.leads() {
         let warnings = reader.warnings().iter();
-        warnings.for_each(|warning| telemetry::say(Level::WARN, warning));
+        warnings.for_each(|warning| console::say(Level::WARN, warning));
     }
     if run.device != Device::Cpu {
         // Teams of threads for what little is left to the CPU wait busily, on the cores that start the GPU's kernels.
@@ -221,13 +224,13 @@ impl Trainer<'_> {
         self.progress = restored.progress;
         self.best = restored.best;
         let (step, steps) = (self.progress.step, self.plan.steps);
-        telemetry::say(Level::INFO, &format!("going on after step {step} of {steps}"));
+        console::say(Level::INFO, &format!("going on after step {step} of {steps}"));
         Ok(())
     }
 
     fn begin_anew(&mut self, base: &Base) -> Result<()> {
         if let Some(step) = self.checkpoints.steps()?.first() {
-            telemetry::say(
+            console::say(
                 Level::WARN,
                 &format!(
                     "an unfinished training had come to step {step}; it is replaced (--resume would have gone on with it)"
@@ -466,7 +469,7 @@ impl Trainer<'_> {
                 "the adapter that was there before is kept: {}",
                 previous.display()
             );
-            telemetry::say(Level::INFO, &kept);
+            console::say(Level::INFO, &kept);
         }
         records::write(&self.run.project.file(records::paths::TRAINING_METRICS), &record)?;
         self.checkpoints.remove()?;

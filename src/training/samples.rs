@@ -7,14 +7,15 @@ use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use super::batches::{ByPage, Shape};
-use super::error::TrainingError;
-use super::options::TrainingOptions;
+use super::{
+    batches::{ByPage, Shape},
+    options::TrainingOptions,
+};
 use crate::Result;
-use crate::checkpoint::hexadecimal;
-use crate::files::{PICTURE_BYTES, read_bounded};
-use crate::paths::Project;
+use crate::error::TrainingError;
+use crate::fs::{PICTURE_BYTES, hexadecimal, read_bounded};
 use crate::processing::{Content, DecodeLimits, Grid, ImageProcessor, Message, Role, TextProcessor, decode};
+use crate::project::Project;
 use crate::records::{self, DataSample};
 
 /// One more than this share of the pages, percent, may be missing or broken.

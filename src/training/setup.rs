@@ -6,21 +6,21 @@ use serde_json::Value;
 use sha2::{Digest, Sha256};
 use tch::Device;
 
-use super::error::TrainingError;
-use super::options::{BaseKind, TrainingOptions};
-use super::samples::{Encoder, LeftOut, Samples, max_tokens};
-use crate::adapters::{Adapter, LoraConfig, Targets};
-use crate::checkpoint::hexadecimal;
-use crate::checkpoint::{Checkpoint, MANIFEST, revision};
+use super::{
+    options::{BaseKind, TrainingOptions},
+    samples::{Encoder, LeftOut, Samples, max_tokens},
+};
+use crate::checkpoint::Checkpoint;
+use crate::console::{self, Level};
 use crate::device::{gpu_memory, host_memory};
-use crate::files::{CONFIG_BYTES, read_bounded};
-use crate::paths::model_folder_name;
-use crate::paths::{LORA_SUFFIX, NF4_SUFFIX, Project};
+use crate::error::TrainingError;
+use crate::fs::{CONFIG_BYTES, MANIFEST, hexadecimal, read_bounded, revision};
+use crate::lora::{Adapter, LoraConfig, Targets};
 use crate::processing::{ImageProcessor, TextProcessor};
+use crate::project::{LORA_SUFFIX, NF4_SUFFIX, Project, model_folder_name};
 use crate::quant::Quantization;
 use crate::qwen2_5_vl::Config;
 use crate::records::paths;
-use crate::telemetry::{self, Level};
 use crate::{Error, Result};
 
 /// Bound of a page's width x height after resizing where nobody says otherwise: about what 900x1100 has room in.
@@ -124,7 +124,7 @@ impl Data {
             most => match encoder.read(project, paths::VAL, most as usize) {
                 Ok(samples) => Some(samples),
                 Err(Error::Training(error @ TrainingError::NoSamples { .. })) => {
-                    telemetry::say(Level::WARN, &format!("training without validation: {error}"));
+                    console::say(Level::WARN, &format!("training without validation: {error}"));
                     None
                 }
                 Err(error) => return Err(error),
@@ -160,7 +160,7 @@ fn say_left_out(split: &str, left_out: &LeftOut, max_tokens: usize) {
         parts.push(format!("{} without an answer", left_out.empty_answer));
     }
     if !parts.is_empty() {
-        telemetry::say(
+        console::say(
             Level::WARN,
             &format!("{split} samples left out: {}", parts.join(", ")),
         );
@@ -266,7 +266,7 @@ pub(super) fn memory_plan(
     let tokens = |recompute| (free * MEMORY_PART / token_bytes(base, options, recompute, width)) as u64;
     let recompute = options.gradient_checkpointing || tokens(false) < longest as u64;
     if recompute && !options.gradient_checkpointing {
-        telemetry::say(
+        console::say(
             Level::INFO,
             &format!(
                 "layers are computed again in the backward pass: the memory does not hold {longest} tokens otherwise"

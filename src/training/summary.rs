@@ -5,12 +5,14 @@ use std::path::Path;
 use serde_json::{Value, json};
 use tch::Device;
 
-use super::log::{FOLDER, Progress};
-use super::options::TrainingOptions;
-use super::samples::Samples;
-use crate::device::allocator_memory;
+use super::{
+    log::{FOLDER, Progress},
+    options::TrainingOptions,
+    samples::Samples,
+};
 use crate::engine::ModelInfo;
 use crate::records::{Extra, TrainerMetrics, TrainingMetrics, round_to, seconds};
+use crate::torch::allocator_memory;
 
 /// Steps whose mean is the loss at the beginning and at the end.
 const EDGE: usize = 10;

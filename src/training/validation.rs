@@ -4,17 +4,19 @@ use std::ops::ControlFlow;
 
 use tch::{Kind, Tensor};
 
-use super::batches::Batching;
-use super::feed::{Batches, Feed};
-use super::log::Validation;
-use super::samples::{Sample, Samples};
-use crate::device::upload;
+use super::{
+    batches::Batching,
+    feed::{Batches, Feed},
+    log::Validation,
+    samples::{Sample, Samples},
+};
 use crate::engine::{ReadRequest, Reader};
 use crate::evaluation::character_errors;
-use crate::files::{PICTURE_BYTES, read_bounded};
+use crate::fs::{PICTURE_BYTES, read_bounded};
 use crate::generation::GenerationOverrides;
 use crate::processing::{DecodeLimits, decode};
 use crate::qwen2_5_vl::{Packed, Sequence};
+use crate::torch::upload;
 use crate::{Error, Result};
 
 /// Tokens that a greedy answer may have beyond the right one's.

@@ -4,7 +4,7 @@ use std::fs;
 use std::path::Path;
 use std::process::{Command, Output};
 
-use medical_vision::adapters::{Adapter, LoraConfig};
+use medical_vision::lora::{Adapter, LoraConfig};
 use medical_vision::qwen2_5_vl::Config;
 use medical_vision::records::{self, Benchmark, GpuMemory, paths};
 use serde_json::{Value, json};

@@ -2,7 +2,8 @@
 
 use std::collections::HashSet;
 
-use medical_vision::evaluation::{Document, DocumentSet, score};
+use medical_vision::documents::{Document, DocumentSet};
+use medical_vision::evaluation::score;
 
 const TEST: [(&str, &str); 5] = [
     ("patient_diagnosis", "patient_diagnosis.png"),

@@ -6,13 +6,14 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::sync::atomic::AtomicBool;
 
-use medical_vision::adapters::{Adapter, LoraConfig, Verdict};
 use medical_vision::device::{DeviceChoice, select};
+use medical_vision::documents::DocumentSet;
 use medical_vision::engine::Precision;
 use medical_vision::evaluation::{
-    AnswerScore, DocumentSet, FinetunedRun, HeldOut, HeldOutFigures, HeldOutSplit, Scores, evaluate, judge,
+    AnswerScore, FinetunedRun, HeldOut, HeldOutFigures, HeldOutSplit, Scores, evaluate, judge,
 };
-use medical_vision::paths::Project;
+use medical_vision::lora::{Adapter, LoraConfig, Verdict};
+use medical_vision::project::Project;
 use medical_vision::qwen2_5_vl::Config;
 use medical_vision::records::{self, Benchmark, EvaluationFinetuned, paths};
 use serde_json::json;

@@ -6,16 +6,20 @@ use std::sync::atomic::AtomicBool;
 use medical_vision::blackwell_compat::{Reductions, check};
 use medical_vision::checkpoint::Checkpoint;
 use medical_vision::device::{DeviceChoice, select};
-use medical_vision::kernels::cpu::Heads;
-use medical_vision::kernels::cuda;
+use medical_vision::kernels::{cpu::Heads, cuda};
 use medical_vision::processing::Grid;
-use medical_vision::quant::Watch;
-use medical_vision::quant::nf4::{Nf4Options, Nf4Weight, QuantType, quantize_folder};
+use medical_vision::quant::nf4::{Nf4Weight, QuantType};
+use medical_vision::quantize::{
+    Watch,
+    nf4::{Nf4Options, quantize_folder},
+};
 use medical_vision::qwen2_5_vl::{Config, Extents, Model, Packed, Sequence, Wanted};
 use tch::{Device, Kind, Tensor};
 
-use super::folders::yarn_folder;
-use super::model::{ids, max_abs, tensors};
+use super::{
+    folders::yarn_folder,
+    model::{ids, max_abs, tensors},
+};
 
 fn gpu() -> Option<Device> {
     let device = select(DeviceChoice::Auto).unwrap().device;

@@ -13,7 +13,8 @@ mod tiff;
 
 use std::path::{Path, PathBuf};
 
-use medical_vision::processing::{DecodeLimits, ImageError, ImageProcessor, RgbPage, decode};
+use medical_vision::error::ImageError;
+use medical_vision::processing::{DecodeLimits, ImageProcessor, RgbPage, decode};
 
 fn fixture(name: &str) -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR"))

@@ -8,14 +8,13 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::time::Duration;
 
-use medical_vision::data::{
-    PROMPTS, RAW_FORMAT, RawManifest, RawRecord, RawWriter, SkippedRows, calibration_pages,
-};
-use medical_vision::documents::{nothing, whole_page_prompt};
-use medical_vision::paths::Project;
+use medical_vision::data::{RAW_FORMAT, RawManifest, RawRecord, RawWriter, SkippedRows, calibration_pages};
 use medical_vision::processing::{DecodeLimits, decode};
+use medical_vision::project::Project;
+use medical_vision::prompts::PROMPTS;
 use medical_vision::records::DataSample;
 use medical_vision::rendering::{encode_grey, text_lines, text_page};
+use medical_vision::synthetic::{nothing, whole_page_prompt};
 use serde_json::Value;
 use tempfile::TempDir;
 

@@ -5,11 +5,13 @@ use std::path::Path;
 use rayon::prelude::*;
 use serde_json::{Value, json};
 
-use super::images::{Images, Outcome};
-use super::{FORMATTED, PrepareOptions};
-use crate::documents::{Page, Question, Split, page};
+use super::{
+    FORMATTED, PrepareOptions,
+    images::{Images, Outcome},
+};
+use crate::console::{self, Unit};
 use crate::records::{DataSample, Extra, SampleSource};
-use crate::telemetry::{self, Unit};
+use crate::synthetic::{Page, Question, Split, page};
 use crate::{Error, Result};
 
 /// Source of their samples.
@@ -50,7 +52,7 @@ pub(super) fn write(folder: &Path, options: &PrepareOptions) -> Result<Clinical>
     let images = Images::new(folder);
     let counts = counts(options.clinical);
     let all = counts.iter().map(|(_, count)| count).sum();
-    let bar = telemetry::progress_of("drawing clinical documents", Unit::Of("documents"), all);
+    let bar = console::progress_of("drawing clinical documents", Unit::Of("documents"), all);
     for (list, (split, count)) in clinical.lists.iter_mut().zip(counts) {
         let written: Vec<(Outcome, Vec<DataSample>)> = (0..count)
             .into_par_iter()

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use sha2::{Digest, Sha256};
 
-use crate::checkpoint::hexadecimal;
+use crate::fs::hexadecimal;
 use unicode_normalization::UnicodeNormalization;
 
 /// What a text is told by: 16 hexadecimal digits of the SHA-256 of its words, in small letters and compatibility form.

@@ -26,11 +26,11 @@ use self::images::{ImageSource, Images};
 use self::samples::{Candidate, Collected, collect, order_key};
 use self::summary::Inputs;
 use super::RawDataset;
-use crate::documents::{TRANSCRIBE, whole_page_prompt};
-use crate::paths::Project;
+use crate::console::{self, Level, Unit};
+use crate::project::Project;
 use crate::records::{self, DataSample, DataSummary, Extra};
 use crate::rendering::text_lines;
-use crate::telemetry::{self, Level, Unit};
+use crate::synthetic::{TRANSCRIBE, whole_page_prompt};
 use crate::{Error, Result};
 
 /// Seed of the shuffle and of the prompts, unless another is given.
@@ -163,7 +163,7 @@ fn open_datasets(raw: &Path) -> Result<Vec<RawDataset>> {
     for name in DATASETS {
         match RawDataset::open(&raw.join(name))? {
             Some(dataset) => datasets.push(dataset),
-            None => telemetry::say(
+            None => console::say(
                 Level::WARN,
                 &format!(
                     "{}: not downloaded, or not complete; going on without it",
@@ -214,7 +214,7 @@ fn write_images(folder: &Path, collected: &mut Collected) -> Result<Written> {
             .filter_map(|index| collected.candidates.get(*index))
             .collect()
     };
-    let bar = telemetry::progress_of("drawing pages", Unit::Of("images"), unique.len() as u64);
+    let bar = console::progress_of("drawing pages", Unit::Of("images"), unique.len() as u64);
     let outcomes: Vec<(String, images::Outcome)> = unique
         .par_iter()
         .map(|candidate| {

@@ -5,10 +5,13 @@ use std::path::PathBuf;
 
 use sha2::{Digest, Sha256};
 
-use super::groups::text_key;
-use super::images::{ImageSource, Outcome};
+use super::{
+    groups::text_key,
+    images::{ImageSource, Outcome},
+};
 use crate::Result;
-use crate::data::{PROMPTS, RawDataset, RawRecord};
+use crate::data::{RawDataset, RawRecord};
+use crate::prompts::PROMPTS;
 use crate::records::SampleSource;
 
 /// A shorter text or answer makes no sample.

@@ -5,15 +5,13 @@ use std::collections::{BTreeMap, HashSet};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
-use super::samples::Collected;
-use super::split::Split;
-use super::{PrepareOptions, list_paths};
-use crate::checkpoint::hexadecimal;
+use super::{PrepareOptions, list_paths, samples::Collected, split::Split};
 use crate::data::RawDataset;
-use crate::documents::DOCUMENTS_VERSION;
-use crate::paths::Project;
+use crate::fs::hexadecimal;
+use crate::project::Project;
 use crate::records::{self, DataSample, DataSummary, Extra, SampleSource};
 use crate::rendering::RENDERING_VERSION;
+use crate::synthetic::DOCUMENTS_VERSION;
 
 /// Changes whenever the same raw datasets would give other samples.
 const PREPARATION_VERSION: u32 = 2;

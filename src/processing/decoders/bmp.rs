@@ -6,7 +6,8 @@ use image::ImageDecoder;
 use image::codecs::bmp::BmpDecoder;
 
 use super::{Alpha, Decoded, RowSink, held};
-use crate::processing::{DecodeLimits, ImageError};
+use crate::error::ImageError;
+use crate::processing::DecodeLimits;
 
 const UNSUPPORTED: &str = "a BMP of this kind";
 

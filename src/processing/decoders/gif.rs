@@ -2,9 +2,12 @@
 
 use gif::{ColorOutput, DecodeOptions, DecodingError, MemoryLimit};
 
-use super::samples::{Channels, ToRgb};
-use super::{Alpha, Decoded, EXTRA_BYTES, RowSink, WHOLE};
-use crate::processing::{DecodeLimits, ImageError};
+use super::{
+    Alpha, Decoded, EXTRA_BYTES, RowSink, WHOLE,
+    samples::{Channels, ToRgb},
+};
+use crate::error::ImageError;
+use crate::processing::DecodeLimits;
 
 /// Where the frame leaves its canvas free.
 const UNCOVERED: [u8; 4] = [255, 255, 255, 0];

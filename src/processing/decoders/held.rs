@@ -2,9 +2,12 @@
 
 use image::{ColorType, ImageDecoder, Limits};
 
-use super::samples::{Channels, ToRgb};
-use super::{Alpha, Decoded, EXTRA_BYTES, RowSink, WHOLE};
-use crate::processing::{DecodeLimits, ImageError};
+use super::{
+    Alpha, Decoded, EXTRA_BYTES, RowSink, WHOLE,
+    samples::{Channels, ToRgb},
+};
+use crate::error::ImageError;
+use crate::processing::DecodeLimits;
 
 /// Checks the size that the header claims, decodes, and hands the rows on. `format` names what is not supported.
 pub(super) fn decode(

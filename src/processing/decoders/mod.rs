@@ -12,8 +12,8 @@ mod webp;
 use image::metadata::Orientation;
 
 use self::jpeg::{Colours, Jpeg};
-use super::orientation::Metadata;
-use super::{DecodeLimits, ImageError};
+use super::{DecodeLimits, orientation::Metadata};
+use crate::error::ImageError;
 
 /// Memory a decoder may take beside the picture: palettes, tables, metadata.
 const EXTRA_BYTES: usize = 16 << 20;

@@ -4,9 +4,12 @@ use std::io::Cursor;
 
 use png::{BitDepth, ColorType, Decoder, DecodingError, Limits, Reader, Transformations};
 
-use super::samples::{Channels, ToRgb, narrowed};
-use super::{Alpha, Decoded, EXTRA_BYTES, RowSink, WHOLE};
-use crate::processing::{DecodeLimits, ImageError};
+use super::{
+    Alpha, Decoded, EXTRA_BYTES, RowSink, WHOLE,
+    samples::{Channels, ToRgb, narrowed},
+};
+use crate::error::ImageError;
+use crate::processing::DecodeLimits;
 
 type PngReader<'a> = Reader<Cursor<&'a [u8]>>;
 

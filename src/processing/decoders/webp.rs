@@ -10,7 +10,8 @@ use image::codecs::webp::WebPDecoder;
 use image_webp::vp8::{Frame, Vp8Decoder};
 
 use super::{Alpha, Decoded, RowSink, WHOLE, held};
-use crate::processing::{DecodeLimits, ImageError};
+use crate::error::ImageError;
+use crate::processing::DecodeLimits;
 
 const UNSUPPORTED: &str = "a WebP of this kind";
 

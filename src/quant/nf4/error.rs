@@ -5,8 +5,10 @@ use std::collections::BTreeMap;
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
-use super::codebook::QuantType;
-use super::quantize::{Room, Values, task_values};
+use super::{
+    QuantType,
+    quantize::{Room, Values, task_values},
+};
 use crate::Result;
 use crate::kernels::cpu::{BlockScales, CodedMatrix};
 
@@ -29,7 +31,7 @@ pub struct WeightError {
 
 /// Sums from which a [`WeightError`] is computed.
 #[derive(Debug, Clone, Copy, Default)]
-pub(super) struct ErrorSums {
+pub(crate) struct ErrorSums {
     values: u64,
     error: f64,
     largest: f32,
@@ -86,7 +88,7 @@ impl ErrorSums {
 }
 
 /// Compares `weights` with their codes `packed` and final `scales`.
-pub(super) fn compare(
+pub(crate) fn compare(
     weights: &impl Values,
     packed: &[u8],
     scales: &[f32],
@@ -123,7 +125,7 @@ pub(super) fn compare(
 }
 
 /// The error of all `tensors` together.
-pub(super) fn total<'a>(tensors: impl IntoIterator<Item = &'a WeightError>) -> WeightError {
+pub(crate) fn total<'a>(tensors: impl IntoIterator<Item = &'a WeightError>) -> WeightError {
     let sums = |error: &WeightError| {
         let n = error.values as f64;
         ErrorSums {

@@ -1,20 +1,14 @@
-//! NF4 and FP4, as bitsandbytes makes, stores and reads them.
-//!
-//! A weight is flattened and cut into blocks of 64; each block keeps its largest magnitude as scale and sixteen-valued
-//! codes for what is left, two a byte. With double quantization the scales are quantized again, in runs of 256.
+//! bitsandbytes' NF4 and FP4.
 
 mod codebook;
 mod error;
-mod folder;
-mod outputs;
 mod quantize;
 mod state;
 mod weight;
 
 pub use self::codebook::{QuantType, dynamic_map};
 pub use self::error::{WeightError, WeightErrors};
-pub use self::folder::{Nf4Options, REPORT, quantize_folder};
-pub use self::outputs::{LayerOutputError, LayerOutputErrors, output_errors};
+pub(crate) use self::error::{compare, total};
 pub use self::quantize::{Blocks, NestedScales, Room, Values, Weights, quantize, quantize_scales};
 pub use self::state::{BLOCKSIZES, QuantState};
 pub use self::weight::Nf4Weight;

@@ -4,10 +4,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Output;
 
-use medical_vision::adapters::{
-    ADAPTER_EVALUATION, ADAPTER_WEIGHTS, Adapter, Found, LoraConfig, Verdict, find,
-};
-use medical_vision::paths::Project;
+use medical_vision::lora::{ADAPTER_EVALUATION, ADAPTER_WEIGHTS, Adapter, Found, LoraConfig, Verdict, find};
+use medical_vision::project::Project;
 use medical_vision::qwen2_5_vl::Config;
 use serde_json::Value;
 use tch::{Kind, Tensor};

@@ -4,10 +4,10 @@ use std::collections::HashMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use medical_vision::adapters::{
+use medical_vision::checkpoint::Checkpoint;
+use medical_vision::lora::{
     ADAPTER_CONFIG, ADAPTER_EVALUATION, ADAPTER_WEIGHTS, Adapter, LoraConfig, Targets,
 };
-use medical_vision::checkpoint::Checkpoint;
 use medical_vision::qwen2_5_vl::{Config, Model};
 use serde_json::{Value, json};
 use tch::{Device, Kind, Tensor};

@@ -3,8 +3,8 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use medical_vision::adapters::{ADAPTER_CONFIG, ADAPTER_WEIGHTS, Adapter};
 use medical_vision::checkpoint::Checkpoint;
+use medical_vision::lora::{ADAPTER_CONFIG, ADAPTER_WEIGHTS, Adapter};
 use medical_vision::qwen2_5_vl::{Config, Model, Wanted};
 use serde_json::{Value, json};
 use tch::{Device, Kind, Tensor};
@@ -277,7 +277,7 @@ fn a_resized_head_is_refused_by_its_shape() {
 fn programs_say_what_is_loose() {
     let model = ModelCopy::new();
     let base = Config::from_dir(Path::new(model.folder())).unwrap();
-    let config = medical_vision::adapters::LoraConfig {
+    let config = medical_vision::lora::LoraConfig {
         r: 2,
         ..Default::default()
     };

@@ -5,11 +5,12 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use medical_vision::Error;
-use medical_vision::adapters::{Adapter, LoraConfig, MergeError, merge_error, merge_folder};
 use medical_vision::checkpoint::Checkpoint;
 use medical_vision::engine::{LoadOptions, Reader};
+use medical_vision::lora::{Adapter, LoraConfig};
 use medical_vision::processing::{ImageProcessor, PREPROCESSOR_CONFIG};
-use medical_vision::quant::{Outcome, Quantization, Watch};
+use medical_vision::quant::Quantization;
+use medical_vision::quantize::{MergeError, Outcome, Watch, merge_error, merge_folder};
 use medical_vision::qwen2_5_vl::Config;
 use serde_json::Value;
 use tch::{Device, Kind, Tensor};

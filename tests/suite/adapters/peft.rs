@@ -3,8 +3,8 @@
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
-use medical_vision::adapters::{Adapter, LoraConfig};
 use medical_vision::checkpoint::Checkpoint;
+use medical_vision::lora::{Adapter, LoraConfig};
 use medical_vision::processing::Grid;
 use medical_vision::qwen2_5_vl::{Config, Model, Wanted};
 use tch::{Device, Kind, Tensor};

@@ -3,7 +3,8 @@
 use std::time::{Duration, Instant};
 
 use medical_vision::Error;
-use medical_vision::processing::{DecodeLimits, ImageError, RgbPage, decode};
+use medical_vision::error::ImageError;
+use medical_vision::processing::{DecodeLimits, RgbPage, decode};
 
 use super::{Random, image_fixture, read};
 use crate::suite::allocation::peak_allocation;

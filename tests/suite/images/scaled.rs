@@ -1,7 +1,8 @@
 //! Pages scaled while they are decoded are those that libtorch's own resampling makes of the whole page, bit for bit.
 
 use image::{ImageEncoder, RgbImage};
-use medical_vision::processing::{DecodeLimits, ImageError, PixelBounds, RgbPage, decode, decode_page};
+use medical_vision::error::ImageError;
+use medical_vision::processing::{DecodeLimits, PixelBounds, RgbPage, decode, decode_page};
 
 use super::{Random, nano};
 

@@ -1,6 +1,7 @@
 //! smart_resize against transformers' results and its own promises.
 
-use medical_vision::processing::{ImageError, smart_resize};
+use medical_vision::error::ImageError;
+use medical_vision::processing::smart_resize;
 use proptest::prelude::*;
 use serde::Deserialize;
 

@@ -1,7 +1,8 @@
 //! TIFF: the kinds that scanners and office programs write, and directories that lie. Files are written by hand here, so
 //! that every field can be wrong.
 
-use medical_vision::processing::{DecodeLimits, ImageError, PageWarning, RgbPage, decode_page};
+use medical_vision::error::ImageError;
+use medical_vision::processing::{DecodeLimits, PageWarning, RgbPage, decode_page};
 use safetensors::SafeTensors;
 use serde_json::Value;
 

@@ -5,11 +5,15 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use medical_vision::Error;
-use medical_vision::checkpoint::{Checkpoint, Manifest};
+use medical_vision::checkpoint::Checkpoint;
 use medical_vision::data::CalibrationPage;
+use medical_vision::fs::Manifest;
 use medical_vision::processing::{DecodeLimits, decode};
-use medical_vision::quant::awq::{AwqOptions, AwqReport, quantize_folder};
-use medical_vision::quant::{Outcome, Watch, measure};
+use medical_vision::quantize::{
+    Outcome, Watch,
+    awq::{AwqOptions, AwqReport, quantize_folder},
+    measure,
+};
 use serde_json::{Value, json};
 use tch::{Device, Kind, Tensor};
 

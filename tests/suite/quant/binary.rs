@@ -10,9 +10,11 @@ use std::thread::sleep;
 use std::time::Duration;
 
 use medical_vision::Error;
-use medical_vision::checkpoint::{MANIFEST, Manifest};
-use medical_vision::quant::Watch;
-use medical_vision::quant::nf4::{Nf4Options, REPORT, quantize_folder};
+use medical_vision::fs::{MANIFEST, Manifest};
+use medical_vision::quantize::{
+    Watch,
+    nf4::{Nf4Options, REPORT, quantize_folder},
+};
 use medical_vision::records::{self, Nf4QuantizationConfig, QuantizationInfo};
 use safetensors::{Dtype, tensor::TensorView};
 

@@ -4,10 +4,14 @@ use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 use std::sync::atomic::AtomicBool;
 
-use medical_vision::checkpoint::{Checkpoint, Manifest};
+use medical_vision::checkpoint::Checkpoint;
+use medical_vision::fs::Manifest;
 use medical_vision::processing::Grid;
-use medical_vision::quant::nf4::{Nf4Options, Nf4Weight, QuantType, WeightErrors, quantize_folder};
-use medical_vision::quant::{Outcome, Watch};
+use medical_vision::quant::nf4::{Nf4Weight, QuantType, WeightErrors};
+use medical_vision::quantize::{
+    Outcome, Watch,
+    nf4::{Nf4Options, quantize_folder},
+};
 use medical_vision::qwen2_5_vl::{Config, Model, Wanted};
 use serde_json::{Value, json};
 use tch::{Device, Kind, Tensor};

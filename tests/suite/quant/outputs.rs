@@ -4,9 +4,12 @@ use std::path::Path;
 use std::sync::atomic::AtomicBool;
 
 use medical_vision::data::calibration_pages;
-use medical_vision::paths::Project;
-use medical_vision::quant::Watch;
-use medical_vision::quant::nf4::{Nf4Options, QuantType, output_errors, quantize_folder};
+use medical_vision::project::Project;
+use medical_vision::quant::nf4::QuantType;
+use medical_vision::quantize::{
+    Watch,
+    nf4::{Nf4Options, output_errors, quantize_folder},
+};
 use tch::Device;
 
 /// Mean cosine and largest difference over the layers of the embedded model, quantized with `options`.

@@ -2,12 +2,11 @@
 
 use std::fs;
 
-use medical_vision::adapters::{Adapter, LoraConfig, Verdict};
+use medical_vision::lora::{Adapter, LoraConfig, Verdict};
 use medical_vision::qwen2_5_vl::Config;
 use serde_json::Value;
 
-use super::embedded::Shipped;
-use super::support::file_form;
+use super::{embedded::Shipped, support::file_form};
 use crate::suite::program::{ModelCopy, golden_page, text};
 
 /// An adapter that changes nothing yet, of rank 512: 24 million values, beside which an allocator's and threads' odd megabyte is little.

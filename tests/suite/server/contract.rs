@@ -3,7 +3,8 @@
 use std::collections::BTreeSet;
 use std::sync::{Arc, mpsc};
 
-use medical_vision::engine::{EXTRACTION_PROMPT, Engine};
+use medical_vision::engine::Engine;
+use medical_vision::prompts::EXTRACTION_PROMPT;
 use medical_vision::server::ServerOptions;
 use reqwest::Method;
 use reqwest::blocking::multipart::Form;

@@ -7,14 +7,14 @@ use std::process::{Child, Command};
 use std::sync::{Arc, Mutex, mpsc};
 use std::thread::JoinHandle;
 
-use medical_vision::engine::EXTRACTION_PROMPT;
+use medical_vision::prompts::EXTRACTION_PROMPT;
 use reqwest::blocking::multipart::{Form, Part};
 use reqwest::blocking::{Client, Response};
 use serde_json::{Value, json};
 
-use super::binary::server;
-use super::support::{
-    FILE_PART, PATIENCE, PROMPT_PART, assert_error, assert_utc, eventually, file_form, raw_post,
+use super::{
+    binary::server,
+    support::{FILE_PART, PATIENCE, PROMPT_PART, assert_error, assert_utc, eventually, file_form, raw_post},
 };
 use crate::suite::program::{GoldenPage, ModelCopy, TRAINED_PROMPT, golden_page, text};
 

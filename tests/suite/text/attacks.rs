@@ -3,7 +3,8 @@
 use std::collections::BTreeMap;
 
 use medical_vision::Error;
-use medical_vision::processing::{Content, Grid, Message, PromptError, Role, TextProcessor};
+use medical_vision::error::PromptError;
+use medical_vision::processing::{Content, Grid, Message, Role, TextProcessor};
 use proptest::prelude::*;
 use serde_json::Value;
 

@@ -3,7 +3,7 @@
 use std::fs;
 use std::os::unix::process::CommandExt;
 
-use medical_vision::adapters::Adapter;
+use medical_vision::lora::Adapter;
 use medical_vision::records;
 use serde_json::Value;
 

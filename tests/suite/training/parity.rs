@@ -3,11 +3,11 @@
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
-use medical_vision::adapters::Adapter;
-use medical_vision::autograd;
 use medical_vision::checkpoint::{Checkpoint, canonical_name};
+use medical_vision::lora::Adapter;
 use medical_vision::processing::Grid;
 use medical_vision::qwen2_5_vl::{Config, Model, Packed, Sequence, Wanted};
+use medical_vision::torch::autograd;
 use medical_vision::training::{Parameters, TrainingOptions};
 use tch::{Device, Kind, Tensor};
 

@@ -9,8 +9,10 @@ use std::sync::OnceLock;
 use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
-use medical_vision::quant::Watch;
-use medical_vision::quant::nf4::{Nf4Options, quantize_folder};
+use medical_vision::quantize::{
+    Watch,
+    nf4::{Nf4Options, quantize_folder},
+};
 use medical_vision::records::{self, TrainingMetrics};
 use medical_vision::rendering::text_page;
 use serde_json::{Value, json};

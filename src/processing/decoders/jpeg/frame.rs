@@ -1,6 +1,6 @@
 //! The frame: size, components and their sampling (libjpeg-turbo: jdinput.c, jdsample.c).
 
-use crate::processing::ImageError;
+use crate::error::ImageError;
 
 /// Samples of a block's side.
 pub(super) const BLOCK: usize = 8;

@@ -1,7 +1,7 @@
 //! Huffman tables: as the file defines them, and made ready for decoding (libjpeg-turbo: jdhuff.c, jstdhuff.c).
 
 use super::bits::extend;
-use crate::processing::ImageError;
+use crate::error::ImageError;
 
 /// Bits of the first lookup.
 pub(super) const LOOKAHEAD: u32 = 10;

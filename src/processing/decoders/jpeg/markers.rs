@@ -2,10 +2,12 @@
 
 use std::sync::Arc;
 
-use super::frame::Frame;
-use super::huffman::{HuffmanSpec, standard};
-use super::scan::{ScanHeader, ScanPart};
-use crate::processing::ImageError;
+use super::{
+    frame::Frame,
+    huffman::{HuffmanSpec, standard},
+    scan::{ScanHeader, ScanPart},
+};
+use crate::error::ImageError;
 
 /// The first restart marker.
 pub(super) const RST0: u8 = 0xd0;

@@ -17,7 +17,7 @@ mod progressive;
 mod scan;
 mod upsample;
 
-use crate::processing::ImageError;
+use crate::error::ImageError;
 use colour::Conversion;
 use frame::Frame;
 use markers::{Markers, QuantTable, Tables};

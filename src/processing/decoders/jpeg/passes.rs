@@ -6,12 +6,14 @@
 
 use std::ops::Range;
 
-use super::frame::Frame;
-use super::markers::{Markers, QuantTable};
-use super::picture::{Picture, RowFn};
-use super::progressive::{self, BlockMut};
-use super::scan::{Block, Bookmark, Decoder, Scan, ScanHeader};
-use crate::processing::ImageError;
+use super::{
+    frame::Frame,
+    markers::{Markers, QuantTable},
+    picture::{Picture, RowFn},
+    progressive::{self, BlockMut},
+    scan::{Block, Bookmark, Decoder, Scan, ScanHeader},
+};
+use crate::error::ImageError;
 
 /// The most scans of a file; real files have about 10. A scan takes time even where it has no data for the blocks.
 const MAX_SCANS: usize = 256;

@@ -1,12 +1,14 @@
 //! Rows of samples of each component, and the picture's rows made of them.
 
-use super::colour::Conversion;
-use super::frame::{BLOCK, Frame};
-use super::idct::dequantize_and_idct;
-use super::markers::QuantTable;
-use super::scan::Block;
-use super::upsample::Method;
-use crate::processing::ImageError;
+use super::{
+    colour::Conversion,
+    frame::{BLOCK, Frame},
+    idct::dequantize_and_idct,
+    markers::QuantTable,
+    scan::Block,
+    upsample::Method,
+};
+use crate::error::ImageError;
 
 /// Takes finished rows.
 pub(super) type RowFn<'r> = &'r mut dyn FnMut(&[u8]) -> Result<(), ImageError>;

@@ -3,11 +3,13 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use super::bits::BitReader;
-use super::frame::{Component, Frame};
-use super::huffman::{HuffmanSpec, HuffmanTable};
-use super::markers::{NATURAL_ORDER, Tables};
-use crate::processing::ImageError;
+use super::{
+    bits::BitReader,
+    frame::{Component, Frame},
+    huffman::{HuffmanSpec, HuffmanTable},
+    markers::{NATURAL_ORDER, Tables},
+};
+use crate::error::ImageError;
 
 /// Coefficients of a block, in natural order.
 pub(super) type Block = [i16; 64];

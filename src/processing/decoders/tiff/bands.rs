@@ -1,11 +1,15 @@
 //! Rows of strips or tiles that lie beside each other, in all their planes, read into rows of pixels.
 
-use super::layout::{Compression, Layout};
-use super::samples::Pick;
-use super::segments::Segment;
-use crate::processing::ImageError;
-use crate::processing::decoders::RowSink;
-use crate::processing::decoders::jpeg::{Colours, Jpeg};
+use super::{
+    layout::{Compression, Layout},
+    samples::Pick,
+    segments::Segment,
+};
+use crate::error::ImageError;
+use crate::processing::decoders::{
+    RowSink,
+    jpeg::{Colours, Jpeg},
+};
 
 /// A band of pixels up to this size is unpacked strip by strip or tile by tile; of a larger one, all readers are open.
 const SMALL_BAND: usize = 8 << 20;

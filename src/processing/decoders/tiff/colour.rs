@@ -1,7 +1,7 @@
 //! From samples of 8 bits to RGB on white.
 
 use super::directory::{Directory, Values};
-use crate::processing::ImageError;
+use crate::error::ImageError;
 use crate::processing::decoders::samples::on_white;
 
 const COLOR_MAP: u16 = 320;

@@ -1,6 +1,6 @@
 //! The header, the image file directories and the values of their fields.
 
-use crate::processing::ImageError;
+use crate::error::ImageError;
 
 /// The most values one field may have.
 const MAX_VALUES: usize = 1 << 20;

@@ -1,13 +1,15 @@
 //! What a directory says about how its picture is stored, checked before a byte of it is read.
 
-use super::ccitt::Fax;
-use super::colour::{Colour, Opacity, YCbCr};
-use super::directory::Directory;
-use super::predictor::Predictor;
-use super::samples::{Format, Samples};
-use super::segments::Table;
-use crate::processing::decoders::Alpha;
-use crate::processing::{DecodeLimits, ImageError};
+use super::{
+    ccitt::Fax,
+    colour::{Colour, Opacity, YCbCr},
+    directory::Directory,
+    predictor::Predictor,
+    samples::{Format, Samples},
+    segments::Table,
+};
+use crate::error::ImageError;
+use crate::processing::{DecodeLimits, decoders::Alpha};
 
 const IMAGE_WIDTH: u16 = 256;
 const IMAGE_LENGTH: u16 = 257;

@@ -17,8 +17,11 @@ mod segments;
 use directory::Directory;
 use layout::Layout;
 
-use crate::processing::decoders::{Alpha, Decoded, RowSink};
-use crate::processing::{DecodeLimits, ImageError};
+use crate::error::ImageError;
+use crate::processing::{
+    DecodeLimits,
+    decoders::{Alpha, Decoded, RowSink},
+};
 
 const ORIENTATION: u16 = 274;
 const XMP: u16 = 700;

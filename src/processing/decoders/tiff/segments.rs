@@ -2,12 +2,14 @@
 
 use std::io::{self, Cursor, Read};
 
-use super::ccitt;
-use super::codecs::{self, PackBits};
-use super::directory::{Directory, Values};
-use super::layout::{Compression, Layout};
-use super::lzw::Lzw;
-use crate::processing::ImageError;
+use super::{
+    ccitt,
+    codecs::{self, PackBits},
+    directory::{Directory, Values},
+    layout::{Compression, Layout},
+    lzw::Lzw,
+};
+use crate::error::ImageError;
 
 const STRIP_OFFSETS: u16 = 273;
 const STRIP_BYTE_COUNTS: u16 = 279;

@@ -1,0 +1,57 @@
+//! The flag that names an adapter.
+
+use std::path::{Path, PathBuf};
+
+use crate::Result;
+use crate::console::{Level, say};
+use crate::lora::{Found, find};
+use crate::project::Project;
+
+/// What the flag says for no adapter.
+const NONE: &str = "none";
+
+/// The flag.
+#[derive(Debug, Clone, Default, clap::Args)]
+pub struct AdapterArgs {
+    /// Folder of a LoRA adapter in PEFT's form, or the name of one under models/; or none
+    ///
+    /// It stays beside the model's weights. Without this flag extract and the server attach models/NAME-medical-lora,
+    /// where NAME is the model's name, if it was trained on that model and its evaluation has nothing against it;
+    /// everything else attaches none.
+    #[arg(long, value_name = "DIR|none", env = "MVP_ADAPTER", hide_env_values = true)]
+    pub adapter: Option<PathBuf>,
+}
+
+impl AdapterArgs {
+    /// The adapter that the flag names.
+    pub fn named(&self, project: &Project) -> Result<Option<PathBuf>> {
+        match &self.adapter {
+            None => Ok(None),
+            Some(choice) if choice.as_os_str() == NONE => Ok(None),
+            Some(choice) => project.adapter_folder(choice).map(Some),
+        }
+    }
+
+    /// The adapter that the flag names, and without the flag the model's own; says which one, or why not.
+    pub fn named_or_found(&self, project: &Project, model: &Path) -> Result<Option<PathBuf>> {
+        if self.adapter.is_some() {
+            return self.named(project);
+        }
+        match find(project, model)? {
+            Found::Nothing => Ok(None),
+            Found::Fit(dir) => {
+                let message = format!("adapter: {} (--adapter none leaves it out)", dir.display());
+                say(Level::INFO, &message);
+                Ok(Some(dir))
+            }
+            Found::LeftOut { dir, reason } => {
+                let dir = dir.display();
+                say(
+                    Level::WARN,
+                    &format!("the adapter {dir} is left out: {reason}; --adapter {dir} attaches it"),
+                );
+                Ok(None)
+            }
+        }
+    }
+}

@@ -1,0 +1,35 @@
+//! `medvision doctor`: what is installed, what is wrong and how to mend it.
+
+use std::process::ExitCode;
+
+use clap::builder::FalseyValueParser;
+
+use crate::cli::{self, CommonArgs, EXIT_FAILURE, EXIT_OK};
+use crate::console::Level;
+use crate::doctor;
+
+/// Say what is installed, what is wrong and how to mend it
+///
+/// Looks at the machine, libtorch, the GPUs and the model folders as a run with the same flags would.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Exit codes:\n  0  pages can be read\n  1  something has to be mended first")]
+pub(super) struct DoctorArgs {
+    /// Print the report as JSON
+    #[arg(long, env = "MVP_JSON", value_parser = FalseyValueParser::new(), hide_env_values = true)]
+    json: bool,
+
+    #[command(flatten)]
+    common: CommonArgs,
+}
+
+/// Prints the report; the exit code says whether pages can be read.
+pub(super) fn run(args: &DoctorArgs) -> anyhow::Result<ExitCode> {
+    args.common.start_logging(Level::WARN);
+    let report = doctor::examine(&args.common.project()?, &args.common);
+    if args.json {
+        cli::print(&format!("{}\n", serde_json::to_string_pretty(&report)?))?;
+    } else {
+        cli::print(&report.to_string())?;
+    }
+    Ok(ExitCode::from(if report.usable { EXIT_OK } else { EXIT_FAILURE }))
+}

@@ -1,0 +1,324 @@
+//! `medvision extract`: pages in, their text out.
+
+mod output;
+
+use std::io::{self, IsTerminal, Write};
+use std::ops::ControlFlow;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Instant;
+
+use anyhow::Context;
+use clap::builder::FalseyValueParser;
+
+use self::output::{PageRecord, PageWriter, Style};
+use super::{
+    inputs::{self, Source},
+    load_model,
+    options::{FileArgs, GenerationArgs, PixelArgs},
+    page_options, prompt_or_default, read_safely,
+};
+use crate::cli::{AdapterArgs, CommonArgs, EXIT_CODES_HELP, EXIT_FAILURE, EXIT_OK, free_text};
+use crate::console::{self, EXIT_INTERRUPTED, Interrupt, Level, Progress, Unit};
+use crate::engine::{ReadRequest, Reader, Reading, page_bounds};
+use crate::error::PromptError;
+use crate::generation::FinishReason;
+use crate::processing::{DecodeLimits, DecodedPage, PageWarning, PixelBounds, decode_page};
+use crate::{Error, device};
+
+/// Read pages: pictures in, text out
+///
+/// The text goes to standard output as it is read; figures and errors go to standard error. A page that
+/// cannot be read is reported and the others go on.
+#[derive(Debug, clap::Args)]
+#[command(after_help = EXIT_CODES_HELP)]
+pub(super) struct ExtractArgs {
+    /// Pictures (PNG, JPEG, WebP, TIFF, BMP, GIF), folders of them, or - for standard input
+    #[arg(required = true, value_name = "FILE|DIR|-")]
+    inputs: Vec<PathBuf>,
+
+    /// What to do with each page [default: list diagnoses, medications, laboratory values, ...]
+    ///
+    /// The small model that comes with the program knows the ten prompts of fine-tuning (medications, laboratory values, ...)
+    /// by its adapter; without it, it copies the page's text whatever the prompt says.
+    #[arg(short, long, value_name = "TEXT", env = "MVP_PROMPT", hide_env_values = true,
+          allow_hyphen_values = true, value_parser = free_text)]
+    prompt: Option<String>,
+
+    /// Print one JSON object a page, one a line
+    #[arg(long, env = "MVP_JSON", value_parser = FalseyValueParser::new(), hide_env_values = true)]
+    json: bool,
+
+    /// Look into folders below the given ones
+    #[arg(short, long, env = "MVP_RECURSIVE", value_parser = FalseyValueParser::new(), hide_env_values = true)]
+    recursive: bool,
+
+    #[command(flatten)]
+    files: FileArgs,
+
+    #[command(flatten)]
+    generation: GenerationArgs,
+
+    #[command(flatten)]
+    pixels: PixelArgs,
+
+    #[command(flatten)]
+    adapter: AdapterArgs,
+
+    #[command(flatten)]
+    common: CommonArgs,
+}
+
+/// Reads every page; the exit code says whether all could be read.
+pub(super) fn run(args: &ExtractArgs) -> anyhow::Result<ExitCode> {
+    args.common.start_logging(Level::WARN);
+    let prompt = prompt_or_default(args.prompt.as_deref())?;
+    let project = args.common.project()?;
+    let model = args.common.model_folder(&project)?;
+    let adapter = args.adapter.named_or_found(&project, &model.path)?;
+    let sources = inputs::collect(&args.inputs, args.recursive);
+    let terminal = io::stdout().is_terminal();
+    let style = if args.json {
+        Style::Json
+    } else {
+        Style::Text {
+            headers: sources.len() > 1,
+            terminal,
+        }
+    };
+    let bar = if sources.len() > 1 && !terminal {
+        console::progress()
+    } else {
+        Progress::without_bar()
+    };
+    // Where they cannot be told, loading the model says why.
+    let bounds = page_bounds(&model.path, &page_options(adapter.as_deref(), &args.pixels)).ok();
+    let mut extraction = Extraction {
+        args,
+        prompt,
+        bounds,
+        model: model.path,
+        adapter,
+        loaded: None,
+        bar,
+        pages: sources.len(),
+        pages_read: 0,
+        pages_failed: 0,
+    };
+    extraction.run(sources, &mut PageWriter::new(io::stdout(), style))
+}
+
+/// What Ctrl-C is answered with.
+const STOPPING: &str = "stopping after the next token; Ctrl-C again stops at once";
+
+/// A model ready to read.
+struct Loaded {
+    reader: Reader,
+    interrupt: Interrupt,
+}
+
+/// What became of one page.
+enum Outcome {
+    Read,
+    Failed,
+    Interrupted,
+}
+
+struct Extraction<'a> {
+    args: &'a ExtractArgs,
+    prompt: String,
+    /// The sizes that pages are scaled to as they are decoded.
+    bounds: Option<PixelBounds>,
+    model: PathBuf,
+    adapter: Option<PathBuf>,
+    /// Loaded for the first page that can be decoded: a mistyped name should not wait for gigabytes.
+    loaded: Option<Loaded>,
+    bar: Progress,
+    pages: usize,
+    pages_read: usize,
+    pages_failed: usize,
+}
+
+impl Extraction<'_> {
+    fn run(
+        &mut self,
+        sources: Vec<crate::Result<Source>>,
+        out: &mut PageWriter<impl Write>,
+    ) -> anyhow::Result<ExitCode> {
+        let start = Instant::now();
+        let mut interrupted = false;
+        for source in sources {
+            match self.page(source, out)? {
+                Outcome::Read => self.pages_read += 1,
+                Outcome::Failed => self.pages_failed += 1,
+                Outcome::Interrupted => {
+                    interrupted = true;
+                    break;
+                }
+            }
+            self.bar.inc(1);
+        }
+        self.bar.finish_and_clear();
+        if self.pages > 1 || self.pages_read > 0 {
+            self.summarise(start.elapsed().as_secs_f64());
+        }
+        Ok(ExitCode::from(match (interrupted, self.pages_failed) {
+            (true, _) => EXIT_INTERRUPTED,
+            (false, 0) => EXIT_OK,
+            (false, _) => EXIT_FAILURE,
+        }))
+    }
+
+    /// Reads one page. An error is one that no other page can escape: the model, the prompt, standard output.
+    fn page(
+        &mut self,
+        source: crate::Result<Source>,
+        out: &mut PageWriter<impl Write>,
+    ) -> anyhow::Result<Outcome> {
+        let source = match source {
+            Ok(source) => source,
+            Err(error) => return Ok(self.failed("", &error)),
+        };
+        let name = source.name();
+        if self
+            .loaded
+            .as_ref()
+            .is_some_and(|loaded| loaded.interrupt.pressed())
+        {
+            return Ok(Outcome::Interrupted);
+        }
+        let read = || source.read(self.args.files.limit());
+        let bytes = match &self.loaded {
+            Some(loaded) => loaded.interrupt.leaving_at_once(read),
+            None => read(),
+        };
+        let bytes = match bytes {
+            Ok(bytes) => bytes,
+            Err(error) => return Ok(self.failed(&name, &error)),
+        };
+        let decoded = decode_page(&bytes, &DecodeLimits::default(), self.bounds.as_ref());
+        let DecodedPage { page, warnings } = match decoded {
+            Ok(decoded) => decoded,
+            Err(error) => return Ok(self.failed(&name, &error.into())),
+        };
+        drop(bytes);
+        let mut request = ReadRequest::page(&self.prompt, page);
+        request.overrides = self.args.generation.overrides();
+
+        let mut loaded = match self.loaded.take() {
+            Some(loaded) => loaded,
+            None => self.load()?,
+        };
+        if loaded.interrupt.pressed() {
+            return Ok(Outcome::Interrupted);
+        }
+        let outcome = self.read(&mut loaded, &name, &request, &warnings, out);
+        self.loaded = Some(loaded);
+        outcome
+    }
+
+    fn load(&self) -> anyhow::Result<Loaded> {
+        let (adapter, args) = (self.adapter.as_deref(), self.args);
+        let reader = self
+            .bar
+            .suspend(|| load_model(&self.model, adapter, &args.common, &args.pixels))?;
+        self.bar.begin("reading", Unit::Of("pages"), self.pages as u64);
+        self.bar
+            .set_position((self.pages_read + self.pages_failed) as u64);
+        let interrupt = Interrupt::install(STOPPING).context("cannot listen for Ctrl-C")?;
+        Ok(Loaded { reader, interrupt })
+    }
+
+    fn read(
+        &self,
+        loaded: &mut Loaded,
+        name: &str,
+        request: &ReadRequest,
+        warnings: &[PageWarning],
+        out: &mut PageWriter<impl Write>,
+    ) -> anyhow::Result<Outcome> {
+        const STDOUT: &str = "cannot write to standard output";
+        let Loaded { reader, interrupt } = loaded;
+        out.begin(name).context(STDOUT)?;
+        let mut written = Ok(());
+        let result = read_safely(reader, request, &mut |piece| {
+            written = out.piece(piece);
+            if written.is_err() || interrupt.pressed() {
+                ControlFlow::Break(())
+            } else {
+                ControlFlow::Continue(())
+            }
+        });
+        written.context(STDOUT)?;
+        match result {
+            Ok(reading) => {
+                out.end(&PageRecord::new(name, &reading, warnings, reader.info()))
+                    .context(STDOUT)?;
+                self.bar.suspend(|| report(name, &reading, warnings));
+                Ok(if interrupt.pressed() {
+                    Outcome::Interrupted
+                } else {
+                    Outcome::Read
+                })
+            }
+            // The flags are wrong for every page.
+            Err(error @ Error::Prompt(PromptError::TooLong { .. } | PromptError::Option { .. })) => {
+                Err(error.into())
+            }
+            Err(error) => {
+                out.abandon().context(STDOUT)?;
+                Ok(self.failed(name, &error))
+            }
+        }
+    }
+
+    fn failed(&self, name: &str, error: &Error) -> Outcome {
+        let message = match error {
+            Error::Io { .. } => error.to_string(),
+            Error::Numeric(_) => format!("{name}: {error} (model {})", self.model.display()),
+            error => format!("{name}: {error}"),
+        };
+        self.bar.suspend(|| console::say(Level::ERROR, &message));
+        Outcome::Failed
+    }
+
+    fn summarise(&self, seconds: f64) {
+        let plural = if self.pages_read == 1 { "page" } else { "pages" };
+        let memory = device::process_memory().map_or_else(String::new, |memory| {
+            format!(", at most {} MiB of memory", memory.peak_resident_bytes >> 20)
+        });
+        let summary = format!(
+            "{} {plural} read, {} failed, {seconds:.2} s in all{memory}",
+            self.pages_read, self.pages_failed
+        );
+        console::say(Level::INFO, &summary);
+    }
+}
+
+/// One page's figures, and warnings where the file is not whole or the answer did not end by itself.
+fn report(name: &str, reading: &Reading, warnings: &[PageWarning]) {
+    let speed = reading
+        .tokens_per_second()
+        .map_or_else(String::new, |speed| format!(", then {speed:.0} tokens/s"));
+    let figures = format!(
+        "{name}: {} tokens in {:.2} s (first after {:.2} s{speed})",
+        reading.completion_tokens, reading.latency_seconds, reading.time_to_first_token_seconds
+    );
+    console::say(Level::INFO, &figures);
+    for warning in warnings {
+        let warning = match warning {
+            PageWarning::Truncated => "the file ends early: a part of the page is missing".to_owned(),
+            PageWarning::FirstOf(pages) => format!("the file has {pages} pages; only the first was read"),
+        };
+        console::say(Level::WARN, &format!("{name}: {warning}"));
+    }
+    let incomplete = match reading.finish_reason {
+        FinishReason::Stop => return,
+        FinishReason::Length => "the text is cut at --max-new-tokens",
+        FinishReason::Repetition => {
+            "the model began to repeat itself and was stopped; the text may be incomplete"
+        }
+        FinishReason::Cancelled => "interrupted; the text is incomplete",
+    };
+    console::say(Level::WARN, &format!("{name}: {incomplete}"));
+}

@@ -1,0 +1,212 @@
+//! `medvision trace`: the tensors of every stage, for whoever compares two implementations.
+
+use std::borrow::Cow;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use anyhow::Context;
+use safetensors::tensor::{Dtype, View};
+use tch::{Device, Kind, Tensor};
+
+use super::{
+    inputs::Source,
+    load_model,
+    options::{FileArgs, PixelArgs},
+    prompt_or_default,
+};
+use crate::cli::{AdapterArgs, CommonArgs, EXIT_CODES_HELP, EXIT_OK, free_text};
+use crate::console::{self, Level};
+use crate::engine::ReadRequest;
+use crate::fs::write_atomically;
+use crate::generation::GenerationOverrides;
+use crate::processing::{Content, DecodeLimits, Message, RgbPage, Role, decode};
+use crate::{Error, Result};
+
+/// Write the tensors of every stage of one prompt, for comparison with another implementation
+///
+/// The safetensors file holds input_ids, pixel_values, image_grid_thw, image_features, position_ids and
+/// logits: ids as i64, everything else as f32. The pictures stand before the prompt's text; without a
+/// picture there are no tensors of any.
+#[derive(Debug, clap::Args)]
+#[command(after_help = EXIT_CODES_HELP)]
+pub(super) struct TraceArgs {
+    /// Picture of a page, or - for standard input (can be given several times)
+    #[arg(
+        long,
+        value_name = "FILE",
+        env = "MVP_IMAGE",
+        hide_env_values = true,
+        required_unless_present = "prompt"
+    )]
+    image: Vec<PathBuf>,
+
+    /// What to do with the pages [default: as for extract]
+    #[arg(short, long, value_name = "TEXT", env = "MVP_PROMPT", hide_env_values = true,
+          allow_hyphen_values = true, value_parser = free_text)]
+    prompt: Option<String>,
+
+    /// File to write, replaced if it is there
+    #[arg(
+        short,
+        long,
+        value_name = "FILE.safetensors",
+        env = "MVP_OUT",
+        hide_env_values = true
+    )]
+    out: PathBuf,
+
+    #[command(flatten)]
+    files: FileArgs,
+
+    #[command(flatten)]
+    pixels: PixelArgs,
+
+    #[command(flatten)]
+    adapter: AdapterArgs,
+
+    #[command(flatten)]
+    common: CommonArgs,
+}
+
+/// Runs the stages once and writes their tensors.
+pub(super) fn run(args: &TraceArgs) -> anyhow::Result<ExitCode> {
+    args.common.start_logging(Level::WARN);
+    let prompt = prompt_or_default(args.prompt.as_deref())?;
+    let project = args.common.project()?;
+    let model = args.common.model_folder(&project)?;
+    let adapter = args.adapter.named(&project)?;
+    check_place(&args.out)?;
+    let images = args
+        .image
+        .iter()
+        .map(|path| page(path, args.files.limit()))
+        .collect::<anyhow::Result<Vec<_>>>()?;
+    let mut reader = load_model(&model.path, adapter.as_deref(), &args.common, &args.pixels)?;
+    let tensors = reader.trace(&request(prompt, images))?;
+    write_tensors(&args.out, &tensors)?;
+    let names: Vec<String> = tensors
+        .iter()
+        .map(|(name, tensor)| format!("{name} {:?}", tensor.size()))
+        .collect();
+    console::say(
+        Level::INFO,
+        &format!("{}: {}", args.out.display(), names.join(", ")),
+    );
+    Ok(ExitCode::from(EXIT_OK))
+}
+
+/// One picture; an error names its file.
+fn page(path: &Path, limit: u64) -> anyhow::Result<RgbPage> {
+    let source = Source::from(path);
+    let bytes = source.read(limit)?;
+    decode(&bytes, &DecodeLimits::default()).with_context(|| source.name())
+}
+
+/// One message: the pictures, then the text.
+fn request(prompt: String, images: Vec<RgbPage>) -> ReadRequest {
+    let mut content = vec![Content::Image; images.len()];
+    content.push(Content::Text(prompt));
+    ReadRequest {
+        messages: vec![Message {
+            role: Role::User,
+            content,
+        }],
+        images,
+        overrides: GenerationOverrides::default(),
+    }
+}
+
+/// Finds out before the work is done that its result cannot be written.
+fn check_place(out: &Path) -> Result<()> {
+    let folder = out.parent().filter(|folder| !folder.as_os_str().is_empty());
+    match folder {
+        Some(folder) if !folder.is_dir() => {
+            let reason = std::io::Error::other("no such folder; --out needs one that is there");
+            Err(Error::io(folder, reason))
+        }
+        _ if out.is_dir() => {
+            let reason = std::io::Error::other("a folder; --out needs the name of a file");
+            Err(Error::io(out, reason))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// One tensor in the CPU's memory: whole numbers as i64, all others as f32.
+struct Plain {
+    tensor: Tensor,
+    shape: Vec<usize>,
+    dtype: Dtype,
+}
+
+impl Plain {
+    fn new(tensor: &Tensor) -> Result<Self> {
+        let (kind, dtype) = match tensor.f_kind()? {
+            Kind::Int64 | Kind::Int => (Kind::Int64, Dtype::I64),
+            _ => (Kind::Float, Dtype::F32),
+        };
+        let tensor = tensor.f_to_device(Device::Cpu)?.f_to_kind(kind)?.f_contiguous()?;
+        let shape = tensor.size().iter().map(|&length| length as usize).collect();
+        Ok(Self { tensor, shape, dtype })
+    }
+}
+
+impl View for &Plain {
+    fn dtype(&self) -> Dtype {
+        self.dtype
+    }
+
+    fn shape(&self) -> &[usize] {
+        &self.shape
+    }
+
+    fn data(&self) -> Cow<'_, [u8]> {
+        let mut bytes = vec![0; self.data_len()];
+        self.tensor.copy_data_u8(&mut bytes, self.tensor.numel());
+        bytes.into()
+    }
+
+    fn data_len(&self) -> usize {
+        self.tensor.numel() * self.tensor.kind().elt_size_in_bytes()
+    }
+}
+
+/// Writes a safetensors file, or leaves `path` as it was.
+fn write_tensors(path: &Path, tensors: &[(String, Tensor)]) -> Result<()> {
+    let plain = tensors
+        .iter()
+        .map(|(name, tensor)| Ok((name, Plain::new(tensor)?)))
+        .collect::<Result<Vec<_>>>()?;
+    let views = plain.iter().map(|(name, tensor)| (name, tensor));
+    let bytes =
+        safetensors::serialize(views, None).map_err(|error| Error::io(path, std::io::Error::other(error)))?;
+    write_atomically(path, |file| file.write_all(&bytes))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tensors_come_back_as_they_were() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("trace.safetensors");
+        let halves = Tensor::from_slice(&[0.5f32, -2.0]).to_kind(Kind::BFloat16);
+        let transposed = Tensor::arange(6, (Kind::Int64, Device::Cpu)).view([2, 3]).tr();
+        write_tensors(
+            &path,
+            &[("ids".to_owned(), transposed), ("logits".to_owned(), halves)],
+        )
+        .unwrap();
+
+        let bytes = std::fs::read(&path).unwrap();
+        let file = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+        let ids = file.tensor("ids").unwrap();
+        assert_eq!((ids.dtype(), ids.shape()), (Dtype::I64, &[3, 2][..]));
+        assert_eq!(ids.data(), bytemuck::cast_slice::<i64, u8>(&[0, 3, 1, 4, 2, 5]));
+        let logits = file.tensor("logits").unwrap();
+        assert_eq!(logits.dtype(), Dtype::F32);
+        assert_eq!(logits.data(), bytemuck::cast_slice::<f32, u8>(&[0.5, -2.0]));
+    }
+}

@@ -1,0 +1,37 @@
+//! Small JSON files of a model folder, and writing JSON files of any kind.
+
+use std::io::{ErrorKind, Write};
+use std::path::Path;
+
+use serde::Serialize;
+use serde_json::{Map, Value};
+
+use crate::fs::{CONFIG_BYTES, read_bounded, write_atomically};
+use crate::{Error, Result};
+
+/// Writes `content`, indented by 2, whole or not at all.
+pub(crate) fn write_pretty(path: &Path, content: &impl Serialize) -> Result<()> {
+    write_atomically(path, |file| {
+        serde_json::to_writer_pretty(&mut *file, content)?;
+        file.write_all(b"\n")
+    })
+}
+
+/// The JSON object in `path`, at most [`CONFIG_BYTES`] of it; `None` where there is no such file.
+pub(crate) fn read_object(path: &Path) -> Result<Option<Map<String, Value>>> {
+    let text = match read_bounded(path, CONFIG_BYTES) {
+        Ok(text) => text,
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(Error::io(path, error)),
+    };
+    match serde_json::from_slice(&text) {
+        Ok(Value::Object(map)) => Ok(Some(map)),
+        Ok(_) => Err(Error::checkpoint(path, "must hold a JSON object")),
+        Err(error) => Err(Error::checkpoint(path, format!("not valid JSON: {error}"))),
+    }
+}
+
+/// `map[key]` unless it is absent or null.
+pub(crate) fn present<'a>(map: &'a Map<String, Value>, key: &str) -> Option<&'a Value> {
+    map.get(key).filter(|value| !value.is_null())
+}

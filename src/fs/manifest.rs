@@ -1,0 +1,135 @@
+//! `manifest.json` of a folder that this program made: what it was made from, and the sha256 of every file in it.
+
+use std::collections::BTreeMap;
+use std::io::{self, Read};
+use std::path::{Path, PathBuf};
+
+use rayon::prelude::*;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use sha2::{Digest, Sha256};
+
+use crate::fs::{json::write_pretty, open_regular, read_bounded};
+use crate::{Error, Result};
+
+/// Name of the file.
+pub const MANIFEST: &str = "manifest.json";
+const VERSION: u64 = 1;
+/// A larger manifest is none.
+const MAX_BYTES: u64 = 16 << 20;
+
+/// What a folder is made from, and how: two folders with equal origins hold the same files.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Origin {
+    /// The method's name in the records.
+    pub method: String,
+    /// The method's options.
+    pub options: Value,
+    /// Name of the source folder.
+    pub source: String,
+    /// sha256 over the source's files: see [`revision`].
+    pub source_revision: String,
+    /// Version of the program.
+    pub tool: String,
+}
+
+/// Size and hash of one file.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FileDigest {
+    /// Length.
+    pub bytes: u64,
+    /// Lower-case hexadecimal.
+    pub sha256: String,
+}
+
+/// The manifest.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Manifest {
+    manifest_version: u64,
+    /// Where the folder comes from.
+    pub origin: Origin,
+    /// Every file is there; while the folder is being made only some are.
+    pub complete: bool,
+    /// Finished files by name.
+    pub files: BTreeMap<String, FileDigest>,
+    /// While the folder is being made: what came of each file, for the files that are written at the end. A file and its
+    /// note are noted in one step, so that a run that goes on never has one without the other.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub notes: BTreeMap<String, Value>,
+}
+
+impl Manifest {
+    /// Of a folder without files.
+    pub fn new(origin: Origin) -> Self {
+        Self {
+            manifest_version: VERSION,
+            origin,
+            complete: false,
+            files: BTreeMap::new(),
+            notes: BTreeMap::new(),
+        }
+    }
+
+    /// The manifest in `dir`; `None` where there is none, or none that this version can use.
+    pub fn read(dir: &Path) -> Option<Self> {
+        let path = dir.join(MANIFEST);
+        let manifest: Self = serde_json::from_slice(&read_bounded(&path, MAX_BYTES).ok()?).ok()?;
+        (manifest.manifest_version == VERSION).then_some(manifest)
+    }
+
+    /// Writes it into `dir`.
+    pub fn write(&self, dir: &Path) -> Result<()> {
+        write_pretty(&dir.join(MANIFEST), self)
+    }
+
+    /// Names of the files that are in `dir` as the manifest says, byte for byte.
+    pub fn intact(&self, dir: &Path) -> Vec<String> {
+        let files: Vec<_> = self.files.iter().collect();
+        files
+            .into_par_iter()
+            .filter(|(name, digest)| digest_of(&dir.join(name)).is_ok_and(|found| found == **digest))
+            .map(|(name, _)| name.clone())
+            .collect()
+    }
+}
+
+/// Size and hash of the file at `path`.
+pub fn digest_of(path: &Path) -> Result<FileDigest> {
+    let read = || -> io::Result<FileDigest> {
+        let mut file = open_regular(path)?;
+        let mut hasher = Sha256::new();
+        let mut buffer = vec![0; 1 << 20];
+        let mut bytes = 0;
+        loop {
+            let n = file.read(&mut buffer)?;
+            if n == 0 {
+                break;
+            }
+            hasher.update(&buffer[..n]);
+            bytes += n as u64;
+        }
+        Ok(FileDigest {
+            bytes,
+            sha256: hexadecimal(&hasher.finalize()),
+        })
+    };
+    read().map_err(|error| Error::io(path, error))
+}
+
+/// The revision of a set of files: the sha256 of their names and hashes.
+pub fn revision(files: &[PathBuf]) -> Result<String> {
+    let mut lines = files
+        .par_iter()
+        .map(|path| {
+            let name = path.file_name().unwrap_or_default().to_string_lossy();
+            Ok(format!("{} {name}\n", digest_of(path)?.sha256))
+        })
+        .collect::<Result<Vec<_>>>()?;
+    lines.sort();
+    Ok(hexadecimal(&Sha256::digest(lines.concat())))
+}
+
+/// Lower-case hexadecimal digits of a hash.
+pub(crate) fn hexadecimal(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}

@@ -1,0 +1,237 @@
+//! An adapter in memory.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use rand_chacha::ChaCha12Rng;
+use rand_chacha::rand_core::{RngCore, SeedableRng};
+use tch::{Device, Kind, Tensor};
+
+use super::{config::LoraConfig, file::ADAPTER_CONFIG, targets::NOT_LINEAR};
+use crate::checkpoint::transformers_name;
+use crate::processing::ImageProcessor;
+use crate::qwen2_5_vl::{Config, LinearModule};
+use crate::{Error, Result};
+
+/// The embedding table's module, by the hub's name.
+pub(crate) const EMBEDDING_MODULE: &str = "model.embed_tokens";
+
+/// A and B of one module: it computes `W x + scale · B(A x)`.
+///
+/// Of the embedding the pair is that of its table `[vocabulary, width]`: what is looked up is a row of `W + scale · B A`.
+#[derive(Debug)]
+pub struct LoraPair {
+    /// `[rank, inputs]`.
+    pub a: Tensor,
+    /// `[outputs, rank]`.
+    pub b: Tensor,
+    /// alpha / rank, or alpha / sqrt(rank).
+    pub scale: f64,
+}
+
+impl LoraPair {
+    /// Rank, inputs and outputs.
+    pub fn sizes(&self) -> (usize, usize, usize) {
+        let (a, b) = (self.a.size(), self.b.size());
+        (a[0] as usize, a[1] as usize, b[0] as usize)
+    }
+}
+
+/// A LoRA adapter.
+#[derive(Debug)]
+pub struct Adapter {
+    /// Its settings.
+    pub config: LoraConfig,
+    /// What it adds, by the hub's module names, such as `model.layers.0.self_attn.q_proj`.
+    pub pairs: BTreeMap<String, LoraPair>,
+    /// Tensors of the base that its folder holds, by the hub's names: PEFT saves the output head's (and, where the vocabulary
+    /// was resized, the embedding's) beside an adapter of it, and what it saved is what it computes with.
+    pub replaced: BTreeMap<String, Tensor>,
+    /// How pages are resized for it, where it was trained with other bounds than its base's.
+    pub images: Option<ImageProcessor>,
+    /// The file that it was read from; for errors.
+    pub(super) file: PathBuf,
+    /// Names of modules in the file, which `target_modules` does not mean: they are left out, as PEFT does.
+    pub(super) left_out: Vec<String>,
+    /// Its file has transformers 5's names; else the hub's.
+    pub(super) spelled_as_transformers: bool,
+}
+
+impl LoraConfig {
+    /// The linear layers of `model` that this configuration means.
+    pub fn targets(&self, model: &Config) -> Result<Vec<LinearModule>> {
+        let file = Path::new(ADAPTER_CONFIG);
+        let wanted = self.matcher(file)?;
+        for name in NOT_LINEAR {
+            if wanted(name)? {
+                return Err(Error::checkpoint(
+                    file,
+                    format!(
+                        "\"target_modules\" means {name}, which is no linear layer: name the modules longer"
+                    ),
+                ));
+            }
+        }
+        let mut targets = Vec::new();
+        for module in model.linear_modules() {
+            if wanted(&transformers_name(&module.name))? {
+                targets.push(module);
+            }
+        }
+        if targets.is_empty() {
+            return Err(Error::checkpoint(
+                file,
+                "\"target_modules\" means no module of the model",
+            ));
+        }
+        Ok(targets)
+    }
+
+    /// Values that an adapter of this configuration trains on `model`.
+    pub fn parameters(&self, model: &Config) -> Result<u64> {
+        let mut sum = 0;
+        for module in self.targets(model)? {
+            let (rank, _) =
+                self.rank_and_scale(Path::new(ADAPTER_CONFIG), &transformers_name(&module.name))?;
+            sum += (rank * (module.inputs + module.outputs)) as u64;
+        }
+        Ok(sum)
+    }
+}
+
+impl Adapter {
+    /// A new adapter, which changes nothing yet: A as PEFT draws it, B zero; f32 on the CPU.
+    ///
+    /// A is uniform within ±1/sqrt(inputs), PyTorch's `kaiming_uniform_(a=sqrt(5))`. Each module has a random stream of
+    /// its own, so that the choice of other modules does not change it.
+    pub fn initial(config: LoraConfig, model: &Config, seed: u64) -> Result<Self> {
+        let file = PathBuf::from(ADAPTER_CONFIG);
+        let all = model.linear_modules();
+        let mut pairs = BTreeMap::new();
+        for module in config.targets(model)? {
+            let (rank, scale) = config.rank_and_scale(&file, &transformers_name(&module.name))?;
+            let mut random = ChaCha12Rng::seed_from_u64(seed);
+            random.set_stream(all.iter().position(|other| *other == module).unwrap_or(0) as u64);
+            let bound = 1.0 / (module.inputs as f32).sqrt();
+            // 24 bits: every value of the grid is an f32.
+            let mut uniform = || ((random.next_u32() >> 8) as f32 / (1 << 23) as f32 - 1.0) * bound;
+            let a: Vec<f32> = (0..rank * module.inputs).map(|_| uniform()).collect();
+            let pair = LoraPair {
+                a: Tensor::f_from_slice(&a)?.f_view([rank as i64, module.inputs as i64])?,
+                b: Tensor::f_zeros([module.outputs as i64, rank as i64], (Kind::Float, Device::Cpu))?,
+                scale,
+            };
+            pairs.insert(module.name, pair);
+        }
+        Ok(Self {
+            config,
+            pairs,
+            replaced: BTreeMap::new(),
+            images: None,
+            file,
+            left_out: Vec::new(),
+            spelled_as_transformers: true,
+        })
+    }
+
+    /// Where it was read from.
+    pub fn file(&self) -> &Path {
+        &self.file
+    }
+
+    /// Values of all pairs.
+    pub fn parameters(&self) -> u64 {
+        self.pairs
+            .values()
+            .map(|pair| (pair.a.numel() + pair.b.numel()) as u64)
+            .sum()
+    }
+
+    /// Bytes of all pairs.
+    pub fn bytes(&self) -> u64 {
+        let bytes = |tensor: &Tensor| (tensor.numel() * tensor.kind().elt_size_in_bytes()) as u64;
+        self.pairs
+            .values()
+            .map(|pair| bytes(&pair.a) + bytes(&pair.b))
+            .sum()
+    }
+
+    /// What is odd about it beside `model`, though it is used: what its file holds and it does not mean, and the other way
+    /// round. PEFT warns of the same.
+    pub fn warnings(&self, model: &Config) -> Result<Vec<String>> {
+        let mut warnings = Vec::new();
+        let file = self.file.display();
+        if !self.left_out.is_empty() {
+            warnings.push(format!(
+                "{file}: {} left out, as PEFT does: \"target_modules\" in {ADAPTER_CONFIG} does not name {}",
+                counted(&self.left_out, "module is", "modules are"),
+                some(&self.left_out)
+            ));
+        }
+        let meant = self.config.matcher(&self.file.with_file_name(ADAPTER_CONFIG))?;
+        let mut missing = Vec::new();
+        let linear = model.linear_modules().into_iter().map(|module| module.name);
+        for module in linear.chain([EMBEDDING_MODULE.to_owned()]) {
+            let name = match self.spelled_as_transformers {
+                true => transformers_name(&module),
+                false => module.clone(),
+            };
+            if !self.pairs.contains_key(&module) && meant(&name)? {
+                missing.push(module);
+            }
+        }
+        if !missing.is_empty() {
+            warnings.push(format!(
+                "{file}: nothing is there for {} that \"target_modules\" in {ADAPTER_CONFIG} names: {}; the base computes \
+                 there as it is",
+                counted(&missing, "module", "modules"),
+                some(&missing)
+            ));
+        }
+        Ok(warnings)
+    }
+
+    /// The error that names the first module that `model` lacks, or has in another shape.
+    pub fn check(&self, model: &Config) -> Result<()> {
+        let table = (model.text.vocab_size, model.text.hidden_size);
+        let modules: BTreeMap<String, (usize, usize)> = model
+            .linear_modules()
+            .into_iter()
+            .map(|module| (module.name, (module.outputs, module.inputs)))
+            .chain([(EMBEDDING_MODULE.to_owned(), table)])
+            .collect();
+        for (name, pair) in &self.pairs {
+            let (rank, inputs, outputs) = pair.sizes();
+            let found = match modules.get(name) {
+                Some(&(out, input)) if (out, input) == (outputs, inputs) => continue,
+                Some((out, input)) => format!("there it has shape [{out}, {input}]"),
+                None => "the model has no such linear layer".to_owned(),
+            };
+            return Err(Error::checkpoint(
+                &self.file,
+                format!(
+                    "the adapter was made for another model: its \"{name}\" is for a weight of shape \
+                     [{outputs}, {inputs}] (rank {rank}), but {found}"
+                ),
+            ));
+        }
+        Ok(())
+    }
+}
+
+/// "1 module" or "7 modules".
+fn counted(names: &[String], one: &str, several: &str) -> String {
+    match names.len() {
+        1 => format!("1 {one}"),
+        count => format!("{count} {several}"),
+    }
+}
+
+/// The first names of a list.
+fn some(names: &[String]) -> String {
+    let first: Vec<String> = names.iter().take(4).map(|name| format!("\"{name}\"")).collect();
+    match names.len() - first.len() {
+        0 => first.join(", "),
+        more => format!("{} and {more} more", first.join(", ")),
+    }
+}

@@ -1,0 +1,457 @@
+//! PEFT's folder: `adapter_config.json` and `adapter_model.safetensors`.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use safetensors::Dtype;
+use tch::{Device, Kind, Tensor};
+
+use super::{
+    adapter::{Adapter, EMBEDDING_MODULE, LoraPair},
+    config::LoraConfig,
+    targets::Matcher,
+};
+use crate::checkpoint::{
+    Checkpoint, StoredTensor, TensorFile, TensorPlan, canonical_name, transformers_name,
+};
+use crate::fs::json::write_pretty;
+use crate::processing::{ImageProcessor, PREPROCESSOR_CONFIG};
+use crate::qwen2_5_vl::{EMBEDDING, HEAD};
+use crate::{Error, Result};
+
+/// PEFT's settings.
+pub const ADAPTER_CONFIG: &str = "adapter_config.json";
+/// PEFT's tensors.
+pub const ADAPTER_WEIGHTS: &str = "adapter_model.safetensors";
+/// What the evaluation said of the adapter.
+pub const ADAPTER_EVALUATION: &str = "medvision_evaluation.json";
+/// What PEFT puts before a module's name.
+const PREFIX: &str = "base_model.model.";
+/// The output head's module.
+const HEAD_MODULE: &str = "lm_head";
+/// PEFT's file before safetensors: pickle, which can run code.
+const PICKLED: &str = "adapter_model.bin";
+
+/// One tensor's place in the adapter.
+#[derive(Clone, Copy, PartialEq)]
+enum Half {
+    A,
+    B,
+}
+
+impl Adapter {
+    /// Reads the adapter in `dir`; module names may be the hub's or transformers 5's.
+    pub fn read(dir: &Path) -> Result<Self> {
+        let config_file = dir.join(ADAPTER_CONFIG);
+        let config = LoraConfig::read(dir)?;
+        let file = dir.join(ADAPTER_WEIGHTS);
+        if !file.is_file() {
+            let reason = if dir.join(PICKLED).is_file() {
+                "is missing, and adapter_model.bin is not opened, since it can run code: \
+                 save the adapter again with a PEFT of this year"
+            } else {
+                "is missing: is the adapter complete?"
+            };
+            return Err(Error::checkpoint(file, reason));
+        }
+        let stored = Checkpoint::open_file(&file)?;
+        let (mut halves, replaced) = read_tensors(&stored, &file)?;
+        let spelling = Spelling::of(&config, &config_file, &halves)?;
+        let mut left_out = Vec::new();
+        for name in halves.keys() {
+            if !spelling.means(name)? {
+                left_out.push(name.clone());
+            }
+        }
+        if left_out.len() == halves.len() {
+            return Err(Error::checkpoint(
+                config_file,
+                format!("\"target_modules\" names no module that {ADAPTER_WEIGHTS} has tensors for"),
+            ));
+        }
+        let spelled_as_transformers = spelling.as_transformers;
+        drop(spelling);
+        left_out.iter().for_each(|name| drop(halves.remove(name)));
+        let mut pairs = BTreeMap::new();
+        for (name, halves) in halves {
+            let pair = pair(&config, &config_file, &file, &name, halves)?;
+            pairs.insert(name, pair);
+        }
+        Ok(Self {
+            config,
+            pairs,
+            replaced,
+            images: ImageProcessor::from_dir_if_any(dir)?,
+            file,
+            left_out,
+            spelled_as_transformers,
+        })
+    }
+
+    /// Writes the adapter to `dir` as PEFT reads it, on top of transformers 5's model.
+    ///
+    /// The folder appears whole. One that is there is kept beside it as `NAME.previous`, which is returned; an earlier one
+    /// of that name goes.
+    pub fn write(&self, dir: &Path) -> Result<Option<PathBuf>> {
+        self.check_finite()?;
+        let parent = match dir.parent() {
+            Some(parent) if !parent.as_os_str().is_empty() => parent,
+            _ => Path::new("."),
+        };
+        let attempt = || -> io::Result<tempfile::TempDir> {
+            fs::create_dir_all(parent)?;
+            tempfile::Builder::new()
+                .prefix(".medvision-")
+                .suffix(".partial")
+                .permissions(std::os::unix::fs::PermissionsExt::from_mode(0o755))
+                .tempdir_in(parent)
+        };
+        let temporary = attempt().map_err(|error| Error::io(dir, error))?;
+        self.write_into(temporary.path())?;
+        let put = || -> io::Result<Option<PathBuf>> {
+            let previous = dir.exists().then(|| previous(dir));
+            match &previous {
+                Some(previous) => replace(dir, temporary.path(), previous)?,
+                None => fs::rename(temporary.path(), dir)?,
+            }
+            fs::File::open(parent)?.sync_all()?;
+            Ok(previous)
+        };
+        put().map_err(|error| Error::io(dir, error))
+    }
+
+    fn write_into(&self, dir: &Path) -> Result<()> {
+        let mut tensors = Vec::new();
+        for (name, pair) in &self.pairs {
+            let path = format!("{PREFIX}{}", transformers_name(name));
+            if name == EMBEDDING_MODULE {
+                tensors.push((format!("{path}.lora_embedding_A"), pair.b.f_tr()?));
+                tensors.push((format!("{path}.lora_embedding_B"), pair.a.f_tr()?));
+                continue;
+            }
+            tensors.push((format!("{path}.lora_A.weight"), pair.a.shallow_clone()));
+            tensors.push((format!("{path}.lora_B.weight"), pair.b.shallow_clone()));
+        }
+        for (name, tensor) in &self.replaced {
+            let module = name.strip_suffix(".weight").unwrap_or(name);
+            let kept = if self.pairs.contains_key(module) {
+                ".base_layer"
+            } else {
+                ""
+            };
+            let path = format!("{PREFIX}{}{kept}.weight", transformers_name(module));
+            tensors.push((path, tensor.shallow_clone()));
+        }
+        let plans = tensors
+            .iter()
+            .map(|(name, tensor)| {
+                Ok(TensorPlan {
+                    name: name.clone(),
+                    dtype: dtype(tensor.kind())?,
+                    shape: tensor.size().iter().map(|&n| n as usize).collect(),
+                })
+            })
+            .collect::<Result<Vec<_>>>()?;
+        let file = TensorFile::create(&dir.join(ADAPTER_WEIGHTS), plans, Vec::new())?;
+        for (name, tensor) in &tensors {
+            file.write(name, 0, &bytes(tensor)?)?;
+        }
+        file.finish(&[])?;
+        if let Some(images) = &self.images {
+            write_pretty(&dir.join(PREPROCESSOR_CONFIG), &images.settings())?;
+        }
+        write_pretty(&dir.join(ADAPTER_CONFIG), &self.config.to_json())
+    }
+
+    /// An adapter with values that are no numbers is never written.
+    fn check_finite(&self) -> Result<()> {
+        for (name, pair) in &self.pairs {
+            if !(finite(&pair.a)? && finite(&pair.b)?) {
+                return Err(Error::Numeric(format!(
+                    "the adapter of \"{name}\" holds values that are no finite numbers; it was not written"
+                )));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Where an adapter is kept that another one takes the place of.
+fn previous(dir: &Path) -> PathBuf {
+    let name = dir.file_name().unwrap_or_default().to_string_lossy();
+    dir.with_file_name(format!("{name}.previous"))
+}
+
+/// Puts `new` in the place of `dir`, and that in the place of `previous`.
+fn replace(dir: &Path, new: &Path, previous: &Path) -> io::Result<()> {
+    if previous.exists() {
+        fs::remove_dir_all(previous)?;
+    }
+    if crate::fs::exchange(new, dir).is_ok() {
+        // The old one lies where the new one was made, which is removed after a failure: back with it.
+        return fs::rename(new, previous).or_else(|error| crate::fs::exchange(new, dir).and(Err(error)));
+    }
+    // A file system that moves no folders, such as a container's: there is a moment without the adapter.
+    fs::create_dir(previous)?;
+    for entry in fs::read_dir(dir)? {
+        let file = entry?.path();
+        fs::copy(&file, previous.join(file.file_name().unwrap_or_default()))?;
+    }
+    fs::remove_dir_all(dir)?;
+    fs::rename(new, dir)
+}
+
+/// A and B by the hub's name of their module, each with the module's name as stored.
+type Halves = BTreeMap<String, [Option<(Tensor, String)>; 2]>;
+
+/// All pairs in `file`, and what it holds in place of the base's tensors.
+fn read_tensors(stored: &Checkpoint, file: &Path) -> Result<(Halves, BTreeMap<String, Tensor>)> {
+    let (mut halves, mut replaced, mut adapter_name) = (Halves::new(), BTreeMap::new(), None);
+    for tensor in stored.stored() {
+        let twice = || {
+            let reason = format!("tensor \"{}\" is there twice, in two spellings", tensor.name);
+            Error::checkpoint(file, reason)
+        };
+        let place = place(file, &tensor)?;
+        let value = load(stored, file, &tensor)?;
+        match place {
+            Place::Pair { path, half, name } => {
+                let first =
+                    *adapter_name.get_or_insert_with(|| name.map(str::to_owned)) == name.map(str::to_owned);
+                if !first {
+                    return Err(Error::checkpoint(
+                        file,
+                        format!(
+                            "tensor \"{}\" is of another adapter than those before it: one a file",
+                            tensor.name
+                        ),
+                    ));
+                }
+                let module = canonical_name(path);
+                let value = match module == EMBEDDING_MODULE {
+                    true => value.f_tr()?.f_contiguous()?,
+                    false => value,
+                };
+                let slot = &mut halves.entry(module).or_default()[half as usize];
+                if slot.replace((value, path.to_owned())).is_some() {
+                    return Err(twice());
+                }
+            }
+            Place::Base(name) => {
+                if replaced.insert(name, value).is_some() {
+                    return Err(twice());
+                }
+            }
+        }
+    }
+    match halves.is_empty() {
+        true => Err(Error::checkpoint(file, "holds no tensors of an adapter")),
+        false => Ok((halves, replaced)),
+    }
+}
+
+/// How `target_modules` spells the base's modules: as the file, or else as that which it means more of.
+struct Spelling<'a> {
+    meant: Matcher<'a>,
+    as_transformers: bool,
+    /// The head is meant where the embedding is, and the other way round.
+    tied: bool,
+}
+
+impl<'a> Spelling<'a> {
+    fn of(config: &'a LoraConfig, config_file: &Path, halves: &Halves) -> Result<Self> {
+        let paths = halves.iter().flat_map(|(name, halves)| {
+            let paths = halves.iter().flatten().map(|(_, path)| path.as_str());
+            paths.map(|path| (name.as_str(), path))
+        });
+        let stored = paths
+            .into_iter()
+            .all(|(name, path)| path == transformers_name(name));
+        let mut spelling = Self {
+            meant: config.matcher(config_file)?,
+            as_transformers: stored,
+            tied: config.ensure_weight_tying,
+        };
+        let mut counts = [0; 2];
+        for (as_transformers, count) in [(stored, 0), (!stored, 1)] {
+            spelling.as_transformers = as_transformers;
+            for name in halves.keys() {
+                counts[count] += usize::from(spelling.means(name)?);
+            }
+        }
+        spelling.as_transformers = stored == (counts[0] >= counts[1]);
+        Ok(spelling)
+    }
+
+    /// Whether the module of the hub's `name` is meant.
+    fn means(&self, name: &str) -> Result<bool> {
+        let spelled = |name: &str| match self.as_transformers {
+            true => (self.meant)(&transformers_name(name)),
+            false => (self.meant)(name),
+        };
+        let other = match name {
+            HEAD_MODULE => EMBEDDING_MODULE,
+            EMBEDDING_MODULE => HEAD_MODULE,
+            _ => return spelled(name),
+        };
+        Ok(spelled(name)? || self.tied && spelled(other)?)
+    }
+}
+
+/// What a tensor of the file is.
+enum Place<'a> {
+    /// Half of a pair: of the module of the stored `path`, in the adapter `name` where the file says one.
+    Pair {
+        path: &'a str,
+        half: Half,
+        name: Option<&'a str>,
+    },
+    /// A tensor of the base, by the hub's name.
+    Base(String),
+}
+
+/// The half and the adapter's name in `model.embed_tokens.lora_embedding_A` or `….lora_embedding_A.NAME`, whose halves are the
+/// table's turned: A is `[rank, vocabulary]`, which is B's place.
+fn embedding_half_of(path: &str) -> Option<Place<'_>> {
+    [("lora_embedding_A", Half::B), ("lora_embedding_B", Half::A)]
+        .into_iter()
+        .find_map(|(word, half)| {
+            let (path, rest) = path.rsplit_once(&format!(".{word}"))?;
+            let name = match rest {
+                "" => None,
+                rest => Some(
+                    rest.strip_prefix('.')
+                        .filter(|name| !name.is_empty() && !name.contains('.'))?,
+                ),
+            };
+            (canonical_name(path) == EMBEDDING_MODULE).then_some(Place::Pair { path, half, name })
+        })
+}
+
+/// The module, the half and the adapter's name in `MODULE.lora_A.weight` or `MODULE.lora_A.NAME.weight`.
+fn half_of(path: &str) -> Option<Place<'_>> {
+    [("lora_A", Half::A), ("lora_B", Half::B)]
+        .into_iter()
+        .find_map(|(word, half)| {
+            let (path, rest) = path.rsplit_once(&format!(".{word}."))?;
+            let name = match rest.strip_suffix("weight")? {
+                "" => None,
+                name => Some(
+                    name.strip_suffix('.')
+                        .filter(|name| !name.is_empty() && !name.contains('.'))?,
+                ),
+            };
+            Some(Place::Pair { path, half, name })
+        })
+}
+
+/// The hub's name of the output head's or the embedding's weight, which PEFT saves beside an adapter of the head.
+fn base_tensor(path: &str) -> Option<String> {
+    let module = path.strip_suffix(".weight")?;
+    let name = canonical_name(module.strip_suffix(".base_layer").unwrap_or(module));
+    let name = format!("{name}.weight");
+    [EMBEDDING, HEAD].contains(&name.as_str()).then_some(name)
+}
+
+/// What the tensor is.
+fn place<'a>(file: &Path, tensor: &'a StoredTensor) -> Result<Place<'a>> {
+    let name = tensor.name.as_str();
+    let path = name.strip_prefix(PREFIX);
+    let found = path.and_then(|path| {
+        let half = half_of(path).or_else(|| embedding_half_of(path));
+        half.or_else(|| base_tensor(path).map(Place::Base))
+    });
+    let reason = match found {
+        Some(found) if tensor.shape.len() == 2 && tensor.shape.iter().all(|&n| n > 0) => return Ok(found),
+        Some(_) => format!(
+            "has shape {:?}, but an adapter of a linear layer is a matrix",
+            tensor.shape
+        ),
+        None if name.contains("lora_magnitude_vector") => {
+            "belongs to DoRA, which is not supported".to_owned()
+        }
+        None if name.contains("lora_embedding_") => {
+            format!("adapts an embedding that is not \"{EMBEDDING_MODULE}\"")
+        }
+        None if name.contains("lora_") => {
+            format!("is no plain LoRA matrix ({PREFIX}MODULE.lora_A.weight, .lora_B.weight)")
+        }
+        None => "replaces a tensor of the base (\"modules_to_save\"), which is not supported: \
+                 merge the adapter in PEFT and load the merged model"
+            .to_owned(),
+    };
+    Err(Error::checkpoint(file, format!("tensor \"{name}\" {reason}")))
+}
+
+fn load(stored: &Checkpoint, file: &Path, tensor: &StoredTensor) -> Result<Tensor> {
+    let kind = stored.kind(&tensor.canonical)?;
+    let value = stored.load(&tensor.canonical, &tensor.shape, kind, Device::Cpu)?;
+    if !finite(&value)? {
+        return Err(Error::checkpoint(
+            file,
+            format!(
+                "tensor \"{}\" holds values that are no finite numbers: the training that made it failed",
+                tensor.name
+            ),
+        ));
+    }
+    Ok(value)
+}
+
+/// A and B of the module `name`, whose rank must be the settings'.
+fn pair(
+    config: &LoraConfig,
+    config_file: &Path,
+    file: &Path,
+    name: &str,
+    halves: [Option<(Tensor, String)>; 2],
+) -> Result<LoraPair> {
+    let wrong = |reason: String| Error::checkpoint(file, format!("\"{name}\": {reason}"));
+    let [Some((a, path)), Some((b, _))] = halves else {
+        return Err(wrong(
+            "lora_A and lora_B must both be there: is the file complete?".to_owned(),
+        ));
+    };
+    // Patterns were written for the base's spelling of that time or for today's.
+    let (rank, scale) = match config.rank_and_scale(config_file, &path)? {
+        found if found != (config.r, config.scale()) => found,
+        _ => config.rank_and_scale(config_file, &transformers_name(name))?,
+    };
+    let (rows, columns) = (a.size()[0] as usize, b.size()[1] as usize);
+    if rows != rank || columns != rank {
+        return Err(wrong(format!(
+            "lora_A is {:?} and lora_B {:?}, but {ADAPTER_CONFIG} asks for rank {rank}",
+            a.size(),
+            b.size()
+        )));
+    }
+    Ok(LoraPair { a, b, scale })
+}
+
+/// Whether all values are numbers.
+///
+/// Both ends tell, which no-numbers spread to: a tensor of answers would leave a hole in memory that no adapter fills.
+pub(crate) fn finite(tensor: &Tensor) -> Result<bool> {
+    let is_number = |end: Tensor| -> Result<bool> { Ok(end.f_double_value(&[])?.is_finite()) };
+    Ok(tensor.numel() == 0 || (is_number(tensor.f_max()?)? && is_number(tensor.f_min()?)?))
+}
+
+fn dtype(kind: Kind) -> Result<Dtype> {
+    match kind {
+        Kind::Float => Ok(Dtype::F32),
+        Kind::BFloat16 => Ok(Dtype::BF16),
+        Kind::Half => Ok(Dtype::F16),
+        other => Err(Error::Numeric(format!(
+            "an adapter of {other:?} cannot be written"
+        ))),
+    }
+}
+
+fn bytes(tensor: &Tensor) -> Result<Vec<u8>> {
+    let tensor = tensor.detach().f_to_device(Device::Cpu)?.f_contiguous()?;
+    let mut bytes = vec![0; tensor.numel() * tensor.kind().elt_size_in_bytes()];
+    tensor.f_copy_data_u8(&mut bytes, tensor.numel())?;
+    Ok(bytes)
+}

@@ -1,0 +1,20 @@
+//! LoRA adapters in PEFT's folders: reading, writing, beginning one, choosing one, merging one.
+//!
+//! `y = W x + b + s·B(A x)`: the base's W stays as it is, in four bits or not; an [`Adapter`] holds A and B of every
+//! module that it changes, under the hub's names. [`Model::load`](crate::qwen2_5_vl::Model::load) attaches it.
+
+mod adapter;
+mod choice;
+mod config;
+mod file;
+mod targets;
+mod verdict;
+
+pub(crate) use self::adapter::EMBEDDING_MODULE;
+pub use self::adapter::{Adapter, LoraPair};
+pub use self::choice::{Found, find, own_folder};
+pub use self::config::LoraConfig;
+pub(crate) use self::file::finite;
+pub use self::file::{ADAPTER_CONFIG, ADAPTER_EVALUATION, ADAPTER_WEIGHTS};
+pub use self::targets::Targets;
+pub use self::verdict::Verdict;

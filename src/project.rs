@@ -1,0 +1,393 @@
+//! The project's layout on disk, and the model folder a run uses.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use crate::fs::hub_cache;
+use crate::{Error, Result};
+
+/// Folder, under `models/`, of the model that the pipeline is made for.
+pub const BASE_MODEL: &str = "qwen25-vl-7b-base";
+/// Folder, under `models/`, of the small model that comes with the program.
+pub const EMBEDDED_MODEL: &str = "qwen25-vl-nano";
+/// What the NF4 quantization adds to a model's name.
+pub const NF4_SUFFIX: &str = "-bnb-nf4";
+/// What the AWQ quantization adds to a model's name.
+pub const AWQ_SUFFIX: &str = "-awq-int4";
+/// What fine-tuning adds to a model's name.
+pub const LORA_SUFFIX: &str = "-medical-lora";
+/// What merging an adapter adds to a model's name.
+pub const MERGED_SUFFIX: &str = "-medical-merged";
+/// How to get [`BASE_MODEL`].
+pub const GET_BASE_MODEL: &str = "download_model (about 16 GB)";
+
+/// The project folder: everything the pipeline reads and writes lies under it.
+#[derive(Debug, Clone)]
+pub struct Project {
+    root: PathBuf,
+}
+
+/// The model folder of a run.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ModelFolder {
+    /// Where it is.
+    pub path: PathBuf,
+    /// The embedded model stands in, since nobody chose a model and [`BASE_MODEL`] is not there.
+    pub stands_in: bool,
+}
+
+impl ModelFolder {
+    /// One line for the user where the embedded model stands in.
+    pub fn notice(&self) -> Option<String> {
+        self.stands_in.then(|| {
+            format!(
+                "model: {} (13M parameters, for trying out: typed and scanned pages of printed English); \
+                 for the 7B model, which reads any document: {GET_BASE_MODEL}",
+                self.path.display()
+            )
+        })
+    }
+}
+
+impl Project {
+    /// The project at `root`, or in the current folder.
+    pub fn open(root: Option<&Path>) -> Result<Self> {
+        match root {
+            Some(root) if !root.is_dir() => Err(not_a_folder(root, "the project folder (--root, MVP_ROOT)")),
+            // Empty, so that the user reads "models/..." and not "./models/...".
+            root => Ok(Self {
+                root: root.map(Path::to_owned).unwrap_or_default(),
+            }),
+        }
+    }
+
+    /// The project folder.
+    pub fn root(&self) -> &Path {
+        if self.root.as_os_str().is_empty() {
+            Path::new(".")
+        } else {
+            &self.root
+        }
+    }
+
+    /// A file or folder below the project folder, such as one of [`records::paths`](crate::records::paths).
+    pub fn file(&self, relative: impl AsRef<Path>) -> PathBuf {
+        self.root.join(relative)
+    }
+
+    /// Where models lie.
+    pub fn models(&self) -> PathBuf {
+        self.root.join("models")
+    }
+
+    /// Where records lie.
+    pub fn benchmarks(&self) -> PathBuf {
+        self.root.join("benchmarks")
+    }
+
+    /// The model folder for `choice`: a path, or a name under `models/`; without one [`BASE_MODEL`], else [`EMBEDDED_MODEL`].
+    ///
+    /// The error names the folders looked at and says how to get a model.
+    pub fn model_folder(&self, choice: Option<&Path>) -> Result<ModelFolder> {
+        let (candidates, stands_in) = match choice {
+            Some(choice) => (self.chosen(choice), false),
+            None => {
+                let base = self.models().join(BASE_MODEL);
+                if base.is_dir() {
+                    return Ok(ModelFolder {
+                        path: base,
+                        stands_in: false,
+                    });
+                }
+                (self.embedded_models(), true)
+            }
+        };
+        if let Some(path) = candidates.iter().find(|path| path.is_dir()) {
+            return Ok(ModelFolder {
+                path: hub_cache::resolved(path, "main")?,
+                stands_in,
+            });
+        }
+        let first = &candidates[0];
+        Err(not_a_folder(
+            first,
+            &format!("a model folder; to get the 7B model: {GET_BASE_MODEL}"),
+        ))
+    }
+
+    /// The model folder to serve: as [`Self::model_folder`], but in four bits where nobody chose and `quantize_base` made it.
+    pub fn served_model(&self, choice: Option<&Path>) -> Result<ModelFolder> {
+        let quantized = |base: &Path| Some(self.derived_model(base, NF4_SUFFIX)).filter(|path| path.is_dir());
+        // Its base may be gone.
+        if let (None, Some(path)) = (choice, quantized(Path::new(BASE_MODEL))) {
+            return Ok(ModelFolder {
+                path,
+                stands_in: false,
+            });
+        }
+        let mut folder = self.model_folder(choice)?;
+        if let (None, Some(path)) = (choice, quantized(&folder.path)) {
+            folder.path = path;
+        }
+        Ok(folder)
+    }
+
+    /// Folder for a model that may not be there yet: `choice`, a path or a name under `models/`, or else `models/DEFAULT`.
+    pub fn new_model(&self, choice: Option<&Path>, default: &str) -> PathBuf {
+        let Some(choice) = choice else {
+            return self.models().join(default);
+        };
+        let is_name = choice.components().count() == 1 && choice.is_relative();
+        let there = self.chosen(choice).into_iter().find(|path| path.is_dir());
+        there.unwrap_or_else(|| {
+            if is_name {
+                self.models().join(choice)
+            } else {
+                self.root.join(choice)
+            }
+        })
+    }
+
+    /// Folder of what is made from the model in `base`: `models/NAME` and one of the suffixes; see [`model_stem`].
+    pub fn derived_model(&self, base: &Path, suffix: &str) -> PathBuf {
+        self.models().join(format!("{}{suffix}", model_stem(base)))
+    }
+
+    /// The adapter folder for `choice`: a path, or a name under `models/`.
+    pub fn adapter_folder(&self, choice: &Path) -> Result<PathBuf> {
+        let places = self.chosen(choice);
+        let found = places.iter().find(|path| path.is_dir()).cloned();
+        let found = found
+            .ok_or_else(|| not_a_folder(choice, "a LoRA adapter in PEFT's form (--adapter, MVP_ADAPTER)"))?;
+        hub_cache::resolved(&found, "main")
+    }
+
+    /// Places a chosen model may be in; the first is the one to name in an error.
+    fn chosen(&self, choice: &Path) -> Vec<PathBuf> {
+        let mut places = vec![choice.to_owned()];
+        if choice.is_relative() {
+            places.push(self.root.join(choice));
+            places.push(self.models().join(choice));
+        }
+        places
+    }
+
+    /// Places the embedded model may be in: the project, a checkout that the executable was built in, an installation.
+    pub(crate) fn embedded_models(&self) -> Vec<PathBuf> {
+        let mut places = vec![self.models().join(EMBEDDED_MODEL)];
+        let executable = std::env::current_exe()
+            .and_then(fs::canonicalize)
+            .unwrap_or_default();
+        for folder in executable.ancestors().skip(1).take(4) {
+            places.push(folder.join("models").join(EMBEDDED_MODEL));
+            places.push(folder.join("share/medvision/models").join(EMBEDDED_MODEL));
+        }
+        places
+    }
+}
+
+/// The error where `folder` is no model's: what it is instead, as far as that can be told, and what to do.
+pub fn require_model(folder: &Path) -> Result<()> {
+    if folder.join("config.json").exists() {
+        return Ok(());
+    }
+    if folder.join("adapter_config.json").exists() {
+        return Err(Error::checkpoint(
+            folder,
+            "is a LoRA adapter, not a model: name it with --adapter, and the model with --model",
+        ));
+    }
+    let inside = fs::read_dir(folder).into_iter().flatten().flatten();
+    let mut inside: Vec<PathBuf> = inside
+        .map(|entry| entry.path())
+        .filter(|path| path.join("config.json").is_file())
+        .collect();
+    inside.sort();
+    let advice = match inside.first() {
+        Some(path) => format!("is {} meant?", path.display()),
+        None => format!(
+            "it is no model folder, or its download is not complete: run that again; to get the 7B model: {GET_BASE_MODEL}"
+        ),
+    };
+    Err(Error::checkpoint(
+        folder,
+        format!("holds no config.json; {advice}"),
+    ))
+}
+
+/// The folder that `folder` means: itself, or the snapshot of `revision` where it is one of the hub's cache.
+pub fn resolved_folder(folder: &Path, revision: &str) -> Result<PathBuf> {
+    hub_cache::resolved(folder, revision)
+}
+
+/// The name of a model's folder, links followed; in the hub's cache the repository's, where the folder is called as a commit.
+pub fn model_folder_name(model: &Path) -> String {
+    name_in(&model.canonicalize().unwrap_or_else(|_| model.to_owned()))
+}
+
+fn name_in(path: &Path) -> String {
+    match hub_cache::repository(path) {
+        Some(repository) => repository.rsplit('/').next().unwrap_or_default().to_owned(),
+        None => path
+            .file_name()
+            .unwrap_or_default()
+            .to_string_lossy()
+            .into_owned(),
+    }
+}
+
+/// A model's name without what says which of its forms it is: `-base`, [`NF4_SUFFIX`], [`AWQ_SUFFIX`].
+pub fn model_stem(model: &Path) -> String {
+    // Only a path such as "." or "models/x/.." has no name of its own.
+    let path = match model.file_name() {
+        Some(_) => model.to_owned(),
+        None => model.canonicalize().unwrap_or_default(),
+    };
+    let name = name_in(&path);
+    let forms = ["-base", NF4_SUFFIX, AWQ_SUFFIX];
+    let stem = forms.iter().find_map(|form| name.strip_suffix(form));
+    stem.unwrap_or(name.as_str()).to_owned()
+}
+
+fn not_a_folder(path: &Path, what: &str) -> Error {
+    let fault = if path.exists() {
+        "not a folder"
+    } else {
+        "no such folder"
+    };
+    Error::checkpoint(path, format!("{fault}; expected {what}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn project(models: &[&str]) -> (tempfile::TempDir, Project) {
+        let folder = tempfile::tempdir().unwrap();
+        for model in models {
+            fs::create_dir_all(folder.path().join("models").join(model)).unwrap();
+        }
+        let project = Project::open(Some(folder.path())).unwrap();
+        (folder, project)
+    }
+
+    #[test]
+    fn the_base_model_goes_before_the_embedded_one() {
+        let (_folder, project) = project(&[BASE_MODEL, EMBEDDED_MODEL]);
+        let folder = project.model_folder(None).unwrap();
+        assert_eq!(folder.path, project.models().join(BASE_MODEL));
+        assert_eq!(folder.notice(), None);
+    }
+
+    #[test]
+    fn what_is_served_is_in_four_bits_unless_somebody_chose() {
+        for (models, served, stands_in) in [
+            (&[BASE_MODEL, EMBEDDED_MODEL][..], BASE_MODEL, false),
+            (
+                &[BASE_MODEL, "qwen25-vl-7b-bnb-nf4"],
+                "qwen25-vl-7b-bnb-nf4",
+                false,
+            ),
+            (
+                &["qwen25-vl-7b-bnb-nf4", EMBEDDED_MODEL],
+                "qwen25-vl-7b-bnb-nf4",
+                false,
+            ),
+            (
+                &[EMBEDDED_MODEL, "qwen25-vl-nano-bnb-nf4"],
+                "qwen25-vl-nano-bnb-nf4",
+                true,
+            ),
+            (&[EMBEDDED_MODEL], EMBEDDED_MODEL, true),
+        ] {
+            let (_folder, project) = project(models);
+            let folder = project.served_model(None).unwrap();
+            assert_eq!(
+                (folder.path, folder.stands_in),
+                (project.models().join(served), stands_in)
+            );
+            let chosen = project.served_model(Some(Path::new(models[0]))).unwrap();
+            assert_eq!(chosen.path, project.models().join(models[0]));
+        }
+    }
+
+    #[test]
+    fn the_embedded_model_stands_in_and_says_so() {
+        let (_folder, project) = project(&[EMBEDDED_MODEL]);
+        let folder = project.model_folder(None).unwrap();
+        assert_eq!(folder.path, project.models().join(EMBEDDED_MODEL));
+        let notice = folder.notice().unwrap();
+        assert!(
+            notice.contains(GET_BASE_MODEL) && !notice.contains('\n'),
+            "{notice}"
+        );
+    }
+
+    #[test]
+    fn a_model_is_chosen_by_path_or_by_name() {
+        let (_folder, project) = project(&["mine"]);
+        let path = project.models().join("mine");
+        for choice in [path.as_path(), Path::new("models/mine"), Path::new("mine")] {
+            let folder = project.model_folder(Some(choice)).unwrap();
+            assert_eq!(folder.path, path);
+            assert_eq!(folder.notice(), None);
+        }
+    }
+
+    #[test]
+    fn what_is_made_from_a_model_is_named_after_it() {
+        let (folder, project) = project(&["mine"]);
+        for (base, derived) in [
+            ("models/qwen25-vl-7b-base", "qwen25-vl-7b-bnb-nf4"),
+            ("/elsewhere/qwen25-vl-nano/", "qwen25-vl-nano-bnb-nf4"),
+            ("base", "base-bnb-nf4"),
+            ("models/qwen25-vl-7b-awq-int4", "qwen25-vl-7b-bnb-nf4"),
+        ] {
+            let found = project.derived_model(Path::new(base), NF4_SUFFIX);
+            assert_eq!(found, folder.path().join("models").join(derived));
+        }
+        let unnamed = project.models().join("mine/.");
+        assert_eq!(
+            project.derived_model(&unnamed.join(".."), AWQ_SUFFIX),
+            folder.path().join("models/models-awq-int4")
+        );
+    }
+
+    #[test]
+    fn a_folder_without_a_config_is_told_apart() {
+        let (_folder, project) = project(&["models/inner", "lora", "empty"]);
+        let models = project.models();
+        fs::write(models.join("models/inner/config.json"), "{}").unwrap();
+        fs::write(models.join("lora/adapter_config.json"), "{}").unwrap();
+        let reason = |name: &str| require_model(&models.join(name)).unwrap_err().to_string();
+        assert!(reason("models").contains("models/inner meant?"));
+        assert!(reason("lora").contains("--adapter"));
+        assert!(reason("empty").contains("no config.json") && reason("empty").contains(GET_BASE_MODEL));
+        assert!(require_model(&models.join("models/inner")).is_ok());
+    }
+
+    #[test]
+    fn a_folder_of_the_hubs_cache_is_called_as_its_repository() {
+        let (_folder, project) = project(&[]);
+        let cache = project.models().join("models--Qwen--Qwen2.5-VL-7B-Instruct");
+        let snapshot = cache.join("snapshots").join("a".repeat(40));
+        fs::create_dir_all(&snapshot).unwrap();
+        let found = project.model_folder(Some(&cache)).unwrap().path;
+        assert_eq!(found, snapshot);
+        assert_eq!(model_folder_name(&found), "Qwen2.5-VL-7B-Instruct");
+        assert_eq!(model_stem(&found), "Qwen2.5-VL-7B-Instruct");
+        let derived = project.derived_model(&found, NF4_SUFFIX);
+        assert_eq!(derived, project.models().join("Qwen2.5-VL-7B-Instruct-bnb-nf4"));
+    }
+
+    #[test]
+    fn a_missing_model_is_named_with_the_way_to_get_one() {
+        let (_folder, project) = project(&[]);
+        let message = project
+            .model_folder(Some(Path::new("models/absent")))
+            .unwrap_err()
+            .to_string();
+        assert!(message.starts_with("models/absent: no such folder"), "{message}");
+        assert!(message.contains(GET_BASE_MODEL), "{message}");
+    }
+}

@@ -1,0 +1,241 @@
+//! How well a model reads pages whose text is known, and how far a quantized one is from the original.
+//!
+//! The model is given the page, asked for all that it says and shown the text, and judged on each next token: one pass a
+//! page, the same work for every model.
+
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+use tch::{Device, Kind, Tensor};
+
+use super::Watch;
+use crate::checkpoint::Checkpoint;
+use crate::data::CalibrationPage;
+use crate::lora::Adapter;
+use crate::processing::{Content, Grid, ImageProcessor, Message, Role, TextProcessor};
+use crate::prompts::EXTRACTION_PROMPT;
+use crate::qwen2_5_vl::{Config, Model, Wanted};
+use crate::records::round_to;
+use crate::{Error, Result};
+
+/// Logits that are computed at once, at most.
+const LOGITS: usize = 4 << 20;
+
+/// A model on pages.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct PageAccuracy {
+    /// Pages.
+    pub pages: usize,
+    /// Tokens of their texts.
+    pub tokens: usize,
+    /// Tokens that the model holds for the likeliest next, percent.
+    pub token_accuracy_pct: f64,
+    /// Mean negative log-likelihood of a token, nats.
+    pub mean_loss: f64,
+    /// Against the original model's outputs, where they are known.
+    #[serde(flatten)]
+    pub outputs: Option<OutputError>,
+}
+
+/// A quantized model's logits against the original's, over all tokens of the pages' texts.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct OutputError {
+    /// Mean over the tokens of the cosine between both models' logits.
+    pub output_cosine: f64,
+    /// Root mean square difference.
+    pub output_rmse: f64,
+    /// Largest difference.
+    pub output_max_abs: f64,
+}
+
+/// What a model makes of pages.
+pub struct Measured {
+    /// Figures.
+    pub accuracy: PageAccuracy,
+    /// Hidden states of the texts' tokens before the final norm, a page each: `[tokens, hidden]`, on the CPU.
+    pub hidden: Vec<Tensor>,
+}
+
+/// Pages → ids and patches of a model.
+pub(super) struct Encoder {
+    text: TextProcessor,
+    images: ImageProcessor,
+    most_tokens: usize,
+}
+
+/// One page's.
+pub(super) struct Encoded {
+    /// Prompt and answer.
+    pub(super) ids: Vec<i64>,
+    /// How many of them are the prompt's.
+    pub(super) prompt: usize,
+    pub(super) pixels: Tensor,
+    pub(super) grid: Grid,
+}
+
+impl Encoder {
+    pub(super) fn new(dir: &Path, config: &Config) -> Result<Self> {
+        Ok(Self {
+            text: TextProcessor::from_dir(dir)?,
+            images: ImageProcessor::from_dir(dir)?,
+            most_tokens: config.text.max_position_embeddings,
+        })
+    }
+
+    /// The page with `prompt`, and its text as the answer: a run of spaces is one, as models write it.
+    pub(super) fn encode(&self, page: &CalibrationPage, prompt: &str) -> Result<Encoded> {
+        let grid = self.images.grid(page.image.height, page.image.width)?;
+        let messages = [Message {
+            role: Role::User,
+            content: vec![Content::Image, Content::Text(prompt.to_owned())],
+        }];
+        let mut ids = self.text.encode_chat(&messages, &[grid])?;
+        let prompt = ids.len();
+        let lines = page.text.lines().map(|line| {
+            let words: Vec<&str> = line.split_whitespace().collect();
+            words.join(" ")
+        });
+        let answer = lines.collect::<Vec<_>>().join("\n");
+        ids.extend(self.text.encode_plain(&answer)?);
+        ids.truncate(self.most_tokens);
+        Ok(Encoded {
+            ids,
+            prompt,
+            pixels: self.images.process(&page.image)?.pixel_values,
+            grid,
+        })
+    }
+}
+
+/// Measures the model in `dir` on `pages`; `original` are the hidden states that the original model had.
+pub fn measure(
+    dir: &Path,
+    pages: &[CalibrationPage],
+    device: Device,
+    original: Option<&[Tensor]>,
+) -> Result<Measured> {
+    measure_with(dir, None, pages, device, original, Watch::none())
+}
+
+/// The same with an adapter attached; `watch` is told of every page.
+pub fn measure_with(
+    dir: &Path,
+    adapter: Option<&Adapter>,
+    pages: &[CalibrationPage],
+    device: Device,
+    original: Option<&[Tensor]>,
+    watch: Watch<'_>,
+) -> Result<Measured> {
+    let config = Config::from_dir(dir)?;
+    let encoder = Encoder::new(dir, &config)?;
+    let kind = match device {
+        Device::Cpu => Kind::Float,
+        _ => Kind::BFloat16,
+    };
+    let model = Model::load(&Checkpoint::open(dir)?, &config, kind, device, adapter)?;
+    let (mut sums, mut hidden) = (Sums::default(), Vec::new());
+    for (i, page) in pages.iter().enumerate() {
+        let encoded = encoder.encode(page, EXTRACTION_PROMPT)?;
+        let states = states(&model, &encoded, device)?;
+        let answer = Tensor::f_from_slice(&encoded.ids[encoded.prompt..])?.f_to_device(device)?;
+        let original = original.and_then(|pages| pages.get(i));
+        // Some rows at a time: a large vocabulary's logits of a whole page take gigabytes.
+        let (rows, step) = (states.size()[0], logit_rows(&config));
+        for row in (0..rows).step_by(step as usize) {
+            let count = step.min(rows - row);
+            let logits = model.logits(&states.f_narrow(0, row, count)?)?;
+            sums.add_answer(&logits, &answer.f_narrow(0, row, count)?)?;
+            if let Some(original) = original {
+                let original = original.f_narrow(0, row, count)?.f_to_device(device)?;
+                sums.add_outputs(&logits, &model.logits(&original.f_to_kind(kind)?)?)?;
+            }
+        }
+        hidden.push(states.f_to_device(Device::Cpu)?);
+        watch.done(1)?;
+    }
+    let accuracy = sums.figures(pages.len());
+    if !accuracy.mean_loss.is_finite() {
+        return Err(Error::Numeric(
+            "the model's answers to the calibration pages are no numbers".to_owned(),
+        ));
+    }
+    Ok(Measured { accuracy, hidden })
+}
+
+/// Rows whose logits are computed at once.
+fn logit_rows(config: &Config) -> i64 {
+    (LOGITS / config.text.vocab_size.max(1)).max(1) as i64
+}
+
+/// Hidden states of the tokens before each of the answer's: `[answer, hidden]`.
+fn states(model: &Model, encoded: &Encoded, device: Device) -> Result<Tensor> {
+    let pixels = encoded.pixels.f_to_device(device)?;
+    let features = model.image_features(&pixels, &[encoded.grid])?;
+    let mut cache = model.cache(encoded.ids.len())?;
+    let prefill = model.prefill(
+        &encoded.ids,
+        Some(&features),
+        &[encoded.grid],
+        &mut cache,
+        Wanted::All,
+    )?;
+    let answer = encoded.ids.len().saturating_sub(encoded.prompt) as i64;
+    Ok(prefill
+        .hidden
+        .f_narrow(0, encoded.prompt as i64 - 1, answer)?
+        .f_contiguous()?)
+}
+
+#[derive(Default)]
+struct Sums {
+    tokens: usize,
+    right: f64,
+    loss: f64,
+    compared: f64,
+    cosine: f64,
+    squares: f64,
+    values: f64,
+    largest: f64,
+}
+
+impl Sums {
+    fn add_answer(&mut self, logits: &Tensor, answer: &Tensor) -> Result<()> {
+        self.tokens += answer.numel();
+        let right = logits.f_argmax(-1, false)?.f_eq_tensor(answer)?;
+        self.right += right.f_sum(Kind::Double)?.f_double_value(&[])?;
+        let likely = logits
+            .f_log_softmax(-1, Kind::Float)?
+            .f_gather(-1, &answer.f_unsqueeze(-1)?, false)?;
+        self.loss -= likely.f_sum(Kind::Double)?.f_double_value(&[])?;
+        Ok(())
+    }
+
+    fn add_outputs(&mut self, logits: &Tensor, original: &Tensor) -> Result<()> {
+        let rows = logits.size()[0];
+        let cosine = Tensor::f_cosine_similarity(logits, original, 1, 1e-12)?;
+        self.cosine += cosine.f_sum(Kind::Double)?.f_double_value(&[])?;
+        let off = logits.f_sub(original)?;
+        self.squares += off.f_square()?.f_sum(Kind::Double)?.f_double_value(&[])?;
+        if rows > 0 {
+            self.largest = self.largest.max(off.f_abs()?.f_max()?.f_double_value(&[])?);
+        }
+        self.compared += rows as f64;
+        self.values += logits.numel() as f64;
+        Ok(())
+    }
+
+    fn figures(&self, pages: usize) -> PageAccuracy {
+        let tokens = self.tokens.max(1) as f64;
+        PageAccuracy {
+            pages,
+            tokens: self.tokens,
+            token_accuracy_pct: round_to(self.right / tokens * 100.0, 3),
+            mean_loss: round_to(self.loss / tokens, 6),
+            outputs: (self.compared > 0.0).then(|| OutputError {
+                output_cosine: round_to(self.cosine / self.compared, 6),
+                output_rmse: round_to((self.squares / self.values).sqrt(), 6),
+                output_max_abs: round_to(self.largest, 6),
+            }),
+        }
+    }
+}

@@ -1,0 +1,59 @@
+//! Calibration pages → what the first decoder layer reads of them.
+
+use sha2::{Digest, Sha256};
+use tch::{Device, Kind};
+
+use super::{decoder::Rotary, layer::Prompt};
+use crate::data::CalibrationPage;
+use crate::fs::hexadecimal;
+use crate::quantize::{Source, Watch, accuracy::Encoder};
+use crate::qwen2_5_vl::{Config, Front};
+use crate::{Error, Result};
+
+/// The pages with their answers, through the vision tower and the embedding.
+pub fn prompts(
+    source: &Source,
+    config: &Config,
+    pages: &[CalibrationPage],
+    device: Device,
+    watch: Watch<'_>,
+) -> Result<Vec<Prompt>> {
+    let encoder = Encoder::new(source.dir(), config)?;
+    let front = Front::load(source.checkpoint(), config, Kind::Float, device)?;
+    pages
+        .iter()
+        .map(|page| {
+            let encoded = encoder.encode(page, &page.prompt)?;
+            let pixels = encoded.pixels.f_to_device(device)?;
+            let (states, positions) = front.embed(&encoded.ids, Some(&pixels), &[encoded.grid])?;
+            if states.f_isfinite()?.f_all()?.f_int64_value(&[])? == 0 {
+                return Err(Error::Numeric(
+                    "the vision tower makes values that are no numbers of a calibration page: the model is damaged"
+                        .to_owned(),
+                ));
+            }
+            watch.done(1)?;
+            Ok(Prompt {
+                states,
+                rotary: Rotary::new(&positions, &config.text, device)?,
+            })
+        })
+        .collect()
+}
+
+/// sha256 over the pages: what a folder was calibrated on.
+pub fn pages_digest(pages: &[CalibrationPage]) -> String {
+    let mut hasher = Sha256::new();
+    for page in pages {
+        for part in [
+            &page.image.pixels[..],
+            page.prompt.as_bytes(),
+            page.text.as_bytes(),
+        ] {
+            hasher.update((part.len() as u64).to_le_bytes());
+            hasher.update(part);
+        }
+        hasher.update(page.image.width.to_le_bytes());
+    }
+    hexadecimal(&hasher.finalize())
+}

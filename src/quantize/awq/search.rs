@@ -1,0 +1,154 @@
+//! The two searches of AWQ: scales that protect the channels with large activations, and ranges to clip weights to.
+//!
+//! Lin et al., "AWQ: Activation-aware Weight Quantization" (2023), section 3, with the choices of AutoAWQ's
+//! `awq/quantize/quantizer.py`: twenty exponents, scales normalised by √(max · min), ten clipping ranges down to 55 %.
+
+use tch::{Kind, Tensor};
+
+use crate::Result;
+use crate::quant::awq::Grouped;
+
+/// Exponents tried.
+const EXPONENTS: usize = 20;
+/// Steps of 1 / 20 by which a range is narrowed.
+const CLIP_STEPS: usize = 10;
+/// Weights whose clipping is searched at once: bounds the memory it takes.
+const CLIP_WEIGHTS: i64 = 1 << 23;
+
+/// What a search for scales found.
+pub struct Scaling {
+    /// `[in]`: the weights' columns are multiplied by them, the inputs divided.
+    pub scales: Tensor,
+    /// Mean square error of the block's output with them.
+    pub loss: f64,
+}
+
+/// Finds scales for Linears that read the same input.
+///
+/// `importance`: `[in]`, the mean magnitude of each input channel. `loss` gives the mean square error of the output
+/// when the Linears have the weights it is handed (already divided by the scales again). No scaling at all is among the
+/// candidates, so that the result is never worse than round to nearest.
+pub fn scales(
+    weights: &[&Tensor],
+    importance: &Tensor,
+    group: i64,
+    mut loss: impl FnMut(&[Tensor]) -> Result<f64>,
+) -> Result<Scaling> {
+    let magnitude = relative_magnitude(weights, group)?;
+    let mut attempt = |scales: &Tensor| {
+        let rounded = weights
+            .iter()
+            .map(|w| {
+                Ok(Grouped::round(&w.f_mul(scales)?, group)?
+                    .values()?
+                    .f_div_(scales)?)
+            })
+            .collect::<Result<Vec<_>>>()?;
+        loss(&rounded)
+    };
+    let ones = importance.f_ones_like()?;
+    let mut best = Scaling {
+        loss: attempt(&ones)?,
+        scales: ones,
+    };
+    for step in 0..EXPONENTS {
+        let exponent = step as f64 / EXPONENTS as f64;
+        let Some(scales) = candidate(importance, &magnitude, exponent)? else {
+            continue;
+        };
+        let loss = attempt(&scales)?;
+        if loss < best.loss {
+            best = Scaling { scales, loss };
+        }
+    }
+    Ok(best)
+}
+
+/// importance^α / magnitude^(1 - α), normalised; `None` where that is no usable number.
+fn candidate(importance: &Tensor, magnitude: &Tensor, exponent: f64) -> Result<Option<Tensor>> {
+    let scales = importance
+        .f_pow_tensor_scalar(exponent)?
+        .f_div(
+            &magnitude
+                .f_pow_tensor_scalar(1.0 - exponent)?
+                .f_add_scalar(1e-4)?,
+        )?
+        .f_clamp_min(1e-4)?;
+    let spread = scales.f_max()?.f_mul(&scales.f_min()?)?.f_sqrt()?;
+    let scales = scales.f_div(&spread)?;
+    let usable = scales.f_isfinite()?.f_all()?.f_int64_value(&[])? != 0;
+    Ok(usable.then_some(scales))
+}
+
+/// `[in]`: mean over all outputs of |w| relative to the largest of its group.
+fn relative_magnitude(weights: &[&Tensor], group: i64) -> Result<Tensor> {
+    let (mut sum, mut rows) = (None::<Tensor>, 0);
+    for weight in weights {
+        let (out, input) = weight.size2()?;
+        let grouped = weight.f_view([out, -1, group])?.f_abs()?;
+        let largest = grouped.f_amax([-1i64], true)?.f_add_scalar(1e-6)?;
+        let part = grouped
+            .f_div(&largest)?
+            .f_sum_dim_intlist(0, false, Kind::Float)?
+            .f_view([input])?;
+        sum = Some(match sum {
+            Some(sum) => sum.f_add(&part)?,
+            None => part,
+        });
+        rows += out;
+    }
+    let sum = sum.expect("at least one weight");
+    Ok(sum.f_div_scalar(rows as f64)?)
+}
+
+/// Clips each group of `weight`, `[out, in]`, to the range at which its share of the output suffers least.
+///
+/// inputs: `[rows, in]`. The error of one group with weights off by d is dᵀ (XᵀX) d, so that the inputs are needed only
+/// as one Gram matrix a group, and all of them count.
+pub fn clipped(weight: &Tensor, inputs: &Tensor, group: i64) -> Result<Tensor> {
+    let (out, input) = weight.size2()?;
+    // [groups, rows, group] → [groups, group, group]
+    let x = inputs.f_view([-1, input / group, group])?.f_transpose(0, 1)?;
+    let gram = x.f_transpose(1, 2)?.f_bmm(&x)?;
+    let step = (CLIP_WEIGHTS / input).max(1);
+    let parts = (0..out)
+        .step_by(step as usize)
+        .map(|row| clipped_rows(&weight.f_narrow(0, row, step.min(out - row))?, &gram, group))
+        .collect::<Result<Vec<_>>>()?;
+    Ok(Tensor::f_cat(&parts, 0)?)
+}
+
+fn clipped_rows(weight: &Tensor, gram: &Tensor, group: i64) -> Result<Tensor> {
+    let (out, input) = weight.size2()?;
+    let grouped = weight.f_view([out, -1, group])?;
+    let largest = grouped.f_abs()?.f_amax([-1i64], true)?;
+    let (mut best, mut best_error) = (largest.shallow_clone(), None::<Tensor>);
+    for step in 0..CLIP_STEPS {
+        let range = largest.f_mul_scalar(1.0 - step as f64 / 20.0)?;
+        let narrowed = clamp(&grouped, &range)?.f_view([out, input])?;
+        let off = Grouped::round(&narrowed, group)?
+            .values()?
+            .f_sub_(weight)?
+            .f_view([out, -1, group])?
+            .f_transpose(0, 1)?;
+        // [groups, out] → [out, groups, 1]
+        let error = off
+            .f_bmm(gram)?
+            .f_mul_(&off)?
+            .f_sum_dim_intlist(-1, false, Kind::Float)?
+            .f_tr()?
+            .f_unsqueeze(-1)?;
+        best_error = Some(match best_error {
+            None => error,
+            Some(least) => {
+                best = range.f_where_self(&error.f_lt_tensor(&least)?, &best)?;
+                least.f_minimum(&error)?
+            }
+        });
+    }
+    Ok(clamp(&grouped, &best)?.f_view([out, input])?)
+}
+
+fn clamp(grouped: &Tensor, range: &Tensor) -> Result<Tensor> {
+    Ok(grouped.f_clamp_tensor(Some(&range.f_neg()?), Some(range))?)
+}

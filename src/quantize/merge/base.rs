@@ -1,0 +1,168 @@
+//! The weights that an adapter is merged into: a model folder's, as numbers, a few rows at a time.
+
+use std::collections::HashMap;
+use std::path::Path;
+
+use tch::{Device, Kind, Tensor};
+
+use crate::checkpoint::{Checkpoint, MappedTensor, StoredTensor, transformers_name};
+use crate::lora::Adapter;
+use crate::quant::{Quantization, nf4::Nf4Weight};
+use crate::qwen2_5_vl::{Config, EMBEDDING, HEAD, Tying};
+use crate::{Error, Result};
+
+/// A model folder whose weights are numbers, or four bits that numbers are restored from.
+pub(super) struct Base {
+    checkpoint: Checkpoint,
+    /// Sizes of the linear layers' weights: what is packed does not tell.
+    shapes: HashMap<String, [usize; 2]>,
+    tying: Tying,
+}
+
+/// One tensor of the base.
+pub(super) enum Weight {
+    /// As stored, `[rows, columns]`.
+    Mapped(MappedTensor, [i64; 2]),
+    /// From four bits, f32 `[rows, columns]`.
+    Restored(Tensor),
+}
+
+impl Base {
+    pub(super) fn open(dir: &Path) -> Result<Self> {
+        let config = Config::from_dir(dir)?;
+        if let Quantization::Awq(_) = Quantization::from_dir(dir)? {
+            return Err(Error::checkpoint(
+                dir,
+                "is quantized with AWQ; an adapter is merged into the original or into its NF4 form",
+            ));
+        }
+        let modules = config.linear_modules().into_iter();
+        let checkpoint = Checkpoint::open(dir)?;
+        Ok(Self {
+            tying: Tying::of(&checkpoint, &config)?.0,
+            checkpoint,
+            shapes: modules
+                .map(|module| (format!("{}.weight", module.name), [module.outputs, module.inputs]))
+                .collect(),
+        })
+    }
+
+    /// Embedding and output head are one tensor.
+    pub(super) fn is_tied(&self) -> bool {
+        self.tying != Tying::Apart
+    }
+
+    /// What [`Self::tensors`] lacks where the two are one: the other's name in the folder's spelling, as the tensor that it is.
+    pub(super) fn untied(&self) -> Option<(StoredTensor, Vec<usize>)> {
+        let Tying::One(stored) = self.tying else {
+            return None;
+        };
+        let missing = if stored == HEAD { EMBEDDING } else { HEAD };
+        let mut tensors = self.tensors();
+        let as_transformers = tensors.iter().any(|(tensor, _)| tensor.name != tensor.canonical);
+        let at = tensors
+            .iter()
+            .position(|(tensor, _)| tensor.canonical == stored)?;
+        let (tensor, shape) = tensors.swap_remove(at);
+        let name = match as_transformers {
+            true => transformers_name(missing),
+            false => missing.to_owned(),
+        };
+        let tensor = StoredTensor {
+            canonical: missing.to_owned(),
+            name,
+            ..tensor
+        };
+        Some((tensor, shape))
+    }
+
+    /// Its tensors without what belongs to packed ones, with the shapes of their values.
+    pub(super) fn tensors(&self) -> Vec<(StoredTensor, Vec<usize>)> {
+        let stored = self.checkpoint.stored();
+        let belongs = |name: &str| {
+            let weight = name.find(".weight.").map(|end| &name[..end + ".weight".len()]);
+            weight.is_some_and(|weight| self.checkpoint.contains(weight))
+        };
+        stored
+            .into_iter()
+            .filter(|tensor| !belongs(&tensor.canonical))
+            .map(|tensor| {
+                let shape = match self.shapes.get(&tensor.canonical) {
+                    Some(shape) => shape.to_vec(),
+                    None => tensor.shape.clone(),
+                };
+                (tensor, shape)
+            })
+            .collect()
+    }
+
+    /// The tensor of canonical `name` and `shape`, with what `adapter` holds in its place.
+    pub(super) fn weight_with(&self, adapter: &Adapter, name: &str, shape: &[usize]) -> Result<Weight> {
+        let ends: &[&str] = match (self.tying, name) {
+            (Tying::One(_), EMBEDDING | HEAD) => &[HEAD, EMBEDDING],
+            _ => &[name],
+        };
+        let Some(tensor) = ends.iter().find_map(|name| adapter.replaced.get(*name)) else {
+            return self.weight(name, shape);
+        };
+        if tensor
+            .size()
+            .iter()
+            .map(|&n| n as usize)
+            .ne(shape.iter().copied())
+        {
+            return Err(Error::checkpoint(
+                adapter.file(),
+                format!(
+                    "holds \"{name}\" of shape {:?}, but the base's is {shape:?}",
+                    tensor.size()
+                ),
+            ));
+        }
+        Ok(Weight::Restored(tensor.f_to_kind(Kind::Float)?))
+    }
+
+    /// The tensor of canonical `name` and `shape`.
+    pub(super) fn weight(&self, name: &str, shape: &[usize]) -> Result<Weight> {
+        let name = match self.tying {
+            Tying::One(stored) if [EMBEDDING, HEAD].contains(&name) => stored,
+            _ => name,
+        };
+        if let Some(&shape) = self.shapes.get(name)
+            && let Some(packed) = Nf4Weight::load(&self.checkpoint, name, shape, Device::Cpu)?
+        {
+            let mut values = Tensor::f_empty(shape.map(|n| n as i64), (Kind::Float, Device::Cpu))?;
+            packed.dequantize_into(&mut values)?;
+            return Ok(Weight::Restored(values));
+        }
+        let mapped = self.checkpoint.mapped(name, shape)?;
+        let values = mapped.tensor.numel() as i64;
+        let columns = match shape {
+            [_, columns] => *columns as i64,
+            _ => 1,
+        };
+        Ok(Weight::Mapped(mapped, [values / columns.max(1), columns]))
+    }
+}
+
+impl Weight {
+    /// Rows and columns.
+    pub(super) fn size(&self) -> [i64; 2] {
+        match self {
+            Self::Mapped(_, size) => *size,
+            Self::Restored(values) => {
+                let size = values.size();
+                [size[0], size[1]]
+            }
+        }
+    }
+
+    /// `count` rows from `start` on, f32, a copy.
+    pub(super) fn rows(&self, start: i64, count: i64) -> Result<Tensor> {
+        let all = match self {
+            Self::Mapped(mapped, size) => mapped.tensor.f_view(*size)?,
+            Self::Restored(values) => values.shallow_clone(),
+        };
+        Ok(all.f_narrow(0, start, count)?.f_to_kind(Kind::Float)?.copy())
+    }
+}

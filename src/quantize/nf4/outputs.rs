@@ -1,0 +1,128 @@
+//! What quantized weights make of what they read: each linear layer's outputs against the original's, on pages.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+use tch::{Device, Kind, Tensor};
+
+use crate::Result;
+use crate::checkpoint::Checkpoint;
+use crate::data::CalibrationPage;
+use crate::prompts::EXTRACTION_PROMPT;
+use crate::quant::nf4::Nf4Weight;
+use crate::quantize::{Watch, accuracy::Encoder};
+use crate::qwen2_5_vl::{Config, InputSamples, Model, Wanted};
+
+/// Rows of each layer's input that are kept of a page.
+const ROWS: i64 = 32;
+
+/// Outputs of a quantized layer against the original's, over the rows that were kept.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct LayerOutputError {
+    /// Rows compared.
+    pub rows: i64,
+    /// Root of the mean squared difference.
+    pub rmse: f64,
+    /// Largest difference.
+    pub max_abs: f64,
+    /// Cosine of the angle between the two.
+    pub cosine: f64,
+}
+
+/// The layers of a model, each on its own inputs.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct LayerOutputErrors {
+    /// Mean of the layers' cosines.
+    pub mean_cosine: f64,
+    /// The layer with the smallest.
+    pub worst: Option<String>,
+    /// By weight, as it is called in the hub's folders.
+    pub layers: BTreeMap<String, LayerOutputError>,
+}
+
+/// Errors of the outputs of every quantized layer of the folder `made`, on what the original in `source` reads there of
+/// `pages`.
+pub fn output_errors(
+    source: &Path,
+    made: &Path,
+    pages: &[CalibrationPage],
+    device: Device,
+    watch: Watch<'_>,
+) -> Result<LayerOutputErrors> {
+    let _guard = tch::no_grad_guard();
+    let (source_weights, made) = (Checkpoint::open(source)?, Checkpoint::open(made)?);
+    let mut layers = BTreeMap::new();
+    for (module, rows) in inputs(source, &source_weights, pages, device, watch)? {
+        let name = format!("{module}.weight");
+        let stored = source_weights.bytes(&name)?.2;
+        let Ok(shape) = <[usize; 2]>::try_from(stored) else {
+            continue;
+        };
+        let Some(weight) = Nf4Weight::load(&made, &name, shape, Device::Cpu)? else {
+            continue;
+        };
+        let original = source_weights.load(&name, &shape, Kind::Float, Device::Cpu)?;
+        let mut restored = Tensor::f_empty_like(&original)?;
+        weight.dequantize_into(&mut restored)?;
+        let x = rows.f_to_device(Device::Cpu)?.f_to_kind(Kind::Float)?;
+        let error = compare(
+            &x.f_linear(&original, None::<Tensor>)?,
+            &x.f_linear(&restored, None::<Tensor>)?,
+        )?;
+        layers.insert(name, error);
+    }
+    let sum: f64 = layers.values().map(|layer: &LayerOutputError| layer.cosine).sum();
+    let worst = layers.iter().min_by(|a, b| a.1.cosine.total_cmp(&b.1.cosine));
+    Ok(LayerOutputErrors {
+        mean_cosine: sum / layers.len().max(1) as f64,
+        worst: worst.map(|(name, _)| name.clone()),
+        layers,
+    })
+}
+
+/// Rows that each linear layer of the original reads.
+fn inputs(
+    dir: &Path,
+    weights: &Checkpoint,
+    pages: &[CalibrationPage],
+    device: Device,
+    watch: Watch<'_>,
+) -> Result<BTreeMap<String, Tensor>> {
+    let config = Config::from_dir(dir)?;
+    let encoder = Encoder::new(dir, &config)?;
+    let kind = match device {
+        Device::Cpu => Kind::Float,
+        _ => Kind::BFloat16,
+    };
+    let samples = Arc::new(InputSamples::new(ROWS, pages.len()));
+    let model = Model::load_sampled(weights, &config, kind, device, Arc::clone(&samples))?;
+    for page in pages {
+        let encoded = encoder.encode(page, EXTRACTION_PROMPT)?;
+        let pixels = encoded.pixels.f_to_device(device)?;
+        let features = model.image_features(&pixels, &[encoded.grid])?;
+        let mut cache = model.cache(encoded.ids.len())?;
+        model.prefill(
+            &encoded.ids,
+            Some(&features),
+            &[encoded.grid],
+            &mut cache,
+            Wanted::All,
+        )?;
+        watch.done(1)?;
+    }
+    samples.take()
+}
+
+fn compare(original: &Tensor, restored: &Tensor) -> Result<LayerOutputError> {
+    let sum = |t: Tensor| -> Result<f64> { Ok(t.f_sum(Kind::Double)?.f_double_value(&[])?) };
+    let off = original.f_sub(restored)?;
+    let lengths = sum(original.f_square()?)? * sum(restored.f_square()?)?;
+    Ok(LayerOutputError {
+        rows: original.size()[0],
+        rmse: (sum(off.f_square()?)? / off.numel().max(1) as f64).sqrt(),
+        max_abs: off.f_abs()?.f_max()?.f_double_value(&[])?,
+        cosine: sum(original.f_mul(restored)?)? / lengths.sqrt().max(f64::MIN_POSITIVE),
+    })
+}

@@ -1,0 +1,260 @@
+//! What `quantize_base` does: the base model in four bits by each method, which one to use, and the record of it.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use super::{
+    MAX_REPORT_BYTES, Outcome, Watch,
+    awq::{self, AwqOptions, AwqReport},
+    kept::Kept,
+    nf4::{Nf4Options, REPORT, quantize_folder},
+    select::{Calibration, choose},
+};
+use crate::benchmark::BenchmarkArgs;
+use crate::console::Unit;
+use crate::data::{CalibrationPages, calibration_pages};
+use crate::device::{Selected, process_memory};
+use crate::engine::{LoadOptions, Reader};
+use crate::error::PromptError;
+use crate::fs::read_bounded;
+use crate::project::{AWQ_SUFFIX, NF4_SUFFIX, Project};
+use crate::quant::{Method, nf4::WeightErrors};
+use crate::records::{
+    self, AwqAttempt, BnbSetup, Extra, GpuMemory, MemoryFigure, QuantizationInfo, mib, seconds,
+};
+use crate::torch::allocator_memory;
+use crate::{Error, Result};
+use serde_json::json;
+
+/// A run of `quantize_base`.
+pub struct BaseRun<'a> {
+    /// Where models and records lie.
+    pub project: &'a Project,
+    /// The model to quantize.
+    pub model: &'a Path,
+    /// Where the quantized model is loaded, to see that it loads, and measured.
+    pub selected: &'a Selected,
+    /// The one method wanted; else all, and the best one becomes active.
+    pub method: Option<Method>,
+    /// Options of NF4.
+    pub nf4: Nf4Options,
+    /// Options of AWQ.
+    pub awq: AwqOptions,
+    /// Pages that AWQ is calibrated on; with none nothing is measured.
+    pub pages: usize,
+    /// How many of them all models are measured on.
+    pub measured_pages: usize,
+    /// Documents that the model reads before and after.
+    pub documents: &'a BenchmarkArgs,
+}
+
+impl BaseRun<'_> {
+    pub(super) fn wants(&self, method: Method) -> bool {
+        self.method.is_none_or(|wanted| wanted == method)
+    }
+
+    /// The folder that `method` makes.
+    pub fn folder(&self, method: Method) -> PathBuf {
+        let suffix = match method {
+            Method::Nf4 => NF4_SUFFIX,
+            Method::Awq => AWQ_SUFFIX,
+        };
+        self.project.derived_model(self.model, suffix)
+    }
+
+    fn folder_name(&self, method: Method) -> String {
+        self.folder(method).display().to_string()
+    }
+}
+
+/// Quantizes the model by each method that is wanted and writes the record, which it returns.
+///
+/// A method that fails has its error in the record and costs the other nothing. Options that make no sense and a caller
+/// who wants to stop are errors: then no record is written.
+pub fn quantize_base(run: &BaseRun<'_>, watch: Watch<'_>) -> Result<QuantizationInfo> {
+    let path = run.project.file(records::paths::QUANTIZATION_INFO);
+    let earlier = earlier(run, &path);
+    let pages = calibration_pages(run.project, run.pages);
+    let mut bnb_setup = match earlier.as_ref().map(|info| info.bnb_setup.clone()) {
+        Some(setup) if !run.wants(Method::Nf4) => setup,
+        _ => nf4(run, watch)?,
+    };
+    let mut awq_attempt = match earlier.as_ref().map(|info| info.awq_attempt.clone()) {
+        Some(attempt) if !run.wants(Method::Awq) => attempt,
+        _ => awq(run, pages.as_ref(), watch)?,
+    };
+    let calibration = Calibration::new(
+        run,
+        &pages,
+        earlier.as_ref(),
+        watch,
+        (&mut bnb_setup, &mut awq_attempt),
+    )?;
+    let active = choose(run.method, &bnb_setup, &awq_attempt);
+    let info = QuantizationInfo {
+        active_method: active.as_ref().map(|(method, _)| method.name().to_owned()),
+        bnb_setup,
+        awq_attempt,
+        extra: extra(json!({
+            "active_reason": active.map(|(_, reason)| reason),
+            "base_model_dir": run.model.display().to_string(),
+            "calibration": calibration,
+        })),
+    };
+    records::write(&path, &info)?;
+    Kept::forget(run.project);
+    Ok(info)
+}
+
+/// The record of an earlier run on the same model, whose results of a method that is not wanted now stay.
+fn earlier(run: &BaseRun<'_>, path: &Path) -> Option<QuantizationInfo> {
+    let info: QuantizationInfo = records::read_if_present(path).ok()??;
+    let same = |dir: &Option<String>, method| dir.as_deref() == Some(run.folder_name(method).as_str());
+    (same(&info.bnb_setup.output_dir, Method::Nf4) && same(&info.awq_attempt.output_dir, Method::Awq))
+        .then_some(info)
+}
+
+fn awq(run: &BaseRun<'_>, pages: Result<&CalibrationPages, &Error>, watch: Watch<'_>) -> Result<AwqAttempt> {
+    let mut attempt = AwqAttempt {
+        method: Method::Awq.name().to_owned(),
+        success: false,
+        time_seconds: None,
+        output_dir: Some(run.folder_name(Method::Awq)),
+        error: None,
+        extra: Extra::new(),
+    };
+    if !run.wants(Method::Awq) {
+        attempt.error = Some("not attempted: --method nf4".to_owned());
+        return Ok(attempt);
+    }
+    attempt.error = match pages {
+        Ok(pages) => failure(|| make_awq(run, pages, watch, &mut attempt))?,
+        Err(error) => Some(error.to_string()),
+    };
+    attempt.success = attempt.error.is_none();
+    Ok(attempt)
+}
+
+fn make_awq(
+    run: &BaseRun<'_>,
+    pages: &CalibrationPages,
+    watch: Watch<'_>,
+    attempt: &mut AwqAttempt,
+) -> Result<()> {
+    let start = Instant::now();
+    let folder = run.folder(Method::Awq);
+    let made = awq::quantize_folder(
+        run.model,
+        &folder,
+        &run.awq,
+        &pages.pages,
+        run.selected.device,
+        watch,
+    )?;
+    attempt.time_seconds = Some(seconds(start.elapsed().as_secs_f64()));
+    attempt.extra = extra(json!({
+        "up_to_date": made.up_to_date,
+        "options": run.awq,
+        "output_bytes": made.bytes,
+        "relative_output_error": AwqReport::read(&folder).map(|report| report.total),
+    }));
+    let loaded = load(run, Method::Awq, watch)?;
+    attempt
+        .extra
+        .insert("load_time_seconds".to_owned(), json!(loaded.seconds));
+    Ok(())
+}
+
+/// What went wrong in `work`, word for word; `Err` for what is the caller's doing, not the method's.
+fn failure(work: impl FnOnce() -> Result<()>) -> Result<Option<String>> {
+    let result = catch_unwind(AssertUnwindSafe(work));
+    match result {
+        Ok(Ok(())) => Ok(None),
+        Ok(Err(error @ (Error::Interrupted | Error::Prompt(PromptError::Option { .. })))) => Err(error),
+        Ok(Err(error)) => Ok(Some(error.to_string())),
+        Err(panic) => {
+            let text = panic.downcast_ref::<String>().cloned();
+            let text = text.or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).to_owned()));
+            Ok(Some(text.unwrap_or_else(|| "the program panicked".to_owned())))
+        }
+    }
+}
+
+fn nf4(run: &BaseRun<'_>, watch: Watch<'_>) -> Result<BnbSetup> {
+    let mut setup = BnbSetup {
+        method: Method::Nf4.name().to_owned(),
+        success: false,
+        time_seconds: None,
+        load_time_seconds: None,
+        output_dir: Some(run.folder_name(Method::Nf4)),
+        vram_mb: None,
+        total_params: None,
+        error: None,
+        extra: Extra::new(),
+    };
+    if !run.wants(Method::Nf4) {
+        setup.error = Some("not attempted: --method awq".to_owned());
+        return Ok(setup);
+    }
+    setup.error = failure(|| make_nf4(run, watch, &mut setup))?;
+    setup.success = setup.error.is_none();
+    Ok(setup)
+}
+
+fn make_nf4(run: &BaseRun<'_>, watch: Watch<'_>, setup: &mut BnbSetup) -> Result<()> {
+    let (start, before) = (Instant::now(), process_memory());
+    let made = quantize_folder(run.model, &run.folder(Method::Nf4), &run.nf4, watch)?;
+    setup.time_seconds = Some(seconds(start.elapsed().as_secs_f64()));
+    setup.total_params = Some(made.parameters);
+    let peak = process_memory().zip(before);
+    let peak = peak.map(|(now, before)| now.peak_resident_bytes.saturating_sub(before.resident_bytes));
+    setup.extra = extra(json!({
+        "up_to_date": made.up_to_date,
+        "options": run.nf4,
+        "output_bytes": made.bytes,
+        "peak_memory_mb": peak.map(mib),
+        "weight_error": read_total(&made),
+    }));
+    let loaded = load(run, Method::Nf4, watch)?;
+    setup.load_time_seconds = Some(loaded.seconds);
+    setup.vram_mb = loaded.gpu.map(MemoryFigure::Allocator);
+    Ok(())
+}
+
+/// What it took to load a folder.
+struct Loaded {
+    seconds: f64,
+    /// On a CPU what is resident, some of it from quantizing: `benchmark_quantized` measures the model alone.
+    gpu: Option<GpuMemory>,
+}
+
+/// Loads the folder that `method` made as every other binary will.
+fn load(run: &BaseRun<'_>, method: Method, watch: Watch<'_>) -> Result<Loaded> {
+    watch.begin(&format!("loading {}", method.name()), Unit::Nothing, 0)?;
+    let start = Instant::now();
+    let options = LoadOptions {
+        device: run.selected.device,
+        ..LoadOptions::default()
+    };
+    let _reader = Reader::load(&run.folder(method), &options)?;
+    Ok(Loaded {
+        seconds: seconds(start.elapsed().as_secs_f64()),
+        gpu: allocator_memory(run.selected.device),
+    })
+}
+
+/// The error of all weights together, from the folder's report.
+fn read_total(made: &Outcome) -> Option<crate::quant::nf4::WeightError> {
+    let text = read_bounded(&made.folder.join(REPORT), MAX_REPORT_BYTES).ok()?;
+    serde_json::from_slice::<WeightErrors>(&text)
+        .ok()
+        .map(|report| report.total)
+}
+
+fn extra(value: serde_json::Value) -> Extra {
+    match value {
+        serde_json::Value::Object(map) => map,
+        _ => Extra::new(),
+    }
+}

@@ -1,0 +1,95 @@
+//! Words put together from the embedded model's tokens: whatever it can write, pages to train on show.
+//!
+//! Without them, tokens that no training word has are unlearnt: a model is right to stop writing what it never sees.
+
+use std::collections::HashMap;
+use std::sync::LazyLock;
+
+use serde::Deserialize;
+
+use super::{dice::Dice, vocabulary::HELD_OUT_WORDS};
+
+const TOKENIZER: &str = include_str!("../../models/qwen25-vl-nano/tokenizer.json");
+/// What byte-level tokens have for a space.
+const SPACE: char = 'Ġ';
+
+/// Tokens of letters alone, by their number.
+struct Pieces {
+    /// Those that begin a word.
+    first: Vec<String>,
+    /// Those that go on.
+    more: Vec<String>,
+}
+
+static PIECES: LazyLock<Pieces> = LazyLock::new(|| {
+    #[derive(Deserialize)]
+    struct File {
+        model: Model,
+    }
+    #[derive(Deserialize)]
+    struct Model {
+        vocab: HashMap<String, u32>,
+    }
+    let file: File = serde_json::from_str(TOKENIZER).expect("the shipped tokenizer is read by the tests");
+    let mut tokens: Vec<(String, u32)> = file.model.vocab.into_iter().collect();
+    tokens.sort_unstable_by_key(|(_, id)| *id);
+    let mut pieces = Pieces {
+        first: Vec::new(),
+        more: Vec::new(),
+    };
+    for (token, _) in tokens {
+        let (list, letters) = match token.strip_prefix(SPACE) {
+            Some(letters) => (&mut pieces.first, letters),
+            None => (&mut pieces.more, token.as_str()),
+        };
+        if !letters.is_empty() && letters.bytes().all(|byte| byte.is_ascii_alphabetic()) {
+            list.push(letters.to_owned());
+        }
+    }
+    pieces
+});
+
+/// A token or a few in a row: most often a word that there is, never one that training may not have.
+pub(super) fn word(dice: &mut Dice) -> String {
+    loop {
+        let mut word = dice.pick::<String>(&PIECES.first).clone();
+        while dice.chance(0.35) && word.len() < 14 {
+            word.push_str(dice.pick::<String>(&PIECES.more));
+        }
+        if !HELD_OUT_WORDS.contains(&word.to_lowercase()) {
+            return word;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+
+    use super::*;
+
+    #[test]
+    fn words_are_of_many_tokens_and_none_is_the_other_splits() {
+        assert!(PIECES.first.len() > 4000 && PIECES.more.len() > 3000);
+        assert!(
+            ["albumin", "asthma", "platelets"]
+                .iter()
+                .all(|word| HELD_OUT_WORDS.contains(*word))
+        );
+        assert!(
+            ["mg", "findings", "left"]
+                .iter()
+                .all(|word| !HELD_OUT_WORDS.contains(*word))
+        );
+        let mut dice = Dice::new(1, "pieces", 0, 0);
+        let words: HashSet<String> = (0..20_000).map(|_| word(&mut dice)).collect();
+        assert!(words.len() > 8000, "{}", words.len());
+        assert!(
+            words
+                .iter()
+                .all(|word| word.len() < 40 && !HELD_OUT_WORDS.contains(&word.to_lowercase()))
+        );
+        let begun = words.iter().filter(|word| word.starts_with("platelets")).count();
+        assert!(begun > 0, "a token of a word that is held out goes on otherwise");
+    }
+}

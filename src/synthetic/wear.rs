@@ -1,0 +1,246 @@
+//! A typed page → one that has been stamped, copied and scanned.
+
+use std::sync::LazyLock;
+
+use image::ExtendedColorType;
+use image::codecs::jpeg::JpegEncoder;
+
+use super::{dice::Dice, look::Wear, strokes, vocabulary::Shared};
+use crate::rendering::{GreyPage, encode_grey};
+
+/// An image file.
+pub(super) struct Encoded {
+    pub(super) bytes: Vec<u8>,
+    pub(super) extension: &'static str,
+}
+
+/// Everything that happened to the page, in the order it would: pen and stamp, scanner's glass, lens, sensor, file.
+pub(super) fn worn(mut page: GreyPage, wear: &Wear, dice: &mut Dice, shared: &Shared) -> Encoded {
+    strokes::pen(&mut page, dice, wear.strokes);
+    for _ in 0..wear.stamps {
+        strokes::stamp(&mut page, dice, shared);
+    }
+    if wear.skew_degrees.abs() > 0.05 {
+        page = skewed(&page, wear.skew_degrees);
+    }
+    if wear.blur > 0 {
+        for _ in 0..wear.blur_passes {
+            page = blurred(&page, wear.blur.min(84));
+        }
+    }
+    sensed(&mut page, wear, dice);
+    specks(&mut page, wear.specks, dice);
+    match wear.jpeg {
+        Some(quality) => jpeg(&page, quality),
+        None => png(&page),
+    }
+}
+
+pub(super) fn png(page: &GreyPage) -> Encoded {
+    let mut bytes = Vec::new();
+    encode_grey(page, &mut bytes).expect("memory takes whatever is written");
+    Encoded {
+        bytes,
+        extension: "png",
+    }
+}
+
+fn jpeg(page: &GreyPage, quality: u8) -> Encoded {
+    let mut bytes = Vec::new();
+    JpegEncoder::new_with_quality(&mut bytes, quality)
+        .encode(&page.pixels, page.width, page.height, ExtendedColorType::L8)
+        .expect("a grey page is within what JPEG holds");
+    Encoded {
+        bytes,
+        extension: "jpg",
+    }
+}
+
+/// Turned around its middle; what comes from outside is white.
+fn skewed(page: &GreyPage, degrees: f64) -> GreyPage {
+    const ONE: f64 = 65_536.0;
+    let (width, height) = (page.width as usize, page.height as usize);
+    let (sin, cos) = degrees.to_radians().sin_cos();
+    let (middle_x, middle_y) = (width as f64 / 2.0, height as f64 / 2.0);
+    let (step_x, step_y) = ((cos * ONE) as i32, (-sin * ONE) as i32);
+    let mut pixels = vec![255; width * height];
+    for (index, row) in pixels.chunks_exact_mut(width).enumerate() {
+        let down = index as f64 - middle_y;
+        let mut x = ((middle_x - middle_x * cos + down * sin) * ONE) as i32;
+        let mut y = ((middle_y + middle_x * sin + down * cos) * ONE) as i32;
+        for pixel in row {
+            let (left, top) = (x >> 16, y >> 16);
+            if left >= 0 && top >= 0 && (left as usize) < width - 1 && (top as usize) < height - 1 {
+                let start = top as usize * width + left as usize;
+                let (upper, lower) = (
+                    &page.pixels[start..start + 2],
+                    &page.pixels[start + width..start + width + 2],
+                );
+                let (right, below) = ((x >> 8 & 255) as u32, (y >> 8 & 255) as u32);
+                let mix = |pair: &[u8]| u32::from(pair[0]) * (256 - right) + u32::from(pair[1]) * right;
+                *pixel = ((mix(upper) * (256 - below) + mix(lower) * below) >> 16) as u8;
+            }
+            x += step_x;
+            y += step_y;
+        }
+    }
+    GreyPage { pixels, ..*page }
+}
+
+/// Each pixel gives `share` of 256 parts to each of its four neighbours' lines, first along rows, then along columns.
+fn blurred(page: &GreyPage, share: u32) -> GreyPage {
+    let width = page.width as usize;
+    let (share, kept) = (share as u16, 256 - 2 * share as u16);
+    let mix = |a: u8, b: u8, c: u8| {
+        ((u16::from(a) * share)
+            .wrapping_add(u16::from(b) * kept)
+            .wrapping_add(u16::from(c) * share)
+            >> 8) as u8
+    };
+    let mut across = page.pixels.clone();
+    for (source, target) in page
+        .pixels
+        .chunks_exact(width)
+        .zip(across.chunks_exact_mut(width))
+    {
+        let neighbours = source.iter().zip(&source[1..]).zip(&source[2..]);
+        for (target, ((a, b), c)) in target[1..].iter_mut().zip(neighbours) {
+            *target = mix(*a, *b, *c);
+        }
+    }
+    let mut pixels = across.clone();
+    let rows = across.chunks_exact(width);
+    let around = rows.clone().zip(rows.clone().skip(1)).zip(rows.skip(2));
+    for (target, ((a, b), c)) in pixels.chunks_exact_mut(width).skip(1).zip(around) {
+        for (target, ((a, b), c)) in target.iter_mut().zip(a.iter().zip(b).zip(c)) {
+            *target = mix(*a, *b, *c);
+        }
+    }
+    GreyPage { pixels, ..*page }
+}
+
+/// Bell-shaped noise with a standard deviation of 32: pages take it from random places.
+static NOISE: LazyLock<Vec<i8>> = LazyLock::new(|| {
+    let mut bytes = vec![0; (1 << 16) * 4];
+    Dice::new(0, "noise", 0, 0).fill(&mut bytes);
+    bytes
+        .chunks_exact(4)
+        .map(|four| {
+            // The sum of four equally likely numbers from 0 to 255 has a standard deviation of 147.8.
+            let sum: i32 = four.iter().map(|byte| i32::from(*byte)).sum();
+            ((sum - 510) * 32 / 148).clamp(-127, 127) as i8
+        })
+        .collect()
+});
+
+/// Ink and paper get their shades, uneven light and noise.
+fn sensed(page: &mut GreyPage, wear: &Wear, dice: &mut Dice) {
+    const FRACTION: i32 = 1024;
+    let (width, height) = (page.width as usize, f64::from(page.height));
+    let (ink, paper) = (i32::from(wear.ink), i32::from(wear.paper));
+    let shades: [i32; 256] =
+        std::array::from_fn(|level| (ink * 255 + (paper - ink) * level as i32) * FRACTION / 255);
+    let strength = (wear.noise * f64::from(FRACTION) / 32.0) as i32;
+    let slope = (wear.shade[0] * f64::from(FRACTION) / width as f64) as i32;
+    let from = -slope * width as i32 / 2;
+    for (index, row) in page.pixels.chunks_exact_mut(width).enumerate() {
+        let offset = dice.below(NOISE.len() - width);
+        let noise = &NOISE[offset..offset + width];
+        let down = (wear.shade[1] * f64::from(FRACTION) * (index as f64 / height - 0.5)) as i32;
+        let mut light = from + down;
+        for (pixel, noise) in row.iter_mut().zip(noise) {
+            let level = shades[usize::from(*pixel)] + light + i32::from(*noise) * strength;
+            *pixel = (level / FRACTION).clamp(0, 255) as u8;
+            light += slope;
+        }
+    }
+}
+
+/// Dust: dark and light dots of one to four pixels.
+fn specks(page: &mut GreyPage, count: usize, dice: &mut Dice) {
+    let width = page.width as usize;
+    for _ in 0..count {
+        let place = dice.below(page.pixels.len());
+        let shade = dice.below(256) as u8;
+        for at in [place, place + 1, place + width]
+            .into_iter()
+            .take(dice.between(1, 3))
+        {
+            if let Some(pixel) = page.pixels.get_mut(at) {
+                *pixel = shade;
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn page(width: u32, height: u32, seed: u64) -> GreyPage {
+        let mut pixels = vec![0; (width * height) as usize];
+        Dice::new(seed, "page", 0, 0).fill(&mut pixels);
+        GreyPage {
+            width,
+            height,
+            pixels,
+        }
+    }
+
+    #[test]
+    fn noise_has_the_deviation_it_is_scaled_by() {
+        let mean = NOISE.iter().map(|noise| f64::from(*noise)).sum::<f64>() / NOISE.len() as f64;
+        let square = NOISE.iter().map(|noise| f64::from(*noise).powi(2)).sum::<f64>() / NOISE.len() as f64;
+        assert!(
+            mean.abs() < 1.0 && (square.sqrt() - 32.0).abs() < 1.0,
+            "{mean} {}",
+            square.sqrt()
+        );
+    }
+
+    #[test]
+    fn a_turn_and_back_is_nearly_the_same_page_and_white_stays_white() {
+        let mut block = GreyPage {
+            width: 200,
+            height: 160,
+            pixels: vec![255; 200 * 160],
+        };
+        for row in 60..100 {
+            block.pixels[row * 200 + 70..row * 200 + 130].fill(0);
+        }
+        let back = skewed(&skewed(&block, 2.5), -2.5);
+        let far = block
+            .pixels
+            .iter()
+            .zip(&back.pixels)
+            .filter(|(a, b)| a.abs_diff(**b) > 128)
+            .count();
+        assert!(far < 60, "{far}");
+        let moved = block
+            .pixels
+            .iter()
+            .zip(&skewed(&block, 2.5).pixels)
+            .filter(|(a, b)| a.abs_diff(**b) > 128)
+            .count();
+        assert!(moved > 60, "{moved}");
+        let white = GreyPage {
+            width: 50,
+            height: 40,
+            pixels: vec![255; 2000],
+        };
+        assert!(skewed(&white, 3.0).pixels.iter().all(|pixel| *pixel >= 254));
+    }
+
+    proptest! {
+        #[test]
+        fn blur_keeps_the_mean_and_nears_neighbours(seed: u64, share in 1u32..85) {
+            let before = page(60, 50, seed);
+            let after = blurred(&before, share);
+            let mean = |page: &GreyPage| page.pixels.iter().map(|p| f64::from(*p)).sum::<f64>() / 3000.0;
+            prop_assert!((mean(&before) - mean(&after)).abs() < 4.0);
+            let rough = |page: &GreyPage| page.pixels.windows(2).map(|pair| u32::from(pair[0].abs_diff(pair[1]))).sum::<u32>();
+            prop_assert!(rough(&after) < rough(&before));
+        }
+    }
+}
