@@ -6,6 +6,8 @@ use std::path::{Path, PathBuf};
 use crate::fs::hub_cache;
 use crate::{Error, Result};
 
+/// The model that the pipeline is made for, on the hub.
+pub const MODEL_ID: &str = "Qwen/Qwen2.5-VL-7B-Instruct";
 /// Folder, under `models/`, of the model that the pipeline is made for.
 pub const BASE_MODEL: &str = "qwen25-vl-7b-base";
 /// Folder, under `models/`, of the small model that comes with the program.

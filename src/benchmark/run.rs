@@ -21,8 +21,8 @@ use crate::records::{
     Benchmark, Extra, GpuMemory, InferenceResult, LatencyStats, MachineLoad, MemoryStages, ResidentMemory,
     RunDetails, mib, round_to, seconds, timestamp,
 };
-use crate::torch::{allocator_memory, reset_allocator_peak};
-use crate::{Error, Result, doctor};
+use crate::torch::reset_allocator_peak;
+use crate::{Error, Result, device};
 
 /// Tokens of the reading that does not count: enough for every kernel to have run.
 const WARM_UP_TOKENS: usize = 16;
@@ -182,7 +182,7 @@ fn details(run: &BenchmarkRun<'_>, results: &[InferenceResult]) -> RunDetails {
             Device::Cuda(index) => format!("cuda:{index}"),
             _ => "cpu".to_owned(),
         }),
-        device_name: Some(on_gpu.map_or_else(doctor::cpu_name, |gpu| gpu.name.clone())),
+        device_name: Some(on_gpu.map_or_else(device::cpu_name, |gpu| gpu.name.clone())),
         compute_dtype: Some(compute_dtype(run.precision, run.selected.device).to_owned()),
         cpu_threads: u64::try_from(tch::get_num_threads()).ok(),
         weight_file_bytes: weight_file_bytes(&run.model),
@@ -267,7 +267,7 @@ struct Stage {
 fn stage(device: Device) -> Stage {
     let process = process_memory();
     Stage {
-        gpu: allocator_memory(device),
+        gpu: GpuMemory::of(device),
         resident_mb: process.map(|memory| mib(memory.resident_bytes)),
         peak_resident_mb: process.map(|memory| mib(memory.peak_resident_bytes)),
     }

@@ -21,6 +21,7 @@ use tch::{Device, Kind, Tensor};
 pub use self::folder::{FileFault, FolderFiles, Headers, LocalFolder, read_config, read_headers, read_small};
 pub(crate) use self::header::weight_kind;
 use self::header::{DistinctKeys, Header, LENGTH_BYTES};
+pub(crate) use self::names::{EMBEDDING, HEAD};
 pub use self::names::{canonical_name, transformers_name};
 pub use self::raw::{MappedBytes, StoredTensor};
 use self::shard::Shard;

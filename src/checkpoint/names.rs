@@ -1,5 +1,10 @@
 //! Tensor names: the hub's and transformers 5's spellings.
 
+/// The embedding table, in the hub's spelling.
+pub(crate) const EMBEDDING: &str = "model.embed_tokens.weight";
+/// The output head, in the hub's spelling.
+pub(crate) const HEAD: &str = "lm_head.weight";
+
 /// The hub's spelling of a tensor name: `visual.*`, `model.*`, `lm_head.weight`.
 ///
 /// transformers 5 saves `model.visual.*`, `model.language_model.*` and `lm_head.weight` for the same tensors.

@@ -4,11 +4,8 @@ use std::path::{Path, PathBuf};
 
 use crate::Result;
 use crate::console::{Level, say};
-use crate::lora::{Found, find};
+use crate::lora::{Found, find, named};
 use crate::project::Project;
-
-/// What the flag says for no adapter.
-const NONE: &str = "none";
 
 /// The flag.
 #[derive(Debug, Clone, Default, clap::Args)]
@@ -25,11 +22,7 @@ pub struct AdapterArgs {
 impl AdapterArgs {
     /// The adapter that the flag names.
     pub fn named(&self, project: &Project) -> Result<Option<PathBuf>> {
-        match &self.adapter {
-            None => Ok(None),
-            Some(choice) if choice.as_os_str() == NONE => Ok(None),
-            Some(choice) => project.adapter_folder(choice).map(Some),
-        }
+        named(project, self.adapter.as_deref())
     }
 
     /// The adapter that the flag names, and without the flag the model's own; says which one, or why not.

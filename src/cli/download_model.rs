@@ -9,9 +9,10 @@ use crate::cli::{CommonArgs, EXIT_CODES_HELP, EXIT_FAILURE, EXIT_OK, fail, print
 use crate::console::{Level, without_control_characters};
 use crate::engine::FolderCheck;
 use crate::hub::{
-    HubArgs, MODEL_ID, ModelDownload, ModelRequest, PublishedFolder, Repository, RepositoryKind,
-    download_model, model_name,
+    HubArgs, ModelDownload, ModelRequest, PublishedFolder, Repository, RepositoryKind, download_model,
+    model_name,
 };
+use crate::project::MODEL_ID;
 use crate::project::{Project, resolved_folder};
 use crate::records;
 use crate::version::version;

@@ -15,7 +15,7 @@ use crate::device::{DeviceChoice, Selected};
 use crate::engine::Precision;
 use crate::error::PromptError;
 use crate::project::{ModelFolder, Project, require_model};
-use crate::{Error, Result, device};
+use crate::{Error, Result, device, doctor, pipeline};
 
 mod adapter;
 pub mod benchmark_baseline;
@@ -173,6 +173,28 @@ impl CommonArgs {
             _ => Level::TRACE,
         };
         console::init(self.log_format, level, self.quiet);
+    }
+
+    /// What the doctor looks at.
+    pub fn choices(&self) -> doctor::Choices {
+        doctor::Choices {
+            model: self.model.clone(),
+            device: self.device,
+            precision: self.precision.into(),
+        }
+    }
+
+    /// What the pipeline hands to its programs.
+    pub fn for_programs(&self) -> pipeline::ProgramOptions {
+        pipeline::ProgramOptions {
+            model: self.model.clone(),
+            device: self.device,
+            precision: self.precision.into(),
+            threads: self.threads,
+            log_format: self.log_format,
+            verbose: self.verbose,
+            quiet: self.quiet,
+        }
     }
 
     /// The project folder.

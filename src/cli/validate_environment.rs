@@ -32,7 +32,7 @@ pub fn main() -> ExitCode {
 fn run(common: &CommonArgs) -> anyhow::Result<ExitCode> {
     common.start_logging(Level::WARN);
     let project = common.project()?;
-    let (environment, report) = crate::doctor::environment::examine(&project, common);
+    let (environment, report) = crate::doctor::environment::examine(&project, &common.choices());
     let path = project.file(paths::ENVIRONMENT);
     records::write(&path, &environment)?;
     let verdict = match environment.errors.len() {

@@ -3,6 +3,10 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use tch::Device;
+
+use crate::torch::{AllocatorStats, allocator_stats};
+
 /// Memory of this process, bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ProcessMemory {
@@ -39,6 +43,23 @@ pub fn host_memory() -> Option<HostMemory> {
     };
     let groups = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
     Some(bounded(machine, &groups, Path::new("/sys/fs/cgroup")))
+}
+
+/// Memory that a model takes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ModelMemory {
+    /// What libtorch's allocator holds on its GPU.
+    Gpu(AllocatorStats),
+    /// The process's, where it is on the CPU.
+    Process(ProcessMemory),
+}
+
+/// Memory that a model on `device` takes; `None` where it is not told.
+pub fn model_memory(device: Device) -> Option<ModelMemory> {
+    match device {
+        Device::Cuda(index) => allocator_stats(index).map(ModelMemory::Gpu),
+        _ => process_memory().map(ModelMemory::Process),
+    }
 }
 
 /// From now on memory that is given back stays with the process, whatever its size: work that takes and gives back the same

@@ -3,6 +3,7 @@
 mod cuda;
 mod load;
 mod memory;
+mod processor;
 mod threads;
 
 use std::fmt;
@@ -15,6 +16,8 @@ pub use self::load::{ProcessorShares, ProcessorTimes, load_average};
 pub use self::memory::{
     HostMemory, ProcessMemory, host_memory, keep_freed_memory, process_memory, return_freed_memory,
 };
+pub use self::memory::{ModelMemory, model_memory};
+pub use self::processor::{cpu_info, cpu_name};
 pub use self::threads::{default_threads, physical_cores, set_threads};
 
 use crate::{Error, Result};

@@ -5,8 +5,7 @@ use std::collections::BTreeMap;
 use serde_json::json;
 
 use crate::blackwell_compat::{Capability, FIRST_AFFECTED};
-use crate::cli::CommonArgs;
-use crate::doctor::{self, Report, Status};
+use crate::doctor::{self, Choices, Report, Status};
 use crate::project::Project;
 use crate::records::{Environment, Extra, gib, timestamp};
 
@@ -32,9 +31,9 @@ const PACKAGES: [&str; 12] = [
 ///
 /// The record's errors are what keeps the pipeline from running. A model folder that is missing or unfinished is one only
 /// where the user chose it: the pipeline's next step is to download the model.
-pub fn examine(project: &Project, common: &CommonArgs) -> (Environment, Report) {
-    let report = doctor::examine(project, common);
-    let record = record(&report, common.model.is_some());
+pub fn examine(project: &Project, choices: &Choices) -> (Environment, Report) {
+    let report = doctor::examine(project, choices);
+    let record = record(&report, choices.model.is_some());
     (record, report)
 }
 
@@ -141,19 +140,18 @@ fn field<'a>(entry: &'a str, key: &str) -> Option<&'a str> {
 mod tests {
     use super::*;
     use crate::blackwell_compat::{Reductions, check};
+    use crate::device::DeviceChoice;
     use crate::doctor::{Check, GpuReport};
-    use clap::Parser;
+    use crate::engine::Precision;
     use tch::Device;
 
-    #[derive(Parser)]
-    struct Program {
-        #[command(flatten)]
-        common: CommonArgs,
-    }
-
     fn report() -> Report {
-        let common = Program::parse_from(["program", "--device", "cpu"]).common;
-        doctor::examine(&Project::open(None).unwrap(), &common)
+        let choices = Choices {
+            model: None,
+            device: DeviceChoice::Cpu,
+            precision: Precision::Auto,
+        };
+        doctor::examine(&Project::open(None).unwrap(), &choices)
     }
 
     #[test]

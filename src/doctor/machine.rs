@@ -55,7 +55,7 @@ pub(super) fn examine(project: &Project, checks: &mut Checks) -> Machine {
     let memory = device::host_memory();
     let machine = Machine {
         os: os(),
-        cpu: cpu_name(),
+        cpu: device::cpu_name(),
         physical_cores: device::physical_cores(),
         threads: available_parallelism().map_or(1, NonZeroUsize::get),
         cpu_features: cpu_features(),
@@ -148,26 +148,10 @@ fn os() -> String {
     )
 }
 
-/// The first value of `key` in `/proc/cpuinfo`.
-/// The processor's name.
-pub(crate) fn cpu_name() -> String {
-    cpu_info("model name").unwrap_or_else(|| "unknown".to_owned())
-}
-
-fn cpu_info(key: &str) -> Option<String> {
-    let text = fs::read_to_string("/proc/cpuinfo").ok()?;
-    let value = text
-        .lines()
-        .filter_map(|line| line.split_once(':'))
-        .find(|(name, _)| name.trim() == key)?
-        .1;
-    Some(value.trim().to_owned())
-}
-
 fn cpu_features() -> Vec<&'static str> {
     // "flags" on x86, "Features" on ARM.
-    let flags = cpu_info("flags")
-        .or_else(|| cpu_info("Features"))
+    let flags = device::cpu_info("flags")
+        .or_else(|| device::cpu_info("Features"))
         .unwrap_or_default();
     let present = |feature: &&str| flags.split(' ').any(|flag| flag == *feature);
     CPU_FEATURES.into_iter().filter(present).collect()

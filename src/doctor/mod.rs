@@ -7,19 +7,31 @@ mod models;
 mod torch;
 
 use std::fmt;
+use std::path::PathBuf;
 
 use chrono::{SecondsFormat, Utc};
 use serde::Serialize;
 
 pub use self::adapters::AdapterReport;
 pub use self::machine::Machine;
-pub(crate) use self::machine::cpu_name;
 pub(crate) use self::models::SECTION as MODELS;
 pub use self::models::{ModelReport, ModelSizes};
 pub use self::torch::{Accelerators, GpuReport, Libtorch};
 use crate::blackwell_compat;
-use crate::cli::CommonArgs;
+use crate::device::DeviceChoice;
+use crate::engine::Precision;
 use crate::project::Project;
+
+/// What a run is asked for, as far as the doctor looks at it.
+#[derive(Debug, Clone)]
+pub struct Choices {
+    /// The model; `None`: the pipeline's, or the embedded one.
+    pub model: Option<PathBuf>,
+    /// Where it runs.
+    pub device: DeviceChoice,
+    /// Number format of activations.
+    pub precision: Precision,
+}
 
 /// How one finding is to be taken.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -101,13 +113,13 @@ impl Checks {
     }
 }
 
-/// Looks at the machine, libtorch, the devices and the models of `project`, as a run with the flags in `common` would see them.
-pub fn examine(project: &Project, common: &CommonArgs) -> Report {
+/// Looks at the machine, libtorch, the devices and the models of `project`, as a run of `choices` would see them.
+pub fn examine(project: &Project, choices: &Choices) -> Report {
     let mut checks = Checks::default();
     let machine = machine::examine(project, &mut checks);
     let libtorch = torch::examine_libtorch(&mut checks);
-    let accelerators = torch::examine_accelerators(common.device, &mut checks);
-    let models = models::examine(project, common, &machine, &accelerators, &mut checks);
+    let accelerators = torch::examine_accelerators(choices.device, &mut checks);
+    let models = models::examine(project, choices, &machine, &accelerators, &mut checks);
     let adapters = adapters::examine(project, &models, &mut checks);
     Report {
         usable: !checks.0.iter().any(|check| check.status == Status::Error),

@@ -5,11 +5,12 @@ use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
+use super::Choices;
 use super::{Accelerators, Checks, Machine, Status, gib};
 use crate::Result;
 use crate::checkpoint::Checkpoint;
-use crate::cli::{CommonArgs, PrecisionArg};
 use crate::device::DeviceChoice;
+use crate::engine::Precision;
 use crate::engine::folder_warnings;
 use crate::generation::GenerationOptions;
 use crate::processing::{ImageProcessor, TextProcessor};
@@ -62,8 +63,8 @@ struct Target {
 }
 
 impl Target {
-    fn new(common: &CommonArgs, machine: &Machine, accelerators: &Accelerators) -> Self {
-        let gpu = match common.device {
+    fn new(choices: &Choices, machine: &Machine, accelerators: &Accelerators) -> Self {
+        let gpu = match choices.device {
             DeviceChoice::Cpu => None,
             choice => {
                 let index = choice.gpu().unwrap_or(0);
@@ -77,8 +78,8 @@ impl Target {
             Some(gpu) => (format!("cuda:{}", gpu.index), gpu.free_bytes),
             None => ("cpu".to_owned(), machine.memory_available_bytes),
         };
-        let bytes_per_value = match (common.precision, gpu) {
-            (PrecisionArg::F32, _) | (PrecisionArg::Auto, None) => 4,
+        let bytes_per_value = match (choices.precision, gpu) {
+            (Precision::F32, _) | (Precision::Auto, None) => 4,
             _ => 2,
         };
         Self {
@@ -99,14 +100,14 @@ impl Target {
 
 pub(super) fn examine(
     project: &Project,
-    common: &CommonArgs,
+    choices: &Choices,
     machine: &Machine,
     accelerators: &Accelerators,
     checks: &mut Checks,
 ) -> Vec<ModelReport> {
-    let target = Target::new(common, machine, accelerators);
+    let target = Target::new(choices, machine, accelerators);
     let mut reports = Vec::new();
-    match project.model_folder(common.model.as_deref()) {
+    match project.model_folder(choices.model.as_deref()) {
         Ok(folder) => {
             if folder.stands_in {
                 let message = format!(

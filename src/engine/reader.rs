@@ -1,5 +1,6 @@
 //! A model folder, loaded: everything from a page and a prompt to text.
 
+use std::fmt;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
@@ -32,6 +33,17 @@ pub enum Precision {
     Bf16,
     /// IEEE half precision (CUDA only).
     F16,
+}
+
+impl fmt::Display for Precision {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Auto => "auto",
+            Self::F32 => "f32",
+            Self::Bf16 => "bf16",
+            Self::F16 => "f16",
+        })
+    }
 }
 
 /// How to load a model folder.

@@ -14,7 +14,7 @@ pub fn folder_warnings(dir: &Path, adapter: Option<&Path>) -> Result<Vec<String>
     let mut warnings = checkpoint.warnings().to_vec();
     warnings.extend(Tying::of(&checkpoint, &config)?.1);
     if let Some(adapter) = adapter {
-        warnings.extend(Adapter::read(adapter)?.warnings(&config)?);
+        warnings.extend(Adapter::read(adapter)?.warnings(&config.adaptable_modules())?);
     }
     Ok(warnings)
 }

@@ -5,9 +5,8 @@ use std::path::{Path, PathBuf};
 use clap::value_parser;
 
 use super::held_out::HeldOutSplit;
-use crate::cli::AdapterArgs;
 use crate::documents::{Document, DocumentSet};
-use crate::lora::own_folder;
+use crate::lora::{named, own_folder};
 use crate::project::{LORA_SUFFIX, NF4_SUFFIX, Project};
 use crate::quant::Quantization;
 use crate::{Error, Result};
@@ -79,8 +78,7 @@ impl EvaluationArgs {
     /// The adapter's folder: the flag's, else the model's own; `None` for "none".
     pub fn adapter(&self, project: &Project, base: &Path) -> Result<Option<PathBuf>> {
         if self.adapter.is_some() {
-            let adapter = self.adapter.clone();
-            return AdapterArgs { adapter }.named(project);
+            return named(project, self.adapter.as_deref());
         }
         own_folder(project, base).map(Some).ok_or_else(|| {
             let reason =

@@ -23,10 +23,10 @@ use crate::lora::Verdict;
 use crate::processing::RgbPage;
 use crate::records::{
     Accuracy, AccuracyDelta, EvaluatedModel, EvaluationFinetuned, EvaluationResult, EvaluationSummary, Extra,
-    MemoryFigure, percent, round_to, seconds,
+    GpuMemory, MemoryFigure, percent, round_to, seconds,
 };
 use crate::rendering::EVALUATION_PAGE;
-use crate::torch::{allocator_memory, reset_allocator_peak};
+use crate::torch::reset_allocator_peak;
 use crate::{Error, Result};
 
 /// Most tokens of an answer about a case, as in the original, and about a held-out page, the embedded model's own limit.
@@ -129,7 +129,7 @@ fn examine(run: &FinetunedRun<'_>, adapter: Option<&Path>, step: &dyn Fn()) -> R
     };
     let mut reader = Reader::load(run.base, &options)?;
     let load_time = start.elapsed().as_secs_f64();
-    let memory = || allocator_memory(device);
+    let memory = || GpuMemory::of(device);
     let post_load = memory();
     let kind = post_load
         .as_ref()

@@ -25,7 +25,7 @@ pub use self::download::{Staging, fetch_all, run};
 pub(crate) use self::local::files_below;
 pub(crate) use self::manifest::tool;
 pub use self::manifest::{DOWNLOAD_MANIFEST, DownloadManifest, ManifestFile};
-pub use self::model::{MODEL_ID, ModelDownload, ModelRequest, download_model, model_name};
+pub use self::model::{ModelDownload, ModelRequest, download_model, model_name};
 pub(crate) use self::model::{is_left_out, is_pickle};
 pub use self::published::PublishedFolder;
 pub(crate) use self::range::{Leash, RemoteReader, hub_error};

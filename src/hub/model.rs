@@ -16,12 +16,9 @@ use crate::checkpoint::Checkpoint;
 use crate::console::{self, Level};
 use crate::error::HubError;
 use crate::fs::hub_cache;
-use crate::project::{BASE_MODEL, EMBEDDED_MODEL};
+use crate::project::{BASE_MODEL, EMBEDDED_MODEL, MODEL_ID};
 use crate::records::{self, DownloadInfo};
 use crate::{Error, Result};
-
-/// The model that the pipeline is made for.
-pub const MODEL_ID: &str = "Qwen/Qwen2.5-VL-7B-Instruct";
 
 /// Which model, and where to.
 #[derive(Debug, Clone)]

@@ -7,10 +7,9 @@ use rand_chacha::ChaCha12Rng;
 use rand_chacha::rand_core::{RngCore, SeedableRng};
 use tch::{Device, Kind, Tensor};
 
-use super::{config::LoraConfig, file::ADAPTER_CONFIG, targets::NOT_LINEAR};
+use super::{config::LoraConfig, file::ADAPTER_CONFIG, module::LinearModule, targets::NOT_LINEAR};
 use crate::checkpoint::transformers_name;
 use crate::processing::ImageProcessor;
-use crate::qwen2_5_vl::{Config, LinearModule};
 use crate::{Error, Result};
 
 /// The embedding table's module, by the hub's name.
@@ -58,8 +57,8 @@ pub struct Adapter {
 }
 
 impl LoraConfig {
-    /// The linear layers of `model` that this configuration means.
-    pub fn targets(&self, model: &Config) -> Result<Vec<LinearModule>> {
+    /// Those of a model's linear layers, `modules`, that this configuration means.
+    pub fn targets(&self, modules: &[LinearModule]) -> Result<Vec<LinearModule>> {
         let file = Path::new(ADAPTER_CONFIG);
         let wanted = self.matcher(file)?;
         for name in NOT_LINEAR {
@@ -73,9 +72,9 @@ impl LoraConfig {
             }
         }
         let mut targets = Vec::new();
-        for module in model.linear_modules() {
+        for module in modules {
             if wanted(&transformers_name(&module.name))? {
-                targets.push(module);
+                targets.push(module.clone());
             }
         }
         if targets.is_empty() {
@@ -87,10 +86,10 @@ impl LoraConfig {
         Ok(targets)
     }
 
-    /// Values that an adapter of this configuration trains on `model`.
-    pub fn parameters(&self, model: &Config) -> Result<u64> {
+    /// Values that an adapter of this configuration trains on a model with the linear layers `modules`.
+    pub fn parameters(&self, modules: &[LinearModule]) -> Result<u64> {
         let mut sum = 0;
-        for module in self.targets(model)? {
+        for module in self.targets(modules)? {
             let (rank, _) =
                 self.rank_and_scale(Path::new(ADAPTER_CONFIG), &transformers_name(&module.name))?;
             sum += (rank * (module.inputs + module.outputs)) as u64;
@@ -100,18 +99,17 @@ impl LoraConfig {
 }
 
 impl Adapter {
-    /// A new adapter, which changes nothing yet: A as PEFT draws it, B zero; f32 on the CPU.
+    /// A new adapter of a model with the linear layers `modules`, which changes nothing yet: A as PEFT draws it, B zero; f32 on the CPU.
     ///
     /// A is uniform within ±1/sqrt(inputs), PyTorch's `kaiming_uniform_(a=sqrt(5))`. Each module has a random stream of
     /// its own, so that the choice of other modules does not change it.
-    pub fn initial(config: LoraConfig, model: &Config, seed: u64) -> Result<Self> {
+    pub fn initial(config: LoraConfig, modules: &[LinearModule], seed: u64) -> Result<Self> {
         let file = PathBuf::from(ADAPTER_CONFIG);
-        let all = model.linear_modules();
         let mut pairs = BTreeMap::new();
-        for module in config.targets(model)? {
+        for module in config.targets(modules)? {
             let (rank, scale) = config.rank_and_scale(&file, &transformers_name(&module.name))?;
             let mut random = ChaCha12Rng::seed_from_u64(seed);
-            random.set_stream(all.iter().position(|other| *other == module).unwrap_or(0) as u64);
+            random.set_stream(modules.iter().position(|other| *other == module).unwrap_or(0) as u64);
             let bound = 1.0 / (module.inputs as f32).sqrt();
             // 24 bits: every value of the grid is an f32.
             let mut uniform = || ((random.next_u32() >> 8) as f32 / (1 << 23) as f32 - 1.0) * bound;
@@ -156,9 +154,9 @@ impl Adapter {
             .sum()
     }
 
-    /// What is odd about it beside `model`, though it is used: what its file holds and it does not mean, and the other way
+    /// What is odd about it beside a model with the adaptable `modules`, though it is used: what its file holds and it does not mean, and the other way
     /// round. PEFT warns of the same.
-    pub fn warnings(&self, model: &Config) -> Result<Vec<String>> {
+    pub fn warnings(&self, modules: &[LinearModule]) -> Result<Vec<String>> {
         let mut warnings = Vec::new();
         let file = self.file.display();
         if !self.left_out.is_empty() {
@@ -170,14 +168,13 @@ impl Adapter {
         }
         let meant = self.config.matcher(&self.file.with_file_name(ADAPTER_CONFIG))?;
         let mut missing = Vec::new();
-        let linear = model.linear_modules().into_iter().map(|module| module.name);
-        for module in linear.chain([EMBEDDING_MODULE.to_owned()]) {
+        for module in modules.iter().map(|module| &module.name) {
             let name = match self.spelled_as_transformers {
-                true => transformers_name(&module),
+                true => transformers_name(module),
                 false => module.clone(),
             };
-            if !self.pairs.contains_key(&module) && meant(&name)? {
-                missing.push(module);
+            if !self.pairs.contains_key(module) && meant(&name)? {
+                missing.push(module.clone());
             }
         }
         if !missing.is_empty() {
@@ -191,18 +188,15 @@ impl Adapter {
         Ok(warnings)
     }
 
-    /// The error that names the first module that `model` lacks, or has in another shape.
-    pub fn check(&self, model: &Config) -> Result<()> {
-        let table = (model.text.vocab_size, model.text.hidden_size);
-        let modules: BTreeMap<String, (usize, usize)> = model
-            .linear_modules()
-            .into_iter()
-            .map(|module| (module.name, (module.outputs, module.inputs)))
-            .chain([(EMBEDDING_MODULE.to_owned(), table)])
+    /// The error that names the first module that a model with the adaptable `modules` lacks, or has in another shape.
+    pub fn check(&self, modules: &[LinearModule]) -> Result<()> {
+        let modules: BTreeMap<&str, (usize, usize)> = modules
+            .iter()
+            .map(|module| (module.name.as_str(), (module.outputs, module.inputs)))
             .collect();
         for (name, pair) in &self.pairs {
             let (rank, inputs, outputs) = pair.sizes();
-            let found = match modules.get(name) {
+            let found = match modules.get(name.as_str()) {
                 Some(&(out, input)) if (out, input) == (outputs, inputs) => continue,
                 Some((out, input)) => format!("there it has shape [{out}, {input}]"),
                 None => "the model has no such linear layer".to_owned(),

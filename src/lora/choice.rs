@@ -4,9 +4,21 @@ use std::iter;
 use std::path::{Path, PathBuf};
 
 use super::{config::LoraConfig, file::ADAPTER_CONFIG, verdict::Verdict};
-use crate::hub::MODEL_ID;
+use crate::project::MODEL_ID;
 use crate::project::{BASE_MODEL, EMBEDDED_MODEL, LORA_SUFFIX, Project, model_stem};
 use crate::{Error, Result};
+
+/// What is said for no adapter.
+const NONE: &str = "none";
+
+/// The folder of the adapter that is asked for: a path, or a name under `models/`; `None` for "none" and where none is.
+pub fn named(project: &Project, choice: Option<&Path>) -> Result<Option<PathBuf>> {
+    match choice {
+        None => Ok(None),
+        Some(choice) if choice.as_os_str() == NONE => Ok(None),
+        Some(choice) => project.adapter_folder(choice).map(Some),
+    }
+}
 
 /// An adapter that lies where the model's own would.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -16,9 +16,9 @@ use super::{
 use crate::checkpoint::{
     Checkpoint, StoredTensor, TensorFile, TensorPlan, canonical_name, transformers_name,
 };
+use crate::checkpoint::{EMBEDDING, HEAD};
 use crate::fs::json::write_pretty;
 use crate::processing::{ImageProcessor, PREPROCESSOR_CONFIG};
-use crate::qwen2_5_vl::{EMBEDDING, HEAD};
 use crate::{Error, Result};
 
 /// PEFT's settings.

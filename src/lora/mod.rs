@@ -7,14 +7,16 @@ mod adapter;
 mod choice;
 mod config;
 mod file;
+mod module;
 mod targets;
 mod verdict;
 
 pub(crate) use self::adapter::EMBEDDING_MODULE;
 pub use self::adapter::{Adapter, LoraPair};
-pub use self::choice::{Found, find, own_folder};
+pub use self::choice::{Found, find, named, own_folder};
 pub use self::config::LoraConfig;
 pub(crate) use self::file::finite;
 pub use self::file::{ADAPTER_CONFIG, ADAPTER_EVALUATION, ADAPTER_WEIGHTS};
+pub use self::module::LinearModule;
 pub use self::targets::Targets;
 pub use self::verdict::Verdict;

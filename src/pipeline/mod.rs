@@ -11,4 +11,4 @@ mod state;
 mod work;
 
 pub use self::phase::Phase;
-pub use self::run::{Ended, Pipeline, PipelineArgs, Step};
+pub use self::run::{Ended, Pipeline, PipelineArgs, ProgramOptions, Step};

@@ -16,9 +16,9 @@ use super::{
     state::State,
     work::{Work, work},
 };
-use crate::cli::CommonArgs;
 use crate::console::{self, EXIT_INTERRUPTED, Level, LogFormat};
 use crate::device::{self, DeviceChoice};
+use crate::engine::Precision;
 use crate::hub::{Hasher, HubArgs};
 use crate::lora::own_folder;
 use crate::project::Project;
@@ -80,6 +80,25 @@ pub struct PipelineArgs {
     pub hub: HubArgs,
 }
 
+/// What every program of the pipeline is given.
+#[derive(Debug, Clone)]
+pub struct ProgramOptions {
+    /// `--model`.
+    pub model: Option<PathBuf>,
+    /// `--device`.
+    pub device: DeviceChoice,
+    /// `--precision`.
+    pub precision: Precision,
+    /// `--threads`.
+    pub threads: Option<u16>,
+    /// `--log-format`.
+    pub log_format: LogFormat,
+    /// How many times `--verbose`.
+    pub verbose: u8,
+    /// `--quiet`.
+    pub quiet: bool,
+}
+
 /// How a phase ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Ended {
@@ -112,8 +131,8 @@ pub struct Step {
 pub struct Pipeline<'a> {
     /// Where everything lies.
     pub project: &'a Project,
-    /// Flags for every program.
-    pub common: &'a CommonArgs,
+    /// Options for every program.
+    pub programs: &'a ProgramOptions,
     /// Flags of the pipeline.
     pub args: &'a PipelineArgs,
     /// Set to stop; the program in work is asked to stop, too.
@@ -210,7 +229,7 @@ impl Pipeline<'_> {
 
     /// The base model's folder.
     fn base(&self) -> Result<PathBuf> {
-        Ok(self.project.model_folder(self.common.model.as_deref())?.path)
+        Ok(self.project.model_folder(self.programs.model.as_deref())?.path)
     }
 
     /// Why this run leaves the training out, unless somebody has said how long it may be.
@@ -223,7 +242,7 @@ impl Pipeline<'_> {
         if !self.args.force && !trained_here && own_folder(self.project, &self.base()?).is_some() {
             return Ok(Some(ADAPTER_OF_OTHERS));
         }
-        let on_gpu = match self.common.device {
+        let on_gpu = match self.programs.device {
             DeviceChoice::Cpu => false,
             DeviceChoice::Gpu | DeviceChoice::Cuda(_) => true,
             DeviceChoice::Auto => device::gpus().is_ok_and(|gpus| !gpus.is_empty()),
@@ -242,7 +261,7 @@ impl Pipeline<'_> {
         Ok(match phase {
             Phase::DownloadModel => {
                 let wish = ModelWish {
-                    chosen: self.common.model.as_deref(),
+                    chosen: self.programs.model.as_deref(),
                     source: args.model_source.as_deref(),
                 };
                 Some(download::model(self.project, &wish, network)?)
@@ -270,7 +289,7 @@ impl Pipeline<'_> {
             Phase::BenchmarkBaseline | Phase::BenchmarkQuantized | Phase::EvaluateFinetuned
         );
         if measures {
-            add(format!("{} {:?}", self.common.device, self.common.precision));
+            add(format!("{} {:?}", self.programs.device, self.programs.precision));
             for gpu in device::gpus().unwrap_or_default() {
                 add(format!("GPU {}", gpu.name));
             }
@@ -329,26 +348,23 @@ impl Pipeline<'_> {
 
     /// The flags that every program takes, as this one was given them.
     fn common_flags(&self, phase: Phase) -> Vec<OsString> {
-        let common = self.common;
+        let options = self.programs;
         let mut flags: Vec<OsString> = vec!["--root".into(), self.project.root().into()];
-        if let Some(model) = &common.model {
+        if let Some(model) = &options.model {
             flags.extend(["--model".into(), model.into()]);
         }
-        flags.extend(["--device".into(), common.device.to_string().into()]);
-        let precision = clap::ValueEnum::to_possible_value(&common.precision);
-        if let Some(precision) = precision {
-            flags.extend(["--precision".into(), precision.get_name().into()]);
-        }
-        if let Some(threads) = common.threads {
+        flags.extend(["--device".into(), options.device.to_string().into()]);
+        flags.extend(["--precision".into(), options.precision.to_string().into()]);
+        if let Some(threads) = options.threads {
             flags.extend(["--threads".into(), threads.to_string().into()]);
         }
-        if common.log_format == LogFormat::Json {
+        if options.log_format == LogFormat::Json {
             flags.extend(["--log-format".into(), "json".into()]);
         }
-        if common.quiet {
+        if options.quiet {
             flags.push("--quiet".into());
         }
-        flags.extend((0..common.verbose).map(|_| "--verbose".into()));
+        flags.extend((0..options.verbose).map(|_| "--verbose".into()));
         if matches!(phase, Phase::DownloadModel | Phase::DownloadDatasets) {
             let hub = &self.args.hub;
             flags.extend(["--jobs".into(), hub.jobs.to_string().into()]);

@@ -23,7 +23,6 @@ use crate::quant::{Method, nf4::WeightErrors};
 use crate::records::{
     self, AwqAttempt, BnbSetup, Extra, GpuMemory, MemoryFigure, QuantizationInfo, mib, seconds,
 };
-use crate::torch::allocator_memory;
 use crate::{Error, Result};
 use serde_json::json;
 
@@ -240,7 +239,7 @@ fn load(run: &BaseRun<'_>, method: Method, watch: Watch<'_>) -> Result<Loaded> {
     let _reader = Reader::load(&run.folder(method), &options)?;
     Ok(Loaded {
         seconds: seconds(start.elapsed().as_secs_f64()),
-        gpu: allocator_memory(run.selected.device),
+        gpu: GpuMemory::of(run.selected.device),
     })
 }
 

@@ -9,12 +9,13 @@ use super::{
     model::to_the_end,
     positions::{Positions, rope_positions},
     recorded::DropoutSeed,
-    tying::{EMBEDDING, Tying},
+    tying::Tying,
     vision::VisionTower,
 };
 use crate::Result;
 use crate::blackwell_compat::Reductions;
 use crate::checkpoint::Checkpoint;
+use crate::checkpoint::EMBEDDING;
 use crate::error::PromptError;
 use crate::processing::Grid;
 use crate::quant::Quantization;

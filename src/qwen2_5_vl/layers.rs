@@ -8,10 +8,11 @@ use super::{
     Activation,
     linear::{InputSamples, Linear, LinearWeight, Lora, Scratch},
     recorded::{Dropout, DropoutSeed, recorded_rotate},
-    tying::{EMBEDDING, HEAD, Tying},
+    tying::Tying,
 };
 use crate::blackwell_compat::Reductions;
 use crate::checkpoint::Checkpoint;
+use crate::checkpoint::{EMBEDDING, HEAD};
 use crate::kernels::{cpu, cuda};
 use crate::lora::{Adapter, LoraPair};
 use crate::quant::{Quantization, awq::AwqWeight, nf4::Nf4Weight};

@@ -118,8 +118,8 @@ impl Model {
         let mut warnings = checkpoint.warnings().to_vec();
         warnings.extend(warning);
         if let Some(adapter) = adapter {
-            adapter.check(config)?;
-            warnings.extend(adapter.warnings(config)?);
+            adapter.check(&config.adaptable_modules())?;
+            warnings.extend(adapter.warnings(&config.adaptable_modules())?);
         }
         let weights = Weights {
             checkpoint,

@@ -1,25 +1,7 @@
 //! The model's linear layers by name and shape, from its config alone.
 
 use super::Config;
-
-/// A linear layer.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct LinearModule {
-    /// The hub's name, such as `model.layers.0.self_attn.q_proj`.
-    pub name: String,
-    /// Rows of its weight.
-    pub outputs: usize,
-    /// Columns of its weight.
-    pub inputs: usize,
-}
-
-impl LinearModule {
-    /// Every layer of the vision tower has a bias, of the language model the queries, keys and values.
-    pub fn has_bias(&self) -> bool {
-        let biased = [".q_proj", ".k_proj", ".v_proj"];
-        self.name.starts_with("visual.") || biased.iter().any(|suffix| self.name.ends_with(suffix))
-    }
-}
+use crate::lora::{EMBEDDING_MODULE, LinearModule};
 
 impl Config {
     /// Every linear layer: the vision tower's, the language model's, the output head.
@@ -74,5 +56,17 @@ impl Config {
         }
         add("lm_head".to_owned(), t.vocab_size, t.hidden_size);
         all
+    }
+
+    /// Every module that an adapter may change: the linear layers, and the embedding by the shape of its table.
+    pub fn adaptable_modules(&self) -> Vec<LinearModule> {
+        let table = LinearModule {
+            name: EMBEDDING_MODULE.to_owned(),
+            outputs: self.text.vocab_size,
+            inputs: self.text.hidden_size,
+        };
+        let mut modules = self.linear_modules();
+        modules.push(table);
+        modules
     }
 }

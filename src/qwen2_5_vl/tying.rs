@@ -6,12 +6,7 @@ use tch::Kind;
 
 use super::Config;
 use crate::Result;
-use crate::checkpoint::Checkpoint;
-
-/// The embedding table.
-pub(crate) const EMBEDDING: &str = "model.embed_tokens.weight";
-/// The output head.
-pub(crate) const HEAD: &str = "lm_head.weight";
+use crate::checkpoint::{Checkpoint, EMBEDDING, HEAD};
 
 /// Rows that are compared at a time.
 const ROWS: usize = 4096;

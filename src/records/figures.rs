@@ -1,5 +1,8 @@
 //! Figures that several records share, and how they are rounded.
 
+use tch::Device;
+
+use crate::device::{ModelMemory, model_memory};
 use serde::{Deserialize, Serialize};
 
 use super::Extra;
@@ -55,6 +58,16 @@ pub struct GpuMemory {
 }
 
 impl GpuMemory {
+    /// What a model on `device` takes now; `None` where it is not told.
+    pub fn of(device: Device) -> Option<Self> {
+        Some(match model_memory(device)? {
+            ModelMemory::Gpu(stats) => {
+                Self::from_bytes(stats.allocated_bytes, stats.reserved_bytes, stats.peak_bytes)
+            }
+            ModelMemory::Process(memory) => Self::resident(memory.resident_bytes, memory.peak_resident_bytes),
+        })
+    }
+
     /// From bytes.
     pub fn from_bytes(allocated: u64, reserved: u64, max_allocated: u64) -> Self {
         Self {
@@ -163,6 +176,10 @@ mod tests {
             (1177.38, 1239.78, 4096.0)
         );
         assert_eq!(GpuMemory::from_bytes(0, 0, 0), GpuMemory::default());
+        let memory = GpuMemory::of(Device::Cpu).unwrap();
+        assert_eq!(memory.memory_kind(), Some("resident"));
+        assert!(memory.allocated_mb > 1.0 && memory.allocated_mb == memory.reserved_mb);
+        assert!(memory.max_allocated_mb >= memory.allocated_mb);
         let resident = GpuMemory::resident(3 << 20, 5 << 20);
         assert_eq!(
             serde_json::to_value(&resident).unwrap(),

@@ -1,12 +1,8 @@
-//! Memory that a model takes: what libtorch's caching allocator holds on a GPU, through a few lines of C++ (`allocator.cpp`),
-//! and on a CPU the process's.
+//! What libtorch's caching allocator holds on a GPU, through a few lines of C++ (`allocator.cpp`).
 
 use std::ffi::c_int;
 
 use tch::Device;
-
-use crate::device::process_memory;
-use crate::records::GpuMemory;
 
 /// As in `allocator.cpp`.
 #[repr(C)]
@@ -22,15 +18,19 @@ unsafe extern "C" {
     fn medvision_reset_peak(device: c_int) -> c_int;
 }
 
-/// What the allocator holds on `device`; on a CPU the resident memory of the process. `None` where it is not told.
-pub fn allocator_memory(device: Device) -> Option<GpuMemory> {
-    let Device::Cuda(index) = device else {
-        let memory = process_memory()?;
-        return Some(GpuMemory::resident(
-            memory.resident_bytes,
-            memory.peak_resident_bytes,
-        ));
-    };
+/// Bytes of libtorch's caching allocator on one GPU.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct AllocatorStats {
+    /// In tensors.
+    pub allocated_bytes: u64,
+    /// Taken from the driver, in tensors or not.
+    pub reserved_bytes: u64,
+    /// Most in tensors since the last reset.
+    pub peak_bytes: u64,
+}
+
+/// What the allocator holds on the GPU of this number; `None` where there is none.
+pub fn allocator_stats(index: usize) -> Option<AllocatorStats> {
     let index = gpu_index(index)?;
     let mut stats = Stats::default();
     // SAFETY: the structure is the one the function fills, and it throws nothing.
@@ -38,14 +38,14 @@ pub fn allocator_memory(device: Device) -> Option<GpuMemory> {
         return None;
     }
     let bytes = |value: i64| u64::try_from(value).unwrap_or(0);
-    Some(GpuMemory::from_bytes(
-        bytes(stats.allocated_bytes),
-        bytes(stats.reserved_bytes),
-        bytes(stats.max_allocated_bytes),
-    ))
+    Some(AllocatorStats {
+        allocated_bytes: bytes(stats.allocated_bytes),
+        reserved_bytes: bytes(stats.reserved_bytes),
+        peak_bytes: bytes(stats.max_allocated_bytes),
+    })
 }
 
-/// Lets the highest figure of [`allocator_memory`] begin anew; nothing on a CPU.
+/// Lets the highest figure of [`allocator_stats`] begin anew; nothing on a CPU.
 pub fn reset_allocator_peak(device: Device) {
     if let Device::Cuda(index) = device
         && let Some(index) = gpu_index(index)
@@ -65,17 +65,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_cpu_has_the_processs_memory_and_a_gpu_that_is_not_there_none() {
-        let memory = allocator_memory(Device::Cpu).unwrap();
-        assert_eq!(memory.memory_kind(), Some("resident"));
-        assert!(memory.allocated_mb > 1.0 && memory.allocated_mb == memory.reserved_mb);
-        assert!(memory.max_allocated_mb >= memory.allocated_mb);
+    fn a_gpu_that_is_not_there_has_no_figures() {
         for absent in [256, usize::MAX] {
-            assert_eq!(allocator_memory(Device::Cuda(absent)), None);
+            assert_eq!(allocator_stats(absent), None);
             reset_allocator_peak(Device::Cuda(absent));
         }
         if !tch::Cuda::is_available() {
-            assert_eq!(allocator_memory(Device::Cuda(0)), None);
+            assert_eq!(allocator_stats(0), None);
             reset_allocator_peak(Device::Cuda(0));
         }
     }

@@ -6,7 +6,7 @@ mod transfer;
 
 use std::ffi::{CStr, c_char, c_int};
 
-pub use self::allocator::{allocator_memory, reset_allocator_peak};
+pub use self::allocator::{AllocatorStats, allocator_stats, reset_allocator_peak};
 pub use self::transfer::{pinned, upload};
 
 /// Room for an error's text.

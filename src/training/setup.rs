@@ -181,7 +181,7 @@ pub(super) fn new_adapter(project: &Project, base: &Base, options: &TrainingOpti
         base_model_name_or_path: Some(base.dir.display().to_string()),
         ..LoraConfig::default()
     };
-    let mut adapter = Adapter::initial(config, &base.config, options.seed)?;
+    let mut adapter = Adapter::initial(config, &base.config.linear_modules(), options.seed)?;
     if options.min_pixels.is_some() {
         adapter.images = Some(images(base, options)?);
     }

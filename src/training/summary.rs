@@ -11,8 +11,7 @@ use super::{
     samples::Samples,
 };
 use crate::engine::ModelInfo;
-use crate::records::{Extra, TrainerMetrics, TrainingMetrics, round_to, seconds};
-use crate::torch::allocator_memory;
+use crate::records::{Extra, GpuMemory, TrainerMetrics, TrainingMetrics, round_to, seconds};
 
 /// Steps whose mean is the loss at the beginning and at the end.
 const EDGE: usize = 10;
@@ -108,7 +107,7 @@ fn extra(outcome: &Outcome<'_>, initial_loss: Option<f64>, tokens_per_second: Op
         "label_tokens": progress.label_tokens,
         "tokens_per_second": tokens_per_second,
         "median_step_seconds": outcome.step_seconds.get(outcome.step_seconds.len() / 2),
-        "gpu_memory": allocator_memory(outcome.device),
+        "gpu_memory": GpuMemory::of(outcome.device),
         "processes": outcome.processes,
         "left_out": outcome.train.left_out,
         "validations": progress.validations,

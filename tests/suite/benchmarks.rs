@@ -131,7 +131,7 @@ fn with_an_adapter(root: &Path, flags: &[&str]) {
         r: 2,
         ..LoraConfig::default()
     };
-    let adapter = Adapter::initial(config, &Config::from_dir(&model).unwrap(), 1).unwrap();
+    let adapter = Adapter::initial(config, &Config::from_dir(&model).unwrap().linear_modules(), 1).unwrap();
     let dir = root.join("an-adapter");
     adapter.write(&dir).unwrap();
     let file = root.join(paths::BASELINE_FP16);

@@ -31,7 +31,8 @@ fn adapter(strength: f64) -> Adapter {
         base_model_name_or_path: Some("models/qwen25-vl-nano".to_owned()),
         ..LoraConfig::default()
     };
-    let mut adapter = Adapter::initial(config, &Config::from_dir(&nano()).unwrap(), 1).unwrap();
+    let mut adapter =
+        Adapter::initial(config, &Config::from_dir(&nano()).unwrap().linear_modules(), 1).unwrap();
     tch::manual_seed(5);
     for pair in adapter.pairs.values_mut() {
         pair.b = pair.b.randn_like().to_kind(Kind::Float) * strength;

@@ -25,7 +25,7 @@ pub(super) struct DoctorArgs {
 /// Prints the report; the exit code says whether pages can be read.
 pub(super) fn run(args: &DoctorArgs) -> anyhow::Result<ExitCode> {
     args.common.start_logging(Level::WARN);
-    let report = doctor::examine(&args.common.project()?, &args.common);
+    let report = doctor::examine(&args.common.project()?, &args.common.choices());
     if args.json {
         cli::print(&format!("{}\n", serde_json::to_string_pretty(&report)?))?;
     } else {

@@ -35,7 +35,7 @@ pub(super) fn run(command: &PipelineCommand) -> anyhow::Result<ExitCode> {
     let interrupt = Interrupt::install(STOPPING).context("cannot listen for Ctrl-C")?;
     let steps = Pipeline {
         project: &project,
-        common: &command.common,
+        programs: &command.common.for_programs(),
         args: &command.pipeline,
         stop: interrupt.flag(),
     }

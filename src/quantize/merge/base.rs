@@ -6,9 +6,10 @@ use std::path::Path;
 use tch::{Device, Kind, Tensor};
 
 use crate::checkpoint::{Checkpoint, MappedTensor, StoredTensor, transformers_name};
+use crate::checkpoint::{EMBEDDING, HEAD};
 use crate::lora::Adapter;
 use crate::quant::{Quantization, nf4::Nf4Weight};
-use crate::qwen2_5_vl::{Config, EMBEDDING, HEAD, Tying};
+use crate::qwen2_5_vl::{Config, Tying};
 use crate::{Error, Result};
 
 /// A model folder whose weights are numbers, or four bits that numbers are restored from.

@@ -46,7 +46,7 @@ pub struct MergeError {
 /// finished. A base in NF4 is restored to numbers.
 pub fn merge_folder(base: &Path, adapter: &Adapter, target: &Path, watch: Watch<'_>) -> Result<Outcome> {
     let config = Config::from_dir(base)?;
-    adapter.check(&config)?;
+    adapter.check(&config.adaptable_modules())?;
     let source = Source::open_any(base)?;
     let opened = Base::open(base)?;
     // An adapter of one parts the two: attached it does not change the other.

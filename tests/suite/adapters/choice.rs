@@ -23,7 +23,7 @@ fn adapter(base: &str) -> Adapter {
         base_model_name_or_path: Some(base.to_owned()),
         ..LoraConfig::default()
     };
-    let mut adapter = Adapter::initial(config, &Config::from_dir(&dir).unwrap(), 3).unwrap();
+    let mut adapter = Adapter::initial(config, &Config::from_dir(&dir).unwrap().linear_modules(), 3).unwrap();
     for pair in adapter.pairs.values_mut() {
         let _ = pair.b.fill_(0.004);
     }

@@ -39,7 +39,8 @@ fn seven_billion() -> Config {
 /// A small adapter whose B is not zero.
 fn adapter(config: LoraConfig, model: &Path, seed: u64) -> Adapter {
     let config = LoraConfig { r: 4, ..config };
-    let mut adapter = Adapter::initial(config, &Config::from_dir(model).unwrap(), seed).unwrap();
+    let mut adapter =
+        Adapter::initial(config, &Config::from_dir(model).unwrap().linear_modules(), seed).unwrap();
     for pair in adapter.pairs.values_mut() {
         let wave = Tensor::arange(pair.b.numel() as i64, (Kind::Float, Device::Cpu)).sin() * 0.1;
         pair.b = wave.view_as(&pair.b);
@@ -79,13 +80,19 @@ fn change_config(dir: &Path, key: &str, value: Value) {
 #[test]
 fn the_contract_s_modules_have_its_number_of_parameters() {
     let model = seven_billion();
-    assert_eq!(LoraConfig::default().parameters(&model).unwrap(), 190_357_504);
+    assert_eq!(
+        LoraConfig::default().parameters(&model.linear_modules()).unwrap(),
+        190_357_504
+    );
     let without_vision = LoraConfig {
         exclude_modules: Some(Targets::Pattern(r".*\.visual\..*".to_owned())),
         ..LoraConfig::default()
     };
-    assert_eq!(without_vision.parameters(&model).unwrap(), 161_480_704);
-    let targets = LoraConfig::default().targets(&model).unwrap();
+    assert_eq!(
+        without_vision.parameters(&model.linear_modules()).unwrap(),
+        161_480_704
+    );
+    let targets = LoraConfig::default().targets(&model.linear_modules()).unwrap();
     assert_eq!(targets.len(), 28 * 7 + 32 * 3);
     assert!(targets.iter().all(|module| module.name != "lm_head"));
 }
@@ -139,23 +146,29 @@ fn convolutions_and_embeddings_are_no_targets() {
             target_modules: Targets::Suffixes(vec![name.to_owned()]),
             ..LoraConfig::default()
         };
-        let error = config.targets(&seven_billion()).unwrap_err().to_string();
+        let error = config
+            .targets(&seven_billion().linear_modules())
+            .unwrap_err()
+            .to_string();
         assert!(error.contains(full), "{error}");
     }
     let all = LoraConfig {
         target_modules: Targets::Pattern("all-linear".to_owned()),
         ..LoraConfig::default()
     };
-    assert_eq!(all.targets(&seven_billion()).unwrap().len(), 28 * 7 + 32 * 5 + 2);
+    assert_eq!(
+        all.targets(&seven_billion().linear_modules()).unwrap().len(),
+        28 * 7 + 32 * 5 + 2
+    );
 }
 
 #[test]
 fn a_new_adapter_is_peft_s_beginning() {
     let model = Config::from_dir(&tiny()).unwrap();
-    let adapter = Adapter::initial(LoraConfig::default(), &model, 7).unwrap();
+    let adapter = Adapter::initial(LoraConfig::default(), &model.linear_modules(), 7).unwrap();
     assert_eq!(
         adapter.parameters(),
-        LoraConfig::default().parameters(&model).unwrap()
+        LoraConfig::default().parameters(&model.linear_modules()).unwrap()
     );
     for pair in adapter.pairs.values() {
         assert_eq!(pair.b.abs().max().double_value(&[]), 0.0);
@@ -173,12 +186,12 @@ fn a_new_adapter_is_peft_s_beginning() {
         target_modules: Targets::Suffixes(vec!["q_proj".to_owned()]),
         ..LoraConfig::default()
     };
-    let fewer = Adapter::initial(fewer, &model, 7).unwrap();
+    let fewer = Adapter::initial(fewer, &model.linear_modules(), 7).unwrap();
     for (name, pair) in &fewer.pairs {
         assert_eq!(pair.a, adapter.pairs[name].a, "{name} depends on other modules");
     }
     let q = "model.layers.0.self_attn.q_proj";
-    let other = Adapter::initial(LoraConfig::default(), &model, 8).unwrap();
+    let other = Adapter::initial(LoraConfig::default(), &model.linear_modules(), 8).unwrap();
     assert_ne!(other.pairs[q].a, adapter.pairs[q].a);
     assert_ne!(
         adapter.pairs["model.layers.1.self_attn.q_proj"].a,

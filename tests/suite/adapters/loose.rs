@@ -209,7 +209,7 @@ fn layers_that_are_not_transformed_are_left_out() {
     let adapter = Adapter::read(dir.path()).unwrap();
     assert!(adapter.pairs.keys().all(|name| !name.contains("layers.2.")));
     let model = Config::from_dir(&fixtures().join("models/untied-flat-sharded")).unwrap();
-    let warnings = adapter.warnings(&model).unwrap().join("\n");
+    let warnings = adapter.warnings(&model.adaptable_modules()).unwrap().join("\n");
     assert!(
         warnings.contains("model.layers.2.") && !warnings.contains("model.layers.1."),
         "{warnings}"
@@ -243,7 +243,7 @@ fn whole_adapters_are_silent() {
         ("patterns", "windows"),
     ] {
         let model = Config::from_dir(&fixtures().join("models").join(model)).unwrap();
-        let warnings = read(name).warnings(&model).unwrap();
+        let warnings = read(name).warnings(&model.adaptable_modules()).unwrap();
         assert!(warnings.is_empty(), "{name}: {warnings:?}");
     }
     let dir = copied("rslora-hub-keys");
@@ -252,7 +252,7 @@ fn whole_adapters_are_silent() {
     let model = Config::from_dir(&fixtures().join("models/nested-bf16")).unwrap();
     let adapter = Adapter::read(dir.path()).unwrap();
     assert_eq!(adapter.pairs.len(), read("rslora-hub-keys").pairs.len());
-    let warnings = adapter.warnings(&model).unwrap();
+    let warnings = adapter.warnings(&model.adaptable_modules()).unwrap();
     assert!(warnings.is_empty(), "{warnings:?}");
 }
 
@@ -281,7 +281,7 @@ fn programs_say_what_is_loose() {
         r: 2,
         ..Default::default()
     };
-    let mut adapter = Adapter::initial(config, &base, 1).unwrap();
+    let mut adapter = Adapter::initial(config, &base.linear_modules(), 1).unwrap();
     adapter.pairs.remove("model.layers.0.self_attn.q_proj").unwrap();
     let dir: PathBuf = model.models().join("adapter");
     adapter.write(&dir).unwrap();

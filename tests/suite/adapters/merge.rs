@@ -168,7 +168,7 @@ fn what_cannot_be_merged_is_refused_by_name() {
         r: 2,
         ..LoraConfig::default()
     };
-    let adapter = Adapter::initial(config, &Config::from_dir(&awq).unwrap(), 1).unwrap();
+    let adapter = Adapter::initial(config, &Config::from_dir(&awq).unwrap().linear_modules(), 1).unwrap();
     let written = folder.path().join("adapter");
     adapter.write(&written).unwrap();
     let awq = message(&awq, &Adapter::read(&written).unwrap());
@@ -233,7 +233,12 @@ fn an_adapter_resizes_pages_as_it_was_trained() {
     let folder = tempfile::tempdir().unwrap();
     let dir = folder.path().join("adapter");
     let base = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/qwen25-vl-nano");
-    let mut first = Adapter::initial(LoraConfig::default(), &Config::from_dir(&base).unwrap(), 1).unwrap();
+    let mut first = Adapter::initial(
+        LoraConfig::default(),
+        &Config::from_dir(&base).unwrap().linear_modules(),
+        1,
+    )
+    .unwrap();
     let images = ImageProcessor::from_dir(&base).unwrap();
     let enlarging = images.clone().with_pixel_bounds(Some(40_000), None).unwrap();
     first.images = Some(enlarging.with_max_enlargement(Some(1.5)).unwrap());
@@ -285,7 +290,7 @@ fn project() -> (ModelCopy, PathBuf) {
         ..LoraConfig::default()
     };
     let nano = Config::from_dir(&model.models().join("qwen25-vl-nano")).unwrap();
-    let mut adapter = Adapter::initial(config, &nano, 3).unwrap();
+    let mut adapter = Adapter::initial(config, &nano.linear_modules(), 3).unwrap();
     for pair in adapter.pairs.values_mut() {
         let _ = pair.b.fill_(0.001);
     }

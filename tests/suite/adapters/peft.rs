@@ -142,7 +142,7 @@ fn an_awq_base_computes_the_adapter_in_both_ways() {
         r: 4,
         ..LoraConfig::default()
     };
-    let mut adapter = Adapter::initial(config, &Config::from_dir(&dir).unwrap(), 5).unwrap();
+    let mut adapter = Adapter::initial(config, &Config::from_dir(&dir).unwrap().linear_modules(), 5).unwrap();
     for pair in adapter.pairs.values_mut() {
         let wave = Tensor::arange(pair.b.numel() as i64, (Kind::Float, Device::Cpu)).sin() * 0.05;
         pair.b = wave.view_as(&pair.b);
@@ -186,11 +186,14 @@ fn ranks_and_scales_are_the_settings() {
     for (name, model) in CASES {
         let adapter = read(name);
         let config = Config::from_dir(&fixtures().join("models").join(model)).unwrap();
-        let targets = adapter.config.targets(&config).unwrap();
+        let targets = adapter.config.targets(&config.linear_modules()).unwrap();
         let mut names: Vec<String> = targets.into_iter().map(|module| module.name).collect();
         names.sort();
         let read: Vec<String> = adapter.pairs.keys().cloned().collect();
         assert_eq!(read, names, "{name}: PEFT means other modules");
-        assert_eq!(adapter.parameters(), adapter.config.parameters(&config).unwrap());
+        assert_eq!(
+            adapter.parameters(),
+            adapter.config.parameters(&config.linear_modules()).unwrap()
+        );
     }
 }

@@ -17,7 +17,7 @@ fn adapter(model: &ModelCopy) -> Adapter {
         ..LoraConfig::default()
     };
     let model = Config::from_dir(model.models().join("qwen25-vl-nano").as_path()).expect("a config");
-    Adapter::initial(config, &model, 1).expect("an adapter")
+    Adapter::initial(config, &model.linear_modules(), 1).expect("an adapter")
 }
 
 fn start(model: &ModelCopy, arguments: &[&str]) -> Shipped {
