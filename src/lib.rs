@@ -1,32 +1,34 @@
 //! Qwen2.5-VL on libtorch, for medical documents.
 //!
-//! The rooms, in the order data flows:
+//! The modules stand in layers; each imports only those before it (`tests/suite/layers.rs` checks it):
 //!
-//! - [`processing`]: image bytes → RGB → patches; messages → chat template → token ids; ids → text.
-//! - [`checkpoint`]: Hugging Face model folders: `config.json` and memory-mapped, sharded safetensors.
-//! - [`qwen2_5_vl`]: the model and nothing else: vision tower, language model, rotary positions, KV cache.
-//! - [`adapters`]: LoRA adapters in PEFT's folders.
-//! - [`quant`]: weights in four bits: bitsandbytes' NF4 and FP4.
-//! - [`kernels`]: what makes the model fast where libtorch's own operations do not.
-//! - [`autograd`]: gradients of what libtorch does not know how to differentiate.
-//! - [`generation`]: from logits to an answer: sampling, stop rules, the guard against endless repetition.
-//! - [`engine`]: a loaded model folder ([`engine::Reader`]) and the one thread that owns it ([`engine::Engine`]).
-//! - [`training`]: a prepared split and a base → an adapter: batches, optimizer, checkpoints, logs.
-//! - [`hub`]: models and datasets from a Hugging Face hub, resumed and checked.
-//! - [`data`]: published datasets → raw records → pages and their texts.
-//! - [`server`]: the REST API over the engine; it knows nothing of tensors.
-//! - [`rendering`]: text → page images, in the typeface that comes with the program.
-//! - [`documents`]: a generator of clinical documents: pages of any look with exact answers to questions about them.
-//! - [`evaluation`]: documents whose content is known, and how an answer about one is scored.
-//! - [`benchmark`]: one model reading the test documents, measured.
-//! - [`records`]: the JSON records that the pipeline's binaries leave, by the contract with the original.
-//! - [`report`]: all records in one: JSON, Markdown, HTML and plots.
-//! - [`pipeline`]: all phases in order, each by its own program.
-//! - [`environment`]: what the machine and the software on it are, as a record; [`blackwell_compat`]: what one GPU needs.
-//! - [`commands`]: the subcommands of `medvision`; [`doctor`]: what is wrong with an installation.
-//! - [`cli`], [`paths`], [`device`], [`telemetry`], [`error`]: what every binary shares.
+//! | layer | modules |
+//! |---|---|
+//! | foundation | [`error`], [`version`], [`prompts`], [`fs`]: atomic files, [`console`]: messages, progress, signals, [`project`]: the layout on disk |
+//! | torch and hardware | [`torch`]: C++ that tch does not bind, [`device`], [`blackwell_compat`], [`distributed`]: process groups, [`kernels`]: CPU and CUDA |
+//! | formats | [`checkpoint`]: safetensors folders, [`processing`]: images to patches, text to tokens, [`lora`]: PEFT adapters, [`quant`]: NF4, FP4 and AWQ weights, [`records`]: JSON records |
+//! | model | [`qwen2_5_vl`], [`generation`]: sampling and stopping, [`engine`]: [`engine::Reader`] loads a folder, [`engine::Engine`] queues requests |
+//! | data and measuring | [`hub`], [`rendering`], [`documents`]: fixed test sets, [`synthetic`]: generated documents, [`data`], [`evaluation`], [`benchmark`] |
+//! | work | [`quantize`], [`training`], [`doctor`], [`pipeline`], [`server`]: the REST API, [`report`] |
+//! | face | [`cli`]: every program's command line |
 //!
-//! Data flows one way: bytes → processing → model → engine → server and command line.
+//! Reading one page:
+//!
+//! ```no_run
+//! use medical_vision::engine::{LoadOptions, ReadRequest, Reader};
+//! use medical_vision::processing::{DecodeLimits, decode};
+//! use medical_vision::prompts::EXTRACTION_PROMPT;
+//!
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let mut reader = Reader::load("models/qwen25-vl-nano".as_ref(), &LoadOptions::default())?;
+//! let page = decode(&std::fs::read("page.png")?, &DecodeLimits::default())?;
+//! let reading = reader.read(&ReadRequest::page(EXTRACTION_PROMPT, page), &mut |_| std::ops::ControlFlow::Continue(()))?;
+//! println!("{}", reading.text);
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! `docs/ARCHITECTURE.md` has the walks through the code and the glossary.
 
 pub mod benchmark;
 pub mod blackwell_compat;

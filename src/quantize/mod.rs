@@ -1,4 +1,4 @@
-//! Weights in four bits: making them, storing them as other programs read them, and computing with them.
+//! Makes weights in four bits from a model folder, measures what they cost, and merges adapters.
 //!
 //! A method takes a model folder and writes another one, which transformers loads as it stands: [`nf4::quantize_folder`],
 //! [`awq::quantize_folder`]. [`quantize_base`] makes both, measures both and says which to use.

@@ -8,7 +8,7 @@ use crate::torch::upload;
 use crate::{Result, torch};
 
 unsafe extern "C" {
-    /// In `device/attention.cpp`.
+    /// In `torch/attention.cpp`.
     fn medvision_flash_attention(
         q: *const c_void,
         k: *const c_void,

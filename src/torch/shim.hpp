@@ -1,4 +1,4 @@
-// What every function that shim.rs calls has in common: it says in words what went wrong, and no exception leaves.
+// What every function that mod.rs calls has in common: it says in words what went wrong, and no exception leaves.
 
 #pragma once
 

@@ -18,6 +18,7 @@ mod generation;
 mod gpu;
 mod hub;
 mod images;
+mod layers;
 mod linking;
 mod model;
 mod pipeline;
