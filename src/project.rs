@@ -44,7 +44,7 @@ impl ModelFolder {
         self.stands_in.then(|| {
             format!(
                 "model: {} (13M parameters, for trying out: typed and scanned pages of printed English); \
-                 for the 7B model, which reads any document: {GET_BASE_MODEL}",
+                 to use the 7B model, which reads any document, run: {GET_BASE_MODEL}",
                 self.path.display()
             )
         })
@@ -160,7 +160,7 @@ impl Project {
         let places = self.chosen(choice);
         let found = places.iter().find(|path| path.is_dir()).cloned();
         let found = found
-            .ok_or_else(|| not_a_folder(choice, "a LoRA adapter in PEFT's form (--adapter, MVP_ADAPTER)"))?;
+            .ok_or_else(|| not_a_folder(choice, "a LoRA adapter in PEFT format (--adapter, MVP_ADAPTER)"))?;
         hub_cache::resolved(&found, "main")
     }
 
@@ -196,7 +196,7 @@ pub fn require_model(folder: &Path) -> Result<()> {
     if folder.join("adapter_config.json").exists() {
         return Err(Error::checkpoint(
             folder,
-            "is a LoRA adapter, not a model: name it with --adapter, and the model with --model",
+            "is a LoRA adapter, not a model: pass it with --adapter, and the model with --model",
         ));
     }
     let inside = fs::read_dir(folder).into_iter().flatten().flatten();
@@ -206,14 +206,14 @@ pub fn require_model(folder: &Path) -> Result<()> {
         .collect();
     inside.sort();
     let advice = match inside.first() {
-        Some(path) => format!("is {} meant?", path.display()),
+        Some(path) => format!("did you mean {}?", path.display()),
         None => format!(
-            "it is no model folder, or its download is not complete: run that again; to get the 7B model: {GET_BASE_MODEL}"
+            "not a model folder, or an incomplete download: run the download again; to get the 7B model: {GET_BASE_MODEL}"
         ),
     };
     Err(Error::checkpoint(
         folder,
-        format!("holds no config.json; {advice}"),
+        format!("no config.json found; {advice}"),
     ))
 }
 
@@ -362,7 +362,7 @@ mod tests {
         fs::write(models.join("models/inner/config.json"), "{}").unwrap();
         fs::write(models.join("lora/adapter_config.json"), "{}").unwrap();
         let reason = |name: &str| require_model(&models.join(name)).unwrap_err().to_string();
-        assert!(reason("models").contains("models/inner meant?"));
+        assert!(reason("models").contains("models/inner"));
         assert!(reason("lora").contains("--adapter"));
         assert!(reason("empty").contains("no config.json") && reason("empty").contains(GET_BASE_MODEL));
         assert!(require_model(&models.join("models/inner")).is_ok());

@@ -21,18 +21,18 @@ const TEST_IMAGES: &str = "datasets/test_images";
 #[derive(Debug, Clone, clap::Args)]
 #[command(next_help_heading = "Benchmark options")]
 pub struct BenchmarkArgs {
-    /// Documents to read instead of the five that come with the program
+    /// Documents to use instead of the five built-in ones
     ///
     /// {"documents": [{"id", "filename", "title", "content": ["line", ...], "prompt", "expected_terms": ["..."], ...}]}
     #[arg(long, value_name = "FILE.json", env = "MVP_DOCUMENTS", hide_env_values = true)]
     pub documents: Option<PathBuf>,
 
-    /// Most tokens of an answer
+    /// Maximum number of new tokens per answer
     #[arg(long, value_name = "N", env = "MVP_MAX_NEW_TOKENS", default_value_t = 512, hide_env_values = true,
           value_parser = value_parser!(u32).range(1..))]
     pub max_new_tokens: u32,
 
-    /// Measure the first document cold: without a reading before it that does not count
+    /// Skip the warm-up page before measuring
     #[arg(long, env = "MVP_NO_WARM_UP", value_parser = FalseyValueParser::new(), hide_env_values = true)]
     pub no_warm_up: bool,
 }
@@ -70,7 +70,10 @@ impl Pages {
                     let bytes =
                         read_bounded(&path, PICTURE_BYTES).map_err(|error| Error::io(&path, error))?;
                     return decode(&bytes, &DecodeLimits::default()).map_err(|error| {
-                        Error::record(&path, format!("{error}; delete it and it is drawn anew"))
+                        Error::record(
+                            &path,
+                            format!("{error}; delete the file to have it rendered again"),
+                        )
                     });
                 }
                 let page = document_page(&document.title, &document.content, TEST_PAGE);
@@ -104,7 +107,7 @@ mod tests {
         fs::write(&path, "no picture").unwrap();
         let message = Pages::Keep.of(&documents, &project).unwrap_err().to_string();
         assert!(
-            message.contains(&documents[1].filename) && message.contains("delete it"),
+            message.contains(&documents[1].filename) && message.contains("delete the file"),
             "{message}"
         );
     }

@@ -13,7 +13,7 @@ use crate::{Error, Result};
 #[derive(Debug, Clone, clap::Args)]
 #[command(next_help_heading = "Benchmark options")]
 pub struct QuantizedBenchmark {
-    /// The quantization to measure
+    /// Quantization method to benchmark
     #[arg(
         long,
         value_name = "METHOD",

@@ -10,11 +10,11 @@ use crate::project::Project;
 /// The flag.
 #[derive(Debug, Clone, Default, clap::Args)]
 pub struct AdapterArgs {
-    /// Folder of a LoRA adapter in PEFT's form, or the name of one under models/; or none
+    /// LoRA adapter folder in PEFT format, or its name under models/, or "none"
     ///
-    /// It stays beside the model's weights. Without this flag extract and the server attach models/NAME-medical-lora,
-    /// where NAME is the model's name, if it was trained on that model and its evaluation has nothing against it;
-    /// everything else attaches none.
+    /// The adapter is applied without merging. By default extract and server attach models/NAME-medical-lora,
+    /// where NAME is the model's name, if it was trained on that model and its evaluation did not flag a regression;
+    /// other commands attach none.
     #[arg(long, value_name = "DIR|none", env = "MVP_ADAPTER", hide_env_values = true)]
     pub adapter: Option<PathBuf>,
 }
@@ -33,7 +33,7 @@ impl AdapterArgs {
         match find(project, model)? {
             Found::Nothing => Ok(None),
             Found::Fit(dir) => {
-                let message = format!("adapter: {} (--adapter none leaves it out)", dir.display());
+                let message = format!("adapter: {} (disable with --adapter none)", dir.display());
                 say(Level::INFO, &message);
                 Ok(Some(dir))
             }
@@ -41,7 +41,7 @@ impl AdapterArgs {
                 let dir = dir.display();
                 say(
                     Level::WARN,
-                    &format!("the adapter {dir} is left out: {reason}; --adapter {dir} attaches it"),
+                    &format!("adapter {dir} not attached: {reason}; use --adapter {dir} to attach it"),
                 );
                 Ok(None)
             }

@@ -10,13 +10,14 @@ use crate::version::version;
 use anyhow::Context;
 use clap::Parser;
 
-const STOPPING: &str = "stopping after the next token, without a record; Ctrl-C again stops at once";
+const STOPPING: &str =
+    "stopping after the next token, no record will be written; press Ctrl-C again to stop immediately";
 
-/// Measure the base model on the test documents
+/// Benchmark the base model on the test documents
 ///
-/// Draws the five test documents to datasets/test_images, reads each and writes benchmarks/baseline_fp16.json: memory before
-/// and after loading and at its highest, load time, latencies, time to the first token, tokens a second, and how many of
-/// the expected terms and values are in the answers. One reading that does not count goes before.
+/// Renders the five test documents to datasets/test_images, reads each and writes benchmarks/baseline_fp16.json: memory before
+/// and after loading and at its peak, load time, latencies, time to first token, tokens per second, and how many of
+/// the expected terms and values are in the answers. One warm-up page runs first and is not counted.
 #[derive(Parser)]
 #[command(name = "benchmark_baseline", version = version(), after_help = EXIT_CODES_HELP)]
 struct Arguments {

@@ -12,13 +12,14 @@ use crate::version::version;
 use anyhow::Context;
 use clap::Parser;
 
-const STOPPING: &str = "stopping after the next token, without a record; Ctrl-C again stops at once";
+const STOPPING: &str =
+    "stopping after the next token, no record will be written; press Ctrl-C again to stop immediately";
 
-/// Measure a quantized model on the test documents and compare it with the base model
+/// Benchmark a quantized model on the test documents and compare it with the base model
 ///
 /// Reads the pages in datasets/test_images and writes benchmarks/quantized_int4.json (benchmarks/quantized_awq.json with
-/// --method awq), then prints it beside benchmarks/baseline_fp16.json. --model names the base model, whose quantized folder
-/// is read, or a quantized folder itself.
+/// --method awq), then prints a comparison with benchmarks/baseline_fp16.json. --model is the base model, whose quantized folder
+/// is used, or a quantized folder.
 #[derive(Parser)]
 #[command(name = "benchmark_quantized", version = version(), after_help = EXIT_CODES_HELP)]
 struct Arguments {
@@ -77,7 +78,7 @@ fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
         }
         None => say(
             Level::WARN,
-            "no baseline to compare with: run benchmark_baseline first",
+            "no baseline to compare with; run benchmark_baseline first",
         ),
     }
     Ok(ExitCode::from(EXIT_OK))

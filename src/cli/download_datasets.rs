@@ -11,22 +11,22 @@ use crate::version::version;
 use clap::Parser;
 use clap::builder::PossibleValuesParser;
 
-/// Downloads the data sets for fine-tuning, checked file by file and row by row
+/// Download the fine-tuning datasets, verifying every file and row
 ///
-/// roco: radiology pictures (ROCO, else PathVQA), the first 3,000 rows; pubmedvision: captioned pictures, the first 2,000;
-/// mtsamples: transcribed reports, all. They go to datasets/raw/NAME. A row without text or with a broken picture is left
-/// out and counted. What is there is checked and not fetched again. HF_ENDPOINT, HF_TOKEN and HF_HUB_OFFLINE are honoured.
+/// roco: radiology images (ROCO, or PathVQA as a fallback), first 3,000 rows; pubmedvision: captioned images, first 2,000;
+/// mtsamples: all transcribed reports. Output: datasets/raw/NAME. Rows without text or with a corrupt image are skipped
+/// and counted. Existing files are verified, not downloaded again. HF_ENDPOINT, HF_TOKEN and HF_HUB_OFFLINE are honored.
 #[derive(Parser)]
 #[command(name = "download_datasets", version = version(), after_help = EXIT_CODES_HELP)]
 struct Arguments {
-    /// A data set to download; may be given several times [default: all]
+    /// Dataset to download; repeatable [default: all]
     #[arg(long = "dataset", value_name = "NAME", env = "MVP_DATASET", value_delimiter = ',', hide_env_values = true,
           value_parser = PossibleValuesParser::new(DATASETS.map(|dataset| dataset.name)))]
     datasets: Vec<String>,
 
-    /// A local copy to take instead of the hub's: a file of rows, or a folder; may be given several times
+    /// Local copy to use instead of the hub: a data file or a folder; repeatable
     ///
-    /// NAME=PATH where the path's own name does not tell which data set it is.
+    /// Use NAME=PATH if the dataset cannot be inferred from the path.
     #[arg(
         long = "source",
         value_name = "[NAME=]DIR|FILE",
@@ -36,7 +36,7 @@ struct Arguments {
     )]
     sources: Vec<LocalSource>,
 
-    /// Most rows of each data set [default: as above]
+    /// Maximum number of rows per dataset [default: as above]
     #[arg(long, value_name = "ROWS", env = "MVP_LIMIT", hide_env_values = true, value_parser = clap::value_parser!(u64).range(1..))]
     limit: Option<u64>,
 
@@ -76,7 +76,7 @@ fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
     let enough = summary.total_successful >= request.datasets.len().min(2) as u64;
     // One cause for all of them says it.
     if !enough && !(failures.len() == 1 && summary.total_successful == 0) {
-        say(Level::ERROR, "too few data sets to go on with");
+        say(Level::ERROR, "too few datasets to continue");
     }
     Ok(ExitCode::from(if enough { EXIT_OK } else { EXIT_FAILURE }))
 }

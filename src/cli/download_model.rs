@@ -19,15 +19,15 @@ use crate::version::version;
 use clap::Parser;
 use clap::builder::FalseyValueParser;
 
-/// Downloads the base model, checked file by file
+/// Download the base model, verifying every file
 ///
-/// The model goes to models/qwen25-vl-7b-base (--model says otherwise) and is there when it is complete. What an
-/// interrupted run fetched is kept: the same command goes on from it. A folder that is there is checked and brought to the
-/// hub's state. HF_ENDPOINT (another hub), HF_TOKEN (for gated models) and HF_HUB_OFFLINE are honoured.
+/// Output: models/qwen25-vl-7b-base (override with --model). The folder appears only once it is complete.
+/// Interrupted downloads resume when the command is run again. An existing folder is verified and updated to the
+/// hub's revision. HF_ENDPOINT (another hub), HF_TOKEN (for gated models) and HF_HUB_OFFLINE are honored.
 #[derive(Parser)]
 #[command(name = "download_model", version = version(), after_help = EXIT_CODES_HELP)]
 struct Arguments {
-    /// The model's name on the hub
+    /// Model id on the hub
     #[arg(long, value_name = "OWNER/NAME", env = "MVP_MODEL_ID", default_value = MODEL_ID, hide_env_values = true)]
     model_id: String,
 
@@ -35,21 +35,21 @@ struct Arguments {
     #[arg(long, env = "MVP_REVISION", default_value = "main", hide_env_values = true)]
     revision: String,
 
-    /// Take the model from this folder and use no network
+    /// Copy the model from this folder instead of downloading it
     ///
-    /// It is checked against what it knows of itself: the manifest of an earlier download, or the notes of the hub's tools.
+    /// Files are verified against the manifest of an earlier download or the metadata of the hub's own tools.
     #[arg(long, value_name = "DIR", env = "MVP_MODEL_SOURCE", hide_env_values = true)]
     source: Option<PathBuf>,
 
-    /// Fetch nothing but config.json and the weights' headers, and say whether this program can load the model
+    /// Check whether the model can be loaded, fetching only config.json and the weight headers
     ///
-    /// Every tensor's name, shape and dtype is compared with what the configuration asks for; a few hundred KB tell that of
-    /// a published model. With --source or --model the folder there is checked instead, without network. Exit code 1 where
-    /// something does not fit.
+    /// Compares the name, shape and dtype of every tensor with the configuration; this takes a few hundred KB for
+    /// a published model. With --source or --model, checks a local folder without using the network. Exits with 1 if
+    /// anything does not match.
     #[arg(long, env = "MVP_CHECK", value_parser = FalseyValueParser::new(), hide_env_values = true)]
     check: bool,
 
-    /// With --check: print what was found as one JSON object
+    /// With --check: print the result as JSON
     #[arg(long, env = "MVP_JSON", value_parser = FalseyValueParser::new(), hide_env_values = true)]
     json: bool,
 
@@ -123,7 +123,7 @@ fn check(arguments: &Arguments, project: &Project) -> anyhow::Result<ExitCode> {
         format!("{found:#}\n")
     } else if let Some(commit) = commit {
         let (kilobytes, seconds) = (fetched as f64 / 1e3, start.elapsed().as_secs_f64());
-        format!("{name} at {commit}: {outcome}fetched for this: {kilobytes:.0} KB in {seconds:.1} s\n")
+        format!("{name} at {commit}: {outcome}downloaded {kilobytes:.0} KB in {seconds:.1} s\n")
     } else {
         format!("{name}: {outcome}")
     };
@@ -139,7 +139,7 @@ fn summary(request: &ModelRequest, download: &ModelDownload, seconds: f64) -> St
     let gib = |bytes: u64| bytes as f64 / f64::from(1 << 30);
     let manifest = &download.manifest;
     format!(
-        "{}: {} files, {:.2} GiB ({:.2} GiB of it new), {seconds:.1} s\nmodel {} at {}, checked against: {}\n",
+        "{}: {} files, {:.2} GiB ({:.2} GiB downloaded), {seconds:.1} s\nmodel {} at {}, verified against: {}\n",
         request.folder.display(),
         manifest.files.len(),
         gib(manifest.total_bytes()),

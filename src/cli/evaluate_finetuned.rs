@@ -13,14 +13,15 @@ use crate::version::version;
 use anyhow::Context;
 use clap::Parser;
 
-const STOPPING: &str = "stopping after the next token, without a record; Ctrl-C again stops at once";
+const STOPPING: &str =
+    "stopping after the next token, no record will be written; press Ctrl-C again to stop immediately";
 
-/// Measure what fine-tuning made of a model
+/// Evaluate the fine-tuned model against its base
 ///
-/// The quantized base and the adapter on it read the five evaluation cases and held-out pages, which gives
-/// benchmarks/evaluation_finetuned.json; the adapter also the test documents (benchmarks/finetuned_standard_bench.json), printed
-/// beside benchmarks/baseline_fp16.json and quantized_int4.json. The adapter's folder gets the verdict whether it is
-/// recommended; extract and server do not attach one that is not, unless they are told to.
+/// Runs the quantized base with and without the adapter on the five evaluation cases and held-out pages and writes
+/// benchmarks/evaluation_finetuned.json; also benchmarks the adapter on the test documents (finetuned_standard_bench.json), next
+/// to benchmarks/baseline_fp16.json and quantized_int4.json. The adapter folder records whether the adapter is
+/// recommended; extract and server attach one that is not recommended only when it is named with --adapter.
 #[derive(Parser)]
 #[command(name = "evaluate_finetuned", version = version(), after_help = EXIT_CODES_HELP)]
 struct Arguments {
@@ -95,7 +96,7 @@ fn keep(verdict: &Verdict, adapter: &std::path::Path) {
     if let Err(error) = verdict.write(adapter) {
         say(
             Level::WARN,
-            &format!("the verdict is not kept beside the adapter: {error}"),
+            &format!("cannot write the verdict to the adapter folder: {error}"),
         );
     }
 }

@@ -11,14 +11,14 @@ use crate::version::version;
 use anyhow::Context;
 use clap::Parser;
 
-const STOPPING: &str = "stopping after the step in work, with a checkpoint: --resume goes on from it. Ctrl-C again stops at once";
+const STOPPING: &str = "stopping after the current step; a checkpoint will be saved (continue with --resume). Press Ctrl-C again to stop immediately";
 
-/// Fine-tunes the model on the prepared pages
+/// Fine-tune the model with LoRA on the prepared pages
 ///
-/// Trains a LoRA adapter on the base in four bits, which stays as it is: models/qwen25-vl-7b-medical-lora, a folder that PEFT
-/// loads, and what came of it in benchmarks/training_metrics.json. Loss and accuracy are logged to benchmarks/training/ as
-/// JSON lines, TensorBoard events and a picture. A run that was stopped or killed goes on with --resume. Started by torchrun,
-/// Slurm or Kubernetes (RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT), one process a GPU, several train together.
+/// Trains a LoRA adapter on the frozen 4-bit base (QLoRA) and writes models/qwen25-vl-7b-medical-lora, a folder that PEFT
+/// loads, and benchmarks/training_metrics.json. Loss and accuracy are logged to benchmarks/training/ as
+/// JSON lines, TensorBoard events and a plot. Continue an interrupted run with --resume. For multi-GPU training start one
+/// process per GPU with torchrun, Slurm or Kubernetes (RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT).
 #[derive(Parser)]
 #[command(name = "finetune_lora", version = version(), after_help = EXIT_CODES_HELP)]
 struct Arguments {

@@ -8,11 +8,11 @@ use crate::report;
 use crate::version::version;
 use clap::Parser;
 
-/// Put every record of the project into one report
+/// Compile all benchmark records into one report
 ///
 /// Reads benchmarks/*.json and the datasets' summaries; writes benchmarks/FINAL_REPORT.json, docs/BENCHMARK_REPORT.md,
-/// the same as one HTML page beside it, and its plots in docs/plots. A figure that no record tells is null, and "n/a" in
-/// the text. A record that cannot be read is named, costs its own figures alone, and makes the exit code 1.
+/// an HTML version, and plots in docs/plots. Figures without a record are null in JSON and "n/a" in
+/// the text. An unreadable record is reported, only its own figures are missing, and the exit code is 1.
 #[derive(Parser)]
 #[command(name = "generate_report", version = version(), after_help = EXIT_CODES_HELP)]
 struct Arguments {
@@ -31,13 +31,13 @@ fn run(common: &CommonArgs) -> anyhow::Result<ExitCode> {
     for problem in &written.problems {
         say(
             Level::ERROR,
-            &format!("{}: {}; its figures are null", problem.file, problem.reason),
+            &format!("{}: {}; its figures are left null", problem.file, problem.reason),
         );
     }
     let metadata = &written.report.report_metadata;
     let mut summary = format!("{} records read", metadata.source_files.len());
     if !written.problems.is_empty() {
-        summary += &format!(", {} not readable", written.problems.len());
+        summary += &format!(", {} unreadable", written.problems.len());
     }
     for file in &written.files {
         summary += &format!("\nwritten: {}", file.display());

@@ -1,4 +1,4 @@
-//! What every binary shares on its command line: common flags, version, exit codes.
+//! Command-line options shared by every program: common flags, version, exit codes.
 //!
 //! Each flag has an environment variable (`MVP_*`); where both are given the flag wins.
 
@@ -43,9 +43,9 @@ pub const EXIT_USAGE: u8 = 2;
 /// Exit codes, for the end of every `--help`.
 pub const EXIT_CODES_HELP: &str = "\
 Exit codes:
-  0    everything asked for was done
-  1    something failed; standard error says what
-  2    the command line cannot be understood
+  0    success
+  1    failure; see standard error
+  2    invalid command line
   130  interrupted by Ctrl-C or SIGTERM";
 
 /// Runs the program that this process was started as (the last part of its first argument), `medvision` where that is no
@@ -73,20 +73,20 @@ pub fn main() -> ExitCode {
 #[derive(Debug, Clone, clap::Args)]
 #[command(next_help_heading = "Common options")]
 pub struct CommonArgs {
-    /// Project folder, which holds models/, datasets/ and benchmarks/ [default: the current folder]
+    /// Project folder containing models/, datasets/ and benchmarks/ [default: current folder]
     #[arg(long, value_name = "DIR", env = "MVP_ROOT", hide_env_values = true)]
     pub root: Option<PathBuf>,
 
-    /// Model folder in Hugging Face form, or the name of one under models/
+    /// Model folder in Hugging Face format, or its name under models/
     ///
-    /// Without this flag models/qwen25-vl-7b-base is used, and where that is missing the small model
-    /// that comes with the program.
+    /// Defaults to models/qwen25-vl-7b-base, or to the small model that ships with the program if
+    /// that folder does not exist.
     #[arg(long, value_name = "DIR", env = "MVP_MODEL", hide_env_values = true)]
     pub model: Option<PathBuf>,
 
-    /// Where to run: auto, cpu, cuda or cuda:N
+    /// Device: auto, cpu, cuda or cuda:N
     ///
-    /// "auto" takes the first GPU when CUDA works and the CPU otherwise, and says which.
+    /// "auto" uses the first GPU if CUDA works, otherwise the CPU, and prints its choice.
     #[arg(
         long,
         value_name = "DEVICE",
@@ -96,9 +96,9 @@ pub struct CommonArgs {
     )]
     pub device: DeviceChoice,
 
-    /// Number format of the computation
+    /// Compute precision
     ///
-    /// "auto" is f32 on a CPU and bf16 on a GPU. f16 needs a GPU.
+    /// "auto" is f32 on a CPU and bf16 on a GPU. f16 requires a GPU.
     #[arg(
         long,
         value_name = "FORMAT",
@@ -108,12 +108,12 @@ pub struct CommonArgs {
     )]
     pub precision: PrecisionArg,
 
-    /// CPU threads [default: the physical cores this process may use]
+    /// Number of CPU threads [default: physical cores available to the process]
     #[arg(long, value_name = "N", env = "MVP_THREADS", hide_env_values = true,
           value_parser = clap::value_parser!(u16).range(1..=1024))]
     pub threads: Option<u16>,
 
-    /// Form of the messages on standard error
+    /// Log format on standard error
     #[arg(
         long,
         value_name = "FORMAT",
@@ -123,11 +123,11 @@ pub struct CommonArgs {
     )]
     pub log_format: LogFormat,
 
-    /// Say more on standard error (twice: everything)
+    /// Increase log verbosity (-v, -vv)
     #[arg(short, long, action = clap::ArgAction::Count, env = "MVP_VERBOSE", hide_env_values = true)]
     pub verbose: u8,
 
-    /// Say nothing on standard error but errors
+    /// Print errors only
     #[arg(
         short,
         long,
@@ -312,7 +312,7 @@ pub fn free_text(value: &str) -> Result<String, String> {
     };
     if is_flag {
         return Err(format!(
-            "{value} reads like a flag: is the text missing? (a text like this needs a space before it: \" {value}\")"
+            "{value} reads like a flag: is the value missing? (to pass this text, put a space before it: \" {value}\")"
         ));
     }
     Ok(value.to_owned())

@@ -8,18 +8,18 @@ use crate::data::{DEFAULT_CLINICAL, DEFAULT_SEED, PrepareOptions, Prepared, Spli
 use crate::version::version;
 use clap::Parser;
 
-/// Turns the raw data sets into pages, questions and answers in three splits
+/// Convert the raw datasets into pages, questions and answers in three splits
 ///
 /// Reads datasets/raw and writes datasets/formatted: train.json, val.json, test.json, images/ and data_summary.json.
-/// Reports are drawn as pages, pictures are taken over. A run that was stopped goes on where it was; one that would make
-/// the same again does nothing.
+/// Reports are rendered as pages; images are copied. Interrupted runs resume; a run whose output is already
+/// up to date does nothing.
 #[derive(Parser)]
 #[command(name = "prepare_training_data", version = version(), after_help = EXIT_CODES_HELP)]
 struct Arguments {
-    /// How samples are told apart before they are split
+    /// How samples are grouped before splitting
     ///
-    /// With "grouped" the same text never stands in two splits, and the 100 reports that the embedded model was not trained
-    /// on are always tested on.
+    /// With "grouped", no text occurs in two splits, and the 100 reports that the embedded model was not trained
+    /// on are always in the test split.
     #[arg(
         long,
         value_name = "RULE",
@@ -29,18 +29,18 @@ struct Arguments {
     )]
     split: SplitRule,
 
-    /// Seed of the shuffle and of the prompts
+    /// Random seed (shuffling and prompts)
     #[arg(long, value_name = "N", env = "MVP_SEED", default_value_t = DEFAULT_SEED, hide_env_values = true)]
     seed: u64,
 
-    /// How many synthetic clinical pages to generate for training
+    /// Number of synthetic clinical pages to generate for training
     ///
-    /// A tenth of that, 500 at most, is generated for validation and for the test each, with other words. Four questions are
-    /// asked about each page to train on, two about others: the whole of it, the medications, the laboratory values... 0 for none.
+    /// Validation and test get a tenth of that each (at most 500), with disjoint vocabulary. There are four questions
+    /// per training page and two per other page: full text, medications, laboratory values, ... 0 disables generation.
     #[arg(long, value_name = "N", env = "MVP_CLINICAL", default_value_t = DEFAULT_CLINICAL, hide_env_values = true)]
     clinical: u64,
 
-    /// Generate clinical pages alone, without any downloaded data set
+    /// Generate synthetic clinical pages only; use no downloaded datasets
     #[arg(long, env = "MVP_ONLY_CLINICAL", hide_env_values = true)]
     only_clinical: bool,
 
@@ -76,10 +76,10 @@ fn summary(prepared: &Prepared) -> String {
     let Prepared { summary, seconds, .. } = prepared;
     let figure = |key: &str| summary.extra.get(key).cloned().unwrap_or_default();
     let state = if prepared.up_to_date {
-        "up to date: nothing was to be done".to_owned()
+        "up to date, nothing to do".to_owned()
     } else {
         let (made, kept) = (prepared.images_made, prepared.images_kept);
-        format!("{made} images made, {kept} kept, {seconds:.1} s")
+        format!("{made} images created, {kept} kept, {seconds:.1} s")
     };
     let sources = summary
         .source_counts
@@ -87,8 +87,8 @@ fn summary(prepared: &Prepared) -> String {
         .map(|(source, count)| format!("{source} {count}"));
     format!(
         "{} samples: {} train, {} val, {} test ({})\n\
-         {} different texts, {} duplicates; {} test samples whose text is trained on\n\
-         unseen by the embedded model: {} test samples of {} texts\n\
+         {} distinct texts, {} duplicates; {} test samples whose text is in the training split\n\
+         unseen by the embedded model: {} test samples from {} texts\n\
          {state}\n",
         summary.total_samples,
         summary.train_count,

@@ -11,14 +11,14 @@ use anyhow::Context;
 use clap::Parser;
 
 const STOPPING: &str =
-    "stopping after the weight in work; what is finished is kept. Ctrl-C again stops at once";
+    "stopping after the current weight; finished work is kept. Press Ctrl-C again to stop immediately";
 
-/// Quantizes the base model to four bits
+/// Quantize the base model to 4 bits
 ///
-/// Writes models/qwen25-vl-7b-bnb-nf4 and models/qwen25-vl-7b-awq-int4, folders that transformers loads as they stand, and
-/// what came of it to benchmarks/quantization_info.json: both are measured on calibration pages, and the more accurate one
-/// is the one to use. A run that was stopped goes on where it was; a folder that is there and made from
-/// the same model in the same way is kept.
+/// Writes models/qwen25-vl-7b-bnb-nf4 and models/qwen25-vl-7b-awq-int4, which transformers loads as they are, and
+/// benchmarks/quantization_info.json. Both are measured on calibration pages, and the more accurate one
+/// becomes the active method. Interrupted runs resume; an existing folder made from
+/// the same model with the same options is kept.
 #[derive(Parser)]
 #[command(name = "quantize_base", version = version(), after_help = EXIT_CODES_HELP)]
 struct Arguments {

@@ -14,16 +14,16 @@ use clap::Parser;
 
 const EXIT_CODES: &str = "\
 Exit codes:
-  0    ended by SIGTERM or Ctrl-C after everything that ran was finished
-  1    it could not listen, the model did not load, or requests outlived --shutdown-seconds
-  2    the command line cannot be understood
-  130, 143  ended at once by a second Ctrl-C or SIGTERM";
+  0    stopped by SIGTERM or Ctrl-C after draining in-flight requests
+  1    cannot listen, cannot load the model, or in-flight requests exceeded --shutdown-seconds
+  2    invalid command line
+  130, 143  stopped immediately by a second Ctrl-C or SIGTERM";
 
-/// Reads medical documents over HTTP: a page in, its text out
+/// Serve document extraction over HTTP
 ///
 /// Routes: GET /health, POST /extract, POST /analyze, GET /benchmark; /docs describes them.
-/// It listens at once and loads the model meanwhile; /health tells when it is ready. Where the model does not load it
-/// ends with exit code 1, so that whoever supervises it learns of it.
+/// Listens immediately and loads the model in the background; /health reports readiness. If the model cannot be loaded, the
+/// process exits with code 1, so that a supervisor notices.
 #[derive(Parser)]
 #[command(name = "server", version = version(), after_help = EXIT_CODES)]
 struct Arguments {

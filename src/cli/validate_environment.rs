@@ -11,12 +11,12 @@ use clap::Parser;
 const EXIT_CODES: &str = "\
 Exit codes:
   0  the pipeline can run on this machine
-  1  something has to be mended first: it is said above and in the record
-  2  the command line cannot be understood";
+  1  problems found; see the report above and the record
+  2  invalid command line";
 
-/// Look at the machine, libtorch, the GPUs and the models, and keep what was found
+/// Check the machine, libtorch, GPUs and models, and record the result
 ///
-/// Writes benchmarks/environment.json. A machine without a GPU is valid: the pipeline then runs on the CPU.
+/// Writes benchmarks/environment.json. A machine without a GPU is valid; the pipeline then runs on the CPU.
 #[derive(Parser)]
 #[command(name = "validate_environment", version = version(), after_help = EXIT_CODES)]
 struct Arguments {

@@ -29,9 +29,9 @@ pub const EXIT_INTERRUPTED: u8 = 130;
 /// Form of the lines on standard error.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum LogFormat {
-    /// For people
+    /// Human-readable text
     Text,
-    /// One JSON object a line
+    /// One JSON object per line
     Json,
 }
 

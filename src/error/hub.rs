@@ -41,7 +41,7 @@ pub enum HubError {
         with_token: bool,
     },
     /// No such repository, or a private one.
-    #[error("{repository}: there is no such repository on {endpoint}{}; check the name", private_help(*.with_token))]
+    #[error("{repository}: no such repository on {endpoint}{}; check the name", private_help(*.with_token))]
     NoRepository {
         /// What was asked for.
         repository: String,
@@ -51,7 +51,7 @@ pub enum HubError {
         with_token: bool,
     },
     /// No such branch, tag or commit.
-    #[error("{repository} has no revision {revision:?}; leave --revision out for the newest")]
+    #[error("{repository} has no revision {revision:?}; omit --revision to use the latest")]
     NoRevision {
         /// The repository.
         repository: String,
@@ -60,7 +60,7 @@ pub enum HubError {
     },
     /// The repository's list names a file that is not there.
     #[error(
-        "{repository}: the hub lists \"{}\" and does not have it; run the command again, or choose another --revision",
+        "{repository}: the hub lists \"{}\" but does not serve it; retry, or choose another --revision",
         excerpt(.file)
     )]
     NoFile {
@@ -71,7 +71,7 @@ pub enum HubError {
     },
     /// The network must not be used.
     #[error(
-        "offline (--offline, HF_HUB_OFFLINE), and {0}; run once without it, or give a local copy with --source"
+        "offline mode (--offline, HF_HUB_OFFLINE), and {0}; run once online, or pass a local copy with --source"
     )]
     Offline(String),
     /// The hub took no connection and never answered in this run.
@@ -93,7 +93,7 @@ pub enum HubError {
         attempts: u32,
     },
     /// The hub asks to wait longer than anyone would want to.
-    #[error("{what}: the hub asks to wait {} s before the next request (HTTP {status}); {NEXT_TIME}", .wait.as_secs())]
+    #[error("{what}: rate limited, retry after {} s (HTTP {status}); {NEXT_TIME}", .wait.as_secs())]
     Wait {
         /// What was asked for.
         what: String,
@@ -140,7 +140,7 @@ pub enum HubError {
     },
     /// Not enough room on the disk, found before anything was fetched.
     #[error(
-        "{folder}: {needed} are needed and {free} are free; make room, or choose another place with --root"
+        "{folder}: not enough disk space: {needed} needed, {free} free; free some, or choose another folder with --root"
     )]
     NoSpace {
         /// Where it would go.
@@ -151,13 +151,13 @@ pub enum HubError {
         free: String,
     },
     /// Another run writes the same folder.
-    #[error("{0}: another download writes this folder; wait for it to end")]
+    #[error("{0}: another download is writing to this folder; wait for it to finish")]
     Busy(String),
 }
 
 const NO_NETWORK: &str = "without network, give a local copy with --source, or check what is there with --offline; behind a proxy, set HTTPS_PROXY (HTTP_PROXY, ALL_PROXY, NO_PROXY)";
-const NEXT_TIME: &str = "what was fetched is kept, and the same command goes on from there";
-const CORRUPTION: &str = "Something between the hub and this machine changes what it carries (a proxy, a mirror), or the hub's copy is broken";
+const NEXT_TIME: &str = "partial downloads are kept; run the same command to resume";
+const CORRUPTION: &str = "A proxy or mirror modifies the data, or the hub's copy is corrupt";
 
 fn gated_help(page: &str, with_token: bool) -> String {
     if with_token {

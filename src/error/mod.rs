@@ -57,10 +57,10 @@ pub enum Error {
     #[error("{0}")]
     Device(String),
     /// The caller wanted to stop.
-    #[error("interrupted; what is finished is kept, and the next run goes on")]
+    #[error("interrupted; finished work is kept, run the same command to continue")]
     Interrupted,
     /// The model produced something that is not a number.
-    #[error("numeric fault: {0}")]
+    #[error("numerical error: {0}")]
     Numeric(String),
     /// Processes that train together do not find each other, or lost one.
     #[error("{0}")]

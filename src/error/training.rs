@@ -6,13 +6,13 @@ use std::path::PathBuf;
 #[derive(Debug, thiserror::Error)]
 pub enum TrainingError {
     /// A file of settings holds something else.
-    #[error("{}: must hold settings by name, such as \"lora_rank: 16\"", path.display())]
+    #[error("{}: expected a mapping of settings, such as \"lora_rank: 16\"", path.display())]
     Settings {
         /// The file.
         path: PathBuf,
     },
     /// There is nothing to train on.
-    #[error("{}: {reason}; prepare_training_data makes it", path.display())]
+    #[error("{}: {reason}; create it with prepare_training_data", path.display())]
     NoSamples {
         /// The split.
         path: PathBuf,
@@ -22,7 +22,7 @@ pub enum TrainingError {
     /// Too many pages are missing or broken to be an accident.
     #[error(
         "{}: {broken} of {samples} samples have no readable page (the first: {}: {reason}); nothing was trained. \
-         prepare_training_data makes the pages anew", path.display(), first.display()
+         run prepare_training_data to recreate the pages", path.display(), first.display()
     )]
     BrokenPages {
         /// The split.
@@ -46,7 +46,7 @@ pub enum TrainingError {
     },
     /// The adapter to begin from is not one by the settings.
     #[error(
-        "{}: cannot be begun from: {reason}; give the settings that it was made with, or leave --init-adapter out",
+        "{}: cannot initialize from this adapter: {reason}; use the settings it was trained with, or omit --init-adapter",
         path.display()
     )]
     OtherAdapter {
@@ -71,7 +71,7 @@ pub enum TrainingError {
         folder: PathBuf,
     },
     /// `--resume` finds nothing to go on from.
-    #[error("{}: {reason}; run without --resume to begin anew", folder.display())]
+    #[error("{}: {reason}; run without --resume to start over", folder.display())]
     NothingToResume {
         /// Where checkpoints would be.
         folder: PathBuf,
@@ -80,8 +80,8 @@ pub enum TrainingError {
     },
     /// The checkpoint is of another training.
     #[error(
-        "{}: the checkpoint's {field} is {theirs}, this run's is {ours}: give the same settings, or run without --resume \
-         to begin anew", folder.display()
+        "{}: the checkpoint has {field} {theirs}, this run {ours}: use the same settings, or run without --resume \
+         to start over", folder.display()
     )]
     OtherTraining {
         /// The checkpoint.

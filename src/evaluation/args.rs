@@ -15,19 +15,19 @@ use crate::{Error, Result};
 #[derive(Debug, Clone, clap::Args)]
 #[command(next_help_heading = "Evaluation options")]
 pub struct EvaluationArgs {
-    /// Folder of the adapter, or the name of one under models/ [default: models/NAME-medical-lora]; none for the base alone
+    /// Adapter folder, or its name under models/ [default: models/NAME-medical-lora]; "none" evaluates the base only
     #[arg(long, value_name = "DIR|none", env = "MVP_ADAPTER", hide_env_values = true)]
     pub adapter: Option<PathBuf>,
 
-    /// Documents to read instead of the five evaluation cases and the five test documents
+    /// Documents to use instead of the five evaluation cases and the five test documents
     ///
     /// {"documents": [{"id", "filename", "title", "content": ["line", ...], "prompt", "expected_terms": ["..."], ...}]}
     #[arg(long, value_name = "FILE.json", env = "MVP_DOCUMENTS", hide_env_values = true)]
     pub documents: Option<PathBuf>,
 
-    /// Held-out questions to ask beside the cases
+    /// Held-out split to evaluate in addition to the cases
     ///
-    /// From datasets/formatted where prepare_training_data was run, else about pages that are generated for it.
+    /// Taken from datasets/formatted if prepare_training_data was run; otherwise pages are generated.
     #[arg(
         long,
         value_name = "SPLIT",
@@ -37,7 +37,7 @@ pub struct EvaluationArgs {
     )]
     pub split: HeldOutSplit,
 
-    /// How many of them, of every task and look in turn; 0 for all
+    /// Maximum number of held-out questions, balanced over tasks and page styles; 0 for all
     #[arg(
         long,
         value_name = "N",
@@ -47,7 +47,7 @@ pub struct EvaluationArgs {
     )]
     pub limit: usize,
 
-    /// Most tokens of an answer [default: 512, for held-out pages 640]
+    /// Maximum number of new tokens per answer [default: 512, 640 for held-out pages]
     #[arg(long, value_name = "N", env = "MVP_MAX_NEW_TOKENS", hide_env_values = true,
           value_parser = value_parser!(u32).range(1..))]
     pub max_new_tokens: Option<u32>,
@@ -69,7 +69,7 @@ impl EvaluationArgs {
         }
         let folder = project.derived_model(base, NF4_SUFFIX);
         if !folder.is_dir() {
-            let reason = "no such folder; make it with: quantize_base --method nf4";
+            let reason = "no such folder; create it with: quantize_base --method nf4";
             return Err(Error::checkpoint(&folder, reason));
         }
         Ok(folder)
@@ -82,7 +82,7 @@ impl EvaluationArgs {
         }
         own_folder(project, base).map(Some).ok_or_else(|| {
             let reason =
-                "there is no adapter; train one with: finetune_lora (or name one with --adapter, or none)";
+                "no adapter found; train one with finetune_lora, or pass --adapter DIR or --adapter none";
             Error::checkpoint(project.derived_model(base, LORA_SUFFIX), reason)
         })
     }

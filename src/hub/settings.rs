@@ -1,4 +1,4 @@
-//! Which hub, as whom, how patiently.
+//! Hub endpoint, credentials and retry policy.
 
 use std::env;
 use std::path::{Path, PathBuf};
@@ -25,26 +25,26 @@ const MAX_TOKEN_BYTES: u64 = 4096;
 #[derive(Debug, Clone, clap::Args)]
 #[command(next_help_heading = "Download options")]
 pub struct HubArgs {
-    /// Use no network: check what is there, and fail where something is missing (also HF_HUB_OFFLINE=1)
+    /// Do not use the network: verify local files and fail if any are missing (also HF_HUB_OFFLINE=1)
     #[arg(long, env = "MVP_OFFLINE", value_parser = FalseyValueParser::new(), hide_env_values = true)]
     pub offline: bool,
 
-    /// Files downloaded at the same time
+    /// Number of concurrent downloads
     #[arg(long, value_name = "N", env = "MVP_JOBS", default_value_t = 4, hide_env_values = true,
           value_parser = clap::value_parser!(u16).range(1..=32))]
     pub jobs: u16,
 
-    /// Attempts after a failed one that brought nothing new
+    /// Retries after an attempt that made no progress
     #[arg(long, value_name = "N", env = "MVP_RETRIES", default_value_t = 6, hide_env_values = true,
           value_parser = clap::value_parser!(u32).range(0..=100))]
     pub retries: u32,
 
-    /// Give up a connection on which nothing has come for this long
+    /// Abort a connection after this long without data
     #[arg(long, value_name = "SECONDS", env = "MVP_STALL_SECONDS", default_value_t = 30.0, hide_env_values = true,
           value_parser = positive_seconds)]
     pub stall_seconds: f64,
 
-    /// Pause before the first repeated attempt; each further one doubles it
+    /// Initial retry delay in seconds, doubled on every retry
     #[arg(long, value_name = "SECONDS", env = "MVP_RETRY_SECONDS", default_value_t = 1.0, hide_env_values = true,
           value_parser = positive_seconds)]
     pub retry_seconds: f64,
@@ -76,7 +76,7 @@ impl HubArgs {
     }
 }
 
-/// Which hub, as whom, how patiently.
+/// Hub endpoint, credentials and retry policy.
 #[derive(Clone)]
 pub struct HubSettings {
     /// Without a slash at its end.
@@ -85,7 +85,7 @@ pub struct HubSettings {
     pub token: Option<Token>,
     /// Files at the same time.
     pub jobs: usize,
-    /// Attempts after a failed one that brought nothing new.
+    /// Retries after an attempt that made no progress.
     pub retries: u32,
     /// Longest silence on a connection.
     pub stall: Duration,
@@ -122,14 +122,14 @@ fn endpoint() -> Result<Url, HubError> {
     let text = env_text("HF_ENDPOINT").unwrap_or_else(|| DEFAULT_ENDPOINT.to_owned());
     let refused = |reason: &str| HubError::Setting {
         variable: "HF_ENDPOINT",
-        reason: format!("{reason}; expected an address such as {DEFAULT_ENDPOINT}"),
+        reason: format!("{reason}; expected a URL such as {DEFAULT_ENDPOINT}"),
     };
     let url = Url::parse(text.trim_end_matches('/')).map_err(|error| refused(&error.to_string()))?;
     if !matches!(url.scheme(), "http" | "https") || url.host().is_none() {
-        return Err(refused("not an http or https address"));
+        return Err(refused("not an http or https URL"));
     }
     if !url.username().is_empty() || url.password().is_some() || url.query().is_some() {
-        return Err(refused("must hold neither a login nor a query"));
+        return Err(refused("must not contain credentials or a query string"));
     }
     Ok(url)
 }
@@ -160,7 +160,10 @@ fn token() -> Result<Option<Token>, HubError> {
     }
     match token.0.bytes().all(|byte| byte.is_ascii_graphic()) {
         true => Ok(Some(token)),
-        false => Err(refused(variable, "holds characters that no token has")),
+        false => Err(refused(
+            variable,
+            "contains characters that are not allowed in a token",
+        )),
     }
 }
 

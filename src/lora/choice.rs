@@ -60,7 +60,7 @@ pub fn find(project: &Project, model: &Path) -> Result<Found> {
         let base = config
             .base_model_name_or_path
             .as_deref()
-            .unwrap_or("a model it does not name");
+            .unwrap_or("an unnamed model");
         let reason = format!("it was trained on {base}, not on this model");
         return Ok(Found::LeftOut { dir, reason });
     }
@@ -72,11 +72,11 @@ pub fn find(project: &Project, model: &Path) -> Result<Found> {
             }),
         ) => Found::Fit(dir),
         Ok(Some(Verdict { reason, .. })) => {
-            let reason = format!("its evaluation does not recommend it ({reason})");
+            let reason = format!("not recommended by its evaluation ({reason})");
             Found::LeftOut { dir, reason }
         }
         Err(error) => {
-            let reason = format!("what its evaluation says cannot be read ({error})");
+            let reason = format!("cannot read its evaluation ({error})");
             Found::LeftOut { dir, reason }
         }
     })
@@ -86,7 +86,7 @@ pub fn find(project: &Project, model: &Path) -> Result<Found> {
 fn without_it(dir: &Path, error: &Error) -> Error {
     Error::checkpoint(
         dir,
-        format!("the model's adapter is damaged ({error}); --adapter none goes without it"),
+        format!("the model's adapter is corrupt ({error}); use --adapter none to run without it"),
     )
 }
 

@@ -6,25 +6,25 @@ use clap::ValueEnum;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, ValueEnum)]
 #[value(rename_all = "snake_case")]
 pub enum Phase {
-    /// Is the machine fit for it?
+    /// Environment check.
     ValidateEnvironment,
-    /// The base model.
+    /// Download the base model.
     DownloadModel,
-    /// The base model on the test documents.
+    /// Benchmark the base model on the test documents.
     BenchmarkBaseline,
-    /// The base model in four bits.
+    /// Quantize the base model to 4 bits.
     QuantizeBase,
-    /// The quantized models on the test documents.
+    /// Benchmark the quantized models on the test documents.
     BenchmarkQuantized,
-    /// The data sets for fine-tuning.
+    /// Download the fine-tuning datasets.
     DownloadDatasets,
-    /// Pages, questions and answers in three splits.
+    /// Build pages, questions and answers in three splits.
     PrepareTrainingData,
-    /// The adapter.
+    /// Train the adapter.
     FinetuneLora,
-    /// The adapter on the evaluation cases.
+    /// Evaluate the adapter.
     EvaluateFinetuned,
-    /// Every record in one report.
+    /// Compile all records into a report.
     #[value(alias = "report")]
     GenerateReport,
 }

@@ -26,18 +26,18 @@ use crate::records::paths;
 use crate::{Error, Result};
 
 /// Why a training is left out.
-const LONG_TRAINING: &str = "a whole training takes hours on a CPU; MVP_MAX_STEPS=N makes a short one part of the pipeline, \
-                             finetune_lora by itself trains as long as it is told to";
+const LONG_TRAINING: &str = "full training takes hours on a CPU; set MVP_MAX_STEPS=N for a short run within the pipeline, \
+                             or run finetune_lora directly";
 
 /// Why an adapter that came with the model stays.
 const ADAPTER_OF_OTHERS: &str =
-    "there is an adapter that was not trained here, which is evaluated; MVP_MAX_STEPS=N trains another";
+    "an adapter that was not trained here exists and is evaluated; set MVP_MAX_STEPS=N to train a new one";
 
 /// Flags of the pipeline.
 #[derive(Debug, Clone, clap::Args)]
 #[command(next_help_heading = "Pipeline options")]
 pub struct PipelineArgs {
-    /// Begin with this phase
+    /// First phase to run
     #[arg(
         long,
         value_name = "PHASE",
@@ -47,7 +47,7 @@ pub struct PipelineArgs {
     )]
     pub from: Phase,
 
-    /// End with this phase
+    /// Last phase to run
     #[arg(
         long,
         value_name = "PHASE",
@@ -57,15 +57,15 @@ pub struct PipelineArgs {
     )]
     pub to: Phase,
 
-    /// Run phases that are up to date, too
+    /// Run phases even if they are up to date
     #[arg(long, env = "MVP_FORCE", value_parser = FalseyValueParser::new(), hide_env_values = true)]
     pub force: bool,
 
-    /// Take the base model from this folder and not from the hub
+    /// Use the base model in this folder instead of downloading it
     #[arg(long, value_name = "DIR", env = "MVP_MODEL_SOURCE", hide_env_values = true)]
     pub model_source: Option<PathBuf>,
 
-    /// Take a data set from this copy and not from the hub; may be given several times
+    /// Use this local copy of a dataset instead of downloading it; repeatable
     #[arg(
         long = "dataset-source",
         value_name = "[NAME=]DIR|FILE",
@@ -176,12 +176,12 @@ impl Pipeline<'_> {
                 say("not built yet: this version comes without it; skipped");
                 return Ok(Ended::NotBuilt);
             }
-            let reason = "no such program; it belongs beside this one: install all of them";
+            let reason = "program not found next to this one; install all programs";
             return Err(Error::checkpoint(&program, reason));
         }
         let work = match self.download(phase)? {
             Some(Download::Nothing(reason)) => {
-                say(&format!("nothing to download: {reason}"));
+                say(&format!("skipped, nothing to download: {reason}"));
                 return Ok(Ended::Nothing(reason));
             }
             Some(Download::StandIn(work, note)) => {
@@ -199,8 +199,8 @@ impl Pipeline<'_> {
         }
         if work.runs.is_empty() {
             let reason = match phase {
-                Phase::EvaluateFinetuned => "there is no adapter",
-                _ => "no quantization worked",
+                Phase::EvaluateFinetuned => "no adapter found",
+                _ => "no quantized model available",
             };
             say(&format!("nothing to measure: {reason}"));
             return Ok(Ended::Nothing(reason.to_owned()));
@@ -325,8 +325,8 @@ impl Pipeline<'_> {
         } else {
             Ended::Failed(match (code, status.signal()) {
                 (Some(code), _) => format!("exit code {code}"),
-                (None, Some(signal)) => format!("ended by signal {signal}"),
-                (None, None) => "ended for an unknown reason".to_owned(),
+                (None, Some(signal)) => format!("terminated by signal {signal}"),
+                (None, None) => "terminated for an unknown reason".to_owned(),
             })
         })
     }

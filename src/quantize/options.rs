@@ -16,11 +16,11 @@ use crate::records::{AwqAttempt, BnbSetup, Extra, QuantizationInfo};
 /// Options of `quantize_base`.
 #[derive(Debug, Clone, Args)]
 pub struct QuantizeArgs {
-    /// Make this one and use it [default: make both and use the more accurate one]
+    /// Quantization method [default: run both and use the more accurate one]
     #[arg(long, value_name = "METHOD", env = "MVP_QUANT_METHOD", hide_env_values = true)]
     method: Option<MethodArg>,
 
-    /// Linear layers to leave as they are, by name or by the beginning or the end of one: visual, model.layers.0, down_proj
+    /// Linear layers to keep unquantized, by full name, prefix or suffix: visual, model.layers.0, down_proj
     #[arg(
         long,
         value_name = "MODULE,...",
@@ -30,7 +30,7 @@ pub struct QuantizeArgs {
     )]
     skip_modules: Vec<String>,
 
-    /// NF4: weights that share a scale
+    /// NF4: block size (weights per scale)
     #[arg(
         long,
         value_name = "N",
@@ -40,11 +40,11 @@ pub struct QuantizeArgs {
     )]
     blocksize: usize,
 
-    /// NF4: leave the scales as they are, instead of quantizing them too
+    /// NF4: disable double quantization (of the scales)
     #[arg(long, env = "MVP_NO_DOUBLE_QUANT", value_parser = FalseyValueParser::new(), hide_env_values = true)]
     no_double_quant: bool,
 
-    /// NF4: MiB of the model that go into one file of the folder; a run that is killed repeats no more than this
+    /// NF4: source MiB per output shard; an interrupted run repeats at most this much work
     #[arg(
         long,
         value_name = "MIB",
@@ -54,7 +54,7 @@ pub struct QuantizeArgs {
     )]
     file_mib: usize,
 
-    /// Number format of the four bits, where NF4 is made
+    /// 4-bit data type of the bitsandbytes method
     #[arg(
         long,
         value_name = "TYPE",
@@ -64,11 +64,11 @@ pub struct QuantizeArgs {
     )]
     quant_type: TypeArg,
 
-    /// Pages that AWQ is calibrated on [default: 8; none with --method nf4]
+    /// Number of calibration pages [default: 8; 0 with --method nf4]
     #[arg(long, value_name = "N", env = "MVP_CALIBRATION_PAGES", hide_env_values = true)]
     calibration_pages: Option<usize>,
 
-    /// How many of them the original and both methods are compared on
+    /// Number of calibration pages to compare the original and both methods on
     #[arg(
         long,
         value_name = "N",
@@ -79,7 +79,7 @@ pub struct QuantizeArgs {
     )]
     measured_pages: u64,
 
-    /// Tokens of the calibration pages that AWQ's searches look at, evenly spread
+    /// AWQ: number of calibration tokens used in the scale search, evenly sampled
     #[arg(
         long,
         value_name = "N",
@@ -103,9 +103,9 @@ enum MethodArg {
 /// `--quant-type` as typed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum TypeArg {
-    /// Sixteen quantiles of the normal distribution
+    /// NormalFloat: 16 quantiles of the normal distribution
     Nf4,
-    /// Sign, two bits of exponent, one of mantissa
+    /// Float: 1 sign, 2 exponent and 1 mantissa bit
     Fp4,
 }
 
@@ -167,7 +167,7 @@ pub fn summary(info: &QuantizationInfo) -> String {
         .and_then(|part| part.get("base_documents"));
     if let Some(before) = before.and_then(|part| DocumentAccuracy::deserialize(part).ok()) {
         text += &format!(
-            "before quantization: {:.2} % of the documents' terms and values\n",
+            "before quantization: {:.2} % of the documents' terms and values found\n",
             before.avg_combined_accuracy_pct
         );
     }
@@ -195,7 +195,7 @@ fn nf4_lines(setup: &BnbSetup) -> String {
         text += &format!("\n  made in {seconds:.1} s");
     }
     if let Some(peak) = figure("peak_memory_mb") {
-        text += &format!(" with {peak:.0} MiB of memory");
+        text += &format!(" peak memory {peak:.0} MiB");
     }
     if let Some(seconds) = setup.load_time_seconds {
         text += &format!("; loads in {seconds:.1} s");
@@ -237,7 +237,7 @@ fn awq_lines(attempt: &AwqAttempt) -> String {
         let value = |key: &str| error.get(key).and_then(serde_json::Value::as_f64);
         if let (Some(awq), Some(plain)) = (value("awq"), value("round_to_nearest")) {
             text += &format!(
-                "\n  Linears' outputs: relative square error {awq:.2e} (rounded to nearest: {plain:.2e})"
+                "\n  linear outputs: relative squared error {awq:.2e} (round to nearest: {plain:.2e})"
             );
         }
     }
@@ -251,7 +251,7 @@ fn accuracy_line(extra: &Extra) -> String {
         .and_then(|part| DocumentAccuracy::deserialize(part).ok());
     let documents = documents.filter(|figures| figures.documents > 0).map(|figures| {
         format!(
-            "  documents: {:.2} % of terms and values\n",
+            "  documents: {:.2} % of terms and values found\n",
             figures.avg_combined_accuracy_pct
         )
     });
@@ -268,7 +268,7 @@ fn layers_line(extra: &Extra) -> String {
             worst: Some(worst),
             layers,
         }) => format!(
-            "  layers' outputs: mean cosine {mean_cosine:.5}, worst {:.5} ({worst})\n",
+            "  layer outputs: mean cosine {mean_cosine:.5}, worst {:.5} ({worst})\n",
             layers.get(&worst).map_or(f64::NAN, |layer| layer.cosine)
         ),
         _ => String::new(),
@@ -286,7 +286,7 @@ fn pages_line(extra: &Extra) -> String {
                 )
             });
             format!(
-                "  {} calibration page{}, {} tokens: {:.3} % right{}\n",
+                "  {} calibration page{}, {} tokens: top-1 accuracy {:.3} %{}\n",
                 figures.pages,
                 if figures.pages == 1 { "" } else { "s" },
                 figures.tokens,

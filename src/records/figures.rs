@@ -176,10 +176,10 @@ mod tests {
             (1177.38, 1239.78, 4096.0)
         );
         assert_eq!(GpuMemory::from_bytes(0, 0, 0), GpuMemory::default());
-        let memory = GpuMemory::of(Device::Cpu).unwrap();
-        assert_eq!(memory.memory_kind(), Some("resident"));
-        assert!(memory.allocated_mb > 1.0 && memory.allocated_mb == memory.reserved_mb);
-        assert!(memory.max_allocated_mb >= memory.allocated_mb);
+        let own = GpuMemory::of(Device::Cpu).unwrap();
+        assert_eq!(own.memory_kind(), Some("resident"));
+        assert!(own.allocated_mb > 1.0 && own.allocated_mb == own.reserved_mb);
+        assert!(own.max_allocated_mb >= own.allocated_mb);
         let resident = GpuMemory::resident(3 << 20, 5 << 20);
         assert_eq!(
             serde_json::to_value(&resident).unwrap(),

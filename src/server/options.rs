@@ -24,7 +24,7 @@ pub const MAX_DECODES: usize = 2;
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Server options")]
 pub struct ServerOptions {
-    /// Address to listen on; anything but a loopback address is reachable by others, without a password.
+    /// Address to listen on. There is no authentication: use a reverse proxy for anything but a loopback address.
     #[arg(
         long,
         value_name = "ADDRESS",
@@ -33,7 +33,7 @@ pub struct ServerOptions {
         default_value = "127.0.0.1"
     )]
     pub host: String,
-    /// Port to listen on; 0 picks a free one.
+    /// Port to listen on (0: any free port).
     #[arg(
         long,
         value_name = "N",
@@ -42,40 +42,40 @@ pub struct ServerOptions {
         default_value_t = 8000
     )]
     pub port: u16,
-    /// Requests that may wait beside the one that runs; more get 503 with Retry-After.
+    /// Queue capacity, excluding the running request (503 with Retry-After when full).
     #[arg(long, value_name = "N", env = "MVP_QUEUE", hide_env_values = true, default_value_t = 8, value_parser = at_most::<1000>(0))]
     pub queue: u64,
-    /// Seconds from a request's first byte until it runs (then 503); one that has arrived at last gets one more.
+    /// Queue timeout in seconds, from the first byte of the request (503), but at least 1 s after its last byte.
     #[arg(long, value_name = "N", env = "MVP_QUEUE_DEADLINE_SECONDS", hide_env_values = true, default_value_t = 30, value_parser = at_most::<86_400>(1))]
     pub queue_deadline_seconds: u64,
-    /// Seconds one reading may take (then 504).
+    /// Generation timeout in seconds (504).
     #[arg(long, value_name = "N", env = "MVP_GENERATION_DEADLINE_SECONDS", hide_env_values = true, default_value_t = 300, value_parser = at_most::<86_400>(1))]
     pub generation_deadline_seconds: u64,
-    /// Seconds a request's body may take to arrive (then 408).
+    /// Body read timeout in seconds (408).
     #[arg(long, value_name = "N", env = "MVP_BODY_DEADLINE_SECONDS", hide_env_values = true, default_value_t = 30, value_parser = at_most::<3600>(1))]
     pub body_deadline_seconds: u64,
-    /// Least bytes a second of a request's body after its first 5 s (then 408); 0: any.
+    /// Minimum upload rate in bytes/s, after the first 5 s (408); 0 disables the check.
     #[arg(long, value_name = "N", env = "MVP_MIN_BODY_RATE", hide_env_values = true, default_value_t = 1024, value_parser = at_most::<1_048_576>(0))]
     pub min_body_rate: u64,
-    /// Largest uploaded file, MiB (then 413).
+    /// Maximum upload size in MiB (413).
     #[arg(long, value_name = "N", env = "MVP_MAX_UPLOAD_MIB", hide_env_values = true, default_value_t = 20, value_parser = at_most::<1024>(1))]
     pub max_upload_mib: u64,
-    /// Largest picture, megapixels (width x height as stored; then 400).
+    /// Maximum image size in megapixels, width x height as stored (400).
     #[arg(long, value_name = "N", env = "MVP_MAX_MEGAPIXELS", hide_env_values = true, default_value_t = 40, value_parser = at_most::<1000>(1))]
     pub max_megapixels: u64,
-    /// Memory for pictures being decoded and decoded pages that wait, MiB, all requests together; more wait for it.
+    /// Memory budget in MiB for decoding and for decoded pages in the queue, across requests; requests wait for it.
     #[arg(long, value_name = "N", env = "MVP_MAX_DECODED_MIB", hide_env_values = true, default_value_t = 256, value_parser = at_most::<1_048_576>(64))]
     pub max_decoded_mib: u64,
-    /// Tokens of an answer; a request may ask for fewer, not for more.
+    /// Maximum number of new tokens; a request may lower it, not raise it.
     #[arg(long, value_name = "N", env = "MVP_MAX_NEW_TOKENS", hide_env_values = true, default_value_t = 1024, value_parser = at_most::<131_072>(1))]
     pub max_new_tokens: u64,
-    /// Connections at the same time; on more, only /health is answered.
+    /// Maximum concurrent connections; further ones only get /health (503 otherwise).
     #[arg(long, value_name = "N", env = "MVP_MAX_CONNECTIONS", hide_env_values = true, default_value_t = 512, value_parser = at_most::<65_536>(1))]
     pub max_connections: u64,
-    /// Connections of one client's address at the same time; on more, only /health is answered.
+    /// Maximum concurrent connections per client address; further ones only get /health (503 otherwise).
     #[arg(long, value_name = "N", env = "MVP_MAX_CONNECTIONS_PER_ADDRESS", hide_env_values = true, default_value_t = 256, value_parser = at_most::<65_536>(1))]
     pub max_connections_per_address: u64,
-    /// Address of a proxy in front, whose connections are not bounded per address; repeatable. Bound clients there.
+    /// Address of a trusted reverse proxy, exempt from the per-address limit; repeatable. Limit clients at the proxy.
     #[arg(
         long,
         value_name = "ADDRESS",
@@ -84,13 +84,13 @@ pub struct ServerOptions {
         value_delimiter = ','
     )]
     pub trusted_proxy: Vec<IpAddr>,
-    /// Seconds after which a connection is closed with its next answer.
+    /// Maximum connection lifetime in seconds; the connection closes after its next response.
     #[arg(long, value_name = "N", env = "MVP_CONNECTION_LIFETIME_SECONDS", hide_env_values = true, default_value_t = 3600, value_parser = at_most::<86_400>(1))]
     pub connection_lifetime_seconds: u64,
-    /// Seconds that running requests get after SIGTERM.
+    /// Time in seconds to drain in-flight requests after SIGTERM.
     #[arg(long, value_name = "N", env = "MVP_SHUTDOWN_SECONDS", hide_env_values = true, default_value_t = 60, value_parser = at_most::<3600>(1))]
     pub shutdown_seconds: u64,
-    /// Web origin (scheme, host, port) whose pages may call the server; repeatable, none by default.
+    /// Allowed CORS origin (scheme, host, port); repeatable [default: none].
     #[arg(long, value_name = "ORIGIN", env = "MVP_CORS_ORIGIN", hide_env_values = true, value_delimiter = ',', value_parser = origin)]
     pub cors_origin: Vec<String>,
 }

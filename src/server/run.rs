@@ -64,10 +64,10 @@ pub enum RunError {
 fn reason(error: &io::Error) -> String {
     match error.kind() {
         io::ErrorKind::AddrInUse => {
-            "the port is taken; stop the program that uses it, or choose another with --port".into()
+            "port already in use; stop the other program or choose another port with --port".into()
         }
         io::ErrorKind::PermissionDenied => {
-            "not permitted (ports below 1024 need a privilege); choose another with --port".into()
+            "permission denied (ports below 1024 are privileged); choose another port with --port".into()
         }
         io::ErrorKind::AddrNotAvailable => "no such address on this machine; check --host".into(),
         _ => format!("{error}; check --host and --port"),
@@ -99,10 +99,10 @@ impl fmt::Display for Readiness {
         if !address.ip().is_loopback() {
             writeln!(
                 f,
-                "  note  others on the network can reach it, and there is no password"
+                "  note  reachable from the network, without authentication: use a reverse proxy"
             )?;
         }
-        write!(f, "Ctrl-C finishes what runs and ends; twice ends at once.")
+        write!(f, "Press Ctrl-C to drain and stop, twice to stop immediately.")
     }
 }
 
@@ -194,7 +194,7 @@ fn allow_open_files(connections: u64) {
     if failed || limit.rlim_cur < wanted {
         tracing::warn!(
             wanted,
-            "the system lets this process open fewer files than --max-connections needs (ulimit -n)"
+            "the open-file limit is too low for --max-connections (ulimit -n)"
         );
     }
 }
@@ -261,7 +261,7 @@ pub async fn run(
         }
         // The engine's thread is inside libtorch, where the process's destructors would pull the ground from under it.
         EngineState::Ready(_) => {
-            tracing::error!("requests were cut off: they took longer than the time after a signal");
+            tracing::error!("in-flight requests aborted: --shutdown-seconds exceeded");
             exit_at_once(1)
         }
         EngineState::Loading => exit_at_once(0),
@@ -284,7 +284,7 @@ fn stop_on_signal(
     let mut signals = StopSignals::listen()?;
     actix_web::rt::spawn(async move {
         signals.next().await;
-        tracing::info!("stopping: what runs is finished; a second signal ends it at once");
+        tracing::info!("draining in-flight requests; a second signal stops immediately");
         stopped_at.get_or_init(Instant::now);
         engine.close();
         actix_web::rt::spawn(server.stop(true));

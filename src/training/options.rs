@@ -1,4 +1,4 @@
-//! Every setting of a training: defaults, the original's preset, a file and flags, in this order; the last one counts.
+//! Training settings: defaults, preset, config file, flags; later ones override earlier ones.
 
 use std::path::{Path, PathBuf};
 
@@ -15,43 +15,43 @@ use crate::{Error, Result};
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct TrainingOptions {
-    /// Highest learning rate.
+    /// Peak learning rate.
     pub learning_rate: f64,
-    /// Passes over the training samples.
+    /// Number of epochs.
     pub epochs: u64,
-    /// End after so many optimizer steps, whatever `epochs` says.
+    /// Maximum number of optimizer steps; overrides `epochs`.
     pub max_steps: Option<u64>,
-    /// Samples computed at once, at most.
+    /// Micro-batch size.
     pub batch_size: u64,
-    /// Batches an optimizer step.
+    /// Gradient accumulation steps.
     pub grad_accum_steps: u64,
-    /// Longer samples are left out; `None`: what the model takes, 4096 at most.
+    /// Maximum sequence length; longer samples are skipped. `None`: model limit, at most 4096.
     pub max_seq_length: Option<u64>,
-    /// Tokens computed at once, at most (a single sample may have more); `None`: what the memory holds.
+    /// Maximum tokens per forward pass (a single sample may have more). `None`: from available memory.
     pub max_batch_tokens: Option<u64>,
-    /// LoRA's r.
+    /// LoRA rank r.
     pub lora_rank: u64,
-    /// LoRA's alpha.
+    /// LoRA alpha.
     pub lora_alpha: f64,
-    /// Part of the inputs of A that is dropped at each step.
+    /// LoRA dropout probability.
     pub lora_dropout: f64,
     /// alpha / sqrt(r) instead of alpha / r.
     pub rslora: bool,
-    /// Ends of the names of the modules to adapt.
+    /// Target modules, by name suffix.
     pub target_modules: Vec<String>,
-    /// No adapter in the vision tower.
+    /// Freeze the vision tower: no adapter there.
     pub freeze_vision: bool,
-    /// Folder of an adapter, made with the same settings, whose values to begin from; `None`: one that changes nothing yet.
+    /// Adapter folder to initialize from, with matching settings; `None`: a zero-initialized adapter.
     pub init_adapter: Option<PathBuf>,
-    /// How the learning rate falls after its warm-up.
+    /// Learning-rate schedule after warm-up.
     pub schedule: ScheduleKind,
-    /// Part of the steps in which the learning rate rises.
+    /// Warm-up ratio (fraction of total steps).
     pub warmup_ratio: f64,
-    /// Where the learning rate falls to.
+    /// Final learning rate.
     pub final_learning_rate: f64,
     /// Decoupled weight decay.
     pub weight_decay: f64,
-    /// Longer gradients are scaled to this norm; 0: never.
+    /// Maximum gradient norm for clipping; 0 disables clipping.
     pub max_grad_norm: f64,
     /// Decay of AdamW's mean of gradients.
     pub adam_beta1: f64,
@@ -59,45 +59,45 @@ pub struct TrainingOptions {
     pub adam_beta2: f64,
     /// Added to AdamW's denominator.
     pub adam_epsilon: f64,
-    /// Training samples to take, at most.
+    /// Maximum number of training samples.
     pub max_samples: u64,
-    /// Validation samples to take, at most.
+    /// Maximum number of validation samples.
     pub max_val_samples: u64,
-    /// Answers are cut there before training; `None`: nowhere.
+    /// Truncate answers to this many characters; `None`: no limit.
     pub max_response_characters: Option<u64>,
-    /// Pages of fewer pixels are enlarged to this many, here and wherever the adapter is used; `None`: as the model says.
+    /// Minimum page size in pixels; smaller pages are upscaled. Saved with the adapter. `None`: from the model.
     pub min_pixels: Option<u64>,
-    /// A page's sides become at most this many times as long to reach `min_pixels`.
+    /// Maximum per-side upscaling to reach `min_pixels`.
     pub max_enlargement: f64,
-    /// Bound of width x height of a page after resizing; `None`: the model's own, 1,254,400 at most.
+    /// Maximum page size in pixels (width x height); `None`: from the model, at most 1,254,400.
     pub max_pixels: Option<u64>,
-    /// Compute layers again in the backward pass instead of keeping what they made.
+    /// Gradient checkpointing: recompute activations in the backward pass.
     pub gradient_checkpointing: bool,
     /// The base's weights.
     pub base: BaseKind,
-    /// Seed of order, dropout and the adapter's beginning.
+    /// Random seed (shuffling, dropout, adapter initialization).
     pub seed: u64,
-    /// Optimizer steps between validations; `None`: ten in a run.
+    /// Optimizer steps between validations; `None`: a tenth of the run.
     pub eval_steps: Option<u64>,
-    /// Validation samples that are also answered and compared letter by letter.
+    /// Validation samples to generate answers for, scored by character accuracy.
     pub eval_documents: u64,
-    /// End when so many validations in a row were no better; 0: never.
+    /// Early stopping: end after this many validations without improvement; 0 disables it.
     pub patience: u64,
-    /// Optimizer steps between checkpoints; `None`: as validations.
+    /// Optimizer steps between checkpoints; `None`: same as `eval_steps`.
     pub checkpoint_steps: Option<u64>,
     /// Checkpoints to keep.
     pub keep_checkpoints: u64,
 }
 
-/// How the learning rate falls.
+/// Learning-rate schedule.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum ScheduleKind {
-    /// To zero in a straight line
+    /// Linear decay
     Linear,
-    /// To zero along half a cosine
+    /// Cosine decay
     Cosine,
-    /// Not at all
+    /// Constant
     Constant,
 }
 
@@ -105,9 +105,9 @@ pub enum ScheduleKind {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum BaseKind {
-    /// Four bits, as quantize_base makes them
+    /// 4-bit NF4, as written by quantize_base
     Nf4,
-    /// The model as it was published
+    /// The published weights
     Bf16,
 }
 
@@ -115,9 +115,9 @@ pub enum BaseKind {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum Preset {
-    /// Pages stay legible, answers whole
+    /// Legible pages, full answers
     Default,
-    /// As the Python project: pages of 256 pixels, 512 tokens, answers cut at 600 characters
+    /// As the original Python project: 256-pixel pages, 512 tokens, answers truncated at 600 characters
     Original,
 }
 
@@ -272,82 +272,82 @@ impl TrainingOptions {
 /// The flags of `finetune_lora`, each by the name of its setting.
 #[derive(Debug, Clone, Default, clap::Args, Serialize)]
 pub struct TrainArgs {
-    /// A file with any of these settings, as YAML or TOML: flags go before it
+    /// YAML or TOML file with any of these settings; flags override it
     #[arg(long, value_name = "FILE", env = "MVP_CONFIG", hide_env_values = true)]
     #[serde(skip)]
     config: Option<PathBuf>,
 
-    /// Settings to begin from
+    /// Base settings
     #[arg(long, value_name = "NAME", env = "MVP_PRESET", hide_env_values = true)]
     #[serde(skip)]
     preset: Option<Preset>,
 
-    /// Go on from the newest checkpoint of an unfinished training with the same settings
+    /// Resume from the latest checkpoint; settings must match
     #[arg(long, env = "MVP_RESUME", value_parser = FalseyValueParser::new(), hide_env_values = true)]
     #[serde(skip)]
     pub resume: bool,
 
-    /// Weights to train on: the four bits that quantize_base makes, or the model as it was published [default: nf4]
+    /// Base weights: nf4 (from quantize_base) or bf16 (as published) [default: nf4]
     #[arg(long, value_name = "KIND", env = "MVP_BASE", hide_env_values = true)]
     #[serde(skip_serializing_if = "Option::is_none")]
     base: Option<BaseKind>,
 
-    /// Highest learning rate [default: 2e-4]
+    /// Peak learning rate [default: 2e-4]
     #[arg(long, value_name = "RATE", env = "MVP_LEARNING_RATE", hide_env_values = true)]
     #[serde(skip_serializing_if = "Option::is_none")]
     learning_rate: Option<f64>,
 
-    /// Passes over the training samples [default: 2]
+    /// Number of epochs [default: 2]
     #[arg(long, value_name = "N", env = "MVP_EPOCHS", hide_env_values = true)]
     #[serde(skip_serializing_if = "Option::is_none")]
     epochs: Option<u64>,
 
-    /// End after so many optimizer steps
+    /// Maximum number of optimizer steps; overrides --epochs
     #[arg(long, value_name = "N", env = "MVP_MAX_STEPS", hide_env_values = true)]
     #[serde(skip_serializing_if = "Option::is_none")]
     max_steps: Option<u64>,
 
-    /// Samples computed at once, at most [default: 4]
+    /// Micro-batch size [default: 4]
     #[arg(long, value_name = "N", env = "MVP_BATCH_SIZE", hide_env_values = true)]
     #[serde(skip_serializing_if = "Option::is_none")]
     batch_size: Option<u64>,
 
-    /// Batches an optimizer step [default: 4]
+    /// Gradient accumulation steps [default: 4]
     #[arg(long, value_name = "N", env = "MVP_GRAD_ACCUM_STEPS", hide_env_values = true)]
     #[serde(skip_serializing_if = "Option::is_none")]
     grad_accum_steps: Option<u64>,
 
-    /// Samples of more tokens, page and answer together, are left out and counted [default: what the model takes, 4096 at most]
+    /// Maximum sequence length (page and answer); longer samples are skipped and counted [default: model limit, at most 4096]
     #[arg(long, value_name = "N", env = "MVP_MAX_SEQ_LENGTH", hide_env_values = true)]
     #[serde(skip_serializing_if = "Option::is_none")]
     max_seq_length: Option<u64>,
 
-    /// Tokens computed at once, at most; a batch of more is cut in parts, which changes nothing but time [default: by the memory]
+    /// Maximum tokens per forward pass; larger batches are split, with identical results [default: from available memory]
     #[arg(long, value_name = "N", env = "MVP_MAX_BATCH_TOKENS", hide_env_values = true)]
     #[serde(skip_serializing_if = "Option::is_none")]
     max_batch_tokens: Option<u64>,
 
-    /// LoRA's r [default: 64]
+    /// LoRA rank r [default: 64]
     #[arg(long, value_name = "R", env = "MVP_LORA_RANK", hide_env_values = true)]
     #[serde(skip_serializing_if = "Option::is_none")]
     lora_rank: Option<u64>,
 
-    /// LoRA's alpha [default: 128]
+    /// LoRA alpha [default: 128]
     #[arg(long, value_name = "A", env = "MVP_LORA_ALPHA", hide_env_values = true)]
     #[serde(skip_serializing_if = "Option::is_none")]
     lora_alpha: Option<f64>,
 
-    /// Part of the inputs of A that is dropped at each step [default: 0.05]
+    /// LoRA dropout probability [default: 0.05]
     #[arg(long, value_name = "P", env = "MVP_LORA_DROPOUT", hide_env_values = true)]
     #[serde(skip_serializing_if = "Option::is_none")]
     lora_dropout: Option<f64>,
 
-    /// Scale by alpha / sqrt(r) instead of alpha / r
+    /// Rank-stabilized LoRA: scale by alpha / sqrt(r) instead of alpha / r
     #[arg(long, env = "MVP_RSLORA", num_args = 0..=1, default_missing_value = "true", hide_env_values = true)]
     #[serde(skip_serializing_if = "Option::is_none")]
     rslora: Option<bool>,
 
-    /// Modules to adapt, by the ends of their names [default: q_proj,k_proj,v_proj,o_proj,gate_proj,up_proj,down_proj]
+    /// Target modules, by name suffix [default: q_proj,k_proj,v_proj,o_proj,gate_proj,up_proj,down_proj]
     #[arg(
         long,
         value_name = "NAME,...",
@@ -358,27 +358,27 @@ pub struct TrainArgs {
     #[serde(skip_serializing_if = "Vec::is_empty")]
     target_modules: Vec<String>,
 
-    /// No adapter in the vision tower
+    /// Freeze the vision tower: no adapter there
     #[arg(long, env = "MVP_FREEZE_VISION", num_args = 0..=1, default_missing_value = "true", hide_env_values = true)]
     #[serde(skip_serializing_if = "Option::is_none")]
     freeze_vision: Option<bool>,
 
-    /// Begin from the values of this adapter, or of the one of that name under models/: same rank, alpha and modules
+    /// Initialize from this adapter (folder, or its name under models/); rank, alpha and target modules must match
     #[arg(long, value_name = "DIR", env = "MVP_INIT_ADAPTER", hide_env_values = true)]
     #[serde(skip_serializing_if = "Option::is_none")]
     init_adapter: Option<PathBuf>,
 
-    /// How the learning rate falls after its warm-up [default: linear]
+    /// Learning-rate schedule after warm-up [default: linear]
     #[arg(long, value_name = "KIND", env = "MVP_SCHEDULE", hide_env_values = true)]
     #[serde(skip_serializing_if = "Option::is_none")]
     schedule: Option<ScheduleKind>,
 
-    /// Part of the steps in which the learning rate rises [default: 0.05]
+    /// Warm-up ratio (fraction of total steps) [default: 0.05]
     #[arg(long, value_name = "P", env = "MVP_WARMUP_RATIO", hide_env_values = true)]
     #[serde(skip_serializing_if = "Option::is_none")]
     warmup_ratio: Option<f64>,
 
-    /// Where the learning rate falls to [default: 0]
+    /// Final learning rate [default: 0]
     #[arg(
         long,
         value_name = "LR",
@@ -393,22 +393,22 @@ pub struct TrainArgs {
     #[serde(skip_serializing_if = "Option::is_none")]
     weight_decay: Option<f64>,
 
-    /// Longer gradients are scaled to this norm; 0: never [default: 1]
+    /// Maximum gradient norm for clipping; 0 disables clipping [default: 1]
     #[arg(long, value_name = "N", env = "MVP_MAX_GRAD_NORM", hide_env_values = true)]
     #[serde(skip_serializing_if = "Option::is_none")]
     max_grad_norm: Option<f64>,
 
-    /// Training samples to take, at most [default: 1000]
+    /// Maximum number of training samples [default: 1000]
     #[arg(long, value_name = "N", env = "MVP_MAX_SAMPLES", hide_env_values = true)]
     #[serde(skip_serializing_if = "Option::is_none")]
     max_samples: Option<u64>,
 
-    /// Validation samples to take, at most; 0: no validation [default: 64]
+    /// Maximum number of validation samples; 0 disables validation [default: 64]
     #[arg(long, value_name = "N", env = "MVP_MAX_VAL_SAMPLES", hide_env_values = true)]
     #[serde(skip_serializing_if = "Option::is_none")]
     max_val_samples: Option<u64>,
 
-    /// Cut answers there before training [default: nowhere]
+    /// Truncate answers to this many characters [default: no limit]
     #[arg(
         long,
         value_name = "N",
@@ -418,47 +418,47 @@ pub struct TrainArgs {
     #[serde(skip_serializing_if = "Option::is_none")]
     max_response_characters: Option<u64>,
 
-    /// Enlarge pages of fewer pixels to this many, as small print wants it; the adapter keeps it for its use [default: the model's own]
+    /// Minimum page size in pixels, for small print; smaller pages are upscaled. Saved with the adapter [default: from the model]
     #[arg(long, value_name = "N", env = "MVP_TRAIN_MIN_PIXELS", hide_env_values = true)]
     #[serde(skip_serializing_if = "Option::is_none")]
     min_pixels: Option<u64>,
 
-    /// Make sides at most this many times as long for --min-pixels, lest the letters of a label grow as large as no page's [default: 1.5]
+    /// Maximum per-side upscaling for --min-pixels, so that labels stay close to normal text size [default: 1.5]
     #[arg(long, value_name = "F", env = "MVP_MAX_ENLARGEMENT", hide_env_values = true)]
     #[serde(skip_serializing_if = "Option::is_none")]
     max_enlargement: Option<f64>,
 
-    /// Bound of width x height of a page after resizing [default: the model's own, 1254400 at most]
+    /// Maximum page size in pixels (width x height); larger pages are downscaled [default: from the model, at most 1254400]
     #[arg(long, value_name = "N", env = "MVP_TRAIN_MAX_PIXELS", hide_env_values = true)]
     #[serde(skip_serializing_if = "Option::is_none")]
     max_pixels: Option<u64>,
 
-    /// Compute layers again in the backward pass instead of keeping what they made: less memory, a third more time
+    /// Gradient checkpointing: recompute activations in the backward pass; less memory, about a third more time
     #[arg(long, env = "MVP_GRADIENT_CHECKPOINTING", num_args = 0..=1, default_missing_value = "true", hide_env_values = true)]
     #[serde(skip_serializing_if = "Option::is_none")]
     gradient_checkpointing: Option<bool>,
 
-    /// Seed of order, dropout and the adapter's beginning [default: 42]
+    /// Random seed (shuffling, dropout, adapter initialization) [default: 42]
     #[arg(long, value_name = "N", env = "MVP_SEED", hide_env_values = true)]
     #[serde(skip_serializing_if = "Option::is_none")]
     seed: Option<u64>,
 
-    /// Optimizer steps between validations [default: ten in a run]
+    /// Optimizer steps between validations [default: a tenth of the run]
     #[arg(long, value_name = "N", env = "MVP_EVAL_STEPS", hide_env_values = true)]
     #[serde(skip_serializing_if = "Option::is_none")]
     eval_steps: Option<u64>,
 
-    /// Validation samples that are also answered and compared letter by letter [default: 2]
+    /// Validation samples to generate answers for, scored by character accuracy [default: 2]
     #[arg(long, value_name = "N", env = "MVP_EVAL_DOCUMENTS", hide_env_values = true)]
     #[serde(skip_serializing_if = "Option::is_none")]
     eval_documents: Option<u64>,
 
-    /// End when so many validations in a row were no better; 0: never [default: 0]
+    /// Early stopping: end after this many validations without improvement; 0 disables it [default: 0]
     #[arg(long, value_name = "N", env = "MVP_PATIENCE", hide_env_values = true)]
     #[serde(skip_serializing_if = "Option::is_none")]
     patience: Option<u64>,
 
-    /// Optimizer steps between checkpoints [default: as validations]
+    /// Optimizer steps between checkpoints [default: same as --eval-steps]
     #[arg(long, value_name = "N", env = "MVP_CHECKPOINT_STEPS", hide_env_values = true)]
     #[serde(skip_serializing_if = "Option::is_none")]
     checkpoint_steps: Option<u64>,

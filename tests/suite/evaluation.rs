@@ -214,7 +214,7 @@ fn the_records_the_tables_and_the_verdict_beside_the_adapter() {
     assert_eq!(absent.status.code(), Some(1));
     let message = text(&absent.stderr);
     assert!(
-        message.contains("models/other-medical-lora") && message.contains("train one with: finetune_lora"),
+        message.contains("models/other-medical-lora") && message.contains("train one with finetune_lora"),
         "{message}"
     );
     assert!(!root.join(paths::EVALUATION_FINETUNED).exists());

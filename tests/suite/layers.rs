@@ -2,9 +2,11 @@
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
-use super::program::root;
+fn root() -> PathBuf {
+    env!("CARGO_MANIFEST_DIR").into()
+}
 
 /// Every room, lowest first.
 fn listed() -> Vec<String> {

@@ -90,7 +90,7 @@ fn the_whole_chain_without_network() {
     for said in [
         "the small model that comes with the program stands in",
         "synthetic reports that come with the program stand in",
-        "[8/10] finetune_lora: skipped: there is an adapter that was not trained here",
+        "[8/10] finetune_lora: skipped: an adapter that was not trained here",
     ] {
         assert!(messages.contains(said), "{said} is missing in {messages}");
     }
@@ -171,7 +171,7 @@ fn a_training_that_takes_hours_is_left_out_unless_it_is_asked_for() {
     assert_eq!(ended(&output, "finetune_lora"), "nothing to do");
     let messages = text(&output.stderr);
     assert!(
-        messages.contains("a whole training takes hours on a CPU"),
+        messages.contains("full training takes hours on a CPU"),
         "{messages}"
     );
 }

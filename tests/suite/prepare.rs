@@ -159,10 +159,10 @@ fn reports_become_pages_prompts_and_answers_in_three_splits() {
     let said = stdout_of_success(&prepare(root, &[]));
     assert!(said.starts_with("400 samples: "), "{said}");
     assert!(
-        said.contains("300 different texts, 100 duplicates; 0 test samples"),
+        said.contains("300 distinct texts, 100 duplicates; 0 test samples"),
         "{said}"
     );
-    assert!(said.contains("300 images made, 0 kept"), "{said}");
+    assert!(said.contains("300 images created, 0 kept"), "{said}");
     let mut texts: Vec<HashSet<String>> = Vec::new();
     for name in LISTS {
         let samples = list(root, name);
@@ -250,7 +250,9 @@ fn the_original_split_lets_texts_leak_and_says_how_many() {
     assert!(leaked > 0, "every third text occurs twice");
     assert_eq!(summary["test_samples_whose_text_is_trained_on"], leaked);
     assert!(
-        said.contains(&format!("{leaked} test samples whose text is trained on")),
+        said.contains(&format!(
+            "{leaked} test samples whose text is in the training split"
+        )),
         "{said}"
     );
 }
@@ -268,7 +270,7 @@ fn the_same_input_gives_the_same_bytes_whatever_the_threads() {
     assert_eq!(files, formatted(one.path()));
     // Another seed: other splits, the same pages.
     let said = stdout_of_success(&prepare(one.path(), &["--seed", "7"]));
-    assert!(said.contains("0 images made, 60 kept"), "{said}");
+    assert!(said.contains("0 images created, 60 kept"), "{said}");
     assert_ne!(
         files["datasets/formatted/train.json"],
         formatted(one.path())["datasets/formatted/train.json"]
@@ -316,7 +318,8 @@ fn a_run_after_a_kill_keeps_what_was_made_and_ends_as_an_undisturbed_one() {
     let before = made();
     let said = stdout_of_success(&prepare(folder.path(), &[]));
     assert!(
-        said.contains(&format!("{} images made, {before} kept", 240 - before)) || said.contains("up to date"),
+        said.contains(&format!("{} images created, {before} kept", 240 - before))
+            || said.contains("up to date"),
         "{said}"
     );
     assert_eq!(formatted(folder.path()), expected);
@@ -340,7 +343,7 @@ fn what_was_damaged_or_removed_is_made_again() {
     fs::write(root.join("datasets/formatted/images/.prepare-x"), "half").unwrap();
     fs::write(root.join("datasets/formatted/images/mine.png"), "not ours").unwrap();
     let said = stdout_of_success(&prepare(root, &[]));
-    assert!(said.contains("2 images made, 38 kept"), "{said}");
+    assert!(said.contains("2 images created, 38 kept"), "{said}");
     let mut found = formatted(root);
     assert_eq!(
         found.remove("datasets/formatted/images/mine.png").unwrap(),

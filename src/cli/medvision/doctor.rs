@@ -8,11 +8,11 @@ use crate::cli::{self, CommonArgs, EXIT_FAILURE, EXIT_OK};
 use crate::console::Level;
 use crate::doctor;
 
-/// Say what is installed, what is wrong and how to mend it
+/// Diagnose the installation and suggest fixes
 ///
-/// Looks at the machine, libtorch, the GPUs and the model folders as a run with the same flags would.
+/// Checks the machine, libtorch, GPUs and model folders as a run with the same flags would see them.
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Exit codes:\n  0  pages can be read\n  1  something has to be mended first")]
+#[command(after_help = "Exit codes:\n  0  ready to read pages\n  1  problems found that must be fixed first")]
 pub(super) struct DoctorArgs {
     /// Print the report as JSON
     #[arg(long, env = "MVP_JSON", value_parser = FalseyValueParser::new(), hide_env_values = true)]

@@ -55,7 +55,7 @@ impl Source {
         let bytes = bytes.map_err(|error| Error::io(path, error))?;
         if bytes.len() as u64 > limit {
             let reason = format!(
-                "larger than {} MiB; --max-file-size raises the limit",
+                "larger than {} MiB; raise the limit with --max-file-size",
                 limit >> 20
             );
             return Err(Error::io(path, io::Error::other(reason)));
@@ -69,7 +69,7 @@ fn open_file(path: &Path) -> io::Result<File> {
     open_regular(path).map_err(|error| match error.kind() {
         io::ErrorKind::InvalidInput => io::Error::new(
             error.kind(),
-            format!("{error} (- reads a page from standard input)"),
+            format!("{error} (use - to read from standard input)"),
         ),
         _ => error,
     })
@@ -106,9 +106,9 @@ fn pictures(folder: &Path, recursive: bool) -> Vec<Result<Source>> {
         let below = if recursive {
             ""
         } else {
-            "; --recursive looks into the folders below"
+            "; use --recursive to search subfolders"
         };
-        let reason = format!("no pictures in this folder (PNG, JPEG, WebP, TIFF, BMP, GIF){below}");
+        let reason = format!("no images in this folder (PNG, JPEG, WebP, TIFF, BMP, GIF){below}");
         return vec![Err(Error::io(folder, io::Error::other(reason)))];
     }
     found.sort();
@@ -221,7 +221,7 @@ mod tests {
         let sources = collect(&[folder.path().to_owned(), PathBuf::from("-")], false);
         let error = sources[0].as_ref().unwrap_err().to_string();
         assert!(
-            error.contains("no pictures") && error.contains(folder.path().to_str().unwrap()),
+            error.contains("no images") && error.contains(folder.path().to_str().unwrap()),
             "{error}"
         );
         assert_eq!(sources[1].as_ref().unwrap(), &Source::Stdin);

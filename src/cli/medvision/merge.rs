@@ -23,30 +23,29 @@ use crate::quantize::{
 };
 use crate::records::{self, seconds};
 
-const STOPPING: &str =
-    "stopping; files that are finished are kept, and the same command goes on. Ctrl-C again stops at once";
+const STOPPING: &str = "stopping; finished files are kept, run the same command to continue. Press Ctrl-C again to stop immediately";
 
-/// Merge an adapter into its base model, for programs that take no adapters
+/// Merge an adapter into its base model, for programs without adapter support
 ///
-/// Writes models/NAME-medical-merged, a bf16 folder that transformers loads as it stands, and says how exact it is: the
-/// merged weights against W + s·B·A in f32, and the answers to some pages against those of the base with the adapter
-/// beside it. Programs of this project need no merging: they attach the adapter. A base in NF4 is restored to numbers;
-/// merging back into four bits (--requantize nf4) rounds what the adapter learnt, which is why the drift is measured.
+/// Writes models/NAME-medical-merged, a bf16 folder that transformers loads as it is, and reports its accuracy: the
+/// merged weights against W + s·B·A in f32, and the answers to some pages against the base with the adapter
+/// attached. This project's programs attach adapters and need no merge. An NF4 base is dequantized first;
+/// requantizing (--requantize nf4) rounds the adapter's contribution, so the drift is measured.
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXIT_CODES_HELP)]
 pub(super) struct MergeArgs {
     #[command(flatten)]
     adapter: AdapterArgs,
 
-    /// Folder to write, or the name of one under models/ [default: models/NAME-medical-merged]
+    /// Output folder, or its name under models/ [default: models/NAME-medical-merged]
     #[arg(short, long, value_name = "DIR", env = "MVP_OUT", hide_env_values = true)]
     out: Option<PathBuf>,
 
-    /// Quantize the merged model, too: the folder's name ends in -bnb-nf4 then
+    /// Also quantize the merged model, into a second folder with the suffix -bnb-nf4
     #[arg(long, value_name = "METHOD", env = "MVP_REQUANTIZE", hide_env_values = true)]
     requantize: Option<Requantize>,
 
-    /// Pages on which the answers are compared; 0 compares none
+    /// Number of pages to compare answers on; 0 disables the comparison
     #[arg(
         long,
         value_name = "N",
@@ -119,10 +118,7 @@ pub(super) fn run(args: &MergeArgs) -> anyhow::Result<ExitCode> {
         .canonicalize()
         .is_ok_and(|out| base.canonicalize().is_ok_and(|base| base == out))
     {
-        bail!(
-            "{}: the merged model cannot take the place of its base: choose another --out",
-            out.display()
-        );
+        bail!("{}: --out must differ from the base model folder", out.display());
     }
     let device = args.common.select_device()?.device;
     let pages = calibration_pages(&project, args.calibration_pages)?;
@@ -165,13 +161,13 @@ fn adapter_folder(args: &MergeArgs, project: &Project, base: &Path) -> anyhow::R
     let given = "name one with --adapter DIR";
     match find(project, base)? {
         _ if args.adapter.adapter.is_some() => {
-            bail!("there is nothing to merge with --adapter none: {given}")
+            bail!("nothing to merge with --adapter none: {given}")
         }
         Found::Fit(dir) => Ok(dir),
         Found::LeftOut { dir, reason } => {
-            bail!("{}: {reason}; to merge it nevertheless {given}", dir.display())
+            bail!("{}: {reason}; to merge it anyway, {given}", dir.display())
         }
-        Found::Nothing => bail!("{}: no adapter of this model was found: {given}", base.display()),
+        Found::Nothing => bail!("{}: no adapter found for this model: {given}", base.display()),
     }
 }
 

@@ -25,18 +25,18 @@ use crate::{Error, Result, console};
 
 /// What `medvision` prints when it is run without a subcommand.
 const MAP: &str = "\
-medvision reads medical documents with Qwen2.5-VL, on this machine alone.
+medvision reads medical documents with Qwen2.5-VL, entirely on this machine.
 
-  medvision extract page.png           the text of a page, as it is read
-  medvision extract scans/ --json      every page of a folder, one JSON object a line
+  medvision extract page.png           extract the text of a page
+  medvision extract scans/ --json      every page of a folder, one JSON object per line
   medvision extract - < page.png       a page from standard input
-  medvision pipeline                   every phase in order: download, quantize, measure, report
-  medvision doctor                     what is installed, what is wrong, how to mend it
-  medvision --help                     all commands; COMMAND --help explains one
+  medvision pipeline                   run all phases: download, quantize, train, evaluate, report
+  medvision doctor                     diagnose the installation and suggest fixes
+  medvision --help                     list all commands; COMMAND --help for details
   server                               the same over HTTP, on port 8000
 ";
 
-/// Read medical documents with Qwen2.5-VL, on this machine alone.
+/// Read medical documents with Qwen2.5-VL, entirely on this machine.
 #[derive(Debug, Parser)]
 #[command(name = "medvision", version = crate::version::version(), after_help = EXIT_CODES_HELP)]
 struct Medvision {
@@ -46,15 +46,15 @@ struct Medvision {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Read pages: pictures in, text out
+    /// Extract text from page images
     Extract(Box<extract::ExtractArgs>),
-    /// Write the tensors of every stage of one prompt, for comparison with another implementation
+    /// Dump the tensors of every stage, for comparison with another implementation
     Trace(Box<trace::TraceArgs>),
-    /// Merge an adapter into its base model, for programs that take no adapters
+    /// Merge an adapter into its base model, for programs without adapter support
     Merge(Box<merge::MergeArgs>),
-    /// Run all phases in order, from the look at the machine to the report
+    /// Run all phases in order, from environment check to report
     Pipeline(Box<pipeline::PipelineCommand>),
-    /// Say what is installed, what is wrong and how to mend it
+    /// Diagnose the installation and suggest fixes
     Doctor(doctor::DoctorArgs),
 }
 
@@ -92,7 +92,7 @@ fn read_safely(
 ) -> Result<Reading> {
     // The reader begins each page anew, whatever state the last one left behind.
     catch_unwind(AssertUnwindSafe(|| reader.read(request, on_text)))
-        .unwrap_or_else(|_| Err(Error::Numeric("an internal error ended this page".to_owned())))
+        .unwrap_or_else(|_| Err(Error::Numeric("internal error; this page was skipped".to_owned())))
 }
 
 /// What decides the size of pages.

@@ -12,39 +12,39 @@ use crate::generation::GenerationOverrides;
 #[derive(Debug, Clone, clap::Args)]
 #[command(next_help_heading = "Generation")]
 pub(super) struct GenerationArgs {
-    /// Most tokens of an answer (about 4 characters of English text each)
+    /// Maximum number of new tokens (about 4 characters of English text each)
     #[arg(long, value_name = "N", env = "MVP_MAX_NEW_TOKENS", default_value_t = 1024, hide_env_values = true,
           value_parser = value_parser!(u32).range(1..))]
     max_new_tokens: u32,
 
-    /// 0 always takes the likeliest token; higher values vary the answer
+    /// Sampling temperature; 0 is greedy decoding
     #[arg(long, value_name = "T", env = "MVP_TEMPERATURE", hide_env_values = true, value_parser = temperature)]
     temperature: Option<f64>,
 
-    /// Choose among the K likeliest tokens only
+    /// Sample from the K most likely tokens
     #[arg(long, value_name = "K", env = "MVP_TOP_K", hide_env_values = true, value_parser = value_parser!(u32).range(1..))]
     top_k: Option<u32>,
 
-    /// Choose among the likeliest tokens whose probabilities reach P together
+    /// Nucleus sampling: smallest set of tokens with cumulative probability P
     #[arg(long, value_name = "P", env = "MVP_TOP_P", hide_env_values = true, value_parser = probability)]
     top_p: Option<f64>,
 
-    /// Make tokens that were used before less likely; 1 is off
+    /// Repetition penalty; 1 disables it
     ///
-    /// Tables repeat rightly: values above 1 can spoil them.
+    /// Tables repeat legitimately: values above 1 can corrupt them.
     #[arg(long, value_name = "R", env = "MVP_REPETITION_PENALTY", hide_env_values = true, value_parser = positive)]
     repetition_penalty: Option<f64>,
 
-    /// Seed of the random choice, for the same answer again
+    /// Random seed for sampling
     #[arg(long, value_name = "N", env = "MVP_SEED", hide_env_values = true)]
     seed: Option<u64>,
 
-    /// End the answer before this text (can be given several times)
+    /// Stop string, not included in the output; repeatable
     #[arg(long, value_name = "TEXT", env = "MVP_STOP", hide_env_values = true,
           allow_hyphen_values = true, value_parser = free_text)]
     stop: Vec<String>,
 
-    /// Let the model repeat itself without end, up to --max-new-tokens
+    /// Disable repetition-loop detection
     #[arg(long, env = "MVP_NO_REPETITION_DETECTION", value_parser = FalseyValueParser::new(), hide_env_values = true)]
     no_repetition_detection: bool,
 }
@@ -52,7 +52,7 @@ pub(super) struct GenerationArgs {
 /// Which files are read at all.
 #[derive(Debug, Clone, clap::Args)]
 pub(super) struct FileArgs {
-    /// Refuse larger files
+    /// Maximum file size, MiB
     #[arg(long, value_name = "MIB", env = "MVP_MAX_FILE_SIZE", default_value_t = 20, hide_env_values = true,
           value_parser = value_parser!(u64).range(1..=4096))]
     max_file_size: u64,
@@ -69,13 +69,13 @@ impl FileArgs {
 #[derive(Debug, Clone, clap::Args)]
 #[command(next_help_heading = "Page size")]
 pub(super) struct PixelArgs {
-    /// Enlarge pages of fewer pixels (width times height) to this many
+    /// Minimum page size in pixels (width x height); smaller pages are upscaled
     #[arg(long, value_name = "N", env = "MVP_MIN_PIXELS", hide_env_values = true, value_parser = value_parser!(u64).range(1..))]
     pub min_pixels: Option<u64>,
 
-    /// Shrink pages of more pixels (width times height) to this many
+    /// Maximum page size in pixels (width x height); larger pages are downscaled
     ///
-    /// Small text becomes illegible when a page is shrunk; large pages take memory and time.
+    /// Downscaling can make small text illegible; large pages need more memory and time.
     #[arg(long, value_name = "N", env = "MVP_MAX_PIXELS", hide_env_values = true, value_parser = value_parser!(u64).range(1..))]
     pub max_pixels: Option<u64>,
 }

@@ -9,15 +9,14 @@ use crate::cli::{self, CommonArgs, EXIT_CODES_HELP, EXIT_FAILURE, EXIT_OK};
 use crate::console::{self, EXIT_INTERRUPTED, Interrupt, Level};
 use crate::pipeline::{Ended, Pipeline, PipelineArgs, Step};
 
-const STOPPING: &str =
-    "stopping; what is finished is kept, and the same command goes on. Ctrl-C again stops at once";
+const STOPPING: &str = "stopping; finished work is kept, run the same command to continue. Press Ctrl-C again to stop immediately";
 
-/// Run all phases in order, from the look at the machine to the report
+/// Run all phases in order, from environment check to report
 ///
 /// validate_environment, download_model, benchmark_baseline, quantize_base, benchmark_quantized, download_datasets,
-/// prepare_training_data, finetune_lora, evaluate_finetuned, generate_report: each is a program of its own with further
-/// flags, whose variables (MVP_...) hold here, too. A phase whose inputs are unchanged is skipped, and a run that was
-/// stopped goes on where it was. Without network the small model and a few synthetic reports stand in, and it says so.
+/// prepare_training_data, finetune_lora, evaluate_finetuned, generate_report: each is also a program with its own
+/// flags, whose environment variables (MVP_...) apply here. Phases with unchanged inputs are skipped, and interrupted
+/// runs resume. Without a network the embedded model and a few synthetic reports are used, with a warning.
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXIT_CODES_HELP)]
 pub(super) struct PipelineCommand {
@@ -45,7 +44,7 @@ pub(super) fn run(command: &PipelineCommand) -> anyhow::Result<ExitCode> {
         match steps.last().map(|step| (step.phase, &step.ended)) {
             Some((phase, Ended::Failed(reason))) => {
                 let message = format!(
-                    "{} failed ({reason}); what came before is kept: mend what is said above and run the same command again",
+                    "{} failed ({reason}); earlier phases are kept: fix the problem above and run the same command again",
                     phase.name()
                 );
                 console::say(Level::ERROR, &message);
@@ -54,7 +53,7 @@ pub(super) fn run(command: &PipelineCommand) -> anyhow::Result<ExitCode> {
             Some((_, Ended::Interrupted)) => EXIT_INTERRUPTED,
             Some(_) => EXIT_OK,
             None => {
-                console::say(Level::ERROR, "no phase to run: --from comes after --to");
+                console::say(Level::ERROR, "nothing to run: --from is after --to");
                 cli::EXIT_USAGE
             }
         },

@@ -23,15 +23,15 @@ use crate::generation::GenerationOverrides;
 use crate::processing::{Content, DecodeLimits, Message, RgbPage, Role, decode};
 use crate::{Error, Result};
 
-/// Write the tensors of every stage of one prompt, for comparison with another implementation
+/// Dump the tensors of every stage, for comparison with another implementation
 ///
 /// The safetensors file holds input_ids, pixel_values, image_grid_thw, image_features, position_ids and
-/// logits: ids as i64, everything else as f32. The pictures stand before the prompt's text; without a
-/// picture there are no tensors of any.
+/// logits: ids as i64, everything else as f32. Images precede the prompt text; without an
+/// image the image tensors are absent.
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXIT_CODES_HELP)]
 pub(super) struct TraceArgs {
-    /// Picture of a page, or - for standard input (can be given several times)
+    /// Page image, or - for standard input; repeatable
     #[arg(
         long,
         value_name = "FILE",
@@ -41,12 +41,12 @@ pub(super) struct TraceArgs {
     )]
     image: Vec<PathBuf>,
 
-    /// What to do with the pages [default: as for extract]
+    /// Prompt [default: as for extract]
     #[arg(short, long, value_name = "TEXT", env = "MVP_PROMPT", hide_env_values = true,
           allow_hyphen_values = true, value_parser = free_text)]
     prompt: Option<String>,
 
-    /// File to write, replaced if it is there
+    /// Output file, overwritten if it exists
     #[arg(
         short,
         long,

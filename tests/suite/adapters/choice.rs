@@ -155,7 +155,7 @@ fn extract_says_and_records_what_is_attached() {
     assert_eq!(attached(&left_out), Value::Null);
     let message = stderr(&left_out);
     assert!(
-        message.contains("left out") && message.contains("it invents items"),
+        message.contains("not attached") && message.contains("it invents items"),
         "{message}"
     );
     let named = unasked(&[&arguments[..], &["--adapter", text(&dir)]].concat());

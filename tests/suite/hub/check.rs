@@ -271,7 +271,7 @@ fn a_published_model_is_known_by_some_hundred_kilobytes() {
             .unwrap();
         let text = String::from_utf8(text.stdout).unwrap();
         assert!(
-            text.contains("this program can load it") && text.contains("fetched for this"),
+            text.contains("this program can load it") && text.contains("downloaded"),
             "{text}"
         );
         assert!(!root.path().join("models").exists(), "nothing is written");

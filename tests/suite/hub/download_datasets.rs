@@ -286,7 +286,7 @@ fn two_of_three_are_enough_and_one_is_not() {
         "{text}"
     );
     hub.refuse(REPORTS, 404, "RepoNotFound");
-    let parts = ["no such repository", "too few data sets"];
+    let parts = ["no such repository", "too few datasets"];
     fs::remove_dir_all(root.path().join("datasets")).unwrap();
     fail(&mut download(root.path(), &hub, &[]), &parts);
     let summary = summary(root.path());

@@ -96,7 +96,7 @@ fn silence_on_the_connection_is_a_failure() {
             "config.json",
             "nothing came for too long",
             "2 attempts",
-            "the same command goes on",
+            "run the same command to resume",
         ],
     );
 }
@@ -156,7 +156,7 @@ fn a_hub_that_stays_broken_ends_the_run_and_the_next_goes_on() {
     hub.fail_always(SHARD, status(503, &[]));
     fail(
         download_model(root.path(), &hub).args(["--retries", "2"]),
-        &[SHARD, "HTTP 503", "the same command goes on from there"],
+        &[SHARD, "HTTP 503", "run the same command to resume"],
     );
     assert!(!folder(root.path()).exists());
     hub.mend();
@@ -176,7 +176,7 @@ fn a_wait_that_nobody_wants_is_said() {
     hub.fail_always("info", status(429, &[("Retry-After", "86400")]));
     fail(
         &mut download_model(root.path(), &hub),
-        &["asks to wait 86400 s", "HTTP 429"],
+        &["retry after 86400 s", "HTTP 429"],
     );
 }
 
@@ -252,7 +252,7 @@ fn two_runs_do_not_share_a_folder() {
     hub.wait_for("/api/");
     fail(
         &mut download_model(root.path(), &hub),
-        &["another download writes this folder"],
+        &["another download is writing to this folder"],
     );
     first.kill().unwrap();
     first.wait().unwrap();

@@ -27,7 +27,7 @@ fn a_model_comes_whole_with_its_manifest_and_record() {
     let summary = succeed(download_model(root.path(), &hub).env("HF_TOKEN", "hf_secret"));
     assert!(summary.contains("models/tiny: 6 files"), "{summary}");
     assert!(
-        summary.contains(&"a".repeat(40)) && summary.contains("checked against: hub"),
+        summary.contains(&"a".repeat(40)) && summary.contains("verified against: hub"),
         "{summary}"
     );
     assert_complete(&folder(root.path()), &files);
@@ -78,7 +78,7 @@ fn what_is_there_is_checked_and_not_fetched_again() {
     succeed(&mut download_model(root.path(), &hub));
     hub.take_requests();
     let summary = succeed(&mut download_model(root.path(), &hub));
-    assert!(summary.contains("0.00 GiB of it new"), "{summary}");
+    assert!(summary.contains("0.00 GiB downloaded"), "{summary}");
     assert_eq!(hub.take_requests().len(), 1, "the description alone");
 
     // One file is damaged here, one changed on the hub, one is gone there: the first two are fetched.
@@ -106,7 +106,7 @@ fn what_is_there_is_checked_and_not_fetched_again() {
 
     fail(
         download_model(root.path(), &hub).args(["--revision", &"a".repeat(40)]),
-        &["has no revision", "leave --revision out"],
+        &["has no revision", "omit --revision"],
     );
 }
 
@@ -182,7 +182,7 @@ fn a_local_copy_is_checked_by_what_the_hubs_tools_noted() {
     copy.arg("--source").arg(&snapshot);
     let summary = succeed(&mut copy);
     assert!(
-        summary.contains("checked against: notes of the local copy"),
+        summary.contains("verified against: notes of the local copy"),
         "{summary}"
     );
     assert_complete(&folder(root.path()), &files);
@@ -209,7 +209,7 @@ fn a_copy_without_notes_must_at_least_be_a_whole_model() {
     }
     let mut copy = download_model(root.path(), &hub);
     copy.args(["--source", "copy"]);
-    assert!(succeed(&mut copy).contains("checked against: structure"));
+    assert!(succeed(&mut copy).contains("verified against: structure"));
     fs::remove_dir_all(folder(root.path())).unwrap();
     fs::write(source.join(files[5].0), &files[5].1[..1000]).unwrap();
     fail(
@@ -268,7 +268,7 @@ fn the_disk_must_take_all_of_it() {
     hub.announce_size(MODEL, "config.json", 1 << 60);
     fail(
         &mut download_model(root.path(), &hub),
-        &["are needed and", "are free", "make room"],
+        &["not enough disk space", "needed", "free some"],
     );
     assert_eq!(hub.take_requests().len(), 1);
 }

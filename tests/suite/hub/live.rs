@@ -173,7 +173,7 @@ fn a_failure_ends_every_reader_and_nothing_panics() {
     let start = Instant::now();
     let mut command = pubmed(root.path(), &hub);
     command.env("MVP_RETRY_SECONDS", "50").args(["--retries", "100"]);
-    let text = fail(&mut command, &["lists \"images_1.zip\" and does not have it"]);
+    let text = fail(&mut command, &["lists \"images_1.zip\" but does not serve it"]);
     assert!(
         !text.contains("internal error") && !text.contains("panicked"),
         "{text}"

@@ -85,7 +85,10 @@ fn an_adapter_of_the_model_is_attached_and_takes_its_own_size() {
     let server = start(&model, &[]);
     assert_eq!(attached(&server), Value::Null);
     let log = server.log();
-    assert!(log.contains("left out") && log.contains("accuracy fell"), "{log}");
+    assert!(
+        log.contains("not attached") && log.contains("accuracy fell"),
+        "{log}"
+    );
     drop(server);
     let server = start(&model, &["--adapter", text(&dir)]);
     assert_eq!(attached(&server), "qwen25-vl-nano-medical-lora");

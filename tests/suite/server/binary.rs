@@ -40,7 +40,7 @@ fn a_taken_port_is_named_with_what_to_do() {
     let port = taken.local_addr().expect("an address").port().to_string();
     let (code, stderr) = run(&["--port", &port]);
     assert_eq!(code, 1, "{stderr}");
-    for part in [port.as_str(), "taken", "--port"] {
+    for part in [port.as_str(), "already in use", "--port"] {
         assert!(stderr.contains(part), "{stderr}");
     }
     assert!(!stderr.contains("Ready"), "{stderr}");

@@ -26,30 +26,30 @@ use crate::generation::FinishReason;
 use crate::processing::{DecodeLimits, DecodedPage, PageWarning, PixelBounds, decode_page};
 use crate::{Error, device};
 
-/// Read pages: pictures in, text out
+/// Extract text from page images
 ///
-/// The text goes to standard output as it is read; figures and errors go to standard error. A page that
-/// cannot be read is reported and the others go on.
+/// Streams text to standard output; statistics and errors go to standard error. Pages that
+/// cannot be read are reported, and processing continues.
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXIT_CODES_HELP)]
 pub(super) struct ExtractArgs {
-    /// Pictures (PNG, JPEG, WebP, TIFF, BMP, GIF), folders of them, or - for standard input
+    /// Image files (PNG, JPEG, WebP, TIFF, BMP, GIF), folders, or - for standard input
     #[arg(required = true, value_name = "FILE|DIR|-")]
     inputs: Vec<PathBuf>,
 
-    /// What to do with each page [default: list diagnoses, medications, laboratory values, ...]
+    /// Prompt for each page [default: list diagnoses, medications, laboratory values, ...]
     ///
-    /// The small model that comes with the program knows the ten prompts of fine-tuning (medications, laboratory values, ...)
-    /// by its adapter; without it, it copies the page's text whatever the prompt says.
+    /// With its adapter the embedded model knows the ten fine-tuning prompts (medications, laboratory values, ...);
+    /// without it, it transcribes the page regardless of the prompt.
     #[arg(short, long, value_name = "TEXT", env = "MVP_PROMPT", hide_env_values = true,
           allow_hyphen_values = true, value_parser = free_text)]
     prompt: Option<String>,
 
-    /// Print one JSON object a page, one a line
+    /// Print one JSON object per page, one per line
     #[arg(long, env = "MVP_JSON", value_parser = FalseyValueParser::new(), hide_env_values = true)]
     json: bool,
 
-    /// Look into folders below the given ones
+    /// Search folders recursively
     #[arg(short, long, env = "MVP_RECURSIVE", value_parser = FalseyValueParser::new(), hide_env_values = true)]
     recursive: bool,
 
@@ -109,7 +109,7 @@ pub(super) fn run(args: &ExtractArgs) -> anyhow::Result<ExitCode> {
 }
 
 /// What Ctrl-C is answered with.
-const STOPPING: &str = "stopping after the next token; Ctrl-C again stops at once";
+const STOPPING: &str = "stopping after the next token; press Ctrl-C again to stop immediately";
 
 /// A model ready to read.
 struct Loaded {
@@ -285,10 +285,10 @@ impl Extraction<'_> {
     fn summarise(&self, seconds: f64) {
         let plural = if self.pages_read == 1 { "page" } else { "pages" };
         let memory = device::process_memory().map_or_else(String::new, |memory| {
-            format!(", at most {} MiB of memory", memory.peak_resident_bytes >> 20)
+            format!(", peak memory {} MiB", memory.peak_resident_bytes >> 20)
         });
         let summary = format!(
-            "{} {plural} read, {} failed, {seconds:.2} s in all{memory}",
+            "{} {plural} read, {} failed, {seconds:.2} s total{memory}",
             self.pages_read, self.pages_failed
         );
         console::say(Level::INFO, &summary);
@@ -301,23 +301,21 @@ fn report(name: &str, reading: &Reading, warnings: &[PageWarning]) {
         .tokens_per_second()
         .map_or_else(String::new, |speed| format!(", then {speed:.0} tokens/s"));
     let figures = format!(
-        "{name}: {} tokens in {:.2} s (first after {:.2} s{speed})",
+        "{name}: {} tokens in {:.2} s (first token after {:.2} s{speed})",
         reading.completion_tokens, reading.latency_seconds, reading.time_to_first_token_seconds
     );
     console::say(Level::INFO, &figures);
     for warning in warnings {
         let warning = match warning {
-            PageWarning::Truncated => "the file ends early: a part of the page is missing".to_owned(),
+            PageWarning::Truncated => "the file is truncated: part of the page is missing".to_owned(),
             PageWarning::FirstOf(pages) => format!("the file has {pages} pages; only the first was read"),
         };
         console::say(Level::WARN, &format!("{name}: {warning}"));
     }
     let incomplete = match reading.finish_reason {
         FinishReason::Stop => return,
-        FinishReason::Length => "the text is cut at --max-new-tokens",
-        FinishReason::Repetition => {
-            "the model began to repeat itself and was stopped; the text may be incomplete"
-        }
+        FinishReason::Length => "output truncated at --max-new-tokens",
+        FinishReason::Repetition => "stopped in a repetition loop; the text may be incomplete",
         FinishReason::Cancelled => "interrupted; the text is incomplete",
     };
     console::say(Level::WARN, &format!("{name}: {incomplete}"));
