@@ -75,7 +75,7 @@ fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
     // Two of the three are enough to train on; where fewer were asked for, all of them.
     let enough = summary.total_successful >= request.datasets.len().min(2) as u64;
     // One cause for all of them says it.
-    if !enough && !(failures.len() == 1 && summary.total_successful == 0) {
+    if !enough && (failures.len() != 1 || summary.total_successful != 0) {
         say(Level::ERROR, "too few datasets to continue");
     }
     Ok(ExitCode::from(if enough { EXIT_OK } else { EXIT_FAILURE }))

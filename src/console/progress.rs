@@ -432,7 +432,7 @@ mod tests {
             (pages, 0, Some(1), 0.0, Begin, "work: begun, 1 page"),
             (pages, 0, None, 0.0, Begin, "work: begun"),
             (pages, 3, Some(4), 10.02, Between, "work: 3/4 pages, 10 s"),
-            (pages, 4, Some(4), 3.14, End, "work: 4/4 pages, ended after 3.1 s"),
+            (pages, 4, Some(4), 3.12, End, "work: 4/4 pages, ended after 3.1 s"),
             (pages, 7, None, 61.0, Between, "work: 7 pages, 61 s"),
             (
                 Unit::Bytes,

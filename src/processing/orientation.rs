@@ -255,14 +255,13 @@ fn exif_orientation(exif: &[u8]) -> Option<u64> {
 /// The digit after `tiff:Orientation="` or `tiff:Orientation>`.
 fn xmp_orientation(xmp: &[u8]) -> Option<u64> {
     const NAME: &[u8] = b"tiff:Orientation";
-    let found = xmp.windows(NAME.len() + 3).find_map(|text| {
+    xmp.windows(NAME.len() + 3).find_map(|text| {
         let digit = match text.strip_prefix(NAME)? {
             [b'=', b'"', digit] | [b'>', digit, _] => *digit,
             _ => return None,
         };
         digit.is_ascii_digit().then(|| u64::from(digit - b'0'))
-    });
-    found
+    })
 }
 
 #[cfg(test)]

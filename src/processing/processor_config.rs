@@ -13,8 +13,6 @@ pub const PREPROCESSOR_CONFIG: &str = "preprocessor_config.json";
 /// Pixel bounds lie below this.
 pub(super) const PIXEL_BOUND: u64 = 1 << 31;
 
-/// A processor file is a few hundred bytes.
-
 /// Least divisor and largest number among the constants: beyond them f32 loses the pixels.
 const SMALLEST: f64 = 1e-6;
 const LARGEST: f64 = 1e6;
