@@ -170,7 +170,7 @@ impl Model {
     /// As [`Model::image_features`]; `go_on` is asked before every block and may end the pass.
     ///
     /// # Errors
-    /// [`Error::Interrupted`](crate::Error::Interrupted) where `go_on` breaks.
+    /// [`Error::Interrupted`] where `go_on` breaks.
     pub fn image_features_while(
         &self,
         pixel_values: &Tensor,
@@ -201,7 +201,7 @@ impl Model {
     /// which the cache is of no use.
     ///
     /// # Errors
-    /// [`Error::Interrupted`](crate::Error::Interrupted) where `go_on` breaks.
+    /// [`Error::Interrupted`] where `go_on` breaks.
     pub fn prefill_while(
         &self,
         (input_ids, image_features, grids): (&[i64], Option<&Tensor>, &[Grid]),
