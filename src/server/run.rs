@@ -37,6 +37,9 @@ const WORKERS: usize = 2;
 /// Threads a worker has for decoding and reading files.
 const BLOCKING_THREADS: usize = 4;
 const KEEP_ALIVE: Duration = Duration::from_secs(5);
+/// Lingering close: after an answer to a request whose body was not read, the rest is discarded for this long. Otherwise the
+/// kernel resets the connection, and a client that is still sending loses the answer.
+const LINGER: Duration = Duration::from_secs(2);
 /// Files the process opens beside connections: weights, records, libraries.
 const OTHER_FILES: u64 = 256;
 
@@ -156,6 +159,7 @@ pub fn listen(listener: TcpListener, state: Data<ServerState>) -> io::Result<Ser
             })
             .keep_alive(KEEP_ALIVE)
             .client_request_timeout(HEAD_DEADLINE)
+            .client_disconnect_timeout(LINGER)
             // A client that closes its side has left: its reading is cancelled.
             .h1_allow_half_closed(false)
             .on_connect_ext(|connection: &Connection, data| {

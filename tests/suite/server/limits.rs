@@ -68,6 +68,21 @@ fn an_oversized_body_is_refused_before_it_has_arrived() {
 }
 
 #[test]
+fn a_client_that_sends_its_whole_body_first_still_gets_the_refusal() {
+    let server = TestServer::start(small());
+    let mut client = server.connect();
+    let body = vec![0; 24 * MIB];
+    let framing = format!("Content-Length: {}", body.len());
+    client
+        .write_all(head("/extract", &framing).as_bytes())
+        .expect("written");
+    // More than the sockets' buffers hold: the server must take it, or the client sees a reset.
+    client.write_all(&body).expect("the whole body is taken");
+    assert_eq!(status_of(&read_to_close(&mut client).expect("closed")), 413);
+    server.is_well();
+}
+
+#[test]
 fn a_preamble_without_end_is_bounded_too() {
     let server = TestServer::start(small());
     let mut client = server.connect();
