@@ -16,9 +16,9 @@ use medical_vision::quantize::{
 use medical_vision::qwen2_5_vl::{Config, Extents, Model, Packed, Sequence, Wanted};
 use tch::{Device, Kind, Tensor};
 
-use super::{
+use super::qwen2_5_vl::{
     folders::yarn_folder,
-    model::{ids, max_abs, tensors},
+    goldens::{ids, max_abs, tensors},
 };
 
 fn gpu() -> Option<Device> {

@@ -1,34 +1,37 @@
-//! One file a room.
+//! One module per room of the library, named as the room, or one per program.
 
-mod adapters;
 mod allocation;
 mod bad_input;
 mod batch;
 mod benchmarks;
 mod blackwell;
 mod cli;
-mod configs;
+mod data;
 mod distributed;
 mod doctor;
 mod documents;
-mod environment;
 mod evaluation;
-mod folders;
 mod generation;
 mod gpu;
 mod hub;
-mod images;
 mod layers;
 mod linking;
-mod model;
+mod lora;
 mod pipeline;
-mod prepare;
+mod processing;
 mod program;
 mod quant;
+mod quantize;
+mod qwen2_5_vl;
 mod records;
 mod rendering;
 mod report;
 mod server;
-mod text;
 mod trace;
 mod training;
+mod validate_environment;
+
+/// The folder `tests/fixtures`.
+fn fixtures() -> std::path::PathBuf {
+    std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures")
+}

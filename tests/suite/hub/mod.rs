@@ -1,9 +1,8 @@
-//! Downloads, against a hub on this machine.
+//! Downloads from a hub on this machine.
 
 mod check;
-mod download_datasets;
 mod download_faults;
 mod download_model;
-mod fake;
+pub mod fake;
 mod live;
-mod support;
+pub mod support;

@@ -10,7 +10,7 @@ use medical_vision::quant::awq::{AwqWeight, Grouped};
 use medical_vision::qwen2_5_vl::{Config, Model, Wanted};
 use tch::{Device, Kind, Tensor};
 
-use super::fixtures;
+use crate::suite::fixtures;
 
 fn tensors(file: &str) -> HashMap<String, Tensor> {
     let tensors = Tensor::read_safetensors(fixtures().join(file)).unwrap();

@@ -3,7 +3,7 @@
 use reqwest::blocking::multipart::{Form, Part};
 
 use super::embedded::Shipped;
-use crate::suite::images::memory::{LOSSLESS_WEBP, lossy_webp, tiff};
+use crate::suite::processing::images::memory::{LOSSLESS_WEBP, lossy_webp, tiff};
 
 /// Most memory that the process ever held beside the libraries that it shares with others, MiB.
 fn peak_mib(process: u32) -> u64 {

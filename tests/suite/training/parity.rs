@@ -1,7 +1,7 @@
 //! The trainer's mathematics against PEFT's.
 
 use std::collections::HashMap;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use medical_vision::checkpoint::{Checkpoint, canonical_name};
 use medical_vision::lora::Adapter;
@@ -11,13 +11,11 @@ use medical_vision::torch::autograd;
 use medical_vision::training::{Parameters, TrainingOptions};
 use tch::{Device, Kind, Tensor};
 
+use crate::suite::fixtures;
+
 /// Cases of a model's goldens, and how many tokens at the end of each are learnt; as in makers/training.py.
 const CASES: [(&str, usize); 3] = [("ragged", 7), ("several", 5), ("text", 12)];
 const RATE: f64 = 2e-3;
-
-fn fixtures() -> PathBuf {
-    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures")
-}
 
 fn tensors(file: &str) -> HashMap<String, Tensor> {
     Tensor::read_safetensors(fixtures().join(file))

@@ -2,20 +2,17 @@
 //! 5.17 reads in it.
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use medical_vision::Error;
 use medical_vision::processing::{Content, Grid, Message, Role, TextProcessor};
 use medical_vision::qwen2_5_vl::{Activation, Config};
 use serde_json::{Value, json};
 
-use super::model::{check_folder, goldens};
+use super::goldens::{check_folder, goldens};
+use crate::suite::fixtures;
 
 const VERSIONS: [&str; 5] = ["hub", "4.49.0", "4.51.3", "4.57.1", "5.17.0"];
-
-fn fixtures() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures")
-}
 
 fn expected() -> Vec<Value> {
     let text = fs::read_to_string(fixtures().join("configs/expected.json")).unwrap();

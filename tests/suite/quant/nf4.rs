@@ -7,7 +7,7 @@ use medical_vision::kernels::cpu::{BlockScales, CodeTable, CodedMatrix};
 use medical_vision::quant::nf4::{QuantState, QuantType, Weights, quantize, quantize_scales};
 use safetensors::{Dtype, SafeTensors};
 
-use super::fixtures;
+use crate::suite::fixtures;
 
 /// Values of a golden tensor; copied, since its place in the file may be unaligned.
 fn values<T: bytemuck::AnyBitPattern>(bytes: &[u8]) -> Vec<T> {

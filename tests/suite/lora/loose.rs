@@ -9,7 +9,8 @@ use medical_vision::qwen2_5_vl::{Config, Model, Wanted};
 use serde_json::{Value, json};
 use tch::{Device, Kind, Tensor};
 
-use super::peft::{fixtures, load, read};
+use super::peft::{load, read};
+use crate::suite::fixtures;
 use crate::suite::program::{ModelCopy, code, golden_page, run, stderr, text};
 
 const TOLERANCE: f64 = 2e-4;

@@ -15,7 +15,8 @@ use medical_vision::qwen2_5_vl::Config;
 use serde_json::Value;
 use tch::{Device, Kind, Tensor};
 
-use super::peft::{Golden, fixtures, load, read};
+use crate::suite::fixtures;
+use crate::suite::lora::peft::{Golden, load, read};
 use crate::suite::program::{
     ModelCopy, TRAINED_PROMPT, assert_failed, code, golden_page, run, stderr, stdout, text,
 };

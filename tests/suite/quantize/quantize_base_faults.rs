@@ -18,7 +18,7 @@ use medical_vision::quantize::{
 use medical_vision::records::{self, Nf4QuantizationConfig, QuantizationInfo};
 use safetensors::{Dtype, tensor::TensorView};
 
-use super::fixtures;
+use crate::suite::fixtures;
 
 const BINARY: &str = env!("CARGO_BIN_EXE_quantize_base");
 

@@ -17,7 +17,7 @@ use medical_vision::quantize::{
 use serde_json::{Value, json};
 use tch::{Device, Kind, Tensor};
 
-use super::fixtures;
+use crate::suite::fixtures;
 
 fn nano() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("models/qwen25-vl-nano")

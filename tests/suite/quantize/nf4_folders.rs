@@ -16,7 +16,7 @@ use medical_vision::qwen2_5_vl::{Config, Model, Wanted};
 use serde_json::{Value, json};
 use tch::{Device, Kind, Tensor};
 
-use super::fixtures;
+use crate::suite::fixtures;
 
 /// Each folder of bitsandbytes', the model it was made from, and how.
 fn folders() -> [(&'static str, &'static str, Nf4Options); 2] {

@@ -1,13 +1,15 @@
 //! Adapters that PEFT wrote: the models compute with them what PEFT computes.
 
 use std::collections::HashMap;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use medical_vision::checkpoint::Checkpoint;
 use medical_vision::lora::{Adapter, LoraConfig};
 use medical_vision::processing::Grid;
 use medical_vision::qwen2_5_vl::{Config, Model, Wanted};
 use tch::{Device, Kind, Tensor};
+
+use crate::suite::fixtures;
 
 const TOLERANCE: f64 = 2e-4;
 
@@ -20,10 +22,6 @@ const CASES: [(&str, &str); 3] = [
     ("rslora-hub-keys", "nested-bf16"),
     ("patterns", "windows"),
 ];
-
-pub fn fixtures() -> PathBuf {
-    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures")
-}
 
 fn tensors(file: &str) -> HashMap<String, Tensor> {
     Tensor::read_safetensors(fixtures().join(file))

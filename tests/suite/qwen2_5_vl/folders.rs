@@ -10,8 +10,8 @@ use medical_vision::qwen2_5_vl::{Config, Model, Packed, Sequence, Wanted};
 use serde_json::{Value, json};
 use tch::{Device, Kind, Tensor};
 
-use super::model::{TOLERANCE, check_folder, goldens, grids, ids, load, max_abs, tensors};
-use super::program::{ModelCopy, code, golden_page, run, stderr, stdout, text};
+use super::goldens::{TOLERANCE, check_folder, goldens, grids, ids, load, max_abs, tensors};
+use crate::suite::program::{ModelCopy, code, golden_page, run, stderr, stdout, text};
 
 const EMBEDDING: &str = "model.embed_tokens.weight";
 const HEAD: &str = "lm_head.weight";

@@ -12,8 +12,8 @@ use flate2::write::GzEncoder;
 use medical_vision::data::{RawDataset, RawRecord, SkippedRows};
 use serde_json::{Value, json};
 
-use super::fake::{FakeHub, Fault};
-use super::support::{bytes, fail, program, stderr, succeed, with_full_disk};
+use crate::suite::hub::fake::{FakeHub, Fault};
+use crate::suite::hub::support::{bytes, fail, program, stderr, succeed, with_full_disk};
 
 const ROCO: &str = "datasets/eltorio/ROCOv2-radiology";
 const PATH_VQA: &str = "datasets/flaviagiammarino/path-vqa";

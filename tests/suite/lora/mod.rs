@@ -1,0 +1,6 @@
+//! LoRA adapters in PEFT's format, and models that carry one.
+
+mod choice;
+mod folders;
+mod loose;
+pub mod peft;
