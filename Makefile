@@ -25,9 +25,14 @@ setup: prerequisites ## Get libtorch into .libtorch/ (about 0.5 GB; 3.7 GB with 
 build: setup ## Build the release binaries
 	$(CARGO) build --release --locked
 
+# Reading a page needs half of the program. Where the other half is built already, it is kept.
 demo: setup ## Read the text of a sample page with the embedded model
-	@test -x $(BIN)/medvision || echo "building the program, once: 10 to 20 minutes on 2 cores, a few on 8 or more"
-	$(CARGO) build --release --locked
+	@test -x $(BIN)/medvision || echo "building what reads pages, once: about 6 minutes on 2 cores, 2 on 8 or more"
+	@if test -x $(BIN)/server; then \
+	    $(CARGO) build --release --locked; \
+	else \
+	    $(CARGO) build --release --locked --no-default-features; \
+	fi
 	@$(BIN)/validate_environment >/dev/null || echo "this machine is not fit for all of the pipeline: $(BIN)/validate_environment tells why"
 	$(BIN)/medvision extract $(SAMPLE) --model models/qwen25-vl-nano --prompt "Extract all medical terms, diagnoses, and clinical findings from this image."
 
@@ -38,6 +43,7 @@ test: setup ## Run all tests
 check: setup ## Formatting, lints, documentation, dependencies, licences, advisories
 	$(CARGO) fmt --check
 	$(CARGO) clippy --release --locked --all-targets -- --deny warnings
+	$(CARGO) clippy --release --locked --no-default-features -- --deny warnings
 	RUSTDOCFLAGS="--deny warnings --allow rustdoc::private-intra-doc-links" $(CARGO) doc --release --locked --no-deps --document-private-items
 	@$(MAKE) --no-print-directory audit
 

@@ -30,37 +30,53 @@
 //!
 //! `docs/ARCHITECTURE.md` has the walks through the code and the glossary.
 
+// Without the pipeline some helpers of lower rooms have no caller.
+#![cfg_attr(not(feature = "pipeline"), allow(dead_code, unused_imports))]
+
+#[cfg(feature = "pipeline")]
 pub mod benchmark;
 pub mod blackwell_compat;
 pub mod checkpoint;
 pub mod cli;
 pub mod console;
+#[cfg(feature = "pipeline")]
 pub mod data;
 pub mod device;
+#[cfg(feature = "pipeline")]
 pub mod distributed;
 pub mod doctor;
+#[cfg(feature = "pipeline")]
 pub mod documents;
 pub mod engine;
 pub mod error;
+#[cfg(feature = "pipeline")]
 pub mod evaluation;
 pub mod fs;
 pub mod generation;
+#[cfg(feature = "pipeline")]
 pub mod hub;
 pub mod kernels;
 pub mod lora;
+#[cfg(feature = "pipeline")]
 pub mod pipeline;
 pub mod processing;
 pub mod project;
 pub mod prompts;
 pub mod quant;
+#[cfg(feature = "pipeline")]
 pub mod quantize;
 pub mod qwen2_5_vl;
 pub mod records;
+#[cfg(feature = "pipeline")]
 pub mod rendering;
+#[cfg(feature = "pipeline")]
 pub mod report;
+#[cfg(feature = "pipeline")]
 pub mod server;
+#[cfg(feature = "pipeline")]
 pub mod synthetic;
 pub mod torch;
+#[cfg(feature = "pipeline")]
 pub mod training;
 pub mod version;
 

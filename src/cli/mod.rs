@@ -14,20 +14,32 @@ use crate::console::{self, Level, LogFormat, Progress, Unit};
 use crate::device::{DeviceChoice, Selected};
 use crate::engine::Precision;
 use crate::error::PromptError;
+#[cfg(feature = "pipeline")]
+use crate::pipeline;
 use crate::project::{ModelFolder, Project, require_model};
-use crate::{Error, Result, device, doctor, pipeline};
+use crate::{Error, Result, device, doctor};
 
 mod adapter;
+#[cfg(feature = "pipeline")]
 pub mod benchmark_baseline;
+#[cfg(feature = "pipeline")]
 pub mod benchmark_quantized;
+#[cfg(feature = "pipeline")]
 pub mod download_datasets;
+#[cfg(feature = "pipeline")]
 pub mod download_model;
+#[cfg(feature = "pipeline")]
 pub mod evaluate_finetuned;
+#[cfg(feature = "pipeline")]
 pub mod finetune_lora;
+#[cfg(feature = "pipeline")]
 pub mod generate_report;
 mod medvision;
+#[cfg(feature = "pipeline")]
 pub mod prepare_training_data;
+#[cfg(feature = "pipeline")]
 pub mod quantize_base;
+#[cfg(feature = "pipeline")]
 pub mod server;
 pub mod validate_environment;
 
@@ -54,20 +66,49 @@ pub fn main() -> ExitCode {
     let name = std::env::args_os().next().unwrap_or_default();
     let program = Path::new(&name).file_name().and_then(|name| name.to_str());
     match program.unwrap_or_default() {
+        #[cfg(feature = "pipeline")]
         "benchmark_baseline" => benchmark_baseline::main(),
+        #[cfg(feature = "pipeline")]
         "benchmark_quantized" => benchmark_quantized::main(),
+        #[cfg(feature = "pipeline")]
         "download_datasets" => download_datasets::main(),
+        #[cfg(feature = "pipeline")]
         "download_model" => download_model::main(),
+        #[cfg(feature = "pipeline")]
         "evaluate_finetuned" => evaluate_finetuned::main(),
+        #[cfg(feature = "pipeline")]
         "finetune_lora" => finetune_lora::main(),
+        #[cfg(feature = "pipeline")]
         "generate_report" => generate_report::main(),
+        #[cfg(feature = "pipeline")]
         "prepare_training_data" => prepare_training_data::main(),
+        #[cfg(feature = "pipeline")]
         "quantize_base" => quantize_base::main(),
+        #[cfg(feature = "pipeline")]
         "server" => server::main(),
         "validate_environment" => validate_environment::main(),
+        #[cfg(not(feature = "pipeline"))]
+        name if PIPELINE_PROGRAMS.contains(&name) => fail(&anyhow::anyhow!(
+            "this medvision was built to read pages only; run `make build` for {name}"
+        )),
         _ => medvision::main(),
     }
 }
+
+/// The programs that a build without the feature `pipeline` leaves out.
+#[cfg(not(feature = "pipeline"))]
+const PIPELINE_PROGRAMS: [&str; 10] = [
+    "benchmark_baseline",
+    "benchmark_quantized",
+    "download_datasets",
+    "download_model",
+    "evaluate_finetuned",
+    "finetune_lora",
+    "generate_report",
+    "prepare_training_data",
+    "quantize_base",
+    "server",
+];
 
 /// Flags of every binary.
 #[derive(Debug, Clone, clap::Args)]
@@ -185,6 +226,7 @@ impl CommonArgs {
     }
 
     /// What the pipeline hands to its programs.
+    #[cfg(feature = "pipeline")]
     pub fn for_programs(&self) -> pipeline::ProgramOptions {
         pipeline::ProgramOptions {
             model: self.model.clone(),

@@ -3,8 +3,10 @@
 mod doctor;
 mod extract;
 mod inputs;
+#[cfg(feature = "pipeline")]
 mod merge;
 mod options;
+#[cfg(feature = "pipeline")]
 mod pipeline;
 mod trace;
 
@@ -51,8 +53,10 @@ enum Command {
     /// Dump the tensors of every stage, for comparison with another implementation
     Trace(Box<trace::TraceArgs>),
     /// Merge an adapter into its base model, for programs without adapter support
+    #[cfg(feature = "pipeline")]
     Merge(Box<merge::MergeArgs>),
     /// Run all phases in order, from environment check to report
+    #[cfg(feature = "pipeline")]
     Pipeline(Box<pipeline::PipelineCommand>),
     /// Diagnose the installation and suggest fixes
     Doctor(doctor::DoctorArgs),
@@ -64,7 +68,9 @@ pub fn main() -> ExitCode {
         None => cli::print(MAP).map(|()| ExitCode::from(EXIT_OK)),
         Some(Command::Extract(args)) => extract::run(&args),
         Some(Command::Trace(args)) => trace::run(&args),
+        #[cfg(feature = "pipeline")]
         Some(Command::Merge(args)) => merge::run(&args),
+        #[cfg(feature = "pipeline")]
         Some(Command::Pipeline(args)) => pipeline::run(&args),
         Some(Command::Doctor(args)) => doctor::run(&args),
     };
