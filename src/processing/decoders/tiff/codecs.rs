@@ -3,11 +3,17 @@
 use std::io::{self, BufRead, BufReader, Read};
 
 use flate2::bufread::ZlibDecoder;
+use ruzstd::decoding::StreamingDecoder;
+use ruzstd::decoding::errors::FrameDecoderError;
+
+use crate::error::ImageError;
 
 /// Bytes that are unpacked at a time.
 const BUFFER: usize = 4096;
-/// The most that one Zstandard decoder keeps for references back.
-pub(super) const ZSTD_WINDOW_LOG: u32 = 23;
+/// Largest window of a Zstandard frame, bytes.
+const ZSTD_WINDOW: u64 = 8 << 20;
+/// Memory of one Zstandard decoder, bytes: the window, two blocks of slack, literals and tables.
+pub(super) const ZSTD_MEMORY: usize = (8 << 20) + (768 << 10);
 
 /// The stored bytes of a strip or tile, in each of which the bits may be turned (FillOrder 2).
 pub(super) fn stored<'a>(bytes: &'a [u8], turned: bool) -> Box<dyn BufRead + 'a> {
@@ -35,22 +41,15 @@ pub(super) fn deflate<'a>(stored: Box<dyn BufRead + 'a>) -> Box<dyn Read + 'a> {
     Box::new(ZlibDecoder::new(stored))
 }
 
-/// Zstandard, whose decoder takes no more memory than a window of `ZSTD_WINDOW_LOG` bits needs.
-pub(super) fn zstd<'a>(stored: Box<dyn BufRead + 'a>) -> io::Result<Box<dyn Read + 'a>> {
-    let mut decoder = ::zstd::stream::read::Decoder::with_buffer(stored)?;
-    decoder.window_log_max(ZSTD_WINDOW_LOG)?;
-    Ok(Box::new(decoder))
-}
-
-/// Whether Zstandard data refers back further than `ZSTD_WINDOW_LOG` allows.
-pub(super) fn zstd_window_is_large(bytes: &[u8]) -> bool {
-    match *bytes {
-        [0x28, 0xb5, 0x2f, 0xfd, descriptor, window, ..] if descriptor & 0x20 == 0 => {
-            let (exponent, mantissa) = (u32::from(window >> 3), u64::from(window & 7));
-            let base = 1u64 << (10 + exponent);
-            base + base / 8 * mantissa > 1 << ZSTD_WINDOW_LOG
-        }
-        _ => false,
+/// Zstandard, one frame; [`ImageError::UnsupportedVariant`] if its window is larger than [`ZSTD_WINDOW`].
+pub(super) fn zstd<'a>(stored: Box<dyn BufRead + 'a>) -> Result<Box<dyn Read + 'a>, ImageError> {
+    match StreamingDecoder::new_with_max_window_size(stored, ZSTD_WINDOW) {
+        Ok(decoder) => Ok(Box::new(decoder)),
+        Err(FrameDecoderError::WindowSizeTooBig { .. }) => Err(ImageError::UnsupportedVariant(
+            "TIFF with a Zstandard window of more than 8 MiB",
+        )),
+        // A frame without a sound header holds no rows.
+        Err(_) => Ok(Box::new(io::empty())),
     }
 }
 
@@ -105,5 +104,46 @@ impl Read for PackBits<'_> {
         };
         self.left -= count;
         Ok(count)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Cursor;
+
+    use super::*;
+
+    const MAGIC: [u8; 4] = [0x28, 0xb5, 0x2f, 0xfd];
+
+    fn unpacked(frame: &[u8]) -> Result<Vec<u8>, ImageError> {
+        let mut bytes = Vec::new();
+        zstd(Box::new(Cursor::new(frame.to_vec())))?
+            .read_to_end(&mut bytes)
+            .expect("a whole frame");
+        Ok(bytes)
+    }
+
+    #[test]
+    fn a_zstandard_frame_is_read_and_a_large_window_is_refused() {
+        // One raw block in a frame of a single segment.
+        let raw = [&MAGIC[..], &[0x20, 3, 0x19, 0, 0], b"abc"].concat();
+        assert_eq!(unpacked(&raw).expect("a frame"), b"abc");
+        let window_of_16_mib = [&MAGIC[..], &[0, 14 << 3, 0x19, 0, 0], b"abc"].concat();
+        let segment_of_9_mib = [
+            &MAGIC[..],
+            &[0xa0],
+            &(9u32 << 20).to_le_bytes(),
+            &[0x19, 0, 0],
+            b"abc",
+        ]
+        .concat();
+        for frame in [window_of_16_mib, segment_of_9_mib] {
+            let refused = unpacked(&frame);
+            assert!(
+                matches!(refused, Err(ImageError::UnsupportedVariant(_))),
+                "{refused:?}"
+            );
+        }
+        assert_eq!(unpacked(b"no frame at all").expect("no rows"), b"");
     }
 }

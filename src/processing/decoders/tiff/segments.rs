@@ -102,12 +102,7 @@ impl<'a> Segment<'a> {
             Compression::PackBits => Box::new(PackBits::new(reader())),
             Compression::Lzw => Box::new(Lzw::new(reader())),
             Compression::Deflate => codecs::deflate(reader()),
-            Compression::Zstd if !layout.turned && codecs::zstd_window_is_large(stored) => {
-                return Err(ImageError::UnsupportedVariant(
-                    "TIFF with a Zstandard window of more than 8 MiB",
-                ));
-            }
-            Compression::Zstd => codecs::zstd(reader()).map_err(|_| ImageError::Undecodable)?,
+            Compression::Zstd => codecs::zstd(reader())?,
             Compression::Fax(fax) => {
                 let (bits, wrong) = ccitt::decode(fax, stored, layout.turned, layout.segment.0, rows);
                 if wrong && layout.uncompressed_mode {
@@ -146,7 +141,7 @@ impl<'a> Layout<'a> {
         match self.compression {
             Compression::None | Compression::PackBits | Compression::Jpeg => 8 << 10,
             Compression::Lzw | Compression::Deflate => 64 << 10,
-            Compression::Zstd => (1 << codecs::ZSTD_WINDOW_LOG) + (256 << 10),
+            Compression::Zstd => codecs::ZSTD_MEMORY,
             Compression::Fax(_) => self
                 .row_bytes()
                 .saturating_mul(self.segment.1.min(self.height) as usize),
