@@ -26,6 +26,11 @@ pub use self::signals::StopSignals;
 /// Exit code after Ctrl-C or SIGTERM.
 pub const EXIT_INTERRUPTED: u8 = 130;
 
+/// Receives the messages of a library function while it runs, with their levels; [`say`] prints them.
+///
+/// Messages may name the user's files. Libraries take this as an argument and print nothing themselves.
+pub type Notify<'a> = &'a (dyn Fn(Level, &str) + Sync);
+
 /// Form of the lines on standard error.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum LogFormat {
