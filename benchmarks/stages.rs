@@ -10,8 +10,9 @@ use half::bf16;
 use medical_vision::checkpoint::Checkpoint;
 use medical_vision::documents::DocumentSet;
 use medical_vision::processing::{DecodeLimits, ImageProcessor, TextProcessor, decode};
+use medical_vision::quant::Quantization;
 use medical_vision::quant::nf4::{QuantType, Weights, quantize};
-use medical_vision::qwen2_5_vl::{Config, Model, Wanted};
+use medical_vision::qwen2_5_vl::{Config, LogitsToKeep, Model, ModelOptions};
 use medical_vision::rendering::TEST_PAGE;
 use tch::{Device, Kind};
 
@@ -35,8 +36,13 @@ fn model(c: &mut Criterion) {
     let dir = Path::new(MODEL);
     let config = Config::from_dir(dir).expect("the embedded model");
     let checkpoint = Checkpoint::open(dir).expect("the embedded model");
-    let model =
-        Model::load(&checkpoint, &config, Kind::Float, Device::Cpu, None).expect("the embedded model");
+    let model = Model::load(
+        &checkpoint,
+        &config,
+        &Quantization::None,
+        &ModelOptions::new(Kind::Float, Device::Cpu),
+    )
+    .expect("the embedded model");
     let processor = ImageProcessor::from_dir(dir).expect("the embedded model");
     let page = decode(PAGE, &DecodeLimits::default()).expect("the sample page");
     let patches = processor.process(&page).expect("patches");
@@ -52,12 +58,12 @@ fn model(c: &mut Criterion) {
     c.bench_function(&format!("prompt of {} tokens", ids.len()), |b| {
         b.iter(|| {
             let mut cache = model.cache(ids.len()).expect("memory");
-            model.prefill(&ids, None, &[], &mut cache, Wanted::Last)
+            model.prefill(&ids, None, &[], &mut cache, LogitsToKeep::Last)
         });
     });
     let mut cache = model.cache(ids.len() + (1 << 16)).expect("memory");
     model
-        .prefill(&ids, None, &[], &mut cache, Wanted::Last)
+        .prefill(&ids, None, &[], &mut cache, LogitsToKeep::Last)
         .expect("a prompt");
     c.bench_function("one token", |b| b.iter(|| model.decode(black_box(7), &mut cache)));
 }

@@ -11,7 +11,7 @@
 //! which knows them all). The detour is taken on capability 12 and higher whatever the build: the tensors in question hold
 //! a handful of sizes, a copy of which costs less than finding out.
 //!
-//! **In use**: the model multiplies the sides of its pages up here ([`Extents`](crate::qwen2_5_vl::Extents)), for the
+//! **In use**: the model multiplies the sides of its pages up here ([`TokenGrids`](crate::qwen2_5_vl::TokenGrids)), for the
 //! windows of the vision tower and the positions of the language model. `medvision doctor` and `validate_environment`
 //! [`check`] products on the GPU against the CPU's.
 //!

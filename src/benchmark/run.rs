@@ -9,9 +9,11 @@ use std::time::Instant;
 use tch::Device;
 
 use super::{BenchmarkArgs, Pages};
-use crate::device::{ProcessorTimes, Selected, load_average, process_memory};
+use crate::device::{
+    Precision, ProcessorTimes, Selected, device_name, kind_name, load_average, process_memory,
+};
 use crate::documents::Document;
-use crate::engine::{LoadOptions, Precision, ReadRequest, Reader, Reading};
+use crate::engine::{LoadOptions, ReadRequest, Reader, Reading};
 use crate::evaluation::score;
 use crate::generation::FinishReason;
 use crate::processing::RgbPage;
@@ -178,12 +180,9 @@ fn details(run: &BenchmarkRun<'_>, results: &[InferenceResult]) -> RunDetails {
     let on_gpu = run.selected.gpu.as_ref();
     RunDetails {
         timestamp: Some(timestamp()),
-        device: Some(match run.selected.device {
-            Device::Cuda(index) => format!("cuda:{index}"),
-            _ => "cpu".to_owned(),
-        }),
+        device: Some(device_name(run.selected.device)),
         device_name: Some(on_gpu.map_or_else(device::cpu_name, |gpu| gpu.name.clone())),
-        compute_dtype: Some(compute_dtype(run.precision, run.selected.device).to_owned()),
+        compute_dtype: Some(kind_name(run.precision.kind(run.selected.device)).to_owned()),
         cpu_threads: u64::try_from(tch::get_num_threads()).ok(),
         weight_file_bytes: weight_file_bytes(&run.model),
         time_to_first_token_stats: LatencyStats::from_seconds(&first_tokens),
@@ -202,14 +201,6 @@ fn details(run: &BenchmarkRun<'_>, results: &[InferenceResult]) -> RunDetails {
         ),
         tool_version: Some(crate::version::version().to_owned()),
         ..RunDetails::default()
-    }
-}
-
-fn compute_dtype(precision: Precision, device: Device) -> &'static str {
-    match (precision, device) {
-        (Precision::F32, _) | (Precision::Auto, Device::Cpu) => "FP32",
-        (Precision::Bf16 | Precision::Auto, _) => "BF16",
-        (Precision::F16, _) => "FP16",
     }
 }
 

@@ -5,8 +5,9 @@ use std::io::{Read, Seek, SeekFrom};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
+use super::model_folder::{JsonFile, missing_config};
 use super::{Header, INDEX, LENGTH_BYTES, MAX_INDEX_BYTES, MISSING_SHARD, SINGLE, StoredTensor, index_files};
-use crate::fs::{CONFIG_BYTES, open_regular};
+use crate::fs::{CONFIG_BYTES, json, open_regular};
 use crate::{Error, Result};
 
 /// Bytes that are read at first of a file of weights: its header, as a rule.
@@ -56,14 +57,14 @@ pub fn read_small(files: &dyn FolderFiles, name: &str, limit: u64) -> Result<Opt
     }
 }
 
-/// `config.json`.
-pub fn read_config(files: &dyn FolderFiles) -> Result<Vec<u8>> {
-    read_small(files, "config.json", CONFIG_BYTES)?.ok_or_else(|| {
-        Error::checkpoint(
-            files.path("config.json"),
-            "no such file: a model folder needs its config.json",
-        )
-    })
+/// Reads and parses `config.json`.
+pub fn read_config(files: &dyn FolderFiles) -> Result<JsonFile> {
+    let path = files.path("config.json");
+    let keys = match read_small(files, "config.json", CONFIG_BYTES)? {
+        Some(text) => json::parse_object(&path, &text)?,
+        None => return Err(missing_config(&path)),
+    };
+    Ok(JsonFile { path, keys })
 }
 
 /// The headers of the weights. What is wrong with a file is a fault; an error is one of the way to it.

@@ -6,6 +6,7 @@
 pub(crate) mod config_defaults;
 mod folder;
 mod header;
+mod model_folder;
 mod names;
 mod raw;
 mod shard;
@@ -21,6 +22,7 @@ use tch::{Device, Kind, Tensor};
 pub use self::folder::{FileFault, FolderFiles, Headers, LocalFolder, read_config, read_headers, read_small};
 pub(crate) use self::header::weight_kind;
 use self::header::{DistinctKeys, Header, LENGTH_BYTES};
+pub use self::model_folder::{JsonFile, ModelFolder};
 pub(crate) use self::names::{EMBEDDING, HEAD};
 pub use self::names::{canonical_name, transformers_name};
 pub use self::raw::{MappedBytes, StoredTensor};

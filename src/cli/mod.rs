@@ -11,8 +11,7 @@ use clap::ValueEnum;
 use clap::builder::FalseyValueParser;
 
 use crate::console::{self, Level, LogFormat, Progress, Unit};
-use crate::device::{DeviceChoice, Selected};
-use crate::engine::Precision;
+use crate::device::{DeviceChoice, Precision, Selected};
 use crate::error::PromptError;
 #[cfg(feature = "pipeline")]
 use crate::pipeline;

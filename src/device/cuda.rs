@@ -1,4 +1,4 @@
-//! CUDA without linking to it: the driver's own library tells about GPUs, libtorch's CUDA part is loaded when there is one.
+//! CUDA without linking to it: the driver's library lists the GPUs; libtorch's CUDA part is loaded if there is one.
 //!
 //! The binaries link against `libtorch_cpu` alone, so that one build serves machines with and without a GPU.
 
@@ -8,6 +8,8 @@ use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
 use libloading::os::unix::{Library, RTLD_GLOBAL, RTLD_NOW};
+
+use crate::torch::attention::disable_cudnn_attention;
 
 /// Why a GPU cannot be used, and what to do.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -73,11 +75,6 @@ pub struct GpuMemory {
     pub used_bytes: u64,
 }
 
-unsafe extern "C" {
-    /// In `attention.cpp`.
-    fn medvision_without_cudnn_attention();
-}
-
 /// Every GPU that CUDA sees.
 pub fn gpus() -> Result<Vec<Gpu>, CudaUnavailable> {
     let driver = Driver::get()?;
@@ -106,8 +103,7 @@ pub(super) fn start(index: usize) -> Result<Gpu, CudaUnavailable> {
     }
     let gpu = driver.gpu(index)?;
     load_libtorch_cuda()?;
-    // SAFETY: sets a flag of libtorch's and throws nothing.
-    unsafe { medvision_without_cudnn_attention() };
+    disable_cudnn_attention();
     if !tch::Cuda::is_available() {
         let (major, minor) = driver.version()?;
         return Err(CudaUnavailable::Libtorch(format!(

@@ -1,8 +1,9 @@
-//! Where the model runs: choosing CPU or CUDA, CPU threads, memory figures.
+//! Where and in which dtype the model computes: CPU or CUDA, precision, CPU threads, memory figures.
 
 mod cuda;
 mod load;
 mod memory;
+mod precision;
 mod processor;
 mod threads;
 
@@ -17,6 +18,7 @@ pub use self::memory::{
     HostMemory, ProcessMemory, host_memory, keep_freed_memory, process_memory, return_freed_memory,
 };
 pub use self::memory::{ModelMemory, model_memory};
+pub use self::precision::{Precision, device_name, kind_name};
 pub use self::processor::{cpu_info, cpu_name};
 pub use self::threads::{default_threads, physical_cores, set_threads};
 
@@ -69,7 +71,7 @@ impl fmt::Display for DeviceChoice {
             Self::Auto => formatter.write_str("auto"),
             Self::Cpu => formatter.write_str("cpu"),
             Self::Gpu => formatter.write_str("cuda"),
-            Self::Cuda(index) => write!(formatter, "cuda:{index}"),
+            Self::Cuda(index) => formatter.write_str(&device_name(tch::Device::Cuda(*index))),
         }
     }
 }
@@ -117,7 +119,7 @@ fn cpu(reason: &str) -> Selected {
 fn on_gpu(gpu: Gpu) -> Selected {
     Selected {
         device: tch::Device::Cuda(gpu.index),
-        description: format!("cuda:{} ({})", gpu.index, gpu.name),
+        description: format!("{} ({})", device_name(tch::Device::Cuda(gpu.index)), gpu.name),
         gpu: Some(gpu),
     }
 }

@@ -140,9 +140,8 @@ fn field<'a>(entry: &'a str, key: &str) -> Option<&'a str> {
 mod tests {
     use super::*;
     use crate::blackwell_compat::{Reductions, check};
-    use crate::device::DeviceChoice;
+    use crate::device::{DeviceChoice, Precision};
     use crate::doctor::{Check, GpuReport};
-    use crate::engine::Precision;
     use tch::Device;
 
     fn report() -> Report {

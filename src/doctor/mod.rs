@@ -18,8 +18,7 @@ pub(crate) use self::models::SECTION as MODELS;
 pub use self::models::{ModelReport, ModelSizes};
 pub use self::torch::{Accelerators, GpuReport, Libtorch};
 use crate::blackwell_compat;
-use crate::device::DeviceChoice;
-use crate::engine::Precision;
+use crate::device::{DeviceChoice, Precision};
 use crate::project::Project;
 
 /// What a run is asked for, as far as the doctor looks at it.

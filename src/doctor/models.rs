@@ -4,13 +4,13 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use serde::Serialize;
+use tch::Device;
 
 use super::Choices;
 use super::{Accelerators, Checks, Machine, Status, gib};
 use crate::Result;
 use crate::checkpoint::Checkpoint;
-use crate::device::DeviceChoice;
-use crate::engine::Precision;
+use crate::device::{DeviceChoice, device_name};
 use crate::engine::folder_warnings;
 use crate::generation::GenerationOptions;
 use crate::processing::{ImageProcessor, TextProcessor};
@@ -75,13 +75,11 @@ impl Target {
             }
         };
         let (name, available_bytes) = match gpu {
-            Some(gpu) => (format!("cuda:{}", gpu.index), gpu.free_bytes),
-            None => ("cpu".to_owned(), machine.memory_available_bytes),
+            Some(gpu) => (device_name(Device::Cuda(gpu.index)), gpu.free_bytes),
+            None => (device_name(Device::Cpu), machine.memory_available_bytes),
         };
-        let bytes_per_value = match (choices.precision, gpu) {
-            (Precision::F32, _) | (Precision::Auto, None) => 4,
-            _ => 2,
-        };
+        let device = gpu.map_or(Device::Cpu, |gpu| Device::Cuda(gpu.index));
+        let bytes_per_value = choices.precision.kind(device).elt_size_in_bytes() as u64;
         Self {
             name,
             available_bytes,

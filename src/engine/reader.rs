@@ -1,6 +1,5 @@
-//! A model folder, loaded: everything from a page and a prompt to text.
+//! A loaded model folder: from pages and a prompt to text.
 
-use std::fmt;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
@@ -8,9 +7,10 @@ use std::time::Instant;
 use serde::{Deserialize, Serialize};
 use tch::{Device, Kind, Tensor};
 
-use super::answer::Answer;
+use super::output_stream::OutputStream;
 use crate::blackwell_compat::Reductions;
-use crate::checkpoint::Checkpoint;
+use crate::checkpoint::{Checkpoint, ModelFolder};
+use crate::device::{Precision, device_name, kind_name};
 use crate::error::PromptError;
 use crate::generation::{FinishReason, GenerationOptions, GenerationOverrides, Sampler};
 use crate::lora::Adapter;
@@ -19,47 +19,23 @@ use crate::processing::{
 };
 use crate::project::model_folder_name;
 use crate::quant::Quantization;
-use crate::qwen2_5_vl::{Config, GoOn, KvCache, Model, Prefill, Wanted};
+use crate::qwen2_5_vl::{CancelCheck, Config, KvCache, LogitsToKeep, Model, ModelOptions, Prefill};
 use crate::{Error, Result};
-
-/// Number format of activations.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Precision {
-    /// f32 on a CPU, bf16 on CUDA.
-    Auto,
-    /// 32-bit floats.
-    F32,
-    /// bfloat16.
-    Bf16,
-    /// IEEE half precision (CUDA only).
-    F16,
-}
-
-impl fmt::Display for Precision {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Auto => "auto",
-            Self::F32 => "f32",
-            Self::Bf16 => "bf16",
-            Self::F16 => "f16",
-        })
-    }
-}
 
 /// How to load a model folder.
 #[derive(Debug, Clone)]
 pub struct LoadOptions {
     /// Where the model runs.
     pub device: tch::Device,
-    /// Number format of activations.
+    /// Dtype of activations.
     pub precision: Precision,
-    /// Bounds of `width * height` after resizing; `None` keeps the folder's.
+    /// Minimum `width * height` after resizing; `None` keeps the folder's.
     pub min_pixels: Option<u64>,
-    /// See `min_pixels`.
+    /// Maximum `width * height` after resizing; `None` keeps the folder's.
     pub max_pixels: Option<u64>,
     /// Folder of a LoRA adapter to attach.
     pub adapter: Option<PathBuf>,
-    /// How integers are multiplied up; `None`: as the device asks.
+    /// How integer products are computed; `None`: by the device.
     pub reductions: Option<Reductions>,
 }
 
@@ -76,32 +52,32 @@ impl Default for LoadOptions {
     }
 }
 
-/// What is loaded: the truth that every answer carries.
+/// Model metadata, returned with every response.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ModelInfo {
     /// Folder name of the model.
     pub model_name: String,
-    /// "FP32", "BF16", "FP16"; of quantized weights "NF4 (bitsandbytes)" or "FP4 (bitsandbytes)".
+    /// Compute dtype of dense weights ("FP32", "BF16", "FP16"), or the format of quantized ones, such as "NF4 (bitsandbytes)".
     pub precision: String,
-    /// Adapter attached, if any.
+    /// Folder name of the adapter, if any; [`UNSAVED_ADAPTER`] for one that was not read from a folder.
     pub lora_adapter: Option<String>,
     /// "cpu" or "cuda:N".
     pub device: String,
 }
 
-/// One question to the model.
+/// A request to the model.
 #[derive(Clone)]
 pub struct ReadRequest {
-    /// The conversation; its image places are filled by `images` in order.
+    /// The conversation; its image placeholders stand for `images`, in order.
     pub messages: Vec<Message>,
     /// The pictures.
     pub images: Vec<RgbPage>,
-    /// What differs from the folder's generation_config.json.
+    /// Overrides of the folder's `generation_config.json`.
     pub overrides: GenerationOverrides,
 }
 
 impl ReadRequest {
-    /// One page and what to do with it.
+    /// One page with a prompt.
     pub fn page(prompt: impl Into<String>, page: RgbPage) -> Self {
         Self {
             messages: vec![Message {
@@ -114,18 +90,18 @@ impl ReadRequest {
     }
 }
 
-/// An answer and its figures.
+/// An answer with token counts and timings.
 #[derive(Debug, Clone)]
 pub struct Reading {
     /// The answer.
     pub text: String,
     /// Token ids of the answer, without the end token.
     pub tokens: Vec<i64>,
-    /// Tokens of prompt and images.
+    /// Number of tokens of prompt and images.
     pub prompt_tokens: usize,
-    /// Tokens generated, the end token among them.
+    /// Number of generated tokens, including the end token.
     pub completion_tokens: usize,
-    /// How the answer ended.
+    /// Why the answer ended.
     pub finish_reason: FinishReason,
     /// From image to the first token, seconds.
     pub time_to_first_token_seconds: f64,
@@ -134,7 +110,7 @@ pub struct Reading {
 }
 
 impl Reading {
-    /// One that was ended before its first token.
+    /// One that was cancelled before its first token.
     fn cancelled(prompt_tokens: usize, start: Instant) -> Self {
         let seconds = start.elapsed().as_secs_f64();
         Self {
@@ -148,14 +124,14 @@ impl Reading {
         }
     }
 
-    /// Tokens a second after the first; `None` for answers of one token.
+    /// Tokens per second after the first token; `None` for answers of one token.
     pub fn tokens_per_second(&self) -> Option<f64> {
         let seconds = self.latency_seconds - self.time_to_first_token_seconds;
         (self.completion_tokens > 1 && seconds > 0.0).then(|| (self.completion_tokens - 1) as f64 / seconds)
     }
 }
 
-/// A model folder, loaded.
+/// A loaded model folder.
 pub struct Reader {
     info: ModelInfo,
     images: ImageProcessor,
@@ -164,58 +140,55 @@ pub struct Reader {
     model: Model,
 }
 
-/// Most characters of a prompt; a longer one is refused before any work.
+/// Maximum prompt length in characters; a longer prompt is rejected before any work.
 pub const MAX_PROMPT_CHARACTERS: usize = 8192;
 
-/// A request after the processor: what the model wants.
+/// A request after preprocessing: inputs of the model.
 struct Prepared {
     input_ids: Vec<i64>,
-    /// All images' patches, one after the other.
+    /// Patches of all images, concatenated.
     pixel_values: Option<Tensor>,
     grids: Vec<Grid>,
 }
 
 impl Reader {
-    /// Loads the model in `dir`; errors name the file, key or tensor at fault.
+    /// Loads the model folder `dir`.
+    ///
+    /// # Errors
+    /// They name the file, key or tensor at fault.
     pub fn load(dir: &Path, options: &LoadOptions) -> Result<Self> {
         let adapter = options.adapter.as_deref().map(Adapter::read).transpose()?;
-        Self::load_with(dir, options, adapter.as_ref())
+        Self::build(dir, options, adapter.as_ref())
     }
 
-    /// As [`Reader::load`], with an adapter in memory instead of `options.adapter`'s; one in training is shared with it.
-    pub fn load_with(dir: &Path, options: &LoadOptions, adapter: Option<&Adapter>) -> Result<Self> {
-        let config = Config::from_dir(dir)?;
-        let text = TextProcessor::from_dir(dir)?;
-        let (images, settings) = images(dir, options, adapter)?;
+    /// As [`Reader::load`] with `adapter` instead of `options.adapter`. Tensors of it that require gradients are shared with
+    /// the model.
+    pub fn load_with(dir: &Path, options: &LoadOptions, adapter: &Adapter) -> Result<Self> {
+        Self::build(dir, options, Some(adapter))
+    }
+
+    fn build(dir: &Path, options: &LoadOptions, adapter: Option<&Adapter>) -> Result<Self> {
+        let folder = ModelFolder::new(dir);
+        let config = Config::from_json(folder.config()?)?;
+        let text = TextProcessor::from_folder(&folder)?;
+        let (images, settings) = image_processor(dir, options, adapter)?;
         check_patches(&settings, &config, &images)?;
         text.check_template()?;
-        let generation = GenerationOptions::from_dir(dir)?;
-        let (kind, precision) = match (options.precision, options.device) {
-            (Precision::F32, _) | (Precision::Auto, Device::Cpu) => (Kind::Float, "FP32"),
-            (Precision::Bf16 | Precision::Auto, _) => (Kind::BFloat16, "BF16"),
-            (Precision::F16, Device::Cpu) => {
-                return Err(Error::Device(
-                    "half precision needs a GPU: choose f32 or bf16 on a CPU".into(),
-                ));
-            }
-            (Precision::F16, _) => (Kind::Half, "FP16"),
+        let generation = GenerationOptions::from_folder(&folder)?;
+        let device = options.device;
+        let kind = options.precision.checked_kind(device)?;
+        let quantization = Quantization::from_json(folder.config()?)?;
+        let model_options = ModelOptions {
+            adapter,
+            reductions: options.reductions.unwrap_or_else(|| Reductions::on(device)),
+            ..ModelOptions::new(kind, device)
         };
-        let reductions = options
-            .reductions
-            .unwrap_or_else(|| Reductions::on(options.device));
-        let place = (kind, options.device);
-        let model = Model::load_counting(&Checkpoint::open(dir)?, &config, place, adapter, reductions)?;
+        let model = Model::load(&Checkpoint::open(dir)?, &config, &quantization, &model_options)?;
         let info = ModelInfo {
             model_name: model_folder_name(dir),
-            precision: Quantization::from_dir(dir)?
-                .precision()
-                .unwrap_or(precision)
-                .to_owned(),
-            lora_adapter: options.adapter.as_deref().map(model_folder_name),
-            device: match options.device {
-                Device::Cuda(n) => format!("cuda:{n}"),
-                _ => "cpu".to_owned(),
-            },
+            precision: quantization.precision().unwrap_or(kind_name(kind)).to_owned(),
+            lora_adapter: adapter.map(adapter_name),
+            device: device_name(device),
         };
         Ok(Self {
             info,
@@ -231,29 +204,29 @@ impl Reader {
         &self.model
     }
 
-    /// What of the folders should be mended, though they are used: for the person who loads them.
+    /// Oddities of model folder and adapter, for the user; they work in spite of them.
     pub fn warnings(&self) -> &[String] {
         self.model.warnings()
     }
 
-    /// What makes its token ids.
+    /// Tokenizer and chat template.
     pub fn text(&self) -> &TextProcessor {
         &self.text
     }
 
-    /// What makes its patches.
+    /// The image processor.
     pub fn images(&self) -> &ImageProcessor {
         &self.images
     }
 
-    /// What is loaded.
+    /// Metadata of the loaded model.
     pub fn info(&self) -> &ModelInfo {
         &self.info
     }
 
-    /// Answers one request; `on_text` receives the text as it grows and may end it with `Break`.
+    /// Answers one request; `on_text` receives the text as it is generated and cancels with `Break`.
     ///
-    /// It is called at every token, and without text between the layers of the prompt's reading.
+    /// It is called for every token, and with an empty text between the layers of the prefill.
     pub fn read(
         &mut self,
         request: &ReadRequest,
@@ -271,7 +244,7 @@ impl Reader {
         let mut logits = self.model.logits(&prefill.hidden)?;
 
         let mut sampler = Sampler::new(&options, &prepared.input_ids);
-        let mut answer = Answer::new(&self.text, &options, on_text);
+        let mut output = OutputStream::new(&self.text, &options, on_text);
         let mut scores = vec![0f32; self.model.config().text.vocab_size];
         let mut first = None;
         let finish_reason = loop {
@@ -281,25 +254,25 @@ impl Reader {
                 .f_copy_data(&mut scores, logits.numel())?;
             let token = sampler.next(&mut scores)?;
             first.get_or_insert_with(|| start.elapsed());
-            if let Some(reason) = answer.push(token)? {
+            if let Some(reason) = output.push(token)? {
                 break reason;
             }
             logits = self.model.decode(token, &mut cache)?;
         };
-        answer.finish(finish_reason)?;
+        output.finish(finish_reason)?;
         let latency_seconds = start.elapsed().as_secs_f64();
         Ok(Reading {
-            text: answer.text,
-            tokens: answer.tokens,
+            text: output.text,
+            tokens: output.tokens,
             prompt_tokens,
-            completion_tokens: answer.generated,
+            completion_tokens: output.generated,
             finish_reason,
             time_to_first_token_seconds: first.map_or(latency_seconds, |d| d.as_secs_f64()),
             latency_seconds,
         })
     }
 
-    /// The tensors of one request by stage, for parity checks: ids i64, the rest f32, all on the CPU.
+    /// Tensors of one request by stage, for parity checks: ids i64, the rest f32, all on the CPU.
     pub fn trace(&mut self, request: &ReadRequest) -> Result<Vec<(String, Tensor)>> {
         let prepared = self.prepare(request, 1)?;
         let ids = &prepared.input_ids;
@@ -321,9 +294,13 @@ impl Reader {
             stages.push(("image_features".to_owned(), f.shallow_clone()));
             features = Some(f);
         }
-        let prefill = self
-            .model
-            .prefill(ids, features.as_ref(), &prepared.grids, &mut cache, Wanted::All)?;
+        let prefill = self.model.prefill(
+            ids,
+            features.as_ref(),
+            &prepared.grids,
+            &mut cache,
+            LogitsToKeep::All,
+        )?;
         let positions = Tensor::f_from_slice(&prefill.positions.ids.concat())?.f_view([3, -1])?;
         stages.push(("position_ids".to_owned(), positions));
         stages.push(("logits".to_owned(), self.model.logits(&prefill.hidden)?));
@@ -340,17 +317,22 @@ impl Reader {
             .collect()
     }
 
-    fn prefill(&self, prepared: &Prepared, cache: &mut KvCache, go_on: &mut GoOn<'_>) -> Result<Prefill> {
+    fn prefill(
+        &self,
+        prepared: &Prepared,
+        cache: &mut KvCache,
+        cancel: &mut CancelCheck<'_>,
+    ) -> Result<Prefill> {
         let (ids, grids) = (&prepared.input_ids, &prepared.grids);
         let features = match &prepared.pixel_values {
-            Some(pixels) => Some(self.model.image_features_while(pixels, grids, go_on)?),
+            Some(pixels) => Some(self.model.image_features_cancellable(pixels, grids, cancel)?),
             None => None,
         };
         self.model
-            .prefill_while((ids, features.as_ref(), grids), cache, Wanted::Last, go_on)
+            .prefill_cancellable((ids, features.as_ref(), grids), cache, LogitsToKeep::Last, cancel)
     }
 
-    /// Checks the request, then turns it into ids and patches; nothing costly happens before the checks.
+    /// Checks the request's limits, then makes token ids and patches.
     fn prepare(&self, request: &ReadRequest, new_tokens: usize) -> Result<Prepared> {
         let characters = request
             .messages
@@ -405,7 +387,7 @@ impl Reader {
     }
 }
 
-/// The sizes that a reader of the model in `dir` scales pages to, without loading it. `options` as for [`Reader::load`].
+/// Page size bounds of a reader of the model in `dir`, without loading it. `options` as for [`Reader::load`].
 pub fn page_bounds(dir: &Path, options: &LoadOptions) -> Result<PixelBounds> {
     let own = options
         .adapter
@@ -415,8 +397,22 @@ pub fn page_bounds(dir: &Path, options: &LoadOptions) -> Result<PixelBounds> {
     Ok(bounded(own.flatten(), || ImageProcessor::from_dir(dir), options)?.bounds())
 }
 
-/// What resizes pages, and its file.
-fn images(dir: &Path, options: &LoadOptions, adapter: Option<&Adapter>) -> Result<(ImageProcessor, PathBuf)> {
+/// [`ModelInfo::lora_adapter`] of an adapter that was not read from a folder.
+pub const UNSAVED_ADAPTER: &str = "unsaved adapter";
+
+fn adapter_name(adapter: &Adapter) -> String {
+    match adapter.file().parent() {
+        Some(folder) if folder != Path::new("") => model_folder_name(folder),
+        _ => UNSAVED_ADAPTER.to_owned(),
+    }
+}
+
+/// The image processor, and the file of its settings.
+fn image_processor(
+    dir: &Path,
+    options: &LoadOptions,
+    adapter: Option<&Adapter>,
+) -> Result<(ImageProcessor, PathBuf)> {
     let own = adapter.and_then(|adapter| Some((adapter.images.clone()?, adapter.file())));
     let settings = match &own {
         Some((_, file)) => file.with_file_name(PREPROCESSOR_CONFIG),
@@ -427,7 +423,7 @@ fn images(dir: &Path, options: &LoadOptions, adapter: Option<&Adapter>) -> Resul
     Ok((images, settings))
 }
 
-/// The model's processor, or its adapter's own; bounds that are asked for come first.
+/// The adapter's image processor or else the model's; bounds in `options` take precedence.
 fn bounded(
     own: Option<ImageProcessor>,
     models: impl FnOnce() -> Result<ImageProcessor>,
@@ -448,7 +444,7 @@ fn bounded(
     images.with_pixel_bounds(min, max)
 }
 
-/// The processor must cut what the vision tower expects.
+/// Checks that the processor's patches are those of the vision tower.
 fn check_patches(settings: &Path, config: &Config, images: &ImageProcessor) -> Result<()> {
     let vision = &config.vision;
     let pairs = [

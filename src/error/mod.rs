@@ -47,6 +47,14 @@ pub enum Error {
         /// The operating system's word.
         source: std::io::Error,
     },
+    /// A prompt's image tokens and its images' features differ in number.
+    #[error("the prompt has {tokens} image tokens, but its images have {features}")]
+    ImageTokens {
+        /// Image tokens in the prompt.
+        tokens: usize,
+        /// Merged tokens of the images.
+        features: usize,
+    },
     /// Something could not be had from the hub.
     #[error(transparent)]
     Hub(#[from] HubError),

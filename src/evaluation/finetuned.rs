@@ -15,9 +15,9 @@ use super::{
     tally::{AnswerScore, HeldOutFigures},
     word_errors,
 };
-use crate::device::Selected;
+use crate::device::{Precision, Selected};
 use crate::documents::Document;
-use crate::engine::{LoadOptions, Precision, ReadRequest, Reader, Reading};
+use crate::engine::{LoadOptions, ReadRequest, Reader, Reading};
 use crate::generation::FinishReason;
 use crate::lora::Verdict;
 use crate::processing::RgbPage;

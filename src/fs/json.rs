@@ -24,8 +24,13 @@ pub(crate) fn read_object(path: &Path) -> Result<Option<Map<String, Value>>> {
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(Error::io(path, error)),
     };
-    match serde_json::from_slice(&text) {
-        Ok(Value::Object(map)) => Ok(Some(map)),
+    parse_object(path, &text).map(Some)
+}
+
+/// The JSON object `text`, which was read from `path`.
+pub(crate) fn parse_object(path: &Path, text: &[u8]) -> Result<Map<String, Value>> {
+    match serde_json::from_slice(text) {
+        Ok(Value::Object(map)) => Ok(map),
         Ok(_) => Err(Error::checkpoint(path, "must hold a JSON object")),
         Err(error) => Err(Error::checkpoint(path, format!("not valid JSON: {error}"))),
     }

@@ -1,10 +1,11 @@
 //! What a caller may set about an answer, and how it ended.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
+use crate::checkpoint::{JsonFile, ModelFolder};
 use crate::error::PromptError;
 use crate::fs::json as json_file;
 use crate::{Error, Result};
@@ -127,13 +128,18 @@ impl GenerationOptions {
     /// Reads `generation_config.json` of a model folder; where it or a key of it is missing, transformers' default
     /// holds, but for `max_new_tokens` (512). End tokens come from `config.json` where only that names them.
     pub fn from_dir(dir: &Path) -> Result<Self> {
-        let file = File::open(dir.join("generation_config.json"))?;
+        Self::from_folder(&ModelFolder::new(dir))
+    }
+
+    /// As [`Self::from_dir`], of an opened folder.
+    pub fn from_folder(folder: &ModelFolder) -> Result<Self> {
+        let file = File::of(folder.generation_config()?);
         let mut stop_token_ids = file.token_ids("eos_token_id")?;
         if stop_token_ids.is_empty() {
-            let config = File::open(dir.join("config.json"))?;
+            let config = File::of(folder.config()?);
             stop_token_ids = config.token_ids("eos_token_id")?;
             if stop_token_ids.is_empty() {
-                stop_token_ids = config.section("text_config")?.token_ids("eos_token_id")?;
+                stop_token_ids = config.section_token_ids("text_config", "eos_token_id")?;
             }
             if stop_token_ids.is_empty() {
                 return Err(config.error(
@@ -257,25 +263,27 @@ impl GenerationOptions {
     }
 }
 
-/// A JSON object in a file, empty where there is no such file.
-struct File {
-    path: PathBuf,
-    map: Map<String, Value>,
+/// Typed access to the keys of a file.
+struct File<'a> {
+    path: &'a Path,
+    keys: &'a Map<String, Value>,
 }
 
-impl File {
-    fn open(path: PathBuf) -> Result<Self> {
-        let map = json_file::read_object(&path)?.unwrap_or_default();
-        Ok(Self { path, map })
+impl<'a> File<'a> {
+    fn of(file: &'a JsonFile) -> Self {
+        Self {
+            path: &file.path,
+            keys: &file.keys,
+        }
     }
 
     fn error(&self, key: &str, reason: &str) -> Error {
-        Error::checkpoint(&self.path, format!("\"{key}\" {reason}"))
+        Error::checkpoint(self.path, format!("\"{key}\" {reason}"))
     }
 
     /// `key`'s value; `None` where it is absent or null.
     fn value<T>(&self, key: &str, kind: &str, convert: impl Fn(&Value) -> Option<T>) -> Result<Option<T>> {
-        let Some(value) = json_file::present(&self.map, key) else {
+        let Some(value) = json_file::present(self.keys, key) else {
             return Ok(None);
         };
         convert(value)
@@ -298,13 +306,13 @@ impl File {
         Ok(ids.unwrap_or_default())
     }
 
-    /// An object inside the object; empty where it is absent.
-    fn section(&self, key: &str) -> Result<Self> {
-        let map = self.value(key, "a JSON object", |value| value.as_object().cloned())?;
-        Ok(Self {
-            path: self.path.clone(),
-            map: map.unwrap_or_default(),
-        })
+    /// Token ids of `key` in the object `section`, if there is one.
+    fn section_token_ids(&self, section: &str, key: &str) -> Result<Vec<i64>> {
+        self.value(section, "a JSON object", |value| value.is_object().then_some(()))?;
+        match self.keys.get(section) {
+            Some(Value::Object(keys)) => Self { keys, ..*self }.token_ids(key),
+            _ => Ok(Vec::new()),
+        }
     }
 
     /// Says which keys would change answers in transformers but don't here.
@@ -319,7 +327,7 @@ impl File {
             ("min_new_tokens", 0.0),
         ];
         for (key, neutral) in neutral {
-            if json_file::present(&self.map, key).is_some_and(|value| value.as_f64() != Some(neutral)) {
+            if json_file::present(self.keys, key).is_some_and(|value| value.as_f64() != Some(neutral)) {
                 tracing::warn!(
                     "{}: \"{key}\" is not supported and has no effect",
                     self.path.display()

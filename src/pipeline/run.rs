@@ -17,8 +17,7 @@ use super::{
     work::{Work, work},
 };
 use crate::console::{self, EXIT_INTERRUPTED, Level, LogFormat};
-use crate::device::{self, DeviceChoice};
-use crate::engine::Precision;
+use crate::device::{self, DeviceChoice, Precision};
 use crate::hub::{Hasher, HubArgs};
 use crate::lora::own_folder;
 use crate::project::Project;

@@ -12,6 +12,7 @@ use serde_json::Map;
 use sha2::{Digest, Sha256};
 
 use super::template::{Failure, MAX_OUTPUT, Template, Value};
+use crate::checkpoint::{JsonFile, ModelFolder};
 use crate::fs::{CONFIG_BYTES, json as json_file, read_text};
 use crate::{Error, Result};
 
@@ -98,9 +99,13 @@ impl ChatTemplate {
     /// Reads the template of a model folder: `chat_template.jinja`, else `chat_template.json`, else `chat_template` in
     /// `tokenizer_config.json`.
     pub fn from_dir(dir: &Path) -> Result<Self> {
-        let tokenizer_config =
-            json_file::read_object(&dir.join("tokenizer_config.json"))?.unwrap_or_default();
-        let (path, source) = template_source(dir, &tokenizer_config)?;
+        Self::from_folder(&ModelFolder::new(dir))
+    }
+
+    /// As [`Self::from_dir`], of an opened folder.
+    pub fn from_folder(folder: &ModelFolder) -> Result<Self> {
+        let tokenizer_config = folder.tokenizer_config()?;
+        let (path, source) = template_source(folder.dir(), tokenizer_config)?;
         let hash = format!("{:x}", Sha256::digest(source.trim_end()));
         let way = match hash == QWEN {
             true => Way::Qwen,
@@ -116,7 +121,7 @@ impl ChatTemplate {
             "mask_token",
         ];
         let tokens = tokens.into_iter();
-        let tokens = tokens.filter_map(|key| Some((key, token_text(&tokenizer_config, key)?)));
+        let tokens = tokens.filter_map(|key| Some((key, token_text(&tokenizer_config.keys, key)?)));
         Ok(Self {
             way,
             tokens: tokens.collect(),
@@ -265,10 +270,7 @@ fn marked<'a>(message: &'a Message, texts: &mut Vec<&'a str>) -> Result<Value, F
 }
 
 /// The first template found in `dir`, and the file it is in.
-fn template_source(
-    dir: &Path,
-    tokenizer_config: &Map<String, serde_json::Value>,
-) -> Result<(PathBuf, String)> {
+fn template_source(dir: &Path, tokenizer_config: &JsonFile) -> Result<(PathBuf, String)> {
     let path = dir.join("chat_template.jinja");
     match read_text(&path, CONFIG_BYTES) {
         Ok(source) => return Ok((path, source)),
@@ -280,9 +282,9 @@ fn template_source(
         let source = named_template(&path, json_file::present(&map, "chat_template"))?;
         return Ok((path, source));
     }
-    let path = dir.join("tokenizer_config.json");
-    let source = named_template(&path, json_file::present(tokenizer_config, "chat_template"))?;
-    Ok((path, source))
+    let JsonFile { path, keys } = tokenizer_config;
+    let source = named_template(path, json_file::present(keys, "chat_template"))?;
+    Ok((path.clone(), source))
 }
 
 /// A template given as a string, or the one named "default" of a list.

@@ -9,6 +9,7 @@ use tokenizers::{AddedToken, DecoderWrapper, NormalizerWrapper, Tokenizer};
 
 use super::{ChatTemplate, Content, Grid, Message, Role, Span, chat::token_text, vocabulary::Vocabulary};
 use crate::checkpoint::config_defaults::Part;
+use crate::checkpoint::{JsonFile, ModelFolder};
 use crate::error::PromptError;
 use crate::fs::{TOKENIZER_BYTES, json as json_file, read_bounded};
 use crate::{Error, Result};
@@ -32,7 +33,12 @@ impl TextProcessor {
     /// Reads `tokenizer.json` and the chat template of a model folder, and checks that the tokens it needs are there
     /// with the ids that `config.json` gives them.
     pub fn from_dir(dir: &Path) -> Result<Self> {
-        let path = dir.join("tokenizer.json");
+        Self::from_folder(&ModelFolder::new(dir))
+    }
+
+    /// As [`Self::from_dir`], of an opened folder.
+    pub fn from_folder(folder: &ModelFolder) -> Result<Self> {
+        let path = folder.dir().join("tokenizer.json");
         let text = read_bounded(&path, TOKENIZER_BYTES).map_err(|error| match error.kind() {
             std::io::ErrorKind::NotFound => {
                 Error::checkpoint(&path, "no such file: a model folder needs its tokenizer.json")
@@ -41,12 +47,10 @@ impl TextProcessor {
         })?;
         let tokenizer = Tokenizer::from_bytes(text)
             .map_err(|error| Error::checkpoint(&path, format!("not a usable tokenizer: {error}")))?;
-        let config_path = dir.join("config.json");
-        let config = json_file::read_object(&config_path)?.ok_or_else(|| {
-            Error::checkpoint(&config_path, "no such file: a model folder needs its config.json")
-        })?;
-        let (image_pad, end_of_turn) = check_tokens(&tokenizer, &path, dir, &config)?;
-        let template = ChatTemplate::from_dir(dir)?;
+        let config = folder.config()?;
+        let (image_pad, end_of_turn) =
+            check_tokens(&tokenizer, &path, &config.keys, &folder.tokenizer_config()?.keys)?;
+        let template = ChatTemplate::from_folder(folder)?;
         let added = added_tokens(&tokenizer, &path)?;
         let vocabulary = Vocabulary::new(&tokenizer, &added, &path)?;
         let added_ids = added.iter().map(|(id, _)| i64::from(*id)).collect();
@@ -55,7 +59,7 @@ impl TextProcessor {
             .build(added.iter().map(|(_, token)| &token.content))
             .map_err(|error| Error::checkpoint(&path, format!("added_tokens: {error}")))?;
         let plain = without_added_tokens(tokenizer, &path)?;
-        let merge = merge_size(&config_path, &config)?;
+        let merge = merge_size(config)?;
         Ok(Self {
             plain,
             path,
@@ -240,8 +244,8 @@ impl TokenStream<'_> {
 fn check_tokens(
     tokenizer: &Tokenizer,
     path: &Path,
-    dir: &Path,
     config: &Map<String, Value>,
+    tokenizer_config: &Map<String, Value>,
 ) -> Result<(i64, i64)> {
     let added = tokenizer.get_added_tokens_decoder();
     let find = |token: &str| {
@@ -253,8 +257,7 @@ fn check_tokens(
             )
         })
     };
-    let tokenizer_config = json_file::read_object(&dir.join("tokenizer_config.json"))?.unwrap_or_default();
-    let end_of_turn = token_text(&tokenizer_config, "eos_token");
+    let end_of_turn = token_text(tokenizer_config, "eos_token");
     let end_of_turn = find(end_of_turn.as_deref().unwrap_or("<|im_end|>"))?;
     find("<|im_start|>")?;
     for (token, key) in [
@@ -333,14 +336,14 @@ fn is_nfc(normalizer: &NormalizerWrapper) -> bool {
 }
 
 /// `vision_config.spatial_merge_size`: patches a side that one image token stands for.
-fn merge_size(path: &Path, config: &Map<String, Value>) -> Result<usize> {
+fn merge_size(config: &JsonFile) -> Result<usize> {
     let nothing = Map::new();
-    let vision = config.get("vision_config").and_then(Value::as_object);
+    let vision = config.keys.get("vision_config").and_then(Value::as_object);
     let value = Part::Vision.get(vision.unwrap_or(&nothing), "spatial_merge_size");
     match value.and_then(Value::as_u64) {
         Some(merge @ 1..=16) => Ok(merge as usize),
         _ => Err(Error::checkpoint(
-            path,
+            &config.path,
             "\"vision_config.spatial_merge_size\" must be a whole number from 1 to 16",
         )),
     }

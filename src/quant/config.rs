@@ -5,12 +5,13 @@ use std::path::Path;
 use serde_json::{Map, Value};
 
 use super::nf4::{BLOCKSIZES, QuantType};
+use crate::checkpoint::{JsonFile, ModelFolder};
 use crate::{Error, Result};
 
 /// How a folder's weights are stored.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Quantization {
-    /// As numbers.
+    /// Unquantized (dense).
     None,
     /// bitsandbytes, 4 bits.
     BitsAndBytes(BitsAndBytes),
@@ -23,7 +24,7 @@ pub enum Quantization {
 pub struct Awq {
     /// Inputs that share a scale and a zero point; `None` for all of a row (`-1` in the file).
     pub group_size: Option<usize>,
-    /// Modules whose weights are stored as numbers.
+    /// Modules whose weights are dense.
     pub modules_to_not_convert: Option<Vec<String>>,
 }
 
@@ -41,13 +42,9 @@ pub struct BitsAndBytes {
 }
 
 impl Quantization {
-    /// Reads `config.json` of the folder `dir`.
+    /// Reads `config.json` of the model folder `dir`.
     pub fn from_dir(dir: &Path) -> Result<Self> {
-        let path = dir.join("config.json");
-        match crate::fs::json::read_object(&path)? {
-            Some(config) => Self::from_json(&path, &config),
-            None => Err(Error::io(path, std::io::ErrorKind::NotFound.into())),
-        }
+        Self::from_json(ModelFolder::new(dir).config()?)
     }
 
     /// What weights are stored as, for the reader; `None` where that is the number format of the computation.
@@ -62,10 +59,11 @@ impl Quantization {
         }
     }
 
-    /// Reads a parsed `config.json`; `path` is for errors alone.
-    pub fn from_json(path: &Path, config: &Map<String, Value>) -> Result<Self> {
-        let error = |reason: String| Error::checkpoint(path, format!("in \"quantization_config\": {reason}"));
-        let map = match config.get("quantization_config") {
+    /// Reads a parsed `config.json`.
+    pub fn from_json(file: &JsonFile) -> Result<Self> {
+        let error =
+            |reason: String| Error::checkpoint(&file.path, format!("in \"quantization_config\": {reason}"));
+        let map = match file.keys.get("quantization_config") {
             None | Some(Value::Null) => return Ok(Self::None),
             Some(Value::Object(map)) => map,
             Some(_) => return Err(error("must be a JSON object".to_owned())),
@@ -192,7 +190,7 @@ mod tests {
 
     fn read(config: Value) -> Result<Quantization> {
         let config = json!({"quantization_config": config});
-        Quantization::from_json(Path::new("config.json"), config.as_object().unwrap())
+        Quantization::from_json(&JsonFile::new("config.json", config)?)
     }
 
     #[test]

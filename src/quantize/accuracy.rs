@@ -11,10 +11,12 @@ use tch::{Device, Kind, Tensor};
 use super::Watch;
 use crate::checkpoint::Checkpoint;
 use crate::data::CalibrationPage;
+use crate::device::Precision;
 use crate::lora::Adapter;
 use crate::processing::{Content, Grid, ImageProcessor, Message, Role, TextProcessor};
 use crate::prompts::EXTRACTION_PROMPT;
-use crate::qwen2_5_vl::{Config, Model, Wanted};
+use crate::quant::Quantization;
+use crate::qwen2_5_vl::{Config, LogitsToKeep, Model, ModelOptions};
 use crate::records::round_to;
 use crate::{Error, Result};
 
@@ -128,11 +130,13 @@ pub fn measure_with(
 ) -> Result<Measured> {
     let config = Config::from_dir(dir)?;
     let encoder = Encoder::new(dir, &config)?;
-    let kind = match device {
-        Device::Cpu => Kind::Float,
-        _ => Kind::BFloat16,
+    let kind = Precision::Auto.kind(device);
+    let options = ModelOptions {
+        adapter,
+        ..ModelOptions::new(kind, device)
     };
-    let model = Model::load(&Checkpoint::open(dir)?, &config, kind, device, adapter)?;
+    let quantization = Quantization::from_dir(dir)?;
+    let model = Model::load(&Checkpoint::open(dir)?, &config, &quantization, &options)?;
     let (mut sums, mut hidden) = (Sums::default(), Vec::new());
     for (i, page) in pages.iter().enumerate() {
         let encoded = encoder.encode(page, EXTRACTION_PROMPT)?;
@@ -177,7 +181,7 @@ fn states(model: &Model, encoded: &Encoded, device: Device) -> Result<Tensor> {
         Some(&features),
         &[encoded.grid],
         &mut cache,
-        Wanted::All,
+        LogitsToKeep::All,
     )?;
     let answer = encoded.ids.len().saturating_sub(encoded.prompt) as i64;
     Ok(prefill

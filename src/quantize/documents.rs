@@ -7,7 +7,7 @@ use sha2::{Digest, Sha256};
 
 use super::{Watch, run::BaseRun};
 use crate::benchmark::{BenchmarkArgs, BenchmarkRun, Pages, benchmark};
-use crate::engine::Precision;
+use crate::device::Precision;
 use crate::fs::hexadecimal;
 use crate::records::{Accuracy, InferenceResult, round_to};
 use crate::{Error, Result};

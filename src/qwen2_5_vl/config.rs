@@ -1,7 +1,7 @@
 //! `config.json` of a Qwen2.5-VL folder: the hub's flat form and transformers 5's nested one.
 //!
-//! Every shape comes from here. A value out of range is an error that names its key; a key that is left out has the value
-//! that transformers' own config classes give it ([`crate::checkpoint::config_defaults`]).
+//! All shapes come from here. A value out of range is an error that names its key; a missing key has the default of
+//! transformers' config classes ([`crate::checkpoint::config_defaults`]).
 
 use std::path::{Path, PathBuf};
 use std::sync::LazyLock;
@@ -10,10 +10,10 @@ use serde_json::{Map, Value};
 
 use super::rope::Rope;
 use crate::checkpoint::config_defaults::Part;
-use crate::fs::{CONFIG_BYTES, read_text};
+use crate::checkpoint::{JsonFile, ModelFolder};
 use crate::{Error, Result};
 
-/// Largest value of any size in a config; far above every published model, far below any overflow.
+/// Maximum value of any size in a config; above every published model and safe from overflow.
 const MAX_SIZE: u64 = 1 << 24;
 
 /// Activation function of an MLP.
@@ -27,16 +27,16 @@ pub enum Activation {
     GeluTanh,
 }
 
-/// The language model's sizes.
+/// Configuration of the language model.
 #[derive(Debug, Clone, PartialEq)]
 pub struct TextConfig {
     /// Rows of the embedding table.
     pub vocab_size: usize,
-    /// Width.
+    /// Hidden width.
     pub hidden_size: usize,
     /// Width of the MLP.
     pub intermediate_size: usize,
-    /// Layers.
+    /// Number of decoder layers.
     pub num_hidden_layers: usize,
     /// Query heads.
     pub num_attention_heads: usize,
@@ -46,24 +46,24 @@ pub struct TextConfig {
     pub head_dim: usize,
     /// Activation of the MLP.
     pub hidden_act: Activation,
-    /// Most positions: prompt, image and answer together; with YaRN as many as it stretches to.
+    /// Maximum number of tokens of prompt, images and answer together; with YaRN the extended context length.
     pub max_position_embeddings: usize,
-    /// Added to the mean square in RMSNorm.
+    /// Epsilon of RMSNorm.
     pub rms_norm_eps: f64,
-    /// Rotary positions.
+    /// Rotary embedding.
     pub rope: Rope,
 }
 
-/// The vision tower's sizes.
+/// Configuration of the vision tower.
 #[derive(Debug, Clone, PartialEq)]
 pub struct VisionConfig {
-    /// Blocks.
+    /// Number of blocks.
     pub depth: usize,
-    /// Width.
+    /// Hidden width.
     pub hidden_size: usize,
     /// Width of the MLP.
     pub intermediate_size: usize,
-    /// Heads.
+    /// Attention heads.
     pub num_heads: usize,
     /// `hidden_size / num_heads`.
     pub head_dim: usize,
@@ -71,60 +71,61 @@ pub struct VisionConfig {
     pub hidden_act: Activation,
     /// Colour channels.
     pub in_channels: usize,
-    /// Side of a patch, pixels.
+    /// Patch side in pixels.
     pub patch_size: usize,
-    /// Frames of a patch.
+    /// Frames per patch.
     pub temporal_patch_size: usize,
-    /// Patches merged into one token, a side.
+    /// Patches per side that are merged into one token.
     pub spatial_merge_size: usize,
-    /// Side of an attention window, pixels.
+    /// Side of an attention window in pixels.
     pub window_size: usize,
-    /// Width of what comes out: the language model's.
+    /// Output width: the language model's hidden width.
     pub out_hidden_size: usize,
-    /// Blocks whose attention sees the whole image.
+    /// Blocks with full attention; the others use windows.
     pub fullatt_block_indexes: Vec<usize>,
     /// Base of the rotary frequencies.
     pub rope_theta: f64,
 }
 
 impl VisionConfig {
-    /// Values of one patch: `in_channels * temporal_patch_size * patch_size²`.
+    /// Values per patch: `in_channels * temporal_patch_size * patch_size²`.
     pub fn patch_values(&self) -> usize {
         self.in_channels * self.temporal_patch_size * self.patch_size * self.patch_size
     }
 
-    /// Merged tokens of a full window, a side.
+    /// Merged tokens per side of a full window.
     pub fn window_tokens(&self) -> usize {
         self.window_size / self.spatial_merge_size / self.patch_size
     }
 }
 
-/// A whole model's sizes.
+/// Configuration of the whole model.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Config {
     /// The language model.
     pub text: TextConfig,
     /// The vision tower.
     pub vision: VisionConfig,
-    /// The output head is the embedding table.
+    /// Whether the output head is the embedding table; see [`Tying`](super::Tying) for what is stored.
     pub tie_word_embeddings: bool,
-    /// Token that stands for one merged image token.
+    /// Id of the placeholder token of merged image tokens.
     pub image_token_id: i64,
 }
 
 impl Config {
-    /// Reads `config.json` of a model folder.
+    /// Reads `config.json` of the model folder `dir`.
     pub fn from_dir(dir: &Path) -> Result<Self> {
-        let path = dir.join("config.json");
-        let text = read_text(&path, CONFIG_BYTES).map_err(|e| Error::io(&path, e))?;
-        let value: Value = serde_json::from_str(&text)
-            .map_err(|e| Error::checkpoint(&path, format!("not valid JSON: {e}")))?;
-        Self::from_json(&path, &value)
+        Self::from_json(ModelFolder::new(dir).config()?)
     }
 
-    /// Reads a parsed `config.json`; `path` is for errors alone.
-    pub fn from_json(path: &Path, value: &Value) -> Result<Self> {
-        let root = Section::new(path, "", Part::Root, value)?;
+    /// Reads a parsed `config.json`.
+    pub fn from_json(file: &JsonFile) -> Result<Self> {
+        let root = Section {
+            path: &file.path,
+            prefix: String::new(),
+            part: Part::Root,
+            map: &file.keys,
+        };
         match root.map.get("model_type").and_then(Value::as_str) {
             Some("qwen2_5_vl") => {}
             other => {
@@ -203,7 +204,7 @@ fn text_config(s: &Section<'_>) -> Result<TextConfig> {
     })
 }
 
-/// Layers that see a window of the positions alone are not computed here.
+/// Rejects layers with sliding-window attention, which is not implemented.
 fn refuse_sliding_windows(s: &Section<'_>) -> Result<()> {
     let windows = match s.present("layer_types") {
         Some(Value::Array(kinds)) => kinds.iter().any(|kind| kind != "full_attention"),
@@ -255,12 +256,12 @@ fn vision_config(s: &Section<'_>) -> Result<VisionConfig> {
     Ok(config)
 }
 
-/// One JSON object of the config and where it stands.
+/// One JSON object of the config, with its path for errors.
 #[derive(Clone)]
 pub(super) struct Section<'a> {
     path: &'a Path,
     prefix: String,
-    /// Whose defaults it has.
+    /// Whose defaults apply.
     part: Part,
     pub(super) map: &'a Map<String, Value>,
 }
@@ -302,7 +303,7 @@ impl<'a> Section<'a> {
             .ok_or_else(|| self.error(&format!("required key \"{key}\" is missing")))
     }
 
-    /// For an error: those of `keys` that the file leaves out, with the defaults that they have then.
+    /// For error messages: those of `keys` that are missing in the file, with their defaults.
     pub(super) fn left_out(&self, keys: &[&str]) -> String {
         let named: Vec<String> = keys
             .iter()
@@ -318,18 +319,18 @@ impl<'a> Section<'a> {
         }
     }
 
-    /// Whether it stands in another object: the file's form is transformers 5's.
+    /// Whether it is nested in another object, as in transformers 5's form.
     pub(super) fn is_nested(&self) -> bool {
         !self.prefix.is_empty()
     }
 
-    /// The number that `key` is where it is left out.
+    /// The default of the number `key`.
     pub(super) fn default(&self, key: &str) -> Result<f64> {
         let default = self.part.default_of(key).and_then(Value::as_f64);
         default.ok_or_else(|| self.error(&format!("required key \"{key}\" is missing")))
     }
 
-    /// The object `key`; an empty one where it is absent or null.
+    /// The object `key`; an empty one if it is absent or null.
     pub(super) fn section(&self, key: &str, part: Part) -> Result<Section<'a>> {
         static NOTHING: LazyLock<Value> = LazyLock::new(|| Value::Object(Map::new()));
         let name = if self.prefix.is_empty() {
@@ -372,7 +373,7 @@ impl<'a> Section<'a> {
         }
     }
 
-    /// Whether it is true; neither absent nor null is.
+    /// The flag `key`; false if it is absent or null.
     pub(super) fn flag(&self, key: &str) -> Result<bool> {
         match self.present(key) {
             None => Ok(false),

@@ -1,4 +1,4 @@
-//! The language model: embeddings → logits, over a KV cache.
+//! The language model: embeddings → logits, over a KV cache. Used for prefill, and for decoding except on a CPU in f32.
 
 use std::sync::Arc;
 
@@ -6,16 +6,19 @@ use tch::{Device, Kind, Tensor};
 
 use super::{
     TextConfig,
-    decoder::StepRoom,
-    layers::{Mlp, RmsNorm, Weights, rotate},
-    linear::{Linear, LinearWeight, Lora},
-    model::{GoOn, ask},
-    tying::Tying,
+    kv_cache::KvCache,
+    layers::{Mlp, RmsNorm, apply_rotary},
+    linear::{Linear, LinearWeight},
+    lora::Lora,
+    model::{CancelCheck, check_cancelled},
+    weight_tying::Tying,
+    weights::Weights,
 };
 use crate::Result;
 use crate::kernels::cpu::Heads;
 use crate::torch::upload;
 
+/// One decoder layer.
 pub(super) struct Layer {
     pub(super) input_norm: RmsNorm,
     pub(super) q: Linear,
@@ -26,45 +29,15 @@ pub(super) struct Layer {
     pub(super) mlp: Mlp,
 }
 
-// SAFETY: a layer is shared by its model and the graph of a training alone, whose backward pass runs while the model's thread
-// waits for it.
+// SAFETY: a layer is shared only by its model and autograd's graph, whose backward pass runs while the model's thread waits.
 unsafe impl Sync for Layer {}
 
-/// Keys and values of one sequence, allocated once for all its tokens.
-pub struct KvCache {
-    /// Per layer: keys and values, each `[1, kv_heads, capacity, head_dim]`.
-    pub(super) layers: Vec<(Tensor, Tensor)>,
-    pub(super) length: i64,
-    pub(super) capacity: i64,
-    /// Position of the next token on all three axes.
-    pub(super) next_position: i64,
-    /// What one step on the CPU works in.
-    pub(super) room: StepRoom,
-}
-
-impl KvCache {
-    /// Tokens held.
-    pub fn len(&self) -> usize {
-        self.length as usize
-    }
-
-    /// No tokens held.
-    pub fn is_empty(&self) -> bool {
-        self.length == 0
-    }
-
-    /// Most tokens it can hold.
-    pub fn capacity(&self) -> usize {
-        self.capacity as usize
-    }
-}
-
-/// Which hidden states of a prompt are wanted.
+/// Tokens of a prompt whose hidden states are returned, as `logits_to_keep` in transformers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Wanted {
-    /// Those of every token.
+pub enum LogitsToKeep {
+    /// Every token.
     All,
-    /// That of the last token: the last layer is computed for it alone.
+    /// The last token; the last layer is computed for it only.
     Last,
 }
 
@@ -72,12 +45,13 @@ pub enum Wanted {
 pub(super) struct LanguageModel {
     pub(super) config: TextConfig,
     pub(super) embed: Tensor,
-    /// An adapter's part of the embedding table.
+    /// LoRA pair of the embedding table.
     embed_lora: Option<Lora>,
-    /// Shared with the graph of a training.
+    /// Shared with autograd's graph.
     pub(super) layers: Vec<Arc<Layer>>,
     pub(super) norm: RmsNorm,
     pub(super) head: Linear,
+    /// Rotary frequencies, `[head_dim / 2]` f32.
     pub(super) inverse: Tensor,
     pub(super) kind: Kind,
     pub(super) device: Device,
@@ -137,27 +111,9 @@ impl LanguageModel {
         })
     }
 
+    /// An empty cache for `capacity` tokens.
     pub(super) fn cache(&self, capacity: usize) -> Result<KvCache> {
-        let c = &self.config;
-        let size = [
-            1,
-            c.num_key_value_heads as i64,
-            capacity as i64,
-            c.head_dim as i64,
-        ];
-        let empty = || Tensor::f_empty(size, (self.kind, self.device));
-        let layers = self
-            .layers
-            .iter()
-            .map(|_| Ok((empty()?, empty()?)))
-            .collect::<Result<Vec<_>>>()?;
-        Ok(KvCache {
-            layers,
-            length: 0,
-            capacity: capacity as i64,
-            next_position: 0,
-            room: StepRoom::default(),
-        })
+        KvCache::new(&self.config, capacity, self.kind, self.device)
     }
 
     /// ids: `[rows]` → `[rows, hidden]`.
@@ -169,36 +125,35 @@ impl LanguageModel {
             return Ok(rows);
         };
         let at = upload(ids, self.device)?;
-        let low = lora.b.f_index_select(0, &at)?.f_to_kind(self.kind)?;
-        let part = low.f_matmul(&lora.a.f_to_kind(self.kind)?)?;
+        let bx = lora.b.f_index_select(0, &at)?.f_to_kind(self.kind)?;
+        let part = bx.f_matmul(&lora.a.f_to_kind(self.kind)?)?;
         Ok(rows.f_add(&part.f_mul_scalar(lora.scale)?)?)
     }
 
-    /// x: `[rows, hidden]` at `positions` (three axes) → hidden states `[rows or 1, hidden]`; appends to the cache.
-    ///
-    /// `go_on` is asked before every layer.
+    /// x: `[rows, hidden]` at `positions` (three axes) → hidden states `[rows or 1, hidden]` before the final norm; appends to
+    /// the cache. `cancel` is polled before every layer.
     pub(super) fn forward(
         &self,
         mut x: Tensor,
         positions: &[Vec<i64>; 3],
         cache: &mut KvCache,
-        wanted: Wanted,
-        go_on: &mut GoOn<'_>,
+        keep: LogitsToKeep,
+        cancel: &mut CancelCheck<'_>,
     ) -> Result<Tensor> {
         let rows = x.size()[0];
         let rotary = self.rotary(positions)?;
         let mut delta = None;
-        for (i, (layer, kept)) in self.layers.iter().zip(&cache.layers).enumerate() {
-            ask(go_on)?;
-            let normed = layer.input_norm.after(&mut x, delta.as_ref())?;
-            let queries = if wanted == Wanted::Last && i + 1 == self.layers.len() {
+        for (i, layer) in self.layers.iter().enumerate() {
+            check_cancelled(cancel)?;
+            let normed = layer.input_norm.add_and_norm(&mut x, delta.as_ref())?;
+            let queries = if keep == LogitsToKeep::Last && i + 1 == self.layers.len() {
                 x = x.f_narrow(0, rows - 1, 1)?;
                 1
             } else {
                 rows
             };
-            let attended = self.attention(layer, &normed, queries, &rotary, (kept, cache.length))?;
-            let normed = layer.post_norm.after(&mut x, Some(&attended))?;
+            let attended = self.attention(layer, &normed, queries, &rotary, (&*cache, i))?;
+            let normed = layer.post_norm.add_and_norm(&mut x, Some(&attended))?;
             delta = Some(layer.mlp.forward(&normed)?);
         }
         cache.length += rows;
@@ -216,40 +171,35 @@ impl LanguageModel {
             .f_to_kind(Kind::Float)?)
     }
 
-    /// Attention of the last `queries` rows of x: `[rows, hidden]` → `[queries, hidden]`.
+    /// Attention of the last `queries` rows of x, over layer `i` of the cache: `[rows, hidden]` → `[queries, hidden]`.
     fn attention(
         &self,
         layer: &Layer,
         x: &Tensor,
         queries: i64,
         (cos, sin): &(Tensor, Tensor),
-        ((keys, values), past): (&(Tensor, Tensor), i64),
+        (cache, i): (&KvCache, usize),
     ) -> Result<Tensor> {
         let c = &self.config;
         let (rows, dim) = (x.size()[0], c.head_dim as i64);
         let last = |t: &Tensor| t.f_narrow(0, rows - queries, queries);
-        let turn = |t: Tensor, count: usize, cos: &Tensor, sin: &Tensor| {
+        let rotate = |t: Tensor, count: usize, cos: &Tensor, sin: &Tensor| {
             let heads = Heads {
                 count,
                 dim: c.head_dim,
             };
-            rotate(t, heads, cos, sin)
+            apply_rotary(t, heads, cos, sin)
         };
         let by_head = |t: &Tensor, rows: i64| -> Result<Tensor> {
             Ok(t.f_view([rows, -1, dim])?.f_transpose(0, 1)?.f_unsqueeze(0)?)
         };
         let q = layer.q.forward(&last(x)?)?;
-        let q = turn(q, c.num_attention_heads, &last(cos)?, &last(sin)?)?;
-        let k = turn(layer.k.forward(x)?, c.num_key_value_heads, cos, sin)?;
+        let q = rotate(q, c.num_attention_heads, &last(cos)?, &last(sin)?)?;
+        let k = rotate(layer.k.forward(x)?, c.num_key_value_heads, cos, sin)?;
         let v = layer.v.forward(x)?;
-        keys.f_narrow(2, past, rows)?.f_copy_(&by_head(&k, rows)?)?;
-        values.f_narrow(2, past, rows)?.f_copy_(&by_head(&v, rows)?)?;
-        let (k, v) = (
-            keys.f_narrow(2, 0, past + rows)?,
-            values.f_narrow(2, 0, past + rows)?,
-        );
+        let (k, v) = cache.append(i, &by_head(&k, rows)?, &by_head(&v, rows)?)?;
         let grouped = c.num_attention_heads != c.num_key_value_heads;
-        let causal = queries > 1; // a prompt goes in at once, on an empty cache
+        let causal = queries > 1; // a prompt is run at once, on an empty cache
         let y = Tensor::f_scaled_dot_product_attention(
             &by_head(&q, queries)?,
             &k,
@@ -262,26 +212,5 @@ impl LanguageModel {
         )?;
         let y = y.f_squeeze_dim(0)?.f_transpose(0, 1)?;
         layer.o.forward(&y.f_reshape([queries, -1])?)
-    }
-
-    /// cos and sin `[rows, head_dim]`: each frequency follows the axis its mrope section names.
-    pub(super) fn rotary(&self, positions: &[Vec<i64>; 3]) -> Result<(Tensor, Tensor)> {
-        let (mut parts, mut start) = (Vec::new(), 0);
-        for (axis, &width) in positions.iter().zip(&self.config.rope.sections) {
-            let p = upload(axis, self.device)?.f_to_kind(Kind::Float)?;
-            let inverse = self.inverse.f_narrow(0, start, width as i64)?;
-            parts.push(p.f_unsqueeze(1)?.f_mul(&inverse)?);
-            start += width as i64;
-        }
-        let half = Tensor::f_cat(&parts, 1)?;
-        let angles = Tensor::f_cat(&[&half, &half], 1)?;
-        let scaled = |wave: Tensor| match self.config.rope.attention_factor() {
-            1.0 => Ok(wave),
-            factor => wave.f_mul_scalar(factor),
-        };
-        Ok((
-            scaled(angles.f_cos()?)?.f_to_kind(self.kind)?,
-            scaled(angles.f_sin()?)?.f_to_kind(self.kind)?,
-        ))
     }
 }

@@ -1,35 +1,57 @@
-//! Qwen2.5-VL: vision tower, language model, rotary positions, KV cache; nothing of files, HTTP or text.
+//! Qwen2.5-VL: vision tower, language model, M-RoPE, KV cache, LoRA, training forward. It knows no files: its weights come from
+//! a [`Checkpoint`](crate::checkpoint::Checkpoint), all else as arguments.
 //!
-//! Reference: `transformers/models/qwen2_5_vl/modeling_qwen2_5_vl.py` of transformers 5.17.
+//! | file | transformers' `modeling_qwen2_5_vl.py` and PEFT |
+//! | --- | --- |
+//! | `model.rs`, `inputs.rs` | `Qwen2_5_VLForConditionalGeneration`, `Qwen2_5_VLModel.forward` |
+//! | `vision.rs`, `windows.rs` | `Qwen2_5_VisionTransformerPretrainedModel`, `get_window_index` |
+//! | `language.rs` | `Qwen2_5_VLTextModel`: prefill, and decode where `decode_cpu.rs` does not apply |
+//! | `decode_cpu.rs` | one decode step on a CPU in f32 |
+//! | `train.rs`, `autograd_ops.rs` | the training forward over packed sequences; its autograd nodes |
+//! | `mrope.rs`, `rope.rs` | `get_rope_index`, `Qwen2_5_VLRotaryEmbedding` |
+//! | `layers.rs` | `Qwen2RMSNorm`, `Qwen2MLP`, `apply_multimodal_rotary_pos_emb` |
+//! | `kv_cache.rs` | `DynamicCache` |
+//! | `varlen_attention.rs` | `flash_attn_varlen_func`: `cu_seqlens` attention |
+//! | `linear.rs`, `lora.rs` | `nn.Linear`, PEFT's `lora.Linear` |
+//!
+//! Which decoder-layer forward runs when, and why there are four, is in
+//! `docs/ARCHITECTURE.md`, "Which decoder-layer forward runs when".
 
-mod attention;
-mod check;
+mod autograd_ops;
 mod config;
-mod decoder;
-mod extents;
-mod front;
+mod decode_cpu;
+mod expected_tensors;
+mod input_samples;
+mod inputs;
+mod kv_cache;
 mod language;
 mod layers;
 mod linear;
+mod linear_modules;
+mod lora;
 mod model;
-mod modules;
-mod packed;
-mod positions;
-mod recorded;
+mod mrope;
 mod rope;
-mod tying;
+mod tensor_check;
+mod token_grid;
+mod train;
+mod varlen_attention;
 mod vision;
-mod wanted;
+mod weight_tying;
+mod weights;
+mod windows;
 
-pub use self::check::{Misfit, TensorCheck, check_tensors};
 pub use self::config::{Activation, Config, TextConfig, VisionConfig};
-pub use self::extents::{Extent, Extents};
-pub use self::front::Front;
-pub use self::language::{KvCache, Wanted};
-pub use self::linear::InputSamples;
-pub use self::model::{GoOn, Model, Prefill};
-pub use self::packed::{Packed, Sequence};
-pub use self::positions::{Positions, WindowPlan, rope_positions};
+pub use self::expected_tensors::ExpectedTensor;
+pub use self::input_samples::InputSamples;
+pub use self::inputs::InputEmbedder;
+pub use self::kv_cache::KvCache;
+pub use self::language::LogitsToKeep;
+pub use self::model::{CancelCheck, Model, ModelOptions, Prefill};
+pub use self::mrope::{Positions, rope_positions};
 pub use self::rope::{Rope, Yarn};
-pub(crate) use self::tying::Tying;
-pub use self::wanted::WantedTensor;
+pub use self::tensor_check::{Misfit, TensorCheck, check_tensors};
+pub use self::token_grid::{TokenGrid, TokenGrids};
+pub use self::train::{Packed, Sequence};
+pub(crate) use self::weight_tying::Tying;
+pub use self::windows::WindowPlan;

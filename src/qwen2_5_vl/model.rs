@@ -1,4 +1,4 @@
-//! The whole model: image features into the prompt, prompt into the cache, token after token out.
+//! The whole model: image features, prefill, decode.
 
 use std::ops::ControlFlow;
 use std::sync::Arc;
@@ -7,21 +7,22 @@ use tch::{Device, Kind, Tensor};
 
 use super::{
     Config,
-    language::{KvCache, LanguageModel, Wanted},
-    layers::Weights,
-    linear::{InputSamples, Scratch},
-    positions::{Positions, rope_positions},
-    recorded::DropoutSeed,
-    tying::Tying,
+    input_samples::InputSamples,
+    inputs::{image_rows, scatter_images},
+    kv_cache::KvCache,
+    language::{LanguageModel, LogitsToKeep},
+    linear::Scratch,
+    lora::DropoutSeed,
+    mrope::{Positions, rope_positions},
     vision::VisionTower,
+    weight_tying::Tying,
+    weights::Weights,
 };
 use crate::blackwell_compat::Reductions;
 use crate::checkpoint::Checkpoint;
-use crate::error::PromptError;
 use crate::lora::Adapter;
 use crate::processing::Grid;
 use crate::quant::Quantization;
-use crate::torch::upload;
 use crate::{Error, Result};
 
 /// Qwen2.5-VL.
@@ -33,87 +34,75 @@ pub struct Model {
     warnings: Vec<String>,
 }
 
-/// A prompt after its pass through the model.
+/// Result of a prefill.
 pub struct Prefill {
-    /// `[rows, hidden]`: hidden states of the prompt's tokens that were wanted, before the final norm.
+    /// Hidden states of the requested tokens before the final norm, `[rows, hidden]`.
     pub hidden: Tensor,
-    /// Rotary positions of the prompt.
+    /// M-RoPE positions of the prompt.
     pub positions: Positions,
 }
 
-/// Asked between layers whether a pass shall go on.
-pub type GoOn<'a> = dyn FnMut() -> ControlFlow<()> + 'a;
+/// Polled between layers; `Break` cancels the pass.
+pub type CancelCheck<'a> = dyn FnMut() -> ControlFlow<()> + 'a;
 
-/// For a pass that nobody ends.
-pub(super) fn to_the_end() -> ControlFlow<()> {
+/// For a pass that cannot be cancelled.
+pub(super) fn never_cancel() -> ControlFlow<()> {
     ControlFlow::Continue(())
 }
 
-/// Ends the pass with an error where `go_on` breaks.
-pub(super) fn ask(go_on: &mut GoOn<'_>) -> Result<()> {
-    match go_on() {
+/// Returns [`Error::Interrupted`] if `cancel` breaks.
+pub(super) fn check_cancelled(cancel: &mut CancelCheck<'_>) -> Result<()> {
+    match cancel() {
         ControlFlow::Continue(()) => Ok(()),
         ControlFlow::Break(()) => Err(Error::Interrupted),
     }
 }
 
+/// How a [`Model`] is built.
+pub struct ModelOptions<'a> {
+    /// Dtype of the computation.
+    pub kind: Kind,
+    /// Where it computes.
+    pub device: Device,
+    /// LoRA adapter, applied unmerged. Its tensors are shared if device and dtype allow it; tensors that require gradients
+    /// are always shared, so that training them trains the model.
+    pub adapter: Option<&'a Adapter>,
+    /// Records some of the linear layers' inputs.
+    pub samples: Option<Arc<InputSamples>>,
+    /// How integer products are computed.
+    pub reductions: Reductions,
+}
+
+impl ModelOptions<'_> {
+    /// A model that computes in `kind` on `device`, without an adapter.
+    pub fn new(kind: Kind, device: Device) -> Self {
+        Self {
+            kind,
+            device,
+            adapter: None,
+            samples: None,
+            reductions: Reductions::on(device),
+        }
+    }
+}
+
 impl Model {
-    /// Builds the model of `config` from `checkpoint`; weights become `kind` on `device`.
+    /// Builds the model of `config` from the weights in `checkpoint`, whose linear layers are stored as `quantization`.
     ///
-    /// `adapter` stays beside the weights. Its tensors are shared where device and dtype allow it; tensors that require
-    /// gradients are always shared, so that who trains them trains the model.
+    /// # Errors
+    /// [`Error::Checkpoint`] names the tensor that is missing or does not fit, or the adapter's file.
     pub fn load(
         checkpoint: &Checkpoint,
         config: &Config,
-        kind: Kind,
-        device: Device,
-        adapter: Option<&Adapter>,
+        quantization: &Quantization,
+        options: &ModelOptions<'_>,
     ) -> Result<Self> {
-        Self::load_counting(
-            checkpoint,
-            config,
-            (kind, device),
+        let &ModelOptions {
+            kind,
+            device,
             adapter,
-            Reductions::on(device),
-        )
-    }
-
-    /// The same, with another way to multiply integers up than the device asks for.
-    pub fn load_counting(
-        checkpoint: &Checkpoint,
-        config: &Config,
-        place: (Kind, Device),
-        adapter: Option<&Adapter>,
-        reductions: Reductions,
-    ) -> Result<Self> {
-        Self::load_with(checkpoint, config, place, (adapter, None), reductions)
-    }
-
-    /// The same without an adapter; its linear layers leave some of what they read in `samples`.
-    pub fn load_sampled(
-        checkpoint: &Checkpoint,
-        config: &Config,
-        kind: Kind,
-        device: Device,
-        samples: Arc<InputSamples>,
-    ) -> Result<Self> {
-        let reductions = Reductions::on(device);
-        Self::load_with(
-            checkpoint,
-            config,
-            (kind, device),
-            (None, Some(samples)),
-            reductions,
-        )
-    }
-
-    fn load_with(
-        checkpoint: &Checkpoint,
-        config: &Config,
-        (kind, device): (Kind, Device),
-        (adapter, samples): (Option<&Adapter>, Option<Arc<InputSamples>>),
-        reductions: Reductions,
-    ) -> Result<Self> {
+            ..
+        } = options;
         let (tying, warning) = Tying::of(checkpoint, config)?;
         let mut warnings = checkpoint.warnings().to_vec();
         warnings.extend(warning);
@@ -126,11 +115,11 @@ impl Model {
             kind,
             device,
             scratch: Scratch::new(kind, device)?,
-            quantization: Quantization::from_dir(checkpoint.dir())?,
-            samples,
+            quantization,
+            samples: options.samples.clone(),
             adapter,
             dropout_seed: DropoutSeed::default(),
-            reductions,
+            reductions: options.reductions,
         };
         let _guard = tch::no_grad_guard();
         Ok(Self {
@@ -142,19 +131,19 @@ impl Model {
         })
     }
 
-    /// The model's sizes.
+    /// The model's configuration.
     pub fn config(&self) -> &Config {
         &self.config
     }
 
-    /// What of the folders should be mended, though they are used: for the person who loads them.
+    /// Oddities of the checkpoint and the adapter, for the user; the model works in spite of them.
     pub fn warnings(&self) -> &[String] {
         &self.warnings
     }
 
-    /// How it multiplies integers up.
+    /// How it computes integer products.
     pub fn reductions(&self) -> Reductions {
-        self.vision.extents.reductions()
+        self.vision.token_grids.reductions()
     }
 
     /// Where it computes.
@@ -162,22 +151,22 @@ impl Model {
         self.language.device
     }
 
-    /// pixel_values `[patches, patch_values]` of all images one after the other → `[merged tokens, hidden]`.
+    /// pixel_values `[patches, patch_values]` of all images, concatenated → image features `[merged tokens, hidden]`.
     pub fn image_features(&self, pixel_values: &Tensor, grids: &[Grid]) -> Result<Tensor> {
-        self.image_features_while(pixel_values, grids, &mut to_the_end)
+        self.image_features_cancellable(pixel_values, grids, &mut never_cancel)
     }
 
-    /// As [`Model::image_features`]; `go_on` is asked before every block and may end the pass.
+    /// As [`Model::image_features`]; `cancel` is polled before every block.
     ///
     /// # Errors
-    /// [`Error::Interrupted`] where `go_on` breaks.
-    pub fn image_features_while(
+    /// [`Error::Interrupted`] if `cancel` breaks.
+    pub fn image_features_cancellable(
         &self,
         pixel_values: &Tensor,
         grids: &[Grid],
-        go_on: &mut GoOn<'_>,
+        cancel: &mut CancelCheck<'_>,
     ) -> Result<Tensor> {
-        tch::no_grad(|| self.vision.forward(pixel_values, grids, false, go_on))
+        tch::no_grad(|| self.vision.forward(pixel_values, grids, false, cancel))
     }
 
     /// An empty cache for `capacity` tokens.
@@ -185,50 +174,39 @@ impl Model {
         self.language.cache(capacity)
     }
 
-    /// Runs a prompt; `image_features` replace the embeddings of its image tokens, whose number must match `grids`.
+    /// Runs a prompt on an empty cache; `image_features` replace the embeddings of its image tokens.
+    ///
+    /// # Errors
+    /// [`Error::ImageTokens`] if `image_features` or `grids` do not match the image tokens.
     pub fn prefill(
         &self,
         input_ids: &[i64],
         image_features: Option<&Tensor>,
         grids: &[Grid],
         cache: &mut KvCache,
-        wanted: Wanted,
+        keep: LogitsToKeep,
     ) -> Result<Prefill> {
-        self.prefill_while((input_ids, image_features, grids), cache, wanted, &mut to_the_end)
+        self.prefill_cancellable((input_ids, image_features, grids), cache, keep, &mut never_cancel)
     }
 
-    /// As [`Model::prefill`] of (ids, image features, grids); `go_on` is asked before every layer and may end the pass, after
-    /// which the cache is of no use.
+    /// As [`Model::prefill`] of (ids, image features, grids); `cancel` is polled before every layer. A cancelled pass leaves
+    /// the cache unusable.
     ///
     /// # Errors
-    /// [`Error::Interrupted`] where `go_on` breaks.
-    pub fn prefill_while(
+    /// [`Error::Interrupted`] if `cancel` breaks.
+    pub fn prefill_cancellable(
         &self,
         (input_ids, image_features, grids): (&[i64], Option<&Tensor>, &[Grid]),
         cache: &mut KvCache,
-        wanted: Wanted,
-        go_on: &mut GoOn<'_>,
+        keep: LogitsToKeep,
+        cancel: &mut CancelCheck<'_>,
     ) -> Result<Prefill> {
         let image = self.config.image_token_id;
-        let positions = rope_positions(input_ids, image, &self.vision.extents.of(grids)?)?;
-        let places: Vec<i64> = (0..input_ids.len() as i64)
-            .filter(|&i| input_ids[i as usize] == image)
-            .collect();
-        let rows = image_features.map_or(0, |f| f.size()[0]) as usize;
-        if rows != places.len() {
-            return Err(PromptError::ImageCount {
-                places: places.len(),
-                images: rows,
-            }
-            .into());
-        }
+        let positions = rope_positions(input_ids, image, &self.vision.token_grids.of(grids)?)?;
         tch::no_grad(|| {
-            let mut x = self.language.embed(input_ids)?;
-            if let Some(features) = image_features.filter(|_| !places.is_empty()) {
-                let at = upload(&places, x.device())?;
-                x = x.f_index_copy(0, &at, &features.f_to_kind(x.kind())?)?;
-            }
-            let hidden = self.language.forward(x, &positions.ids, cache, wanted, go_on)?;
+            let embeddings = self.language.embed(input_ids)?;
+            let x = scatter_images(embeddings, &image_rows(input_ids, image), image_features)?;
+            let hidden = self.language.forward(x, &positions.ids, cache, keep, cancel)?;
             cache.next_position = positions.next;
             Ok(Prefill { hidden, positions })
         })
@@ -239,7 +217,7 @@ impl Model {
         tch::no_grad(|| self.language.logits(hidden))
     }
 
-    /// Runs one more token; logits `[1, vocab]` f32 of what follows it.
+    /// Runs one more token; returns the next token's logits, `[1, vocab]` f32.
     pub fn decode(&self, token: i64, cache: &mut KvCache) -> Result<Tensor> {
         tch::no_grad(|| {
             let position = cache.next_position;
@@ -251,7 +229,7 @@ impl Model {
             let at = [vec![position], vec![position], vec![position]];
             let hidden = self
                 .language
-                .forward(x, &at, cache, Wanted::Last, &mut to_the_end)?;
+                .forward(x, &at, cache, LogitsToKeep::Last, &mut never_cancel)?;
             self.language.logits(&hidden)
         })
     }

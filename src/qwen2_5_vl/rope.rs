@@ -1,4 +1,4 @@
-//! Rotary positions of the language model: which frequency follows which axis, and how YaRN stretches them.
+//! Rotary frequencies: M-RoPE sections, and YaRN's scaling.
 //!
 //! Reference: `_compute_yarn_parameters` in `modeling_rope_utils.py` of transformers 5.17.
 
@@ -7,35 +7,35 @@ use std::f64::consts::PI;
 use serde_json::Value;
 use tch::{Device, Kind, Tensor};
 
-use super::{config::Section, vision::inverse_frequencies};
+use super::config::Section;
 use crate::Result;
 use crate::checkpoint::config_defaults::Part;
 
-/// Rotary positions.
+/// Rotary embedding of the language model.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Rope {
     /// Base of the frequencies.
     pub theta: f64,
-    /// Frequencies that follow time, height and width; they add up to `head_dim / 2`.
+    /// `mrope_section`: number of frequencies that use time, height and width; their sum is `head_dim / 2`.
     pub sections: [usize; 3],
-    /// How the frequencies are stretched; `None`: not at all.
+    /// YaRN scaling, if any.
     pub yarn: Option<Yarn>,
 }
 
-/// YaRN: slow frequencies become `factor` times as slow, fast ones stay, those between are mixed.
+/// YaRN: divides low frequencies by `factor`, keeps high ones, interpolates between them.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Yarn {
-    /// How many times as many positions.
+    /// Ratio of the extended to the original context length.
     pub factor: f64,
-    /// Cosines and sines are multiplied by this.
+    /// Factor of cosines and sines.
     pub attention_factor: f64,
-    /// Positions that the model was trained on.
+    /// Original context length.
     pub original_positions: usize,
-    /// A frequency that turns this many times in them stays.
+    /// Frequencies with at least this many rotations over the original context are kept.
     pub beta_fast: f64,
-    /// A frequency that turns this many times in them is stretched in full.
+    /// Frequencies with at most this many rotations over the original context are divided by `factor`.
     pub beta_slow: f64,
-    /// The bounds between them are whole frequencies.
+    /// Rounds the two bounds to whole frequency indices.
     pub truncate: bool,
 }
 
@@ -91,24 +91,24 @@ impl Rope {
         })
     }
 
-    /// Positions that the frequencies are stretched to; 0 where they are not.
+    /// Context length after YaRN; 0 without it.
     pub(super) fn context(&self) -> usize {
         self.yarn.as_ref().map_or(0, |yarn| {
             (yarn.factor * yarn.original_positions as f64).min(f64::from(u32::MAX)) as usize
         })
     }
 
-    /// What cosines and sines are multiplied by.
+    /// Factor of cosines and sines.
     pub fn attention_factor(&self) -> f64 {
         self.yarn.as_ref().map_or(1.0, |yarn| yarn.attention_factor)
     }
 
-    /// Radians a position, of each pair of a head's values: `[head_dim / 2]` f32, computed as transformers does.
+    /// Radians per position of each pair of a head's values, `[head_dim / 2]` f32, computed as in transformers.
     pub fn inverse_frequencies(&self, head_dim: usize) -> Result<Tensor> {
         let plain = inverse_frequencies(self.theta, head_dim as i64)?;
         match &self.yarn {
             None => Ok(plain),
-            Some(yarn) => yarn.stretch(&plain, self.theta, head_dim),
+            Some(yarn) => yarn.scale(&plain, self.theta, head_dim),
         }
     }
 }
@@ -121,7 +121,7 @@ impl Yarn {
         {
             return Err(rope.error("\"partial_rotary_factor\" is not supported"));
         }
-        // A value beside the rope's settings goes first, as in transformers; it has no place in a flat file.
+        // In a nested file the text config's own value takes precedence, as in transformers.
         let original_positions = if s.is_nested() && s.present("original_max_position_embeddings").is_some() {
             s.size("original_max_position_embeddings")?
         } else if rope.present("original_max_position_embeddings").is_some() {
@@ -133,7 +133,7 @@ impl Yarn {
             Some(Value::Null) => max_positions as f64 / original_positions as f64,
             _ => rope.positive("factor")?,
         };
-        // Zero is as good as absent, as in Python.
+        // Zero counts as absent, as in Python.
         let optional = |key| match rope.present(key).filter(|value| value.as_f64() != Some(0.0)) {
             Some(_) => rope.positive(key).map(Some),
             None => Ok(None),
@@ -165,13 +165,13 @@ impl Yarn {
         })
     }
 
-    /// The frequency, by number, that turns `turns` times in the positions trained on.
+    /// Index of the frequency with `turns` rotations over the original context.
     fn frequency_of(&self, turns: f64, theta: f64, head_dim: usize) -> f64 {
         let positions = self.original_positions as f64;
         head_dim as f64 * (positions / (turns * 2.0 * PI)).ln() / (2.0 * theta.ln())
     }
 
-    fn stretch(&self, plain: &Tensor, theta: f64, head_dim: usize) -> Result<Tensor> {
+    fn scale(&self, plain: &Tensor, theta: f64, head_dim: usize) -> Result<Tensor> {
         let (mut low, mut high) = (
             self.frequency_of(self.beta_fast, theta, head_dim),
             self.frequency_of(self.beta_slow, theta, head_dim),
@@ -193,4 +193,12 @@ impl Yarn {
         let stretched = stays.f_neg()?.f_add_scalar(1.0)?;
         Ok(slow.f_mul(&stretched)?.f_add(&plain.f_mul(&stays)?)?)
     }
+}
+
+/// 1 / theta^(2i / dim), `[dim / 2]` f32, computed as in transformers.
+pub(super) fn inverse_frequencies(theta: f64, dim: i64) -> Result<Tensor> {
+    let exponent =
+        Tensor::f_arange_start_step(0, dim, 2, (Kind::Float, Device::Cpu))?.f_div_scalar(dim as f64)?;
+    let base = Tensor::f_full([] as [i64; 0], theta, (Kind::Float, Device::Cpu))?;
+    Ok(base.f_pow(&exponent)?.f_reciprocal()?)
 }

@@ -6,19 +6,21 @@ use tch::{Device, Kind, Tensor};
 
 use super::{
     VisionConfig,
-    attention::Runs,
-    extents::Extents,
-    layers::{Mlp, RmsNorm, Weights, rotate},
+    layers::{Mlp, RmsNorm, apply_rotary},
     linear::{Linear, LinearWeight},
-    model::{GoOn, ask},
-    positions::WindowPlan,
+    model::{CancelCheck, check_cancelled},
+    rope::inverse_frequencies,
+    token_grid::TokenGrids,
+    varlen_attention::Segments,
+    weights::Weights,
+    windows::WindowPlan,
 };
 use crate::Result;
 use crate::kernels::cpu::Heads;
 use crate::processing::Grid;
 use crate::torch::{autograd::recomputed, upload};
 
-/// The published models' constant; the vision tower's config has no key for it.
+/// Constant of the published models; the vision config has no key for it.
 const EPS: f64 = 1e-6;
 
 struct Block {
@@ -29,26 +31,25 @@ struct Block {
     mlp: Mlp,
 }
 
-/// What a block's attention needs beside its weights.
-struct Frame {
+/// Inputs of a block's attention besides its weights.
+struct AttentionContext {
     heads: usize,
     dim: usize,
     /// Rotary tables, `[rows, dim]` each.
     cos: Tensor,
     sin: Tensor,
-    /// Rows that attend to each other.
-    runs: Runs,
+    /// Windows, or whole images.
+    segments: Segments,
 }
 
-// SAFETY: its tables are only read, which libtorch allows any thread.
-unsafe impl Sync for Frame {}
+// SAFETY: its tables are only read, which libtorch allows on any thread.
+unsafe impl Sync for AttentionContext {}
 
-// SAFETY: a block is shared by its tower and the graph of a training alone, whose backward pass runs while the tower's thread
-// waits for it.
+// SAFETY: a block is shared only by its tower and autograd's graph, whose backward pass runs while the tower's thread waits.
 unsafe impl Sync for Block {}
 
 impl Block {
-    /// Whether an adapter in training is attached.
+    /// Whether a LoRA pair of it is being trained.
     fn trains(&self) -> bool {
         let linears = [
             &self.qkv,
@@ -61,43 +62,43 @@ impl Block {
         adapters.any(|lora| lora.a.requires_grad())
     }
 
-    /// x: `[rows, hidden]`, same shape out.
-    fn whole(&self, x: &Tensor, frame: &Frame) -> Result<Tensor> {
-        let x = x.f_add(&self.attention(&self.norm1.forward(x)?, frame)?)?;
+    /// The whole block, out of place; x: `[rows, hidden]` → same shape.
+    fn forward(&self, x: &Tensor, context: &AttentionContext) -> Result<Tensor> {
+        let x = x.f_add(&self.attention(&self.norm1.forward(x)?, context)?)?;
         let delta = self.mlp.forward(&self.norm2.forward(&x)?)?;
         Ok(x.f_add(&delta)?)
     }
 
-    /// Attention inside the frame's runs; x: `[rows, hidden]`, same shape out.
-    fn attention(&self, x: &Tensor, frame: &Frame) -> Result<Tensor> {
-        let (rows, heads, dim) = (x.size()[0], frame.heads as i64, frame.dim as i64);
-        let turned = Heads {
-            count: 2 * frame.heads,
-            dim: frame.dim,
+    /// Attention within the context's segments; x: `[rows, hidden]` → same shape.
+    fn attention(&self, x: &Tensor, context: &AttentionContext) -> Result<Tensor> {
+        let (rows, heads, dim) = (x.size()[0], context.heads as i64, context.dim as i64);
+        let heads_qk = Heads {
+            count: 2 * context.heads,
+            dim: context.dim,
         };
-        // Queries and keys, which come first; cos and sin repeat for both.
-        let qkv =
-            rotate(self.qkv.forward(x)?, turned, &frame.cos, &frame.sin)?.f_view([rows, 3, heads, dim])?;
-        // One node of the graph, whose backward pass puts the three gradients together at once.
+        // Rotates queries and keys, which come first in each row.
+        let qkv = apply_rotary(self.qkv.forward(x)?, heads_qk, &context.cos, &context.sin)?;
+        let qkv = qkv.f_view([rows, 3, heads, dim])?;
+        // One autograd node for all three, whose backward pass stacks their gradients at once.
         let parts = qkv.f_unbind(1)?;
         let [q, k, v] = parts.as_slice() else {
             unreachable!("a dimension of three");
         };
-        self.proj.forward(&frame.runs.attention(q, k, v, false)?)
+        self.proj.forward(&context.segments.attention(q, k, v, false)?)
     }
 }
 
-/// Patches in, image tokens as the language model wants them out.
+/// Vision tower: patches → image features in the language model's width.
 pub(super) struct VisionTower {
     config: VisionConfig,
     patch_embed: Linear,
-    /// Shared with the graph of a training.
+    /// Shared with autograd's graph.
     blocks: Vec<Arc<Block>>,
     merger_norm: RmsNorm,
     merger_in: Linear,
     merger_out: Linear,
-    /// Sizes of pages; the language model's positions follow from the same.
-    pub(super) extents: Extents,
+    /// Also used for the language model's M-RoPE positions.
+    pub(super) token_grids: TokenGrids,
     kind: Kind,
     device: Device,
 }
@@ -147,29 +148,26 @@ impl VisionTower {
             merger_norm: w.rms_norm("visual.merger.ln_q", c.hidden_size, EPS)?,
             merger_in: w.linear("visual.merger.mlp.0", merged, merged, true)?,
             merger_out: w.linear("visual.merger.mlp.2", c.out_hidden_size, merged, true)?,
-            extents: Extents::new(w.device, w.reductions, c.spatial_merge_size),
+            token_grids: TokenGrids::new(w.device, w.reductions, c.spatial_merge_size),
             config: config.clone(),
             kind: w.kind,
             device: w.device,
         })
     }
 
-    /// pixel_values: `[patches, patch_values]` f32, all images one after the other → `[merged tokens, out_hidden]`.
+    /// pixel_values: `[patches, patch_values]` f32 of all images, concatenated → `[merged tokens, out_hidden]`.
     ///
-    /// `recompute`: where the tower is in training its blocks keep their inputs alone, and are computed again in the backward
-    /// pass.
-    ///
-    /// `go_on` is asked before every block.
+    /// `recompute`: activation checkpointing of the blocks, if the tower is being trained. `cancel` is polled before every block.
     pub(super) fn forward(
         &self,
         pixel_values: &Tensor,
         grids: &[Grid],
         recompute: bool,
-        go_on: &mut GoOn<'_>,
+        cancel: &mut CancelCheck<'_>,
     ) -> Result<Tensor> {
         let c = &self.config;
         let unit = (c.spatial_merge_size * c.spatial_merge_size) as i64;
-        let pages = self.extents.of(grids)?;
+        let pages = self.token_grids.of(grids)?;
         let plan = WindowPlan::new(&pages, c.window_tokens());
         let order = upload(&plan.order, self.device)?;
         let in_window_order = |x: &Tensor| -> Result<Tensor> {
@@ -186,41 +184,41 @@ impl VisionTower {
             .iter()
             .flat_map(|page| std::iter::repeat_n(page.frame_patches as i64, page.frames))
             .collect();
-        let frame = |lengths| -> Result<Arc<Frame>> {
-            Ok(Arc::new(Frame {
+        let context = |lengths| -> Result<Arc<AttentionContext>> {
+            Ok(Arc::new(AttentionContext {
                 heads: c.num_heads,
                 dim: c.head_dim,
                 cos: cos.shallow_clone(),
                 sin: sin.shallow_clone(),
-                runs: Runs::new(lengths, self.kind, self.device)?,
+                segments: Segments::new(lengths, self.kind, self.device)?,
             }))
         };
-        let (images, windows) = (frame(images)?, frame(windows)?);
+        let (images, windows) = (context(images)?, context(windows)?);
         let recompute = recompute && self.blocks.iter().any(|block| block.trains());
         if recompute {
-            // What is computed again gets its gradient through its input.
+            // A recomputed block gets its gradient through its input, which must be tracked.
             x = x.set_requires_grad(true);
         }
         let mut delta = None;
         for (i, block) in self.blocks.iter().enumerate() {
-            ask(go_on)?;
-            let frame = match c.fullatt_block_indexes.contains(&i) {
+            check_cancelled(cancel)?;
+            let context = match c.fullatt_block_indexes.contains(&i) {
                 true => &images,
                 false => &windows,
             };
             if recompute {
-                let (block, frame) = (Arc::clone(block), Arc::clone(frame));
-                x = recomputed(&x, move |x| block.whole(x, &frame))?;
+                let (block, context) = (Arc::clone(block), Arc::clone(context));
+                x = recomputed(&x, move |x| block.forward(x, &context))?;
                 continue;
             }
-            let normed = block.norm1.after(&mut x, delta.as_ref())?;
-            let attended = block.attention(&normed, frame)?;
-            let normed = block.norm2.after(&mut x, Some(&attended))?;
+            let normed = block.norm1.add_and_norm(&mut x, delta.as_ref())?;
+            let attended = block.attention(&normed, context)?;
+            let normed = block.norm2.add_and_norm(&mut x, Some(&attended))?;
             delta = Some(block.mlp.forward(&normed)?);
         }
         let merged = self
             .merger_norm
-            .after(&mut x, delta.as_ref())?
+            .add_and_norm(&mut x, delta.as_ref())?
             .f_reshape([x.size()[0] / unit, -1])?;
         let merged = self
             .merger_out
@@ -229,7 +227,7 @@ impl VisionTower {
         Ok(merged.f_index_select(0, &reverse)?)
     }
 
-    /// Rotary angles `[patches, head_dim]` f32 by (row, column) of each patch, in merge order.
+    /// Rotary angles `[patches, head_dim]` f32 from (row, column) of each patch, in merge order.
     fn angles(&self, grids: &[Grid]) -> Result<Tensor> {
         let m = self.config.spatial_merge_size;
         let (mut rows, mut columns) = (Vec::new(), Vec::new());
@@ -253,12 +251,4 @@ impl VisionTower {
         let (h, w) = (angle(&rows)?, angle(&columns)?);
         Ok(Tensor::f_cat(&[&h, &w, &h, &w], 1)?)
     }
-}
-
-/// 1 / theta^(2i / dim), `[dim / 2]` f32, computed as transformers does.
-pub(super) fn inverse_frequencies(theta: f64, dim: i64) -> Result<Tensor> {
-    let exponent =
-        Tensor::f_arange_start_step(0, dim, 2, (Kind::Float, Device::Cpu))?.f_div_scalar(dim as f64)?;
-    let base = Tensor::f_full([] as [i64; 0], theta, (Kind::Float, Device::Cpu))?;
-    Ok(base.f_pow(&exponent)?.f_reciprocal()?)
 }

@@ -1,6 +1,9 @@
-//! Calls into the C++ that build.rs compiles: none throws, each says in words what went wrong.
+//! What tch does not bind: C++ that `build.rs` compiles, and its Rust side in the file of the same name.
+//!
+//! No C++ function throws; each returns an error message instead.
 
 pub(crate) mod allocator;
+pub(crate) mod attention;
 pub mod autograd;
 mod transfer;
 
@@ -9,10 +12,10 @@ use std::ffi::{CStr, c_char, c_int};
 pub use self::allocator::{AllocatorStats, allocator_stats, reset_allocator_peak};
 pub use self::transfer::{pinned, upload};
 
-/// Room for an error's text.
+/// Size of the error message buffer.
 const MESSAGE_BYTES: usize = 512;
 
-/// Calls `work` with room for a text, which is the error where it returns something else than 0.
+/// Calls `work` with a message buffer; a result other than 0 is an error with that message.
 pub(crate) fn call(work: impl FnOnce(*mut c_char, usize) -> c_int) -> Result<(), String> {
     let mut message = [0 as c_char; MESSAGE_BYTES];
     if work(message.as_mut_ptr(), MESSAGE_BYTES - 1) == 0 {
@@ -23,7 +26,7 @@ pub(crate) fn call(work: impl FnOnce(*mut c_char, usize) -> c_int) -> Result<(),
     Err(text.to_string_lossy().into_owned())
 }
 
-/// What a text says before it lists where it happened.
+/// The first line of an error text, without the backtrace.
 pub(crate) fn first_line(text: &str) -> &str {
     text.lines().next().unwrap_or_default()
 }

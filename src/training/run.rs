@@ -19,9 +19,9 @@ use super::{
     validation::{Batch, Tally, better, measure},
 };
 use crate::console::{self, Level};
-use crate::device::keep_freed_memory;
+use crate::device::{Precision, keep_freed_memory};
 use crate::distributed::Group;
-use crate::engine::{LoadOptions, Precision, Reader};
+use crate::engine::{LoadOptions, Reader};
 use crate::error::TrainingError;
 use crate::project::Project;
 use crate::records::{self, TrainingMetrics};
@@ -115,7 +115,7 @@ pub fn train(run: &TrainingRun<'_>) -> Result<TrainingMetrics> {
         max_pixels: Some(data.max_pixels),
         ..LoadOptions::default()
     };
-    let reader = Reader::load_with(&base.dir, &load, Some(&parameters.adapter))?;
+    let reader = Reader::load_with(&base.dir, &load, &parameters.adapter)?;
     if run.leads() {
         let warnings = reader.warnings().iter();
         warnings.for_each(|warning| console::say(Level::WARN, warning));

@@ -6,9 +6,9 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::sync::atomic::AtomicBool;
 
+use medical_vision::device::Precision;
 use medical_vision::device::{DeviceChoice, select};
 use medical_vision::documents::DocumentSet;
-use medical_vision::engine::Precision;
 use medical_vision::evaluation::{
     AnswerScore, FinetunedRun, HeldOut, HeldOutFigures, HeldOutSplit, Scores, evaluate, judge,
 };

@@ -8,12 +8,13 @@ use medical_vision::checkpoint::Checkpoint;
 use medical_vision::device::{DeviceChoice, select};
 use medical_vision::kernels::{cpu::Heads, cuda};
 use medical_vision::processing::Grid;
+use medical_vision::quant::Quantization;
 use medical_vision::quant::nf4::{Nf4Weight, QuantType};
 use medical_vision::quantize::{
     Watch,
     nf4::{Nf4Options, quantize_folder},
 };
-use medical_vision::qwen2_5_vl::{Config, Extents, Model, Packed, Sequence, Wanted};
+use medical_vision::qwen2_5_vl::{Config, LogitsToKeep, Model, ModelOptions, Packed, Sequence, TokenGrids};
 use tch::{Device, Kind, Tensor};
 
 use super::qwen2_5_vl::{
@@ -163,13 +164,23 @@ fn the_gpus_kernels_rotate_and_gate_as_libtorch_does() {
     }
 }
 
+fn load(checkpoint: &Checkpoint, config: &Config, kind: Kind, device: Device) -> Model {
+    Model::load(
+        checkpoint,
+        config,
+        &Quantization::None,
+        &ModelOptions::new(kind, device),
+    )
+    .unwrap()
+}
+
 #[test]
 fn sequences_with_a_common_beginning_are_computed_as_alone() {
     let Some(device) = gpu() else { return };
     let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/qwen25-vl-nano");
     let config = Config::from_dir(&dir).unwrap();
     let checkpoint = Checkpoint::open(&dir).unwrap();
-    let model = Model::load(&checkpoint, &config, Kind::BFloat16, device, None).unwrap();
+    let model = load(&checkpoint, &config, Kind::BFloat16, device);
     let grid = Grid { t: 1, h: 8, w: 12 };
     let pixels = Tensor::randn([96, 1176], (Kind::Float, device));
     let mut beginning = vec![5i64, 6, 7];
@@ -207,12 +218,14 @@ fn yarn_on_a_gpu_computes_what_transformers_computes() {
     let golden = tensors("goldens/folders-yarn-text.safetensors");
     let input = ids(&golden["input_ids"]);
     for (kind, tolerance) in [(Kind::Float, 2e-3), (Kind::BFloat16, 0.3)] {
-        let model = Model::load(&checkpoint, &config, kind, device, None).unwrap();
+        let model = load(&checkpoint, &config, kind, device);
         let mut cache = model.cache(input.len()).unwrap();
-        let whole = model.prefill(&input, None, &[], &mut cache, Wanted::All).unwrap();
+        let whole = model
+            .prefill(&input, None, &[], &mut cache, LogitsToKeep::All)
+            .unwrap();
         let mut cache = model.cache(input.len()).unwrap();
         let first = model
-            .prefill(&input[..1], None, &[], &mut cache, Wanted::All)
+            .prefill(&input[..1], None, &[], &mut cache, LogitsToKeep::All)
             .unwrap();
         let mut rows = vec![model.logits(&first.hidden).unwrap()];
         rows.extend(input[1..].iter().map(|&id| model.decode(id, &mut cache).unwrap()));
@@ -232,7 +245,7 @@ fn integer_products_on_a_gpu_are_the_cpus() {
     let grids = [(1, 34, 46), (2, 16, 20)].map(|(t, h, w)| Grid { t, h, w });
     let of = |device, capability| {
         let reductions = Reductions::with_capability(Some(capability));
-        Extents::new(device, reductions, 2).of(&grids).unwrap()
+        TokenGrids::new(device, reductions, 2).of(&grids).unwrap()
     };
     let host = of(Device::Cpu, (9, 0));
     assert_eq!(of(device, (12, 1)), host);

@@ -7,7 +7,7 @@ use super::{decoder::Rotary, layer::Prompt};
 use crate::data::CalibrationPage;
 use crate::fs::hexadecimal;
 use crate::quantize::{Source, Watch, accuracy::Encoder};
-use crate::qwen2_5_vl::{Config, Front};
+use crate::qwen2_5_vl::{Config, InputEmbedder};
 use crate::{Error, Result};
 
 /// The pages with their answers, through the vision tower and the embedding.
@@ -19,13 +19,13 @@ pub fn prompts(
     watch: Watch<'_>,
 ) -> Result<Vec<Prompt>> {
     let encoder = Encoder::new(source.dir(), config)?;
-    let front = Front::load(source.checkpoint(), config, Kind::Float, device)?;
+    let embedder = InputEmbedder::load(source.checkpoint(), config, Kind::Float, device)?;
     pages
         .iter()
         .map(|page| {
             let encoded = encoder.encode(page, &page.prompt)?;
             let pixels = encoded.pixels.f_to_device(device)?;
-            let (states, positions) = front.embed(&encoded.ids, Some(&pixels), &[encoded.grid])?;
+            let (states, positions) = embedder.embed(&encoded.ids, Some(&pixels), &[encoded.grid])?;
             if states.f_isfinite()?.f_all()?.f_int64_value(&[])? == 0 {
                 return Err(Error::Numeric(
                     "the vision tower makes values that are no numbers of a calibration page: the model is damaged"

@@ -203,6 +203,7 @@ mod tests {
     use std::path::Path;
 
     use super::*;
+    use crate::checkpoint::JsonFile;
     use crate::qwen2_5_vl::Config;
 
     /// The frequencies are the model's own; so is what YaRN multiplies the waves by.
@@ -210,7 +211,8 @@ mod tests {
     fn yarn_turns_a_prompt_as_the_model_does() {
         let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/configs/hub/7b-yarn.json");
         let value = serde_json::from_str(&std::fs::read_to_string(&file).unwrap()).unwrap();
-        let config = Config::from_json(&file, &value).unwrap().text;
+        let config = JsonFile::new(file, value).unwrap();
+        let config = Config::from_json(&config).unwrap().text;
         let positions = Positions {
             ids: [0, 1, 2].map(|axis| vec![0, axis, 40_000]),
             next: 0,

@@ -10,10 +10,11 @@ use tch::{Device, Kind, Tensor};
 use crate::Result;
 use crate::checkpoint::Checkpoint;
 use crate::data::CalibrationPage;
+use crate::device::Precision;
 use crate::prompts::EXTRACTION_PROMPT;
-use crate::quant::nf4::Nf4Weight;
+use crate::quant::{Quantization, nf4::Nf4Weight};
 use crate::quantize::{Watch, accuracy::Encoder};
-use crate::qwen2_5_vl::{Config, InputSamples, Model, Wanted};
+use crate::qwen2_5_vl::{Config, InputSamples, LogitsToKeep, Model, ModelOptions};
 
 /// Rows of each layer's input that are kept of a page.
 const ROWS: i64 = 32;
@@ -92,12 +93,13 @@ fn inputs(
 ) -> Result<BTreeMap<String, Tensor>> {
     let config = Config::from_dir(dir)?;
     let encoder = Encoder::new(dir, &config)?;
-    let kind = match device {
-        Device::Cpu => Kind::Float,
-        _ => Kind::BFloat16,
-    };
+    let kind = Precision::Auto.kind(device);
     let samples = Arc::new(InputSamples::new(ROWS, pages.len()));
-    let model = Model::load_sampled(weights, &config, kind, device, Arc::clone(&samples))?;
+    let options = ModelOptions {
+        samples: Some(Arc::clone(&samples)),
+        ..ModelOptions::new(kind, device)
+    };
+    let model = Model::load(weights, &config, &Quantization::from_dir(dir)?, &options)?;
     for page in pages {
         let encoded = encoder.encode(page, EXTRACTION_PROMPT)?;
         let pixels = encoded.pixels.f_to_device(device)?;
@@ -108,7 +110,7 @@ fn inputs(
             Some(&features),
             &[encoded.grid],
             &mut cache,
-            Wanted::All,
+            LogitsToKeep::All,
         )?;
         watch.done(1)?;
     }

@@ -4,6 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Output;
 
+use medical_vision::engine::{LoadOptions, Reader, UNSAVED_ADAPTER};
 use medical_vision::lora::{ADAPTER_EVALUATION, ADAPTER_WEIGHTS, Adapter, Found, LoraConfig, Verdict, find};
 use medical_vision::project::Project;
 use medical_vision::qwen2_5_vl::Config;
@@ -109,6 +110,21 @@ fn an_adapter_of_another_model_or_without_merit_is_left_out() {
     fs::write(dir.join("adapter_config.json"), "{").unwrap();
     let error = find(&project, &model).unwrap_err().to_string();
     assert!(error.contains("--adapter none"), "{error}");
+}
+
+#[test]
+fn the_model_metadata_names_an_adapter_in_memory() {
+    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/qwen25-vl-nano");
+    let name = |adapter: &Adapter| {
+        let reader = Reader::load_with(&dir, &LoadOptions::default(), adapter).unwrap();
+        reader.info().lora_adapter.clone()
+    };
+    let new = adapter("models/qwen25-vl-nano");
+    assert_eq!(name(&new).as_deref(), Some(UNSAVED_ADAPTER));
+    let folder = tempfile::tempdir().unwrap();
+    let saved = folder.path().join("my-lora");
+    new.write(&saved).unwrap();
+    assert_eq!(name(&Adapter::read(&saved).unwrap()).as_deref(), Some("my-lora"));
 }
 
 #[test]

@@ -4,11 +4,12 @@ use std::collections::HashMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use medical_vision::checkpoint::Checkpoint;
+use medical_vision::checkpoint::{Checkpoint, JsonFile};
 use medical_vision::lora::{
     ADAPTER_CONFIG, ADAPTER_EVALUATION, ADAPTER_WEIGHTS, Adapter, LoraConfig, Targets,
 };
-use medical_vision::qwen2_5_vl::{Config, Model};
+use medical_vision::quant::Quantization;
+use medical_vision::qwen2_5_vl::{Config, Model, ModelOptions};
 use serde_json::{Value, json};
 use tch::{Device, Kind, Tensor};
 
@@ -33,7 +34,7 @@ fn seven_billion() -> Config {
             "out_hidden_size": 3584, "fullatt_block_indexes": [7, 15, 23, 31]
         }
     });
-    Config::from_json(Path::new("config.json"), &json).unwrap()
+    Config::from_json(&JsonFile::new("config.json", json).unwrap()).unwrap()
 }
 
 /// A small adapter whose B is not zero.
@@ -53,9 +54,11 @@ fn load(dir: &Path, adapter: Option<&Adapter>) -> medical_vision::Result<Model> 
     Model::load(
         &Checkpoint::open(dir)?,
         &config,
-        Kind::Float,
-        Device::Cpu,
-        adapter,
+        &Quantization::from_dir(dir)?,
+        &ModelOptions {
+            adapter,
+            ..ModelOptions::new(Kind::Float, Device::Cpu)
+        },
     )
 }
 
@@ -432,7 +435,7 @@ fn a_model_computes_with_the_trainer_s_own_tensors() {
                 None,
                 &[],
                 &mut cache,
-                medical_vision::qwen2_5_vl::Wanted::All,
+                medical_vision::qwen2_5_vl::LogitsToKeep::All,
             )
             .unwrap();
         model.logits(&prefill.hidden).unwrap()

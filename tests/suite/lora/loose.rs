@@ -5,7 +5,8 @@ use std::path::{Path, PathBuf};
 
 use medical_vision::checkpoint::Checkpoint;
 use medical_vision::lora::{ADAPTER_CONFIG, ADAPTER_WEIGHTS, Adapter};
-use medical_vision::qwen2_5_vl::{Config, Model, Wanted};
+use medical_vision::quant::Quantization;
+use medical_vision::qwen2_5_vl::{Config, LogitsToKeep, Model, ModelOptions};
 use serde_json::{Value, json};
 use tch::{Device, Kind, Tensor};
 
@@ -28,10 +29,12 @@ fn golden(name: &str) -> (Vec<i64>, Tensor) {
 /// Logits of all ids in one pass, and a token at a time.
 fn both_ways(model: &Model, ids: &[i64]) -> [Tensor; 2] {
     let mut cache = model.cache(ids.len()).unwrap();
-    let whole = model.prefill(ids, None, &[], &mut cache, Wanted::All).unwrap();
+    let whole = model
+        .prefill(ids, None, &[], &mut cache, LogitsToKeep::All)
+        .unwrap();
     let mut cache = model.cache(ids.len()).unwrap();
     let first = model
-        .prefill(&ids[..1], None, &[], &mut cache, Wanted::All)
+        .prefill(&ids[..1], None, &[], &mut cache, LogitsToKeep::All)
         .unwrap();
     let mut rows = vec![model.logits(&first.hidden).unwrap()];
     rows.extend(ids[1..].iter().map(|&id| model.decode(id, &mut cache).unwrap()));
@@ -266,7 +269,11 @@ fn a_resized_head_is_refused_by_its_shape() {
     let dir = fixtures().join("models/untied-flat-sharded");
     let config = Config::from_dir(&dir).unwrap();
     let checkpoint = Checkpoint::open(&dir).unwrap();
-    let error = Model::load(&checkpoint, &config, Kind::Float, Device::Cpu, Some(&adapter));
+    let options = ModelOptions {
+        adapter: Some(&adapter),
+        ..ModelOptions::new(Kind::Float, Device::Cpu)
+    };
+    let error = Model::load(&checkpoint, &config, &Quantization::None, &options);
     let error = error.err().unwrap().to_string();
     for part in ["lm_head.weight", "[380, 64]", "[384, 64]", ADAPTER_WEIGHTS] {
         assert!(error.contains(part), "{error}");

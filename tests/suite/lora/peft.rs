@@ -6,7 +6,8 @@ use std::path::Path;
 use medical_vision::checkpoint::Checkpoint;
 use medical_vision::lora::{Adapter, LoraConfig};
 use medical_vision::processing::Grid;
-use medical_vision::qwen2_5_vl::{Config, Model, Wanted};
+use medical_vision::quant::Quantization;
+use medical_vision::qwen2_5_vl::{Config, LogitsToKeep, Model, ModelOptions};
 use tch::{Device, Kind, Tensor};
 
 use crate::suite::fixtures;
@@ -51,9 +52,11 @@ pub fn load(dir: &Path, adapter: Option<&Adapter>, kind: Kind) -> Model {
     Model::load(
         &Checkpoint::open(dir).unwrap(),
         &config,
-        kind,
-        Device::Cpu,
-        adapter,
+        &Quantization::from_dir(dir).unwrap(),
+        &ModelOptions {
+            adapter,
+            ..ModelOptions::new(kind, Device::Cpu)
+        },
     )
     .unwrap()
 }
@@ -88,7 +91,13 @@ impl Golden {
         let features = model.image_features(&self.pixels, &self.grids).unwrap();
         let mut cache = model.cache(self.ids.len()).unwrap();
         let (prompt, more) = self.ids.split_at(self.ids.len() - MORE);
-        let prefill = model.prefill(prompt, Some(&features), &self.grids, &mut cache, Wanted::All);
+        let prefill = model.prefill(
+            prompt,
+            Some(&features),
+            &self.grids,
+            &mut cache,
+            LogitsToKeep::All,
+        );
         let mut all = vec![model.logits(&prefill.unwrap().hidden).unwrap()];
         for &token in more {
             all.push(model.decode(token, &mut cache).unwrap());
@@ -148,11 +157,13 @@ fn an_awq_base_computes_the_adapter_in_both_ways() {
     let model = load(&dir, Some(&adapter), Kind::Float);
     let ids: Vec<i64> = (0..12).map(|i| 7 + 13 * i).collect();
     let mut cache = model.cache(ids.len()).unwrap();
-    let whole = model.prefill(&ids, None, &[], &mut cache, Wanted::All).unwrap();
+    let whole = model
+        .prefill(&ids, None, &[], &mut cache, LogitsToKeep::All)
+        .unwrap();
     let whole = model.logits(&whole.hidden).unwrap();
     let mut cache = model.cache(ids.len()).unwrap();
     let first = model
-        .prefill(&ids[..1], None, &[], &mut cache, Wanted::All)
+        .prefill(&ids[..1], None, &[], &mut cache, LogitsToKeep::All)
         .unwrap();
     let mut steps = vec![model.logits(&first.hidden).unwrap()];
     for &token in &ids[1..] {
@@ -163,7 +174,9 @@ fn an_awq_base_computes_the_adapter_in_both_ways() {
 
     let bare = load(&dir, None, Kind::Float);
     let mut cache = bare.cache(ids.len()).unwrap();
-    let other = bare.prefill(&ids, None, &[], &mut cache, Wanted::All).unwrap();
+    let other = bare
+        .prefill(&ids, None, &[], &mut cache, LogitsToKeep::All)
+        .unwrap();
     assert!(largest(&whole, &bare.logits(&other.hidden).unwrap()) > 0.1);
 }
 

@@ -5,9 +5,9 @@ use std::path::Path;
 
 use medical_vision::checkpoint::Checkpoint;
 use medical_vision::processing::Grid;
-use medical_vision::quant::Awq;
 use medical_vision::quant::awq::{AwqWeight, Grouped};
-use medical_vision::qwen2_5_vl::{Config, Model, Wanted};
+use medical_vision::quant::{Awq, Quantization};
+use medical_vision::qwen2_5_vl::{Config, LogitsToKeep, Model, ModelOptions};
 use tch::{Device, Kind, Tensor};
 
 use crate::suite::fixtures;
@@ -166,18 +166,22 @@ fn a_folder_with_scales_in_bf16_computes_the_same_both_ways() {
     Tensor::write_safetensors(&all, dir.path().join("model.safetensors")).unwrap();
     let config = Config::from_dir(dir.path()).unwrap();
     let checkpoint = Checkpoint::open(dir.path()).unwrap();
-    let model = Model::load(&checkpoint, &config, Kind::Float, Device::Cpu, None).unwrap();
+    let quantization = Quantization::from_dir(dir.path()).unwrap();
+    let options = ModelOptions::new(Kind::Float, Device::Cpu);
+    let model = Model::load(&checkpoint, &config, &quantization, &options).unwrap();
     let golden = tensors("goldens/awq-text.safetensors");
     let ids = integers(&golden["input_ids"]);
     let mut cache = model.cache(ids.len()).unwrap();
-    let whole = model.prefill(&ids, None, &[], &mut cache, Wanted::All).unwrap();
+    let whole = model
+        .prefill(&ids, None, &[], &mut cache, LogitsToKeep::All)
+        .unwrap();
     let whole = model.logits(&whole.hidden).unwrap();
     // Rounded scales move the logits a little.
     let moved = largest(&whole, &golden["logits"]);
     assert!(moved > 1e-3 && moved < 1.0, "{moved}");
     let mut cache = model.cache(ids.len()).unwrap();
     let first = model
-        .prefill(&ids[..1], None, &[], &mut cache, Wanted::All)
+        .prefill(&ids[..1], None, &[], &mut cache, LogitsToKeep::All)
         .unwrap();
     let mut rows = vec![model.logits(&first.hidden).unwrap()];
     rows.extend(ids[1..].iter().map(|&id| model.decode(id, &mut cache).unwrap()));
@@ -192,9 +196,8 @@ fn a_folder_computes_what_its_unpacked_weights_do() {
     let model = Model::load(
         &Checkpoint::open(&dir).unwrap(),
         &config,
-        Kind::Float,
-        Device::Cpu,
-        None,
+        &Quantization::from_dir(&dir).unwrap(),
+        &ModelOptions::new(Kind::Float, Device::Cpu),
     )
     .unwrap();
     for case in ["ragged", "text"] {
@@ -212,7 +215,7 @@ fn a_folder_computes_what_its_unpacked_weights_do() {
         let features = pixels.map(|pixels| model.image_features(pixels, &grids).unwrap());
         let mut cache = model.cache(ids.len() + 24).unwrap();
         let prefill = model
-            .prefill(&ids, features.as_ref(), &grids, &mut cache, Wanted::All)
+            .prefill(&ids, features.as_ref(), &grids, &mut cache, LogitsToKeep::All)
             .unwrap();
         let logits = model.logits(&prefill.hidden).unwrap();
         let error = largest(&logits, &golden["logits"]);

@@ -208,7 +208,7 @@ fn an_adapter_of_the_output_head_is_merged() {
                 None,
                 &[],
                 &mut cache,
-                medical_vision::qwen2_5_vl::Wanted::All,
+                medical_vision::qwen2_5_vl::LogitsToKeep::All,
             );
             model.logits(&prefill.unwrap().hidden).unwrap()
         };

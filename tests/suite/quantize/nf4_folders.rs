@@ -7,12 +7,13 @@ use std::sync::atomic::AtomicBool;
 use medical_vision::checkpoint::Checkpoint;
 use medical_vision::fs::Manifest;
 use medical_vision::processing::Grid;
+use medical_vision::quant::Quantization;
 use medical_vision::quant::nf4::{Nf4Weight, QuantType, WeightErrors};
 use medical_vision::quantize::{
     Outcome, Watch,
     nf4::{Nf4Options, quantize_folder},
 };
-use medical_vision::qwen2_5_vl::{Config, Model, Wanted};
+use medical_vision::qwen2_5_vl::{Config, LogitsToKeep, Model, ModelOptions};
 use serde_json::{Value, json};
 use tch::{Device, Kind, Tensor};
 
@@ -44,7 +45,12 @@ fn quantize(source: &Path, target: &Path, options: &Nf4Options) -> medical_visio
 
 fn load(dir: &Path, kind: Kind) -> medical_vision::Result<Model> {
     let config = Config::from_dir(dir)?;
-    Model::load(&Checkpoint::open(dir)?, &config, kind, Device::Cpu, None)
+    Model::load(
+        &Checkpoint::open(dir)?,
+        &config,
+        &Quantization::from_dir(dir)?,
+        &ModelOptions::new(kind, Device::Cpu),
+    )
 }
 
 fn tensors(file: &str) -> HashMap<String, Tensor> {
@@ -89,7 +95,7 @@ impl Prompt {
         let features = model.image_features(&self.pixels, &self.grids).unwrap();
         let mut cache = model.cache(ids.len()).unwrap();
         let prefill = model
-            .prefill(&ids, Some(&features), &self.grids, &mut cache, Wanted::All)
+            .prefill(&ids, Some(&features), &self.grids, &mut cache, LogitsToKeep::All)
             .unwrap();
         model.logits(&prefill.hidden).unwrap()
     }
@@ -130,7 +136,7 @@ fn one_token_at_a_time_computes_what_the_whole_prompt_does() {
                 Some(&features),
                 &prompt.grids,
                 &mut cache,
-                Wanted::Last,
+                LogitsToKeep::Last,
             )
             .unwrap();
         let more = [5, 77, 210];

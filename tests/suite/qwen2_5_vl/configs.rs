@@ -5,6 +5,7 @@ use std::fs;
 use std::path::Path;
 
 use medical_vision::Error;
+use medical_vision::checkpoint::JsonFile;
 use medical_vision::processing::{Content, Grid, Message, Role, TextProcessor};
 use medical_vision::qwen2_5_vl::{Activation, Config};
 use serde_json::{Value, json};
@@ -23,7 +24,7 @@ fn expected() -> Vec<Value> {
 fn read(file: &str) -> Result<Config, Error> {
     let path = fixtures().join("configs").join(file);
     let value: Value = serde_json::from_str(&fs::read_to_string(&path).unwrap()).unwrap();
-    Config::from_json(&path, &value)
+    Config::from_json(&JsonFile::new(path, value)?)
 }
 
 fn activation(activation: Activation) -> &'static str {
@@ -188,7 +189,7 @@ fn what_cannot_be_meant_is_refused_by_its_key() {
         let path = fixtures().join("configs/hub/7b.json");
         let mut value: Value = serde_json::from_str(&fs::read_to_string(&path).unwrap()).unwrap();
         change(&mut value);
-        match Config::from_json(&path, &value) {
+        match Config::from_json(&JsonFile::new(path, value).unwrap()) {
             Ok(config) => panic!("{config:?}"),
             Err(error) => error.to_string(),
         }

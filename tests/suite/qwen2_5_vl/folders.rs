@@ -6,7 +6,8 @@ use std::path::{Path, PathBuf};
 
 use medical_vision::checkpoint::Checkpoint;
 use medical_vision::engine::{LoadOptions, Reader, folder_warnings};
-use medical_vision::qwen2_5_vl::{Config, Model, Packed, Sequence, Wanted};
+use medical_vision::quant::Quantization;
+use medical_vision::qwen2_5_vl::{Config, LogitsToKeep, Model, ModelOptions, Packed, Sequence};
 use serde_json::{Value, json};
 use tch::{Device, Kind, Tensor};
 
@@ -56,7 +57,9 @@ pub fn yarn_folder() -> tempfile::TempDir {
 /// Logits of a text's ids in one pass.
 fn prefilled(model: &Model, ids: &[i64]) -> Tensor {
     let mut cache = model.cache(ids.len()).unwrap();
-    let prefill = model.prefill(ids, None, &[], &mut cache, Wanted::All).unwrap();
+    let prefill = model
+        .prefill(ids, None, &[], &mut cache, LogitsToKeep::All)
+        .unwrap();
     model.logits(&prefill.hidden).unwrap()
 }
 
@@ -92,7 +95,7 @@ fn yarn_is_the_same_a_token_at_a_time_and_packed() {
     let all = ids(&golden["input_ids"]);
     let mut cache = model.cache(all.len()).unwrap();
     let first = model
-        .prefill(&all[..1], None, &[], &mut cache, Wanted::All)
+        .prefill(&all[..1], None, &[], &mut cache, LogitsToKeep::All)
         .unwrap();
     let mut logits = vec![model.logits(&first.hidden).unwrap()];
     for &token in &all[1..] {
@@ -160,7 +163,12 @@ fn a_head_that_is_the_embedding_or_stands_in_its_place_is_tied() {
     change_weights(dir.path(), |all| all.retain(|(name, _)| name != EMBEDDING));
     let config = Config::from_dir(dir.path()).unwrap();
     let checkpoint = Checkpoint::open(dir.path()).unwrap();
-    let error = Model::load(&checkpoint, &config, Kind::Float, Device::Cpu, None);
+    let error = Model::load(
+        &checkpoint,
+        &config,
+        &Quantization::None,
+        &ModelOptions::new(Kind::Float, Device::Cpu),
+    );
     assert!(error.err().unwrap().to_string().contains(EMBEDDING));
 }
 

@@ -8,7 +8,8 @@ use medical_vision::checkpoint::Checkpoint;
 use medical_vision::engine::{LoadOptions, ReadRequest, Reader};
 use medical_vision::generation::FinishReason;
 use medical_vision::processing::{DecodeLimits, Grid, decode};
-use medical_vision::qwen2_5_vl::{Config, Model, Wanted};
+use medical_vision::quant::Quantization;
+use medical_vision::qwen2_5_vl::{Config, LogitsToKeep, Model, ModelOptions};
 use tch::{Device, Kind, Tensor};
 
 pub const TOLERANCE: f64 = 2e-4;
@@ -30,9 +31,8 @@ pub fn load(dir: &Path) -> Model {
     Model::load(
         &Checkpoint::open(dir).unwrap(),
         &config,
-        Kind::Float,
-        Device::Cpu,
-        None,
+        &Quantization::from_dir(dir).unwrap(),
+        &ModelOptions::new(Kind::Float, Device::Cpu),
     )
     .unwrap()
 }
@@ -89,7 +89,13 @@ pub fn check_folder(dir: &Path, name: &str, case: &str, golden: &HashMap<String,
     }
     let mut cache = model.cache(input_ids.len() + 24).unwrap();
     let prefill = model
-        .prefill(&input_ids, features.as_ref(), &grids, &mut cache, Wanted::All)
+        .prefill(
+            &input_ids,
+            features.as_ref(),
+            &grids,
+            &mut cache,
+            LogitsToKeep::All,
+        )
         .unwrap();
     let positions = &prefill.positions;
     assert_eq!(positions.ids.concat(), ids(&golden["position_ids"]));

@@ -6,7 +6,8 @@ use std::path::Path;
 use medical_vision::checkpoint::{Checkpoint, canonical_name};
 use medical_vision::lora::Adapter;
 use medical_vision::processing::Grid;
-use medical_vision::qwen2_5_vl::{Config, Model, Packed, Sequence, Wanted};
+use medical_vision::quant::Quantization;
+use medical_vision::qwen2_5_vl::{Config, LogitsToKeep, Model, ModelOptions, Packed, Sequence};
 use medical_vision::torch::autograd;
 use medical_vision::training::{Parameters, TrainingOptions};
 use tch::{Device, Kind, Tensor};
@@ -109,9 +110,11 @@ fn load(dir: &Path, adapter: Option<&Adapter>, kind: Kind) -> Model {
     Model::load(
         &Checkpoint::open(dir).unwrap(),
         &config,
-        kind,
-        Device::Cpu,
-        adapter,
+        &Quantization::from_dir(dir).unwrap(),
+        &ModelOptions {
+            adapter,
+            ..ModelOptions::new(kind, Device::Cpu)
+        },
     )
     .unwrap()
 }
@@ -162,7 +165,7 @@ fn the_packed_pass_is_the_prompts_one_by_one() {
             let own = data.pixels.narrow(0, patch, patches as i64);
             let features = (!grids.is_empty()).then(|| model.image_features(&own, grids).unwrap());
             let prefill = model
-                .prefill(ids, features.as_ref(), grids, &mut cache, Wanted::All)
+                .prefill(ids, features.as_ref(), grids, &mut cache, LogitsToKeep::All)
                 .unwrap();
             let apart = largest(&(hidden.narrow(0, row, ids.len() as i64) - prefill.hidden));
             assert!(apart < 1e-4, "{name}: {apart}");

@@ -1,10 +1,10 @@
-//! The model's linear layers by name and shape, from its config alone.
+//! Names and shapes of the model's linear layers, derived from its config: what LoRA can target.
 
 use super::Config;
 use crate::lora::{EMBEDDING_MODULE, LinearModule};
 
 impl Config {
-    /// Every linear layer: the vision tower's, the language model's, the output head.
+    /// Every linear layer: vision tower, language model, output head.
     pub fn linear_modules(&self) -> Vec<LinearModule> {
         let mut all = Vec::new();
         let mut add = |name: String, outputs: usize, inputs: usize| {
@@ -58,7 +58,7 @@ impl Config {
         all
     }
 
-    /// Every module that an adapter may change: the linear layers, and the embedding by the shape of its table.
+    /// Every module that an adapter may change: the linear layers, and the embedding with the shape of its table.
     pub fn adaptable_modules(&self) -> Vec<LinearModule> {
         let table = LinearModule {
             name: EMBEDDING_MODULE.to_owned(),

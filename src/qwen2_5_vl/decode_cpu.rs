@@ -1,12 +1,14 @@
-//! One token through the language model on the CPU: the whole step in one visit to the threads.
+//! CPU decode step: one token through the language model in a single parallel region.
 //!
-//! libtorch's operations cost some microseconds each, two dozen of them a layer; here the threads meet five times a layer
-//! and read every weight once, as it rests in memory. The plain path is [`LanguageModel::forward`].
+//! libtorch's operations cost some microseconds each, two dozen of them per layer. Here the threads have five barriers per
+//! layer, one more before a product with LoRA, and read every weight once in its storage format. The general path is
+//! [`LanguageModel::forward`].
 
 use tch::{Device, Kind, Tensor};
 
 use super::Activation;
-use super::language::{KvCache, LanguageModel, Layer};
+use super::kv_cache::KvCache;
+use super::language::{LanguageModel, Layer};
 use super::layers::RmsNorm;
 use super::linear::{Linear, LinearRows, floats};
 use crate::Result;
@@ -15,33 +17,33 @@ use crate::kernels::cpu::{
     swiglu_row,
 };
 
-/// Buffers of a step, kept between tokens.
+/// Scratch buffers of a step, reused for every token.
 #[derive(Default)]
-pub(super) struct StepRoom {
-    /// The residual, `[hidden]`.
+pub(super) struct DecodeScratch {
+    /// Residual stream, `[hidden]`.
     x: Vec<f32>,
-    /// Queries, keys and values of the token, one after the other.
+    /// Queries, keys and values of the token, concatenated.
     qkv: Vec<f32>,
-    /// Attention of each stretch of positions: `[kv_heads, parts, group, head_dim]`.
-    stretches: Vec<f32>,
-    /// `[kv_heads, parts, group]`.
+    /// Partial attention outputs of each KV split: `[kv_heads, splits, group, head_dim]`.
+    split_outputs: Vec<f32>,
+    /// Their softmax statistics, `[kv_heads, splits, group]`.
     partials: Vec<Partial>,
     /// `[intermediate]` each.
     gate: Vec<f32>,
     up: Vec<f32>,
-    /// Lower halves of adapters.
-    low: Vec<f32>,
+    /// LoRA A·x activations.
+    lora_ax: Vec<f32>,
     /// `[vocab]`.
     logits: Vec<f32>,
     /// `[head_dim]` each.
     cos: Vec<f32>,
     sin: Vec<f32>,
-    members: Vec<MemberRoom>,
+    threads: Vec<ThreadScratch>,
 }
 
-/// Buffers of one thread.
+/// Scratch buffers of one thread.
 #[derive(Default, Clone)]
-struct MemberRoom {
+struct ThreadScratch {
     normed: Vec<f32>,
     attended: Vec<f32>,
     out: Vec<f32>,
@@ -66,7 +68,7 @@ impl<'a> NormRow<'a> {
     }
 }
 
-/// A decoder layer as threads share it.
+/// A decoder layer and its KV cache, shared by the threads.
 struct LayerRows<'a> {
     input_norm: NormRow<'a>,
     q: LinearRows<'a>,
@@ -99,40 +101,40 @@ impl<'a> LayerRows<'a> {
     }
 }
 
-/// One step's sizes and shared buffers.
+/// Sizes and shared buffers of one step.
 struct Step<'a> {
     shape: AttentionShape,
     kv_heads: usize,
-    /// Stretches that the positions are cut into for each key and value head.
-    parts: usize,
-    /// Positions before this token.
+    /// KV splits per key and value head.
+    splits: usize,
+    /// Tokens in the cache before this one.
     past: usize,
     capacity: usize,
     cos: &'a [f32],
     sin: &'a [f32],
     x: Shared<'a, f32>,
     qkv: Shared<'a, f32>,
-    stretches: Shared<'a, f32>,
+    split_outputs: Shared<'a, f32>,
     partials: Shared<'a, Partial>,
     gate: Shared<'a, f32>,
     up: Shared<'a, f32>,
-    low: Shared<'a, f32>,
+    lora_ax: Shared<'a, f32>,
     logits: Shared<'a, f32>,
 }
 
-/// Rows that threads take at a time.
+/// Output rows are divided among threads in multiples of this.
 const GRAIN: usize = 16;
-/// Rows of an adapter's A that threads take at a time.
-const LOW_GRAIN: usize = 4;
+/// Rows of a LoRA A are divided among threads in multiples of this.
+const LORA_GRAIN: usize = 4;
 
 impl LanguageModel {
-    /// Whether [`LanguageModel::step`] serves this model: f32 on a CPU.
+    /// Whether [`LanguageModel::step`] supports this model: SiLU in f32 on a CPU.
     pub(super) fn steps_on_cpu(&self) -> bool {
         self.device == Device::Cpu && self.kind == Kind::Float && self.config.hidden_act == Activation::Silu
     }
 
-    /// Room for the lower halves of the adapters of any stage.
-    fn largest_ranks(&self) -> usize {
+    /// Largest sum of LoRA ranks in a layer: the size of `lora_ax`.
+    fn max_lora_ranks(&self) -> usize {
         let of = |layer: &Layer| {
             let (attention, mlp) = ([&layer.q, &layer.k, &layer.v, &layer.o], &layer.mlp);
             let linears = attention.into_iter().chain([&mlp.gate, &mlp.up, &mlp.down]);
@@ -151,93 +153,93 @@ impl LanguageModel {
         let c = &self.config;
         let threads = tch::get_num_threads().max(1) as usize;
         let past = cache.len();
-        assert!(past < cache.capacity(), "the cache holds the whole answer");
+        assert!(past < cache.capacity(), "the KV cache is full");
         let (kv_heads, dim) = (c.num_key_value_heads, c.head_dim);
-        let parts = threads.div_ceil(kv_heads).min(past + 1);
+        let splits = threads.div_ceil(kv_heads).min(past + 1);
         let group = c.num_attention_heads / kv_heads;
-        let mut room = std::mem::take(&mut cache.room);
-        room.fit(self, threads, parts);
-        room.x.copy_from_slice(floats(&self.embed(&[token])?));
-        room.turn(floats(&self.inverse), c.rope.attention_factor() as f32, position);
-        let mut members = std::mem::take(&mut room.members);
+        let mut scratch = std::mem::take(&mut cache.scratch);
+        scratch.resize(self, threads, splits);
+        scratch.x.copy_from_slice(floats(&self.embed(&[token])?));
+        scratch.set_rotary(floats(&self.inverse), c.rope.attention_factor() as f32, position);
+        let mut thread_scratch = std::mem::take(&mut scratch.threads);
         {
             let step = Step {
                 shape: AttentionShape { group, head_dim: dim },
                 kv_heads,
-                parts,
+                splits,
                 past,
                 capacity: cache.capacity(),
-                cos: &room.cos,
-                sin: &room.sin,
-                x: Shared::new(&mut room.x),
-                qkv: Shared::new(&mut room.qkv),
-                stretches: Shared::new(&mut room.stretches),
-                partials: Shared::new(&mut room.partials),
-                gate: Shared::new(&mut room.gate),
-                up: Shared::new(&mut room.up),
-                low: Shared::new(&mut room.low),
-                logits: Shared::new(&mut room.logits),
+                cos: &scratch.cos,
+                sin: &scratch.sin,
+                x: Shared::new(&mut scratch.x),
+                qkv: Shared::new(&mut scratch.qkv),
+                split_outputs: Shared::new(&mut scratch.split_outputs),
+                partials: Shared::new(&mut scratch.partials),
+                gate: Shared::new(&mut scratch.gate),
+                up: Shared::new(&mut scratch.up),
+                lora_ax: Shared::new(&mut scratch.lora_ax),
+                logits: Shared::new(&mut scratch.logits),
             };
-            let rooms = Shared::new(&mut members);
+            let thread_scratch = Shared::new(&mut thread_scratch);
             let layers = self.layers.iter().zip(&mut cache.layers);
             let layers: Vec<LayerRows<'_>> =
                 layers.map(|(layer, kept)| LayerRows::new(layer, kept)).collect();
             let (norm, head) = (NormRow::new(&self.norm), self.head.rows());
             run(threads, |member| {
-                // SAFETY: each member has its own room; the team is no larger than asked for.
-                let mine = unsafe { &mut rooms.write(member.index..member.index + 1)[0] };
+                // SAFETY: each thread uses its own element; the team is no larger than requested.
+                let mine = unsafe { &mut thread_scratch.write(member.index..member.index + 1)[0] };
                 for layer in &layers {
                     step.layer(layer, member, mine);
                 }
                 step.head(&norm, &head, member, mine);
             });
         }
-        room.members = members;
-        let logits = Tensor::f_from_slice(&room.logits)?.f_view([1, -1])?;
-        cache.room = room;
+        scratch.threads = thread_scratch;
+        let logits = Tensor::f_from_slice(&scratch.logits)?.f_view([1, -1])?;
+        cache.scratch = scratch;
         cache.length += 1;
         Ok(logits)
     }
 }
 
-/// The values of a cache tensor, which this step writes its own position of.
+/// Values of a cache tensor, of which this step writes one position.
 fn shared(tensor: &mut Tensor) -> Shared<'_, f32> {
     let length = floats(tensor).len();
     // SAFETY: f32, contiguous, on the CPU (`floats` checks); borrowed mutably, and no view of it is in use.
     Shared::new(unsafe { std::slice::from_raw_parts_mut(tensor.data_ptr().cast(), length) })
 }
 
-impl StepRoom {
-    fn fit(&mut self, model: &LanguageModel, threads: usize, parts: usize) {
+impl DecodeScratch {
+    fn resize(&mut self, model: &LanguageModel, threads: usize, splits: usize) {
         let c = &model.config;
         let heads = c.num_attention_heads * c.head_dim;
         self.x.resize(c.hidden_size, 0.0);
         self.qkv
             .resize(heads + 2 * c.num_key_value_heads * c.head_dim, 0.0);
-        self.stretches.resize(heads * parts, 0.0);
+        self.split_outputs.resize(heads * splits, 0.0);
         let none = Partial {
             largest: 0.0,
             sum: 0.0,
         };
-        self.partials.resize(c.num_attention_heads * parts, none);
+        self.partials.resize(c.num_attention_heads * splits, none);
         self.gate.resize(c.intermediate_size, 0.0);
         self.up.resize(c.intermediate_size, 0.0);
-        self.low.resize(model.largest_ranks(), 0.0);
+        self.lora_ax.resize(model.max_lora_ranks(), 0.0);
         self.logits.resize(c.vocab_size, 0.0);
-        self.members.resize(threads, MemberRoom::default());
+        self.threads.resize(threads, ThreadScratch::default());
         let group = c.num_attention_heads / c.num_key_value_heads;
-        for member in &mut self.members {
-            member.normed.resize(c.hidden_size, 0.0);
-            member.out.resize(c.hidden_size, 0.0);
-            member.attended.resize(heads, 0.0);
-            member.queries.resize(group * c.head_dim, 0.0);
-            member.heads.resize(parts * c.head_dim, 0.0);
-            member.partials.resize(parts, none);
+        for thread in &mut self.threads {
+            thread.normed.resize(c.hidden_size, 0.0);
+            thread.out.resize(c.hidden_size, 0.0);
+            thread.attended.resize(heads, 0.0);
+            thread.queries.resize(group * c.head_dim, 0.0);
+            thread.heads.resize(splits * c.head_dim, 0.0);
+            thread.partials.resize(splits, none);
         }
     }
 
-    /// The rotary table of `position`; all three axes agree, so that mrope's sections do not matter.
-    fn turn(&mut self, inverse: &[f32], factor: f32, position: i64) {
+    /// cos and sin of `position`, which is the same on all three axes, so that M-RoPE's sections do not matter.
+    fn set_rotary(&mut self, inverse: &[f32], factor: f32, position: i64) {
         let angles = || inverse.iter().chain(inverse).map(|f| position as f32 * f);
         self.cos.clear();
         self.cos.extend(angles().map(|angle| angle.cos() * factor));
@@ -247,108 +249,108 @@ impl StepRoom {
 }
 
 impl Step<'_> {
-    /// One decoder layer. Between two meetings every shared buffer is either only read, or written in parts that do not
-    /// meet: that is what the unsafe blocks below rely on.
-    fn layer(&self, layer: &LayerRows<'_>, member: &Member<'_>, mine: &mut MemberRoom) {
+    /// One decoder layer. Between two barriers every shared buffer is either only read, or written in disjoint parts: the
+    /// unsafe blocks below rely on this.
+    fn layer(&self, layer: &LayerRows<'_>, member: &Member<'_>, mine: &mut ThreadScratch) {
         self.norm(&layer.input_norm, mine);
         let (heads, kv) = (mine.attended.len(), self.kv_heads * self.shape.head_dim);
-        let lows = self.reduce([&layer.q, &layer.k, &layer.v], &mine.normed, member);
-        for ((linear, start, rows), low) in [
+        let lora_ax = self.lora_ax([&layer.q, &layer.k, &layer.v], &mine.normed, member);
+        for ((linear, start, rows), lora_ax) in [
             (&layer.q, 0, heads),
             (&layer.k, heads, kv),
             (&layer.v, heads + kv, kv),
         ]
         .into_iter()
-        .zip(lows)
+        .zip(lora_ax)
         {
             let share = member.share(rows, GRAIN);
-            // SAFETY: shares do not meet.
+            // SAFETY: shares are disjoint.
             let out = unsafe { self.qkv.write(start + share.start..start + share.end) };
-            linear.product(&mine.normed, low, share, out);
+            linear.product(&mine.normed, lora_ax, share, out);
         }
         member.wait();
-        for item in member.share(self.kv_heads * self.parts, 1) {
-            self.attend(layer, (item / self.parts, item % self.parts), mine);
+        for item in member.share(self.kv_heads * self.splits, 1) {
+            self.attend(layer, (item / self.splits, item % self.splits), mine);
         }
         member.wait();
-        self.gather(mine);
-        let [low] = self.reduce([&layer.o], &mine.attended, member);
+        self.combine_splits(mine);
+        let [lora_ax] = self.lora_ax([&layer.o], &mine.attended, member);
         let share = member.share(mine.normed.len(), GRAIN);
         self.add(share, mine, |share, mine| {
-            layer.o.product(&mine.attended, low, share, &mut mine.out)
+            layer.o.product(&mine.attended, lora_ax, share, &mut mine.out)
         });
         member.wait();
         self.norm(&layer.post_norm, mine);
-        let [gate_low, up_low] = self.reduce([&layer.gate, &layer.up], &mine.normed, member);
+        let [gate_ax, up_ax] = self.lora_ax([&layer.gate, &layer.up], &mine.normed, member);
         let share = member.share(self.gate.len(), GRAIN);
-        // SAFETY: shares do not meet.
+        // SAFETY: shares are disjoint.
         let (gate, up) = unsafe { (self.gate.write(share.clone()), self.up.write(share.clone())) };
-        layer.gate.product(&mine.normed, gate_low, share.clone(), gate);
-        layer.up.product(&mine.normed, up_low, share, up);
+        layer.gate.product(&mine.normed, gate_ax, share.clone(), gate);
+        layer.up.product(&mine.normed, up_ax, share, up);
         swiglu_row(gate, up);
         member.wait();
         let share = member.share(mine.normed.len(), GRAIN);
-        // SAFETY: nobody writes it before the next layer's MLP.
+        // SAFETY: not written before the next layer's MLP.
         let inner = unsafe { self.gate.read(0..self.gate.len()) };
-        let [low] = self.reduce([&layer.down], inner, member);
+        let [lora_ax] = self.lora_ax([&layer.down], inner, member);
         self.add(share, mine, |share, mine| {
-            layer.down.product(inner, low, share, &mut mine.out)
+            layer.down.product(inner, lora_ax, share, &mut mine.out)
         });
         member.wait();
     }
 
     /// The final norm and the output head.
-    fn head(&self, norm: &NormRow<'_>, head: &LinearRows<'_>, member: &Member<'_>, mine: &mut MemberRoom) {
+    fn head(&self, norm: &NormRow<'_>, head: &LinearRows<'_>, member: &Member<'_>, mine: &mut ThreadScratch) {
         self.norm(norm, mine);
-        let [low] = self.reduce([head], &mine.normed, member);
+        let [lora_ax] = self.lora_ax([head], &mine.normed, member);
         let share = member.share(self.logits.len(), GRAIN);
-        // SAFETY: shares do not meet.
+        // SAFETY: shares are disjoint.
         let out = unsafe { self.logits.write(share.clone()) };
-        head.product(&mine.normed, low, share, out);
+        head.product(&mine.normed, lora_ax, share, out);
     }
 
-    /// The lower halves of the adapters of `linears`, computed once by all members, who meet where there are any.
+    /// Scaled LoRA A·x of each of `linears`, computed by all threads together, with a barrier if there is any.
     ///
-    /// The next stage writes the buffer anew: a meeting lies between every two stages.
-    fn reduce<const N: usize>(
+    /// The next call overwrites the buffer; there is a barrier between any two calls.
+    fn lora_ax<const N: usize>(
         &self,
         linears: [&LinearRows<'_>; N],
         x: &[f32],
         member: &Member<'_>,
     ) -> [&[f32]; N] {
         let mut end = 0;
-        let places = linears.map(|linear| {
+        let ranges = linears.map(|linear| {
             let (start, rank) = (end, linear.rank());
             end += rank;
-            let share = member.share(rank, LOW_GRAIN);
-            // SAFETY: shares do not meet.
-            let out = unsafe { self.low.write(start + share.start..start + share.end) };
-            linear.reduce(x, share, out);
+            let share = member.share(rank, LORA_GRAIN);
+            // SAFETY: shares are disjoint.
+            let out = unsafe { self.lora_ax.write(start + share.start..start + share.end) };
+            linear.lora_ax(x, share, out);
             start..end
         });
         if end > 0 {
             member.wait();
         }
-        // SAFETY: nobody writes them before the next meeting.
-        places.map(|place| unsafe { self.low.read(place) })
+        // SAFETY: not written before the next barrier.
+        ranges.map(|range| unsafe { self.lora_ax.read(range) })
     }
 
-    /// Every member norms the whole residual for itself: cheaper than meeting.
-    fn norm(&self, norm: &NormRow<'_>, mine: &mut MemberRoom) {
-        // SAFETY: the residual is written between other meetings.
+    /// Norm of the whole residual, recomputed per thread: cheaper than a barrier.
+    fn norm(&self, norm: &NormRow<'_>, mine: &mut ThreadScratch) {
+        // SAFETY: the residual is written between other barriers.
         let x = unsafe { self.x.read(0..self.x.len()) };
         rms_norm_row(x, norm.weight, norm.eps, &mut mine.normed);
     }
 
-    /// Adds `work`'s rows of this share, left at the start of `mine.out`, to the residual.
+    /// Adds the rows of this share, which `work` leaves in `mine.out`, to the residual.
     fn add(
         &self,
         share: std::ops::Range<usize>,
-        mine: &mut MemberRoom,
-        work: impl FnOnce(std::ops::Range<usize>, &mut MemberRoom),
+        mine: &mut ThreadScratch,
+        work: impl FnOnce(std::ops::Range<usize>, &mut ThreadScratch),
     ) {
         mine.out.resize(share.len(), 0.0);
-        // SAFETY: shares do not meet, and nobody reads the residual before the next meeting.
+        // SAFETY: shares are disjoint, and the residual is not read before the next barrier.
         let x = unsafe { self.x.write(share.clone()) };
         work(share, mine);
         for (x, delta) in x.iter_mut().zip(&mine.out) {
@@ -356,11 +358,12 @@ impl Step<'_> {
         }
     }
 
-    /// Attention of the queries of key and value head `head` over stretch `part` of the positions.
-    fn attend(&self, layer: &LayerRows<'_>, (head, part): (usize, usize), mine: &mut MemberRoom) {
+    /// Attention of the queries of key and value head `head` over one split of the positions; writes the new position's key
+    /// and value into the KV cache.
+    fn attend(&self, layer: &LayerRows<'_>, (head, split): (usize, usize), mine: &mut ThreadScratch) {
         let AttentionShape { group, head_dim: dim } = self.shape;
         let queries = group * dim;
-        // SAFETY: nobody writes it between these two meetings.
+        // SAFETY: not written between these two barriers.
         let qkv = unsafe { self.qkv.read(0..self.qkv.len()) };
         mine.queries
             .copy_from_slice(&qkv[head * queries..(head + 1) * queries]);
@@ -369,7 +372,7 @@ impl Step<'_> {
             rotate_head(query, self.cos, self.sin);
             query.iter_mut().for_each(|q| *q *= scale);
         }
-        let positions = stretch(self.past + 1, self.parts, part);
+        let positions = stretch(self.past + 1, self.splits, split);
         let start = head * self.capacity;
         if positions.end == self.past + 1 {
             let own = self.kv_heads * queries + head * dim;
@@ -382,7 +385,7 @@ impl Step<'_> {
             value.copy_from_slice(&qkv[own..own + dim]);
         }
         let range = (start + positions.start) * dim..(start + positions.end) * dim;
-        let item = head * self.parts + part;
+        let item = head * self.splits + split;
         // SAFETY: an item's positions and results are its own.
         unsafe {
             attend(
@@ -390,29 +393,29 @@ impl Step<'_> {
                 &mine.queries,
                 (layer.keys.read(range.clone()), layer.values.read(range)),
                 &mut mine.scores,
-                self.stretches.write(item * queries..(item + 1) * queries),
+                self.split_outputs.write(item * queries..(item + 1) * queries),
                 self.partials.write(item * group..(item + 1) * group),
             );
         }
     }
 
-    /// Joins the stretches of all heads into `mine.attended`; every member for itself.
-    fn gather(&self, mine: &mut MemberRoom) {
+    /// Combines the splits of all heads into `mine.attended`; recomputed per thread.
+    fn combine_splits(&self, mine: &mut ThreadScratch) {
         let AttentionShape { group, head_dim: dim } = self.shape;
-        // SAFETY: nobody writes them between these two meetings.
-        let (stretches, partials) = unsafe {
+        // SAFETY: not written between these two barriers.
+        let (outputs, partials) = unsafe {
             (
-                self.stretches.read(0..self.stretches.len()),
+                self.split_outputs.read(0..self.split_outputs.len()),
                 self.partials.read(0..self.partials.len()),
             )
         };
         for head in 0..self.kv_heads * group {
             let (kv, query) = (head / group, head % group);
-            for part in 0..self.parts {
-                let row = (kv * self.parts + part) * group + query;
-                mine.partials[part] = partials[row];
-                mine.heads[part * dim..(part + 1) * dim]
-                    .copy_from_slice(&stretches[row * dim..(row + 1) * dim]);
+            for split in 0..self.splits {
+                let row = (kv * self.splits + split) * group + query;
+                mine.partials[split] = partials[row];
+                mine.heads[split * dim..(split + 1) * dim]
+                    .copy_from_slice(&outputs[row * dim..(row + 1) * dim]);
             }
             let out = &mut mine.attended[head * dim..(head + 1) * dim];
             combine(&mine.partials, &mine.heads, out);

@@ -1,53 +1,56 @@
-//! Whether a folder's tensors are those that the model is built from: by name, shape and dtype, without their values.
+//! Compares a folder's tensors with those that the model loads: name, shape and dtype, without reading values.
 
 use std::collections::{BTreeMap, HashMap};
 
 use serde::Serialize;
 
 use super::Config;
-use super::wanted::{TABLES, WantedTensor};
+use super::expected_tensors::{ExpectedTensor, TABLES};
 use crate::Result;
 use crate::checkpoint::{StoredTensor, weight_kind};
 use crate::quant::nf4::{QuantState, QuantType};
 use crate::quant::{Part, Quantization, Storage};
 
-/// A tensor that is not what the model is built from.
+/// A tensor that is missing or does not fit the model.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Misfit {
-    /// Its name in the file; the hub's where it is missing.
+    /// Its name in the file; the hub's name if it is missing.
     pub tensor: String,
-    /// The file it is in; none where it is missing.
+    /// Its file; `None` if it is missing.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub file: Option<String>,
-    /// What the config asks for.
+    /// What the model expects.
     pub expected: String,
-    /// What is there.
+    /// What the folder has.
     pub found: String,
 }
 
-/// What a folder's tensors are to the model.
+/// Result of [`check_tensors`].
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 pub struct TensorCheck {
     /// Tensors in the folder.
     pub tensors: usize,
     /// Bytes of all of them.
     pub bytes: u64,
-    /// How many have each dtype, by safetensors' names.
+    /// Number of tensors per dtype, by safetensors' names.
     pub dtypes: BTreeMap<String, usize>,
-    /// Linear layers in four bits.
+    /// Number of linear layers stored in 4 bits.
     pub quantized: usize,
-    /// What does not fit.
+    /// Tensors that are missing or do not fit.
     pub misfits: Vec<Misfit>,
-    /// Tensors that nothing reads, as they are called in the files.
+    /// Tensors that the model does not read, by their names in the files.
     pub unused: Vec<String>,
 }
 
-/// Reads the bytes of a small tensor; `None` where they are not to be read.
+/// Reads the bytes of a small tensor; `None` if they are not to be read.
 pub type ReadTensor<'a> = dyn FnMut(&StoredTensor) -> Result<Option<Vec<u8>>> + 'a;
 
-/// Compares the tensors that are `stored` with those that a model of `config` is built from.
+/// Compares the `stored` tensors with those that a model of `config` loads.
 ///
-/// Where `read` gives nothing of a weight's quantization state, its number of scales tells. An error is one of `read`.
+/// If `read` returns `None` for a quantization state, it is inferred from the number of scales.
+///
+/// # Errors
+/// Errors of `read`; tensors that do not fit are in the result.
 pub fn check_tensors(
     config: &Config,
     quantization: &Quantization,
@@ -60,16 +63,16 @@ pub fn check_tensors(
         used: vec![false; stored.len()],
         outcome: TensorCheck::default(),
     };
-    check.take_stock(stored);
-    for mut wanted in config.wanted_tensors() {
-        // Tied tables are one, under either name.
+    check.index(stored);
+    for mut expected in config.expected_tensors() {
+        // A tied table may be stored under either name.
         let [table, head] = TABLES;
-        if config.tie_word_embeddings && wanted.name == table && !check.has(table) && check.has(head) {
-            wanted.name = head.to_owned();
+        if config.tie_word_embeddings && expected.name == table && !check.has(table) && check.has(head) {
+            expected.name = head.to_owned();
         }
-        check.tensor(&wanted, read)?;
+        check.tensor(&expected, read)?;
     }
-    check.rest(config, stored);
+    check.unused(config, stored);
     Ok(check.outcome)
 }
 
@@ -81,7 +84,7 @@ struct Check<'a> {
 }
 
 impl<'a> Check<'a> {
-    fn take_stock(&mut self, stored: &'a [StoredTensor]) {
+    fn index(&mut self, stored: &'a [StoredTensor]) {
         self.outcome.tensors = stored.len();
         for (i, tensor) in stored.iter().enumerate() {
             self.outcome.bytes += tensor.place.len() as u64;
@@ -101,7 +104,7 @@ impl<'a> Check<'a> {
         self.by_name.get(name).map(|(_, tensor)| *tensor)
     }
 
-    /// The tensor of canonical `name`, which is now in use; where it is missing that is noted.
+    /// Returns the tensor of canonical `name` and marks it as used, or records that it is missing.
     fn take(&mut self, name: &str, expected: &dyn Fn() -> String) -> Option<&'a StoredTensor> {
         match self.by_name.get(name) {
             Some((i, tensor)) => {
@@ -129,27 +132,27 @@ impl<'a> Check<'a> {
         });
     }
 
-    fn tensor(&mut self, wanted: &WantedTensor, read: &mut ReadTensor<'_>) -> Result<()> {
-        if wanted.linear
-            && let &[rows, columns] = wanted.shape.as_slice()
+    fn tensor(&mut self, spec: &ExpectedTensor, read: &mut ReadTensor<'_>) -> Result<()> {
+        if spec.linear
+            && let &[rows, columns] = spec.shape.as_slice()
         {
             let by_name = &self.by_name;
             let storage = self
                 .quantization
-                .storage(&wanted.name, |name| by_name.get(name).map(|(_, tensor)| *tensor));
+                .storage(&spec.name, |name| by_name.get(name).map(|(_, tensor)| *tensor));
             match storage {
                 Storage::Dense => {}
                 Storage::BitsAndBytes(kind, state) => {
-                    return self.bits_and_bytes(&wanted.name, (kind, state), [rows, columns], read);
+                    return self.bits_and_bytes(&spec.name, (kind, state), [rows, columns], read);
                 }
                 Storage::Awq(settings) => {
                     match settings.parts([rows, columns]) {
                         Ok(parts) => {
-                            let module = wanted.name.trim_end_matches(".weight").to_owned();
+                            let module = spec.name.trim_end_matches(".weight").to_owned();
                             self.parts(&module, &parts);
                         }
                         Err(cannot) => {
-                            let name = format!("{}.qweight", wanted.name.trim_end_matches(".weight"));
+                            let name = format!("{}.qweight", spec.name.trim_end_matches(".weight"));
                             if let Some(tensor) = self.take(&name, &String::new) {
                                 self.misfit(tensor, format!("what cannot be: {cannot}"));
                             }
@@ -159,9 +162,9 @@ impl<'a> Check<'a> {
                 }
             }
         }
-        let expected = || format!("BF16, F16 or F32 {:?}", wanted.shape);
-        if let Some(tensor) = self.take(&wanted.name, &expected)
-            && (weight_kind(tensor.dtype).is_none() || tensor.shape != wanted.shape)
+        let expected = || format!("BF16, F16 or F32 {:?}", spec.shape);
+        if let Some(tensor) = self.take(&spec.name, &expected)
+            && (weight_kind(tensor.dtype).is_none() || tensor.shape != spec.shape)
         {
             self.misfit(tensor, expected());
         }
@@ -211,7 +214,7 @@ impl<'a> Check<'a> {
         Ok(())
     }
 
-    /// The parts of one weight in four bits.
+    /// Checks the parts of one 4-bit weight.
     fn parts(&mut self, name: &str, parts: &[Part]) {
         self.outcome.quantized += 1;
         for part in parts {
@@ -225,10 +228,10 @@ impl<'a> Check<'a> {
         }
     }
 
-    /// Tensors that nothing reads. One of a layer that the config does not have means that the config is of another model.
-    fn rest(&mut self, config: &Config, stored: &[StoredTensor]) {
+    /// Records unused tensors. One of a layer beyond the config's means that the config belongs to another model.
+    fn unused(&mut self, config: &Config, stored: &[StoredTensor]) {
         for (tensor, used) in stored.iter().zip(std::mem::take(&mut self.used)) {
-            // Of two with one name either may be in use, and that they are two is said.
+            // Duplicates were reported before.
             if used
                 || self
                     .find(&tensor.canonical)

@@ -1,6 +1,6 @@
-//! Whether the output head is the embedding table.
+//! Weight tying: whether the output head is the embedding table.
 //!
-//! `tie_word_embeddings` says what was meant; what is stored counts, as in transformers 5.17 (`tie_weights`).
+//! The stored tensors take precedence over `tie_word_embeddings`, as in transformers 5.17 (`tie_weights`).
 
 use tch::Kind;
 
@@ -8,10 +8,10 @@ use super::Config;
 use crate::Result;
 use crate::checkpoint::{Checkpoint, EMBEDDING, HEAD};
 
-/// Rows that are compared at a time.
+/// Rows per comparison step.
 const ROWS: usize = 4096;
 
-/// What embedding table and output head are.
+/// How embedding table and output head are stored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Tying {
     /// Two tensors.
@@ -21,7 +21,7 @@ pub(crate) enum Tying {
 }
 
 impl Tying {
-    /// What the weights in `checkpoint` say, and a warning where the config says something else.
+    /// Decides by the weights in `checkpoint`; with a warning if the config contradicts them.
     pub(crate) fn of(checkpoint: &Checkpoint, config: &Config) -> Result<(Self, Option<String>)> {
         if !config.tie_word_embeddings {
             return Ok((Self::Apart, None));
@@ -53,7 +53,7 @@ fn same_values(checkpoint: &Checkpoint, shape: [usize; 2]) -> Result<bool> {
         return Ok(embedding[..] == head[..]);
     }
     if checkpoint.kind(EMBEDDING).is_err() || checkpoint.kind(HEAD).is_err() {
-        return Ok(false); // four bits are no table
+        return Ok(false); // not a dense table
     }
     let (embedding, head) = (
         checkpoint.mapped(EMBEDDING, &shape)?,

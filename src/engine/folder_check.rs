@@ -1,4 +1,4 @@
-//! Whether a folder can be loaded, known from its small files and the headers of its weights.
+//! Checks whether a model folder can be loaded, from its small files and the headers of its weights.
 
 use std::fmt;
 use std::path::Path;
@@ -6,49 +6,44 @@ use std::path::Path;
 use indicatif::HumanBytes;
 use serde_json::{Value, json};
 
+use crate::Result;
 use crate::checkpoint::{FileFault, FolderFiles, StoredTensor, read_config, read_headers};
 use crate::quant::Quantization;
 use crate::qwen2_5_vl::{Config, TensorCheck, check_tensors};
-use crate::{Error, Result};
 
-/// Lines of one kind in a summary.
-const MOST_LINES: usize = 20;
-/// A weight's quantization state has some 150 bytes.
+/// Maximum number of lines per kind in a summary.
+const MAX_LINES: usize = 20;
+/// Maximum size of a weight's quantization state, which has about 150 bytes.
 const MAX_STATE_BYTES: usize = 1 << 16;
-/// One of these holds the chat template.
+/// Files that may hold the chat template.
 const TEMPLATES: [&str; 3] = [
     "chat_template.jinja",
     "chat_template.json",
     "tokenizer_config.json",
 ];
 
-/// What a check of a folder found.
+/// Result of checking a folder.
 #[derive(Debug)]
 pub struct FolderCheck {
     /// Files that are missing or damaged.
     pub faults: Vec<FileFault>,
     /// Files with weights.
     pub weight_files: usize,
-    /// What the tensors are to the model.
+    /// Tensors compared with those that the model loads.
     pub tensors: TensorCheck,
-    /// How the weights are stored.
+    /// Format of the weights.
     pub quantization: Quantization,
 }
 
 impl FolderCheck {
-    /// Checks the folder `files`. Of weights in four bits every state is read with `all_states`, else one of each file.
+    /// Checks the folder `files`. `all_states`: reads the quantization state of every 4-bit weight, else one per file.
     ///
-    /// An error is one of the way to the files, or of a `config.json` that cannot be used; all else is in the outcome.
+    /// # Errors
+    /// If files cannot be reached, or `config.json` cannot be used; everything else is in the result.
     pub fn of(files: &dyn FolderFiles, all_states: bool) -> Result<Self> {
-        let path = files.path("config.json");
-        let text = read_config(files)?;
-        let value: Value = serde_json::from_slice(&text)
-            .map_err(|error| Error::checkpoint(&path, format!("not valid JSON: {error}")))?;
-        let config = Config::from_json(&path, &value)?;
-        let quantization = match &value {
-            Value::Object(map) => Quantization::from_json(&path, map)?,
-            _ => Quantization::None,
-        };
+        let file = read_config(files)?;
+        let config = Config::from_json(&file)?;
+        let quantization = Quantization::from_json(&file)?;
         let headers = read_headers(files)?;
         let mut faults = headers.faults;
         faults.extend(missing(files)?);
@@ -64,7 +59,7 @@ impl FolderCheck {
         };
         let mut tensors = check_tensors(&config, &quantization, &headers.stored, &mut read)?;
         if headers.stored.is_empty() && !faults.is_empty() {
-            // Nothing could be read: that every tensor is missing says nothing more.
+            // Nothing could be read, so missing tensors add no information.
             tensors.misfits.clear();
         }
         Ok(Self {
@@ -75,7 +70,7 @@ impl FolderCheck {
         })
     }
 
-    /// All of it, for programs.
+    /// The result as JSON.
     pub fn to_json(&self) -> Value {
         json!({
             "fits": self.fits(),
@@ -86,13 +81,13 @@ impl FolderCheck {
         })
     }
 
-    /// Nothing is wrong.
+    /// Whether nothing is wrong.
     pub fn fits(&self) -> bool {
         self.faults.is_empty() && self.tensors.misfits.is_empty()
     }
 }
 
-/// Files beside the weights without which a folder cannot be loaded.
+/// Required files other than weights that are missing.
 fn missing(files: &dyn FolderFiles) -> Result<Vec<FileFault>> {
     let mut faults = Vec::new();
     let mut absent = |name: &str, reason: String| {
@@ -160,7 +155,7 @@ impl fmt::Display for FolderCheck {
         for fault in &self.faults {
             writeln!(formatter, "  {}: {}", fault.file, fault.reason)?;
         }
-        for misfit in tensors.misfits.iter().take(MOST_LINES) {
+        for misfit in tensors.misfits.iter().take(MAX_LINES) {
             let file = misfit
                 .file
                 .as_ref()
@@ -172,8 +167,8 @@ impl fmt::Display for FolderCheck {
                 misfit.tensor, misfit.expected, misfit.found
             )?;
         }
-        if tensors.misfits.len() > MOST_LINES {
-            writeln!(formatter, "  and {} more", tensors.misfits.len() - MOST_LINES)?;
+        if tensors.misfits.len() > MAX_LINES {
+            writeln!(formatter, "  and {} more", tensors.misfits.len() - MAX_LINES)?;
         }
         let unused = tensors.unused.len();
         if unused > 0 {

@@ -1,28 +1,28 @@
-//! Every tensor that the model is built from, by name and shape, from its config alone.
+//! Names and shapes of all tensors of the model, derived from its config.
 
 use super::Config;
 
-/// The embedding table, and the output head where it is not the table.
+/// The embedding table, and the output head if it is not tied to it.
 pub(crate) const TABLES: [&str; 2] = ["model.embed_tokens.weight", "lm_head.weight"];
 
-/// A tensor that the model is built from.
+/// A tensor that the model loads.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct WantedTensor {
+pub struct ExpectedTensor {
     /// The hub's name.
     pub name: String,
-    /// Shape of its values.
+    /// Shape of its dequantized values.
     pub shape: Vec<usize>,
-    /// It is the weight of a linear layer, which may be stored in four bits.
+    /// Whether it is the weight of a linear layer, which may be stored in 4 bits.
     pub linear: bool,
 }
 
 impl Config {
-    /// Every tensor that the model is built from; without the output head where that is the embedding table.
-    pub fn wanted_tensors(&self) -> Vec<WantedTensor> {
+    /// Every tensor that the model loads; with tied weights without the output head.
+    pub fn expected_tensors(&self) -> Vec<ExpectedTensor> {
         let (v, t) = (&self.vision, &self.text);
         let mut all = Vec::new();
         let mut add = |name: String, shape: Vec<usize>, linear: bool| {
-            all.push(WantedTensor { name, shape, linear });
+            all.push(ExpectedTensor { name, shape, linear });
         };
         let patch = vec![
             v.hidden_size,
@@ -69,8 +69,7 @@ impl Config {
         all
     }
 
-    /// How many layers the tower that `name` is in has, and the key of the config that says so, where `name` is of a layer
-    /// beyond them.
+    /// If `name` is of a layer beyond the config's: the number of layers of its tower, and the config key for it.
     pub(crate) fn layer_beyond(&self, name: &str) -> Option<(usize, &'static str)> {
         let towers = [
             ("visual.blocks.", self.vision.depth, "vision_config.depth"),
@@ -93,9 +92,9 @@ mod tests {
 
     use super::*;
     use crate::Result;
-    use crate::checkpoint::{Checkpoint, LocalFolder, read_headers};
+    use crate::checkpoint::{Checkpoint, JsonFile, LocalFolder, read_headers};
     use crate::quant::Quantization;
-    use crate::qwen2_5_vl::{Model, check_tensors};
+    use crate::qwen2_5_vl::{Model, ModelOptions, check_tensors};
 
     fn config(tied: bool) -> Value {
         json!({
@@ -112,7 +111,7 @@ mod tests {
     }
 
     /// A folder with these tensors, all zero.
-    fn write(folder: &Path, config: &Value, tensors: &[WantedTensor]) {
+    fn write(folder: &Path, config: &Value, tensors: &[ExpectedTensor]) {
         let (mut header, mut end) = (Map::new(), 0);
         for tensor in tensors {
             let start = end;
@@ -129,20 +128,22 @@ mod tests {
     }
 
     fn load(folder: &Path, config: &Config) -> Result<Model> {
-        Model::load(&Checkpoint::open(folder)?, config, Kind::Float, Device::Cpu, None)
+        let options = ModelOptions::new(Kind::Float, Device::Cpu);
+        Model::load(&Checkpoint::open(folder)?, config, &Quantization::None, &options)
     }
 
     #[test]
-    fn the_loader_wants_these_tensors_and_no_others() {
+    fn the_loader_reads_these_tensors_and_no_others() {
         for tied in [false, true] {
             let folder = tempfile::tempdir().unwrap();
             let value = config(tied);
-            let config = Config::from_json(Path::new("config.json"), &value).unwrap();
-            let wanted = config.wanted_tensors();
-            write(folder.path(), &value, &wanted);
+            let config = JsonFile::new("config.json", value.clone()).unwrap();
+            let config = Config::from_json(&config).unwrap();
+            let expected = config.expected_tensors();
+            write(folder.path(), &value, &expected);
             assert!(load(folder.path(), &config).is_ok());
-            for (i, missing) in wanted.iter().enumerate() {
-                let mut others = wanted.clone();
+            for (i, missing) in expected.iter().enumerate() {
+                let mut others = expected.clone();
                 others.remove(i);
                 write(folder.path(), &value, &others);
                 let error = load(folder.path(), &config)
@@ -150,7 +151,7 @@ mod tests {
                     .expect(&missing.name)
                     .to_string();
                 assert!(error.contains(&missing.name), "{error}");
-                let mut wrong = wanted.clone();
+                let mut wrong = expected.clone();
                 wrong[i].shape[0] += 1;
                 write(folder.path(), &value, &wrong);
                 let error = load(folder.path(), &config)

@@ -1,4 +1,4 @@
-//! An answer as it grows: end tokens, stop strings, the guard against endless repetition, streaming.
+//! Output of one generation: end tokens, stop strings, repetition guard, text streaming.
 
 use std::ops::ControlFlow;
 
@@ -6,13 +6,13 @@ use crate::Result;
 use crate::generation::{FinishReason, GenerationOptions, RepetitionGuard, StopStrings};
 use crate::processing::{TextProcessor, TokenStream};
 
-/// What came out so far.
-pub(super) struct Answer<'a> {
-    /// The text shown.
+/// The output so far.
+pub(super) struct OutputStream<'a> {
+    /// Text passed to `on_text`.
     pub(super) text: String,
-    /// The answer's tokens, end token and cut-off repeats left out.
+    /// Token ids without the end token and truncated repetitions.
     pub(super) tokens: Vec<i64>,
-    /// Tokens generated, the end token and repeats among them.
+    /// Number of generated tokens, including the end token and repetitions.
     pub(super) generated: usize,
     options: &'a GenerationOptions,
     processor: &'a TextProcessor,
@@ -23,7 +23,7 @@ pub(super) struct Answer<'a> {
     cancelled: bool,
 }
 
-impl<'a> Answer<'a> {
+impl<'a> OutputStream<'a> {
     pub(super) fn new(
         processor: &'a TextProcessor,
         options: &'a GenerationOptions,
@@ -43,7 +43,7 @@ impl<'a> Answer<'a> {
         }
     }
 
-    /// Takes the next token; `Some` ends the answer.
+    /// Adds the next token; returns why the output ends, if it does.
     pub(super) fn push(&mut self, token: i64) -> Result<Option<FinishReason>> {
         self.generated += 1;
         if self.options.stop_token_ids.contains(&token) {
@@ -52,7 +52,7 @@ impl<'a> Answer<'a> {
         self.tokens.push(token);
         let piece = self.stream.push(token)?;
         let released = self.stop.push(&piece);
-        self.show(&released.text);
+        self.emit(&released.text);
         if released.stopped {
             return Ok(Some(FinishReason::Stop));
         }
@@ -67,23 +67,23 @@ impl<'a> Answer<'a> {
         Ok((self.generated >= self.options.max_new_tokens).then_some(FinishReason::Length))
     }
 
-    /// Shows what was held back, where the answer was not cut on purpose.
+    /// Emits the text held back, unless the output was truncated or cancelled.
     pub(super) fn finish(&mut self, reason: FinishReason) -> Result<()> {
         if matches!(reason, FinishReason::Repetition | FinishReason::Cancelled) {
             return Ok(());
         }
         let tail = self.stream.finish()?;
         let released = self.stop.push(&tail);
-        self.show(&released.text);
+        self.emit(&released.text);
         if !released.stopped {
             let held = self.stop.finish();
-            self.show(&held);
+            self.emit(&held);
         }
         Ok(())
     }
 
-    /// Every token asks the caller whether to go on, text or none.
-    fn show(&mut self, text: &str) {
+    /// Calls `on_text` for every token, even with an empty text, so that the caller can cancel.
+    fn emit(&mut self, text: &str) {
         self.text.push_str(text);
         self.cancelled |= (self.on_text)(text).is_break();
     }

@@ -1,0 +1,69 @@
+//! KV cache of one sequence. The CPU decode step writes it in `Step::attend` (`decode_cpu.rs`), all else in [`KvCache::append`].
+
+use tch::{Device, Kind, Tensor};
+
+use super::{TextConfig, decode_cpu::DecodeScratch};
+use crate::Result;
+
+/// Keys and values of one sequence, allocated once for all its tokens.
+pub struct KvCache {
+    /// Per layer: keys and values, each `[1, kv_heads, capacity, head_dim]`.
+    pub(super) layers: Vec<(Tensor, Tensor)>,
+    /// Tokens held.
+    pub(super) length: i64,
+    pub(super) capacity: i64,
+    /// Position of the next token on all three axes.
+    pub(super) next_position: i64,
+    /// Scratch buffers of the CPU decode step.
+    pub(super) scratch: DecodeScratch,
+}
+
+impl KvCache {
+    pub(super) fn new(config: &TextConfig, capacity: usize, kind: Kind, device: Device) -> Result<Self> {
+        let size = [
+            1,
+            config.num_key_value_heads as i64,
+            capacity as i64,
+            config.head_dim as i64,
+        ];
+        let empty = || Tensor::f_empty(size, (kind, device));
+        let layers = (0..config.num_hidden_layers)
+            .map(|_| Ok((empty()?, empty()?)))
+            .collect::<Result<Vec<_>>>()?;
+        Ok(Self {
+            layers,
+            length: 0,
+            capacity: capacity as i64,
+            next_position: 0,
+            scratch: DecodeScratch::default(),
+        })
+    }
+
+    /// Writes the keys and values of new tokens, `[1, kv_heads, rows, head_dim]`, behind those of `layer`; returns all of the
+    /// layer's, the new ones last. [`Self::length`] stays as it is until all layers are written.
+    pub(super) fn append(&self, layer: usize, k: &Tensor, v: &Tensor) -> Result<(Tensor, Tensor)> {
+        let (keys, values) = &self.layers[layer];
+        let (past, rows) = (self.length, k.size()[2]);
+        keys.f_narrow(2, past, rows)?.f_copy_(k)?;
+        values.f_narrow(2, past, rows)?.f_copy_(v)?;
+        Ok((
+            keys.f_narrow(2, 0, past + rows)?,
+            values.f_narrow(2, 0, past + rows)?,
+        ))
+    }
+
+    /// Tokens held.
+    pub fn len(&self) -> usize {
+        self.length as usize
+    }
+
+    /// Whether it holds no tokens.
+    pub fn is_empty(&self) -> bool {
+        self.length == 0
+    }
+
+    /// Maximum number of tokens.
+    pub fn capacity(&self) -> usize {
+        self.capacity as usize
+    }
+}
