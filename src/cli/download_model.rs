@@ -9,7 +9,7 @@ use crate::cli::{CommonArgs, EXIT_CODES_HELP, EXIT_FAILURE, EXIT_OK, fail, print
 use crate::console::{Level, without_control_characters};
 use crate::engine::FolderCheck;
 use crate::hub::{
-    HubArgs, ModelDownload, ModelRequest, PublishedFolder, Repository, RepositoryKind, download_model,
+    HubArgs, ModelDownload, ModelRequest, RemoteFolder, Repository, RepositoryKind, download_model,
     model_name,
 };
 use crate::project::MODEL_ID;
@@ -109,7 +109,7 @@ fn check(arguments: &Arguments, project: &Project) -> anyhow::Result<ExitCode> {
         None => {
             let repository =
                 Repository::new(RepositoryKind::Model, &arguments.model_id, &arguments.revision)?;
-            let folder = PublishedFolder::open(&repository, arguments.hub.settings()?)?;
+            let folder = RemoteFolder::open(&repository, arguments.hub.settings()?)?;
             let outcome = FolderCheck::of(&folder, false)?;
             let commit = Some(folder.commit().to_owned());
             (repository.id, commit, outcome, folder.fetched_bytes())

@@ -85,7 +85,7 @@ pub(super) fn build(
         skipped: intake.skipped,
         records_sha256: String::new(),
         image_bytes: 0,
-        tool: crate::hub::tool(),
+        tool: crate::hub::tool_version(),
     })
 }
 

@@ -20,7 +20,7 @@ use super::{
 use crate::console::{self, Level, Progress, Unit};
 use crate::error::HubError;
 use crate::hub::{
-    Hub, HubSettings, Leash, RemoteFile, RemoteReader, Repository, RepositoryKind, Snapshot, Staging,
+    CancelGuard, Hub, HubSettings, RemoteFile, RemoteReader, Repository, RepositoryKind, Snapshot, Staging,
     fetch_all, is_left_out, is_pickle, name_fault,
 };
 use crate::records::{DatasetDownload, DownloadSummary};
@@ -316,20 +316,20 @@ async fn fetch_archived(
     }
     let bar = console::progress_of("downloading pictures", Unit::Of("pictures"), missing.len() as u64);
     let missing = Arc::new(missing);
-    let leash = Leash::new();
-    let places = Arc::new(Semaphore::new(hub.jobs()));
+    let guard = CancelGuard::new();
+    let permits = Arc::new(Semaphore::new(hub.jobs()));
     let mut tasks = JoinSet::new();
     for archive in snapshot.files.iter().filter(|file| file.path.ends_with(".zip")) {
-        let reader = RemoteReader::new(hub, snapshot, archive, (Handle::current(), &leash));
+        let reader = RemoteReader::new(hub, snapshot, archive, (Handle::current(), &guard));
         let (name, folder) = (PathBuf::from(&archive.path), folder.to_owned());
-        let (missing, places, bar) = (Arc::clone(&missing), Arc::clone(&places), bar.clone());
+        let (missing, permits, bar) = (Arc::clone(&missing), Arc::clone(&permits), bar.clone());
         tasks.spawn(async move {
-            let _place = places.acquire_owned().await.ok();
+            let _permit = permits.acquire_owned().await.ok();
             let extracted = spawn_blocking(move || extract(&name, reader, &missing, &folder, &bar)).await;
             extracted.unwrap_or_else(|error| Err(Error::io("a download", std::io::Error::other(error))))
         });
     }
-    let mut leash = Some(leash);
+    let mut guard = Some(guard);
     let mut whole = Ok(());
     // All of them, after a failure too: a reader that goes on when the runtime ends has no clock to wait by.
     while let Some(outcome) = tasks.join_next().await {
@@ -337,10 +337,10 @@ async fn fetch_archived(
             outcome.unwrap_or_else(|error| Err(Error::io("a download", std::io::Error::other(error))));
         if outcome.is_err() && whole.is_ok() {
             whole = outcome;
-            leash = None;
+            guard = None;
         }
     }
-    drop(leash);
+    drop(guard);
     bar.finish_and_clear();
     whole
 }

@@ -29,14 +29,14 @@ pub enum HubError {
         with_token: bool,
     },
     /// The hub wants to know who asks, or does not let them in.
-    #[error("{repository}: the hub refused the request (HTTP {status}{words}): {}", refused_help(*.with_token))]
+    #[error("{repository}: the hub refused the request (HTTP {status}{message}): {}", refused_help(*.with_token))]
     Refused {
         /// What was asked for.
         repository: String,
         /// 401 or 403.
         status: u16,
-        /// What the hub says of it, in quotation marks after a space; may be empty.
-        words: String,
+        /// The hub's own message, quoted after a space; may be empty.
+        message: String,
         /// A token was sent.
         with_token: bool,
     },
@@ -102,9 +102,9 @@ pub enum HubError {
         /// How long.
         wait: Duration,
     },
-    /// The answer makes no sense.
+    /// The response is not one of a Hugging Face hub.
     #[error("{what}: {reason}; is HF_ENDPOINT the address of a Hugging Face hub?")]
-    Nonsense {
+    InvalidResponse {
         /// What was asked for.
         what: String,
         /// What is wrong with the answer.

@@ -1,4 +1,4 @@
-//! The hub's two checksums: SHA-256 for files in large-file storage, git's blob id (SHA-1) for small ones.
+//! The hub's two checksums: SHA-256 for files in large-file storage (LFS), git's blob id (SHA-1) for small files.
 
 use std::fmt;
 use std::io::Read;
@@ -11,17 +11,17 @@ use sha2::{Digest, Sha256};
 use crate::fs::open_regular;
 use crate::{Error, Result};
 
-/// What the bytes of a file must hash to.
+/// Checksum of a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Checksum {
-    /// SHA-256 of the bytes.
+    /// SHA-256 of the content.
     Sha256([u8; 32]),
-    /// SHA-1 of `"blob SIZE\0"` and the bytes, as git names them.
+    /// SHA-1 of `"blob SIZE\0"` and the content: git's object id.
     GitBlob([u8; 20]),
 }
 
 impl Checksum {
-    /// A hasher of this kind for a file of `size` bytes.
+    /// Returns a hasher of this kind for a file of `size` bytes.
     pub fn hasher(&self, size: u64) -> Hasher {
         match self {
             Self::Sha256(_) => Self::sha256_hasher(),
@@ -29,7 +29,7 @@ impl Checksum {
         }
     }
 
-    /// A hasher for SHA-256.
+    /// Returns a SHA-256 hasher.
     pub fn sha256_hasher() -> Hasher {
         Hasher::Sha256(Sha256::new())
     }
@@ -48,7 +48,7 @@ impl fmt::Display for Checksum {
 impl FromStr for Checksum {
     type Err = String;
 
-    /// 64 hexadecimal digits are SHA-256, 40 a git blob's id.
+    /// Parses 64 hexadecimal digits as SHA-256, 40 as a git blob id.
     fn from_str(text: &str) -> Result<Self, String> {
         match text.len() {
             64 => unhex(text).map(Self::Sha256),
@@ -75,7 +75,7 @@ fn unhex<const N: usize>(text: &str) -> Option<[u8; N]> {
     Some(bytes)
 }
 
-/// Hashes bytes as they come.
+/// Incremental hasher.
 #[derive(Debug, Clone)]
 pub enum Hasher {
     /// For [`Checksum::Sha256`].
@@ -85,7 +85,7 @@ pub enum Hasher {
 }
 
 impl Hasher {
-    /// Takes more bytes.
+    /// Adds bytes.
     pub fn update(&mut self, bytes: &[u8]) {
         match self {
             Self::Sha256(hasher) => hasher.update(bytes),
@@ -93,7 +93,7 @@ impl Hasher {
         }
     }
 
-    /// The checksum of everything taken.
+    /// Returns the checksum of all bytes.
     pub fn finish(self) -> Checksum {
         match self {
             Self::Sha256(hasher) => Checksum::Sha256(hasher.finalize().into()),
@@ -101,24 +101,24 @@ impl Hasher {
         }
     }
 
-    /// The checksum of the file at `path`, by `hasher`.
+    /// Returns the checksum of the file at `path`.
     pub fn hash_file(path: &Path, mut hasher: Hasher) -> Result<Checksum> {
         open_regular(path)
-            .and_then(|file| read_pieces(file, |piece| hasher.update(piece)))
+            .and_then(|file| read_chunks(file, |chunk| hasher.update(chunk)))
             .map_err(|error| Error::io(path, error))?;
         Ok(hasher.finish())
     }
 }
 
-/// Gives `on_piece` everything that `reader` yields; how many bytes that was.
-pub(super) fn read_pieces(mut reader: impl Read, mut on_piece: impl FnMut(&[u8])) -> std::io::Result<u64> {
+/// Calls `on_chunk` with the content of `reader`, chunk by chunk. Returns the number of bytes.
+pub(super) fn read_chunks(mut reader: impl Read, mut on_chunk: impl FnMut(&[u8])) -> std::io::Result<u64> {
     let mut buffer = vec![0; 1 << 20];
     let mut total = 0;
     loop {
         match reader.read(&mut buffer) {
             Ok(0) => return Ok(total),
             Ok(read) => {
-                on_piece(&buffer[..read]);
+                on_chunk(&buffer[..read]);
                 total += read as u64;
             }
             Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
@@ -132,7 +132,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn checksums_are_those_of_sha256sum_and_git() {
+    fn checksums_match_sha256sum_and_git() {
         let mut hasher = Checksum::sha256_hasher();
         hasher.update(b"hello\n");
         let sha256 = "5891b5b522d5df086d0ff0b110fbd9d21bb4fc7163af34d08286a2e846f6be03";
@@ -146,7 +146,7 @@ mod tests {
     }
 
     #[test]
-    fn anything_but_hexadecimal_digits_of_the_right_number_is_refused() {
+    fn only_40_or_64_hexadecimal_digits_are_parsed() {
         for text in [
             "",
             "abc",

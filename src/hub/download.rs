@@ -1,4 +1,4 @@
-//! Many files at once: into a folder of their own, which gets its name when all of them are there.
+//! Concurrent downloads into a staging folder, which is renamed when it is complete.
 
 use std::fs::{self, File};
 use std::future::Future;
@@ -14,14 +14,15 @@ use super::{
     Hub, ManifestFile, RemoteFile, Snapshot,
     local::files_below,
     manifest::{DOWNLOAD_MANIFEST, DownloadManifest},
-    transfer::{PARTS, fetch, fetched_before, remove},
+    names::PARTS,
+    transfer::{fetch, fetched_before, remove},
 };
 use crate::console::{self, Bars, EXIT_INTERRUPTED, Level};
 use crate::error::HubError;
 use crate::fs::disk_free;
 use crate::{Error, Result};
 
-/// Left free on the disk.
+/// Space that stays free on the disk.
 const MARGIN_BYTES: u64 = 64 << 20;
 
 /// Runs `work` on a runtime of its own; Ctrl-C ends the process, which loses nothing: every file says by its name
@@ -184,9 +185,10 @@ fn sync_parent(path: &Path) -> io::Result<()> {
     }
 }
 
-/// Fetches `files` of `snapshot` to their paths in `folder`, several at a time; those already there are checked and kept.
+/// Downloads `files` of `snapshot` to their paths in `folder`, several at a time. Existing files are verified and kept.
 ///
-/// Nothing is fetched where the disk cannot take all of it.
+/// # Errors
+/// [`HubError::NoSpace`] before anything is downloaded, if the disk has too little space for all files.
 pub async fn fetch_all(
     hub: &Arc<Hub>,
     snapshot: &Arc<Snapshot>,
@@ -194,25 +196,25 @@ pub async fn fetch_all(
     folder: &Path,
 ) -> Result<Vec<ManifestFile>> {
     fs::create_dir_all(folder).map_err(|error| Error::io(folder, error))?;
-    let (mut fetched, missing) = block_in_place(|| kept(folder, files))?;
+    let (mut fetched, missing) = block_in_place(|| existing_files(folder, files))?;
     let needed = missing
         .iter()
         .map(|file| file.size - fetched_before(folder, file));
     require_space(folder, needed.fold(0, u64::saturating_add))?;
     let bars = console::transfer_bars("downloading");
-    let places = Arc::new(Semaphore::new(hub.settings.jobs));
+    let permits = Arc::new(Semaphore::new(hub.settings.jobs));
     let mut tasks = JoinSet::new();
     for file in missing {
-        let (hub, snapshot, places) = (Arc::clone(hub), Arc::clone(snapshot), Arc::clone(&places));
+        let (hub, snapshot, permits) = (Arc::clone(hub), Arc::clone(snapshot), Arc::clone(&permits));
         let (folder, bars) = (folder.to_owned(), bars.clone());
-        tasks.spawn(async move { fetch_one(&hub, &snapshot, &file, &folder, &bars, &places).await });
+        tasks.spawn(async move { fetch_one(&hub, &snapshot, &file, &folder, &bars, &permits).await });
     }
     while let Some(outcome) = tasks.join_next().await {
         let outcome = outcome.unwrap_or_else(|error| {
             let reason = format!("a download ended unexpectedly: {error}");
             Err(Error::io(folder, io::Error::other(reason)))
         });
-        // The other tasks end with the set: what they fetched so far is on the disk.
+        // Dropping the set aborts the other tasks; their partial files stay on disk.
         fetched.push(outcome?);
     }
     fetched.sort_by(|a, b| a.path.cmp(&b.path));
@@ -225,33 +227,36 @@ async fn fetch_one(
     file: &RemoteFile,
     folder: &Path,
     bars: &Bars,
-    places: &Semaphore,
+    permits: &Semaphore,
 ) -> Result<ManifestFile> {
-    // The semaphore is never closed; were it, the file would be fetched without waiting.
-    let _place = places.acquire().await.ok();
+    // The semaphore is never closed, so this never fails.
+    let _permit = permits.acquire().await.ok();
     let bar = bars.add(&file.path, file.size);
     let outcome = fetch(hub, snapshot, file, folder, &bar).await;
     bar.finish_and_clear();
     outcome
 }
 
-/// Those of `files` that are in `folder` as the hub has them, and the others.
-pub(super) fn kept(folder: &Path, files: &[RemoteFile]) -> Result<(Vec<ManifestFile>, Vec<RemoteFile>)> {
+/// Splits `files` into those in `folder` with the announced checksum, and the missing ones.
+pub(super) fn existing_files(
+    folder: &Path,
+    files: &[RemoteFile],
+) -> Result<(Vec<ManifestFile>, Vec<RemoteFile>)> {
     let bars = console::transfer_bars("checking files");
-    let (mut there, mut missing) = (Vec::new(), Vec::new());
+    let (mut existing, mut missing) = (Vec::new(), Vec::new());
     for file in files {
         let bar = bars.add(&file.path, file.size);
         let found = ManifestFile::matching(folder, &file.path, file.size, &file.checksum, &bar);
         bar.finish_and_clear();
         match found? {
-            Some(found) => there.push(found),
+            Some(found) => existing.push(found),
             None => missing.push(file.clone()),
         }
     }
-    Ok((there, missing))
+    Ok((existing, missing))
 }
 
-/// The error where the disk of `folder` cannot take `needed` bytes.
+/// Returns an error if the disk of `folder` has less than `needed` bytes free.
 pub(super) fn require_space(folder: &Path, needed: u64) -> Result<()> {
     if needed == 0 {
         return Ok(());

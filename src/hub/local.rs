@@ -1,7 +1,7 @@
-//! Local copies of what the hub publishes: of another machine, of the hub's own tools, of an earlier run.
+//! Local copies of repositories: from another machine, from the hub's own tools, or from an earlier run.
 //!
-//! What a file must hash to is known from the manifest of an earlier run, from the notes that `hf download --local-dir`
-//! leaves, or from the names that the hub's cache gives its files; else only the model's structure can be checked.
+//! Expected checksums come from the manifest of an earlier run, from the metadata files of `hf download --local-dir`, or
+//! from the file names in the hub's cache. Without them only the model's structure can be checked.
 
 use std::collections::HashMap;
 use std::fs::{self, File};
@@ -12,23 +12,23 @@ use indicatif::ProgressBar;
 
 use super::{
     Checksum, ManifestFile,
-    checksum::read_pieces,
+    checksum::read_chunks,
     download::require_space,
     manifest::{DOWNLOAD_MANIFEST, Digests, DownloadManifest},
-    snapshot::name_fault,
+    names::name_fault,
 };
 use crate::console::{self, Level};
 use crate::error::HubError;
 use crate::fs::{hub_cache, open_regular, read_text};
 use crate::{Error, Result};
 
-/// Folders in a model folder are not this deep.
+/// Maximum depth of subfolders.
 const MAX_DEPTH: usize = 8;
 const MAX_FILES: usize = 4_000_000;
-/// A note of the hub's tools is three short lines.
-const MAX_NOTE_BYTES: u64 = 4096;
+/// Maximum size of a metadata file; it has three short lines.
+const MAX_METADATA_BYTES: u64 = 4096;
 
-/// A folder and what is known of its files.
+/// A folder with the expected checksums of its files, as far as they are known.
 #[derive(Debug)]
 pub(super) struct LocalCopy {
     folder: PathBuf,
@@ -48,7 +48,7 @@ pub(super) struct LocalFile {
 }
 
 impl LocalCopy {
-    /// Lists `folder` and reads what is known of its files.
+    /// Lists `folder` and reads the expected checksums.
     pub(super) fn open(folder: &Path) -> Result<Self> {
         if !folder.is_dir() {
             return Err(Error::checkpoint(
@@ -77,12 +77,12 @@ impl LocalCopy {
             let size = full.metadata().map_err(|error| Error::io(&full, error))?.len();
             let expected = match announced.get(path.as_str()) {
                 Some(file) => file.sha256.parse().ok(),
-                None => match Note::read(folder, &path) {
-                    Some(note) => {
-                        commit.get_or_insert(note.commit);
-                        note.checksum
+                None => match Metadata::read(folder, &path) {
+                    Some(metadata) => {
+                        commit.get_or_insert(metadata.commit);
+                        metadata.checksum
                     }
-                    None => cached_name(&full),
+                    None => blob_checksum(&full),
                 },
             };
             files.push(LocalFile { path, size, expected });
@@ -95,7 +95,7 @@ impl LocalCopy {
         })
     }
 
-    /// A manifest without files: the copy's own, or one that says what could be checked.
+    /// Returns a manifest without files: the copy's own, or a new one that says what could be verified.
     pub(super) fn manifest(&self, id: &str, revision: &str) -> DownloadManifest {
         let known = self.files.iter().filter(|file| file.expected.is_some()).count();
         let checked_against = match known {
@@ -112,7 +112,7 @@ impl LocalCopy {
         }
     }
 
-    /// Hashes the files that `wanted` names where they lie.
+    /// Hashes the `wanted` files in place.
     pub(super) fn verify(&self, wanted: impl Fn(&str) -> bool) -> Result<Vec<ManifestFile>> {
         self.each(wanted, |file, bar| {
             let path = self.folder.join(&file.path);
@@ -123,9 +123,9 @@ impl LocalCopy {
         })
     }
 
-    /// Copies the files that `wanted` names into `folder`; those already there are checked and kept.
+    /// Copies the `wanted` files into `folder`. Existing files are verified and kept.
     pub(super) fn copy_to(&self, folder: &Path, wanted: impl Fn(&str) -> bool) -> Result<Vec<ManifestFile>> {
-        let there = |file: &LocalFile| {
+        let existing = |file: &LocalFile| {
             let known = file.expected.map(|checksum| {
                 ManifestFile::matching(folder, &file.path, file.size, &checksum, &ProgressBar::hidden())
             });
@@ -133,7 +133,7 @@ impl LocalCopy {
         };
         let sizes = self.files.iter().filter(|file| wanted(&file.path));
         require_space(folder, sizes.map(|file| file.size).fold(0, u64::saturating_add))?;
-        self.each(wanted, |file, bar| match there(file)? {
+        self.each(wanted, |file, bar| match existing(file)? {
             Some(found) => Ok(found),
             None => self.copy_one(file, folder, bar),
         })
@@ -165,12 +165,12 @@ impl LocalCopy {
         let mut target = File::create(&to).map_err(|error| Error::io(&to, error))?;
         let mut digests = Digests::new(file.expected.as_ref(), file.size);
         let mut written = Ok(());
-        let size = read_pieces(source, |piece| {
-            digests.update(piece);
+        let size = read_chunks(source, |chunk| {
+            digests.update(chunk);
             if written.is_ok() {
-                written = target.write_all(piece);
+                written = target.write_all(chunk);
             }
-            bar.inc(piece.len() as u64);
+            bar.inc(chunk.len() as u64);
         })
         .map_err(|error| Error::io(&from, error))?;
         written
@@ -184,7 +184,7 @@ impl LocalCopy {
             let path = self.folder.join(&file.path);
             Error::checkpoint(
                 path,
-                format!("is damaged: its checksum is {found}; take another copy, or the hub's"),
+                format!("is damaged: its checksum is {found}; use another copy, or download it"),
             )
         })?;
         Ok(ManifestFile {
@@ -195,20 +195,20 @@ impl LocalCopy {
     }
 }
 
-const MISSING: &str = "is missing, though the folder's manifest lists it; take another copy, or the hub's";
+const MISSING: &str = "is missing, though the folder's manifest lists it; use another copy, or download it";
 
-/// What `hf download --local-dir` notes of a file: commit and checksum.
-struct Note {
+/// Metadata that `hf download --local-dir` stores of a file: commit and checksum.
+struct Metadata {
     commit: String,
     checksum: Option<Checksum>,
 }
 
-impl Note {
+impl Metadata {
     fn read(folder: &Path, path: &str) -> Option<Self> {
-        let note = folder
+        let path = folder
             .join(".cache/huggingface/download")
             .join(format!("{path}.metadata"));
-        let text = read_text(&note, MAX_NOTE_BYTES).ok()?;
+        let text = read_text(&path, MAX_METADATA_BYTES).ok()?;
         let mut lines = text.lines();
         Some(Self {
             commit: lines.next()?.trim().to_owned(),
@@ -217,8 +217,8 @@ impl Note {
     }
 }
 
-/// In the hub's cache a file is a link to `blobs/CHECKSUM`.
-fn cached_name(path: &Path) -> Option<Checksum> {
+/// Returns the checksum of a file in the hub's cache, where it is a link to `blobs/CHECKSUM`.
+fn blob_checksum(path: &Path) -> Option<Checksum> {
     let target = fs::canonicalize(path).ok()?;
     let in_blobs = target.parent()?.file_name()? == "blobs";
     in_blobs
@@ -226,7 +226,7 @@ fn cached_name(path: &Path) -> Option<Checksum> {
         .flatten()
 }
 
-/// Paths of the files below `folder`, sorted, every name checked; without hidden ones.
+/// Returns the relative paths of the files below `folder`, sorted and validated, without hidden ones.
 pub(crate) fn files_below(folder: &Path) -> Result<Vec<String>> {
     let mut names = Vec::new();
     list(folder, "", 0, &mut names)?;
@@ -234,12 +234,12 @@ pub(crate) fn files_below(folder: &Path) -> Result<Vec<String>> {
     Ok(names)
 }
 
-/// Files below `folder`; hidden folders hold the notes of tools, hidden files are `.gitattributes` and the like.
+/// Hidden folders contain metadata of tools, hidden files are `.gitattributes` and the like.
 fn list(folder: &Path, prefix: &str, depth: usize, names: &mut Vec<String>) -> Result<()> {
-    let place = folder.join(prefix);
-    let entries = fs::read_dir(&place).map_err(|error| Error::io(&place, error))?;
+    let subfolder = folder.join(prefix);
+    let entries = fs::read_dir(&subfolder).map_err(|error| Error::io(&subfolder, error))?;
     for entry in entries {
-        let name = entry.map_err(|error| Error::io(&place, error))?.file_name();
+        let name = entry.map_err(|error| Error::io(&subfolder, error))?.file_name();
         let Some(name) = name.to_str() else {
             continue;
         };
@@ -266,20 +266,20 @@ fn list(folder: &Path, prefix: &str, depth: usize, names: &mut Vec<String>) -> R
             }
             names.push(path);
         } else if full.exists() {
-            let message = format!("{} is left out: it is no regular file", full.display());
+            let message = format!("{} is skipped: it is not a regular file", full.display());
             console::say(Level::WARN, &message);
         }
         if names.len() > MAX_FILES {
             return Err(Error::checkpoint(
                 folder,
-                "holds too many files for a model or a data set",
+                "contains too many files for a model or a data set",
             ));
         }
     }
     Ok(())
 }
 
-/// Both name the same folder.
-pub(super) fn same(one: &Path, other: &Path) -> bool {
+/// Returns whether both paths are the same folder.
+pub(super) fn is_same_folder(one: &Path, other: &Path) -> bool {
     matches!((fs::canonicalize(one), fs::canonicalize(other)), (Ok(one), Ok(other)) if one == other)
 }

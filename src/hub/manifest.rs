@@ -1,4 +1,4 @@
-//! What a download left on disk: each file with its size and SHA-256, and where it came from.
+//! `download_manifest.json`: the files of a download with size and SHA-256, and their origin.
 
 use std::io::{Read, Write};
 use std::path::Path;
@@ -6,7 +6,7 @@ use std::path::Path;
 use indicatif::ProgressBar;
 use serde::{Deserialize, Serialize};
 
-use super::{Checksum, Hasher, checksum::read_pieces};
+use super::{Checksum, Hasher, checksum::read_chunks};
 use crate::fs::{open_regular, read_bounded};
 use crate::{Error, Result};
 
@@ -20,34 +20,34 @@ const MAX_BYTES: u64 = 64 << 20;
 pub struct ManifestFile {
     /// Path relative to the folder, with `/`.
     pub path: String,
-    /// Bytes.
+    /// Size in bytes.
     pub size: u64,
-    /// SHA-256 of the bytes, hexadecimal.
+    /// SHA-256 in hexadecimal.
     pub sha256: String,
 }
 
-/// `download_manifest.json`: written last, so a folder that has one was complete when it was written.
+/// Manifest of a downloaded folder. It is written last, so a folder with one is complete.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DownloadManifest {
-    /// Version of this file's form.
+    /// Version of the format.
     pub format: u32,
     /// `OWNER/NAME` on the hub, or "local".
     pub repository: String,
-    /// What was asked for: a branch, tag or commit.
+    /// Requested branch, tag or commit.
     pub requested_revision: String,
-    /// The commit it was; none for local copies of unknown origin.
+    /// Resolved commit; `None` for local copies of unknown origin.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub commit: Option<String>,
-    /// What the files were checked against: `hub`, `notes of the local copy`, or nothing but the model's `structure`.
+    /// What the files were verified against: `hub`, `notes of the local copy`, or only the model's `structure`.
     pub checked_against: String,
-    /// What wrote it.
+    /// Program that wrote it, with its version.
     pub tool: String,
-    /// Every file, sorted by path.
+    /// Files, sorted by path.
     pub files: Vec<ManifestFile>,
 }
 
 impl DownloadManifest {
-    /// A manifest without files.
+    /// Creates a manifest without files.
     pub fn new(
         repository: &str,
         requested_revision: &str,
@@ -60,12 +60,12 @@ impl DownloadManifest {
             requested_revision: requested_revision.to_owned(),
             commit: commit.map(str::to_owned),
             checked_against: checked_against.to_owned(),
-            tool: tool(),
+            tool: tool_version(),
             files: Vec::new(),
         }
     }
 
-    /// The manifest in `folder`; `None` where it has none.
+    /// Reads the manifest in `folder`; `None` if there is none.
     pub fn read(folder: &Path) -> Result<Option<Self>> {
         let path = folder.join(DOWNLOAD_MANIFEST);
         let text = match read_bounded(&path, MAX_BYTES) {
@@ -98,7 +98,7 @@ impl DownloadManifest {
         }
     }
 
-    /// Writes it into `folder`.
+    /// Writes the manifest into `folder`.
     pub fn write(&self, folder: &Path) -> Result<()> {
         let path = folder.join(DOWNLOAD_MANIFEST);
         let mut text = serde_json::to_vec_pretty(self)
@@ -107,14 +107,14 @@ impl DownloadManifest {
         crate::fs::write_atomically(&path, |file| file.write_all(&text))
     }
 
-    /// Bytes of all files.
+    /// Total size of the files in bytes.
     pub fn total_bytes(&self) -> u64 {
         self.files.iter().map(|file| file.size).sum()
     }
 }
 
 impl ManifestFile {
-    /// Describes the file at `folder/path`, if its bytes are those of `checksum`.
+    /// Describes the file at `folder/path`; `None` if it is missing or its size or checksum differs.
     pub(super) fn matching(
         folder: &Path,
         path: &str,
@@ -142,7 +142,7 @@ impl ManifestFile {
     }
 }
 
-/// SHA-256 for the manifest and, where the hub announces that, git's blob id.
+/// SHA-256 for the manifest and, if the hub announces one, the git blob id.
 #[derive(Debug)]
 pub(super) struct Digests {
     sha256: Hasher,
@@ -150,7 +150,7 @@ pub(super) struct Digests {
 }
 
 impl Digests {
-    /// Hashers for a file of `size` bytes that is to be `expected`, where that is known.
+    /// Creates the hashers for a file of `size` bytes with the checksum `expected`, if known.
     pub(super) fn new(expected: Option<&Checksum>, size: u64) -> Self {
         let is_blob = |checksum: &&Checksum| matches!(checksum, Checksum::GitBlob(_));
         Self {
@@ -166,15 +166,18 @@ impl Digests {
         }
     }
 
-    /// Takes everything `reader` yields and moves `bar` along; how many bytes that was.
+    /// Hashes the content of `reader` and advances `bar`. Returns the number of bytes.
     pub(super) fn update_from(&mut self, reader: impl Read, bar: &ProgressBar) -> std::io::Result<u64> {
-        read_pieces(reader, |piece| {
-            self.update(piece);
-            bar.inc(piece.len() as u64);
+        read_chunks(reader, |chunk| {
+            self.update(chunk);
+            bar.inc(chunk.len() as u64);
         })
     }
 
-    /// The SHA-256 if the bytes are those of `expected`, else what they hash to.
+    /// Returns the SHA-256.
+    ///
+    /// # Errors
+    /// The actual checksum, if it is not `expected`.
     pub(super) fn finish(self, expected: Option<&Checksum>) -> Result<String, Checksum> {
         let sha256 = self.sha256.finish();
         let found = self.blob.map_or(sha256, Hasher::finish);
@@ -186,6 +189,6 @@ impl Digests {
 }
 
 /// Name and version of this program, for manifests.
-pub(crate) fn tool() -> String {
+pub(crate) fn tool_version() -> String {
     format!("medical-vision-pipeline {}", crate::version::version())
 }

@@ -1,4 +1,4 @@
-//! A model folder: from the hub or from a local copy, complete, checked, described by its manifest.
+//! Downloads a model folder, or copies it from a local copy, verifies it and writes its manifest.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -8,7 +8,7 @@ use tokio::task::block_in_place;
 
 use super::{
     Hub, HubSettings, RemoteFile, Repository, RepositoryKind,
-    download::{Staging, fetch_all, kept},
+    download::{Staging, existing_files, fetch_all},
     local::{self, LocalCopy},
     manifest::DownloadManifest,
 };
@@ -20,31 +20,31 @@ use crate::project::{BASE_MODEL, EMBEDDED_MODEL, MODEL_ID};
 use crate::records::{self, DownloadInfo};
 use crate::{Error, Result};
 
-/// Which model, and where to.
+/// Which model to download, and where to.
 #[derive(Debug, Clone)]
 pub struct ModelRequest {
     /// `OWNER/NAME` on the hub.
     pub id: String,
     /// Branch, tag or commit.
     pub revision: String,
-    /// The folder to fill.
+    /// Destination folder.
     pub folder: PathBuf,
-    /// A local copy, used instead of the hub.
+    /// Local copy to use instead of the hub.
     pub source: Option<PathBuf>,
-    /// Use no network.
+    /// Verify the folder without using the network.
     pub offline: bool,
 }
 
 /// A complete model folder.
 #[derive(Debug, Clone)]
 pub struct ModelDownload {
-    /// Its files.
+    /// Manifest of the folder.
     pub manifest: DownloadManifest,
-    /// Bytes that were not there before.
+    /// Bytes downloaded or copied by this run.
     pub new_bytes: u64,
 }
 
-/// The name under `models/` of the model `id`.
+/// Returns the folder name under `models/` for the model `id`.
 pub fn model_name(id: &str) -> &str {
     match id {
         MODEL_ID => BASE_MODEL,
@@ -53,7 +53,7 @@ pub fn model_name(id: &str) -> &str {
 }
 
 impl ModelDownload {
-    /// The record of a download to `folder` that took `elapsed`.
+    /// Returns the record of a download to `folder` that took `elapsed`.
     pub fn record(&self, folder: &Path, elapsed: Duration) -> DownloadInfo {
         let manifest = &self.manifest;
         let extra = serde_json::json!({
@@ -74,12 +74,12 @@ impl ModelDownload {
     }
 }
 
-/// Fills the folder of `request`, or checks what is in it.
+/// Downloads the model of `request`, copies it from a local copy, or verifies it offline.
 ///
-/// The folder gets its name when it is complete; one that is there is brought to the revision file by file.
+/// A new folder appears only when it is complete. An existing folder is updated to the revision file by file.
 pub fn download_model(request: &ModelRequest, settings: HubSettings) -> Result<ModelDownload> {
     let repository = Repository::new(RepositoryKind::Model, &request.id, &request.revision)?;
-    refuse_other_models(request)?;
+    reject_other_models(request)?;
     let download = super::run(async {
         match &request.source {
             Some(source) => {
@@ -90,14 +90,14 @@ pub fn download_model(request: &ModelRequest, settings: HubSettings) -> Result<M
             None => fetch(&repository, request, settings).await,
         }
     })?;
-    // The checksums are right; this finds a repository that is broken itself.
+    // Checksums match; this detects a repository that is itself broken.
     Checkpoint::open(&request.folder)?;
     Ok(download)
 }
 
-/// A folder that holds something else is not written to.
-fn refuse_other_models(request: &ModelRequest) -> Result<()> {
-    let refused = |what: String| {
+/// Returns an error if the folder contains another model.
+fn reject_other_models(request: &ModelRequest) -> Result<()> {
+    let rejected = |what: String| {
         let reason = format!("{what}, which is not replaced; name another folder with --model");
         Err(Error::checkpoint(&request.folder, reason))
     };
@@ -106,11 +106,11 @@ fn refuse_other_models(request: &ModelRequest) -> Result<()> {
         .file_name()
         .is_some_and(|name| name == EMBEDDED_MODEL)
     {
-        return refused("this is the model that comes with the program".to_owned());
+        return rejected("this is the model that comes with the program".to_owned());
     }
     match DownloadManifest::read(&request.folder)? {
         Some(manifest) if manifest.repository != request.id => {
-            refused(format!("holds {}", manifest.repository))
+            rejected(format!("holds {}", manifest.repository))
         }
         _ => Ok(()),
     }
@@ -132,14 +132,14 @@ async fn fetch(
         .filter(|file| wanted.contains(&file.path))
         .cloned()
         .collect();
-    let (mut there, missing) = block_in_place(|| kept(&request.folder, &files))?;
+    let (mut complete, missing) = block_in_place(|| existing_files(&request.folder, &files))?;
     let new_bytes = missing.iter().map(|file| file.size).sum();
     let fetched = fetch_all(&hub, &snapshot, &missing, staging.folder()).await?;
-    there.extend(fetched);
-    there.sort_by(|a, b| a.path.cmp(&b.path));
+    complete.extend(fetched);
+    complete.sort_by(|a, b| a.path.cmp(&b.path));
     let commit = Some(snapshot.commit());
     let mut manifest = DownloadManifest::new(&repository.id, &request.revision, commit, "hub");
-    manifest.files = there;
+    manifest.files = complete;
     block_in_place(|| staging.install(&manifest))?;
     Ok(ModelDownload { manifest, new_bytes })
 }
@@ -148,7 +148,7 @@ fn copy(source: &Path, request: &ModelRequest) -> Result<ModelDownload> {
     let copy = LocalCopy::open(source)?;
     let names = copy.files.iter().map(|file| file.path.as_str());
     let wanted = wanted(&source.display().to_string(), names)?;
-    if local::same(source, &request.folder) {
+    if local::is_same_folder(source, &request.folder) {
         return verified(copy, &wanted, request);
     }
     let staging = Staging::open(&request.folder)?;
@@ -160,10 +160,10 @@ fn copy(source: &Path, request: &ModelRequest) -> Result<ModelDownload> {
     Ok(ModelDownload { manifest, new_bytes })
 }
 
-/// Offline: the folder itself is the local copy.
+/// Verifies the folder offline: it is its own local copy.
 fn check(request: &ModelRequest) -> Result<ModelDownload> {
     if !request.folder.is_dir() {
-        return Err(HubError::Offline(format!("{} is not there", request.folder.display())).into());
+        return Err(HubError::Offline(format!("{} does not exist", request.folder.display())).into());
     }
     let copy = LocalCopy::open(&request.folder)?;
     let names = copy.files.iter().map(|file| file.path.as_str());
@@ -182,7 +182,10 @@ fn verified(copy: LocalCopy, wanted: &[String], request: &ModelRequest) -> Resul
     })
 }
 
-/// The names to take: all but documentation, programs, hidden and pickle files; the error where no model is left.
+/// Returns the names to download: all but documentation, programs, hidden and pickle files.
+///
+/// # Errors
+/// [`HubError::Unsuitable`], if no model is left.
 fn wanted<'a>(origin: &str, names: impl Iterator<Item = &'a str>) -> Result<Vec<String>> {
     let (pickles, others): (Vec<&str>, Vec<&str>) = names
         .filter(|name| !is_documentation(name) && !is_left_out(name))
@@ -197,34 +200,31 @@ fn wanted<'a>(origin: &str, names: impl Iterator<Item = &'a str>) -> Result<Vec<
     if !has(|name| name.ends_with(".safetensors")) {
         return Err(unsuitable(match pickles.first() {
             Some(name) => {
-                format!("its weights ({name}) are pickle, {PICKLE}; choose one with .safetensors files")
+                format!("its weights ({name}) are pickle, {PICKLE}; choose a model with .safetensors files")
             }
-            None => "holds no .safetensors weights; is it the name of a model?".to_owned(),
+            None => "contains no .safetensors weights; is it the name of a model?".to_owned(),
         }));
     }
     if !has(|name| name == "config.json") {
         return Err(unsuitable(
-            "holds no config.json; is it the name of a model?".to_owned(),
+            "contains no config.json; is it the name of a model?".to_owned(),
         ));
     }
     for name in &pickles {
-        console::say(
-            Level::WARN,
-            &format!("{name} is left out: it is pickle, {PICKLE}"),
-        );
+        console::say(Level::WARN, &format!("{name} is skipped: it is pickle, {PICKLE}"));
     }
     Ok(others.into_iter().map(str::to_owned).collect())
 }
 
-const PICKLE: &str = "which can run any code when it is read, so this program never does";
+const PICKLE: &str = "which can run any code when it is loaded, so this program never loads it";
 
-/// `*.md`, `LICENSE*`, `.gitattributes`, wherever they lie.
+/// `*.md`, `LICENSE*` and `.gitattributes`, in any folder.
 fn is_documentation(path: &str) -> bool {
     let name = path.rsplit('/').next().unwrap_or(path);
     name.ends_with(".md") || name.starts_with("LICENSE") || name == ".gitattributes"
 }
 
-/// Hidden files and whatever lies in hidden folders, `.git` above all, and programs: a model needs none of them.
+/// Returns whether a file is hidden, in a hidden folder such as `.git`, or a program: a model needs none of these.
 pub(crate) fn is_left_out(path: &str) -> bool {
     const PROGRAMS: [&str; 12] = [
         "py", "pyc", "pyi", "pyx", "ipynb", "sh", "bat", "cmd", "ps1", "exe", "dll", "so",
@@ -238,7 +238,7 @@ pub(crate) fn is_left_out(path: &str) -> bool {
         })
 }
 
-/// Formats that Python unpickles, by their usual suffixes.
+/// Returns whether the suffix is one of the usual ones of formats that Python unpickles.
 pub(crate) fn is_pickle(path: &str) -> bool {
     const SUFFIXES: [&str; 9] = [
         "bin", "pt", "pth", "ckpt", "pkl", "pickle", "joblib", "npy", "npz",
@@ -252,7 +252,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn documentation_programs_and_pickles_are_left_out() {
+    fn documentation_programs_and_pickles_are_skipped() {
         let names = [
             "config.json",
             "README.md",
@@ -279,14 +279,14 @@ mod tests {
     }
 
     #[test]
-    fn a_repository_without_safe_weights_is_refused_with_the_reason() {
-        let refused = |names: &[&str]| {
+    fn a_repository_without_safetensors_is_rejected_with_the_reason() {
+        let rejected = |names: &[&str]| {
             wanted("owner/name", names.iter().copied())
                 .unwrap_err()
                 .to_string()
         };
-        assert!(refused(&["config.json", "pytorch_model.bin"]).contains("(pytorch_model.bin) are pickle"));
-        assert!(refused(&["config.json"]).contains("no .safetensors"));
-        assert!(refused(&["model.safetensors"]).contains("no config.json"));
+        assert!(rejected(&["config.json", "pytorch_model.bin"]).contains("(pytorch_model.bin) are pickle"));
+        assert!(rejected(&["config.json"]).contains("no .safetensors"));
+        assert!(rejected(&["model.safetensors"]).contains("no config.json"));
     }
 }

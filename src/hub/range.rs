@@ -1,4 +1,4 @@
-//! Pieces of a file on the hub, for archives of which little is wanted.
+//! Random access to a file on the hub by range requests, for archives of which few entries are needed.
 
 use std::collections::VecDeque;
 use std::io::{self, Read, Seek, SeekFrom};
@@ -13,124 +13,122 @@ use reqwest::{Method, StatusCode, Url};
 use tokio::runtime::Handle;
 use tokio::sync::watch;
 
-use super::client::{broken_off, text_of};
-use super::patience::{Failure, Patience};
+use super::backoff::Backoff;
+use super::failure::{Failure, body_error};
+use super::headers::{content_range, header_text};
 use super::repository::Subject;
-use super::transfer::content_range;
 use super::{Hub, RemoteFile, Repository, Snapshot};
 use crate::{Error, Result};
 
-/// What is asked for at a place that has nothing to do with the last one.
-const FIRST_RUN: u64 = 1 << 20;
-/// What is asked for at most where one piece after the other is read.
-const MAX_RUN: u64 = 8 << 20;
-/// So much is read over on the way to the next piece; beyond it, another run begins.
+/// Length of the first request of a sequential read.
+const FIRST_READ: u64 = 1 << 20;
+/// Maximum length of a request; lengths double while reads are sequential.
+const MAX_READ: u64 = 8 << 20;
+/// Maximum gap between two reads that still count as sequential.
 const MAX_GAP: u64 = 2 << 20;
-/// Runs that are kept.
-const RUNS: usize = 3;
+/// Number of cached blocks.
+const CACHED_BLOCKS: usize = 3;
 
-/// Held by who started readers; they end when it is dropped.
+/// Cancels the readers created with it when it is dropped.
 #[derive(Debug)]
-pub(crate) struct Leash(watch::Sender<()>);
+pub(crate) struct CancelGuard(watch::Sender<()>);
 
-impl Leash {
-    /// For readers of one repository.
+impl CancelGuard {
     pub(crate) fn new() -> Self {
         Self(watch::Sender::new(()))
     }
 }
 
-/// A file on the hub that is read where it is wanted. Its bytes cannot be checked against the hub's checksum, which is of
-/// the whole: whoever reads an archive checks its entries' own.
+/// A file on the hub with random access. Its bytes are not verified: the hub's checksum is that of the whole file.
+/// Readers of an archive verify the checksums of its entries.
 ///
-/// It blocks: not for a thread that drives the runtime. An error of the hub's is inside the error that it gives; see
-/// [`hub_error`].
+/// Reads block, so call them on a blocking thread only. [`hub_error`] extracts the hub's error from an I/O error.
 pub(crate) struct RemoteReader {
     hub: Arc<Hub>,
     snapshot: Arc<Snapshot>,
     file: RemoteFile,
     runtime: Handle,
-    leash: watch::Receiver<()>,
-    /// The storage host's address of the file, until it runs out.
+    cancelled: watch::Receiver<()>,
+    /// Signed URL at the storage host, until it expires.
     signed: Option<Url>,
     position: u64,
-    /// The latest first.
-    runs: VecDeque<(u64, Vec<u8>)>,
+    /// Cached blocks by offset, the latest first.
+    blocks: VecDeque<(u64, Vec<u8>)>,
 }
 
 impl RemoteReader {
-    /// `file` of `snapshot`, from its beginning.
+    /// Opens `file` of `snapshot` at offset 0.
     pub(crate) fn new(
         hub: &Arc<Hub>,
         snapshot: &Arc<Snapshot>,
         file: &RemoteFile,
-        (runtime, leash): (Handle, &Leash),
+        (runtime, guard): (Handle, &CancelGuard),
     ) -> Self {
         Self {
             hub: Arc::clone(hub),
             snapshot: Arc::clone(snapshot),
             file: file.clone(),
             runtime,
-            leash: leash.0.subscribe(),
+            cancelled: guard.0.subscribe(),
             signed: None,
             position: 0,
-            runs: VecDeque::new(),
+            blocks: VecDeque::new(),
         }
     }
 
-    /// The run that holds the position, where that is in the file.
-    fn run(&mut self) -> io::Result<&(u64, Vec<u8>)> {
+    /// Returns the block with the current position, which must be inside the file.
+    fn block(&mut self) -> io::Result<&(u64, Vec<u8>)> {
         let position = self.position;
         let holds =
             |(start, bytes): &(u64, Vec<u8>)| (*start..*start + bytes.len() as u64).contains(&position);
-        if let Some(at) = self.runs.iter().position(holds) {
+        if let Some(at) = self.blocks.iter().position(holds) {
             return self
-                .runs
+                .blocks
                 .get(at)
                 .ok_or_else(|| io::ErrorKind::NotConnected.into());
         }
-        let wanted = self.next_run();
+        let wanted = self.next_range();
         let bytes = self.fetch(wanted.clone())?;
-        self.runs.truncate(RUNS - 1);
-        self.runs.push_front((wanted.start, bytes));
-        self.runs
+        self.blocks.truncate(CACHED_BLOCKS - 1);
+        self.blocks.push_front((wanted.start, bytes));
+        self.blocks
             .front()
             .ok_or_else(|| io::ErrorKind::NotConnected.into())
     }
 
-    /// What to ask for at the position: the more, the longer one piece after the other is read.
-    fn next_run(&self) -> Range<u64> {
-        let length = match self.runs.front() {
+    /// Returns the range to request at the position; it grows while reads are sequential.
+    fn next_range(&self) -> Range<u64> {
+        let length = match self.blocks.front() {
             Some((start, bytes)) => {
                 let end = start + bytes.len() as u64;
                 match (end..=end + MAX_GAP).contains(&self.position) {
-                    true => (2 * bytes.len() as u64).clamp(FIRST_RUN, MAX_RUN),
-                    false => FIRST_RUN,
+                    true => (2 * bytes.len() as u64).clamp(FIRST_READ, MAX_READ),
+                    false => FIRST_READ,
                 }
             }
-            None => FIRST_RUN,
+            None => FIRST_READ,
         };
-        // An archive's directory is at its end, and is looked for backwards.
-        let start = self.position.min(self.file.size.saturating_sub(FIRST_RUN));
+        // A zip archive's directory is at its end and is searched for backwards.
+        let start = self.position.min(self.file.size.saturating_sub(FIRST_READ));
         start..(start + length).min(self.file.size)
     }
 
     fn fetch(&mut self, wanted: Range<u64>) -> io::Result<Vec<u8>> {
-        let (hub, leash, signed) = (Arc::clone(&self.hub), &mut self.leash, &mut self.signed);
+        let (hub, cancelled, signed) = (Arc::clone(&self.hub), &mut self.cancelled, &mut self.signed);
         let (repository, file) = (&self.snapshot.repository, &self.file);
         let fetched = self.runtime.block_on(async {
             let fetched = pin!(hub.fetch_range(repository, file, wanted, signed));
-            match select(fetched, pin!(leash.changed())).await {
+            match select(fetched, pin!(cancelled.changed())).await {
                 Either::Left((fetched, _)) => fetched,
                 Either::Right(_) => Err(Error::Interrupted),
             }
         });
-        // Told apart by its kind from damage of the archive.
+        // This kind distinguishes it from a damaged archive.
         fetched.map_err(|error| io::Error::new(io::ErrorKind::NotConnected, error))
     }
 }
 
-/// The hub's error inside one of a [`RemoteReader`]; any other is one about `path`.
+/// Returns the hub's error inside an error of a [`RemoteReader`], else an I/O error of `path`.
 pub(crate) fn hub_error(path: &Path, error: io::Error) -> Error {
     match error.downcast::<Error>() {
         Ok(error) => error,
@@ -144,7 +142,7 @@ impl Read for RemoteReader {
         if position >= self.file.size || buffer.is_empty() {
             return Ok(0);
         }
-        let (start, bytes) = self.run()?;
+        let (start, bytes) = self.block()?;
         let rest = bytes.get((position - start) as usize..).unwrap_or_default();
         let taken = rest.len().min(buffer.len());
         buffer[..taken].copy_from_slice(&rest[..taken]);
@@ -166,9 +164,9 @@ impl Seek for RemoteReader {
 }
 
 impl Hub {
-    /// The bytes `wanted` of `file`, as often as it takes.
+    /// Fetches the range `wanted` of `file`, with retries.
     ///
-    /// `signed` keeps the storage host's address from one piece to the next: the hub counts how often it is asked for one.
+    /// `signed` keeps the signed URL from one range to the next, because the hub's rate limit counts requests for one.
     pub(super) async fn fetch_range(
         &self,
         repository: &Repository,
@@ -180,7 +178,7 @@ impl Hub {
             repository,
             file: Some(&file.path),
         };
-        let mut patience = Patience::new(self);
+        let mut backoff = Backoff::new(self);
         loop {
             let known = signed.take();
             let was_known = known.is_some();
@@ -189,14 +187,14 @@ impl Hub {
                     *signed = (!self.is_own(&url)).then_some(url);
                     return Ok(bytes);
                 }
-                // It may have run out: the hub gives another one.
+                // The URL may have expired: request a new one.
                 Err(Failure::Transient { .. } | Failure::Corrupt(_)) if was_known => {}
-                Err(failure) => patience.pause(subject, failure).await?,
+                Err(failure) => backoff.wait(subject, failure).await?,
             }
         }
     }
 
-    /// One attempt: the bytes, and who gave them.
+    /// Makes one attempt. Returns the bytes and the URL that served them.
     async fn range(
         &self,
         subject: Subject<'_>,
@@ -210,31 +208,31 @@ impl Hub {
         };
         let length = wanted.end - wanted.start;
         let range = format!("bytes={}-{}", wanted.start, wanted.end.saturating_sub(1));
-        let range = range.parse().map_err(|_| Failure::transient("no range"))?;
+        let range = range.parse().map_err(|_| Failure::transient("invalid range"))?;
         let headers = HeaderMap::from_iter([(RANGE, range)]);
-        let mut answer = self.request(Method::GET, url, headers, subject).await?;
-        let given = text_of(answer.response.headers(), &CONTENT_RANGE).unwrap_or_default();
+        let mut response = self.request(Method::GET, url, headers, subject).await?;
+        let given = header_text(response.response.headers(), &CONTENT_RANGE).unwrap_or_default();
         let fits = content_range(&given)
             .is_some_and(|(first, total)| first == wanted.start && total == Some(file.size));
-        // A file that is wanted whole may come as such.
-        let whole = answer.response.status() == StatusCode::OK && length == file.size;
-        if !whole && (answer.response.status() != StatusCode::PARTIAL_CONTENT || !fits) {
+        // A request for the whole file may be answered without a range.
+        let whole = response.response.status() == StatusCode::OK && length == file.size;
+        if !whole && (response.response.status() != StatusCode::PARTIAL_CONTENT || !fits) {
             return Err(Failure::Corrupt(
-                "the hub answered with another range than it was asked for".to_owned(),
+                "the hub answered with another range than the requested one".to_owned(),
             ));
         }
         let mut bytes = Vec::new();
-        while let Some(chunk) = answer.response.chunk().await.map_err(broken_off)? {
+        while let Some(chunk) = response.response.chunk().await.map_err(body_error)? {
             bytes.extend_from_slice(&chunk);
             if bytes.len() as u64 > length {
                 return Err(Failure::Corrupt(
-                    "the hub answered with more than it was asked for".to_owned(),
+                    "the hub sent more bytes than requested".to_owned(),
                 ));
             }
         }
         if (bytes.len() as u64) < length {
             return Err(Failure::transient("the connection closed too early"));
         }
-        Ok((bytes, answer.response.url().clone()))
+        Ok((bytes, response.response.url().clone()))
     }
 }

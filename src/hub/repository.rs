@@ -1,15 +1,16 @@
-//! Names: of repositories, revisions and files in them.
+//! Repository ids and revisions, and the URL form of file paths.
 
 use hf_hub::{Repo, RepoType};
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 
 use crate::error::HubError;
 
 /// Model or dataset.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum RepositoryKind {
-    /// Weights, configuration, tokenizer.
+    /// Weights, configuration and tokenizer.
     Model,
-    /// Rows.
+    /// Rows of a data set.
     Dataset,
 }
 
@@ -25,7 +26,7 @@ pub struct Repository {
 }
 
 impl Repository {
-    /// A repository by its `OWNER/NAME`.
+    /// Validates `id` (`OWNER/NAME`) and `revision`.
     pub fn new(kind: RepositoryKind, id: &str, revision: &str) -> Result<Self, HubError> {
         let plain = |part: &str| {
             !part.is_empty()
@@ -58,7 +59,7 @@ impl Repository {
         })
     }
 
-    /// The same repository at a commit.
+    /// Returns the same repository at a commit.
     pub(super) fn at(&self, commit: &str) -> Self {
         Self {
             revision: commit.to_owned(),
@@ -75,7 +76,7 @@ impl Repository {
     }
 }
 
-/// What a request is about, for errors.
+/// Repository or file of a request, for error messages.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Subject<'a> {
     pub repository: &'a Repository,
@@ -91,17 +92,17 @@ impl Subject<'_> {
     }
 }
 
-/// A file's path for an address: hf-hub takes it as it is.
+/// Unreserved characters of RFC 3986 and `/` stay as they are.
+const PATH: &AsciiSet = &NON_ALPHANUMERIC
+    .remove(b'-')
+    .remove(b'.')
+    .remove(b'_')
+    .remove(b'~')
+    .remove(b'/');
+
+/// Encodes a file's path for a URL; hf-hub does not.
 pub(super) fn percent_encoded(path: &str) -> String {
-    let mut encoded = String::with_capacity(path.len());
-    for byte in path.bytes() {
-        if byte.is_ascii_alphanumeric() || b"-._~/".contains(&byte) {
-            encoded.push(char::from(byte));
-        } else {
-            encoded.push_str(&format!("%{byte:02X}"));
-        }
-    }
-    encoded
+    utf8_percent_encode(path, PATH).to_string()
 }
 
 #[cfg(test)]
@@ -109,7 +110,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_repository_is_an_owner_and_a_name() {
+    fn only_owner_and_name_are_accepted() {
         let new = |id, revision| Repository::new(RepositoryKind::Model, id, revision);
         for id in ["Qwen/Qwen2.5-VL-7B-Instruct", "gpt2", "a_b/c.d-e"] {
             assert!(new(id, "main").is_ok(), "{id}");
@@ -143,7 +144,7 @@ mod tests {
     }
 
     #[test]
-    fn file_names_keep_their_meaning_in_an_address() {
+    fn paths_are_percent_encoded() {
         assert_eq!(percent_encoded("a/b c#1?.txt"), "a/b%20c%231%3F.txt");
         assert_eq!(percent_encoded("ü%2F"), "%C3%BC%252F");
     }

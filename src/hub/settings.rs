@@ -12,10 +12,10 @@ use reqwest::header::HeaderValue;
 use crate::error::HubError;
 use crate::fs::read_text;
 
-/// Where models and datasets come from unless `HF_ENDPOINT` says otherwise.
+/// Endpoint unless `HF_ENDPOINT` is set.
 pub const DEFAULT_ENDPOINT: &str = "https://huggingface.co";
 
-/// A file with a token holds little else.
+/// Maximum size of a token file.
 const MAX_TOKEN_BYTES: u64 = 4096;
 
 /// Flags of the programs that download.
@@ -71,7 +71,7 @@ impl HubArgs {
             jobs: usize::from(self.jobs),
             retries: self.retries,
             stall: Duration::from_secs_f64(self.stall_seconds),
-            first_pause: Duration::from_secs_f64(self.retry_seconds),
+            first_delay: Duration::from_secs_f64(self.retry_seconds),
         })
     }
 }
@@ -79,26 +79,26 @@ impl HubArgs {
 /// Hub endpoint, credentials and retry policy.
 #[derive(Clone)]
 pub struct HubSettings {
-    /// Without a slash at its end.
+    /// URL without a trailing slash.
     pub endpoint: Url,
     /// Sent to the endpoint's host and no other.
     pub token: Option<Token>,
-    /// Files at the same time.
+    /// Maximum number of concurrent downloads.
     pub jobs: usize,
     /// Retries after an attempt that made no progress.
     pub retries: u32,
-    /// Longest silence on a connection.
+    /// Read timeout: maximum time without data on a connection.
     pub stall: Duration,
-    /// Pause before the first repeated attempt.
-    pub first_pause: Duration,
+    /// Delay before the first retry; doubled on every further one.
+    pub first_delay: Duration,
 }
 
-/// A secret: it has no `Debug` or `Display` that shows it.
+/// An access token. `Debug` hides it, and there is no `Display`.
 #[derive(Clone)]
 pub struct Token(String);
 
 impl Token {
-    /// The text of the `Authorization` header, marked as not to be logged.
+    /// Returns the `Authorization` header, marked as sensitive.
     pub(super) fn header(&self) -> Option<HeaderValue> {
         let mut header = HeaderValue::from_str(&format!("Bearer {}", self.0)).ok()?;
         header.set_sensitive(true);
@@ -134,7 +134,7 @@ fn endpoint() -> Result<Url, HubError> {
     Ok(url)
 }
 
-/// `HF_TOKEN`, the file that `HF_TOKEN_PATH` names, or the one that `hf auth login` wrote.
+/// Reads the token from `HF_TOKEN`, from the file in `HF_TOKEN_PATH`, or from the file that `hf auth login` wrote.
 fn token() -> Result<Option<Token>, HubError> {
     let refused = |variable, reason: &str| HubError::Setting {
         variable,
@@ -167,7 +167,7 @@ fn token() -> Result<Option<Token>, HubError> {
     }
 }
 
-/// hf-hub's cache folder, of which only the token is used; it cannot be found without a home folder.
+/// Returns hf-hub's cache folder, of which only the token is used. Without a home folder there is none.
 pub(super) fn cache() -> Cache {
     if env_text("HF_HOME").is_some() || env::home_dir().is_some() {
         Cache::from_env()

@@ -1,21 +1,25 @@
-//! A repository at one commit: its files, their sizes and checksums, every name checked.
+//! A repository at one commit: its files with their sizes and checksums; every name is checked.
 
-use std::collections::BTreeSet;
-
-use reqwest::Method;
 use reqwest::header::HeaderMap;
+use reqwest::{Method, Url};
 use serde::Deserialize;
 
-use super::{Checksum, Hub, Repository, client::nonsense, patience::Patience, repository::Subject};
+use super::{
+    Checksum, Hub, Repository,
+    backoff::Backoff,
+    failure::{Failure, body_error, invalid_response},
+    names::check_names,
+    repository::Subject,
+};
 use crate::Result;
 use crate::error::HubError;
 
-/// A repository may not have more files.
+/// Maximum number of files of a repository.
 const MAX_FILES: usize = 100_000;
-/// More files without checksum in the list would cost a request each.
-const MAX_UNANNOUNCED: usize = 1_000;
-/// Names that the downloader itself uses in the folder it fills.
-pub(super) const RESERVED: [&str; 2] = [super::manifest::DOWNLOAD_MANIFEST, super::transfer::PARTS];
+/// Maximum number of files listed without a checksum; each takes one request.
+const MAX_WITHOUT_CHECKSUM: usize = 1_000;
+/// Maximum size of a repository's description.
+const MAX_INFO_BYTES: usize = 64 << 20;
 
 /// A file of a repository as the hub announces it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -24,23 +28,23 @@ pub struct RemoteFile {
     pub path: String,
     /// Bytes.
     pub size: u64,
-    /// Of the bytes.
+    /// Checksum of the content.
     pub checksum: Checksum,
 }
 
 /// A repository at one commit.
 #[derive(Debug, Clone)]
 pub struct Snapshot {
-    /// With the commit as its revision.
+    /// Repository with the commit as its revision.
     pub repository: Repository,
     /// Sorted by path.
     pub files: Vec<RemoteFile>,
-    unannounced: Vec<String>,
+    without_checksum: Vec<String>,
 }
 
-/// The hub's description of a repository, as far as it is needed.
+/// The hub's description of a repository; only the fields that are used.
 #[derive(Debug, Deserialize)]
-pub(super) struct RepoInfo {
+struct RepoInfo {
     sha: String,
     #[serde(default)]
     siblings: Vec<Sibling>,
@@ -62,25 +66,25 @@ struct Lfs {
 }
 
 impl Snapshot {
-    /// The commit.
+    /// The commit's hash.
     pub fn commit(&self) -> &str {
         &self.repository.revision
     }
 
-    /// Checks a description; the hub is not trusted with a single name.
-    pub(super) fn new(repository: &Repository, info: RepoInfo) -> Result<Self, HubError> {
+    /// Validates a description.
+    fn new(repository: &Repository, info: RepoInfo) -> Result<Self, HubError> {
         let subject = Subject {
             repository,
             file: None,
         };
         let is_commit = |text: &str| text.len() == 40 && text.bytes().all(|byte| byte.is_ascii_hexdigit());
         if !is_commit(&info.sha) {
-            return Err(nonsense(subject, "its description names no commit"));
+            return Err(invalid_response(subject, "its description contains no commit"));
         }
         if is_commit(&repository.revision) && !repository.revision.eq_ignore_ascii_case(&info.sha) {
-            return Err(nonsense(
+            return Err(invalid_response(
                 subject,
-                "the hub answered with another commit than it was asked for",
+                "the hub answered with another commit than the requested one",
             ));
         }
         if info.siblings.len() > MAX_FILES {
@@ -96,23 +100,26 @@ impl Snapshot {
         let mut snapshot = Self {
             repository: repository.at(&info.sha.to_ascii_lowercase()),
             files: Vec::new(),
-            unannounced: Vec::new(),
+            without_checksum: Vec::new(),
         };
         for sibling in info.siblings {
             match sibling.announced() {
                 Some(file) => snapshot.files.push(file),
-                None => snapshot.unannounced.push(sibling.rfilename),
+                None => snapshot.without_checksum.push(sibling.rfilename),
             }
         }
-        if snapshot.unannounced.len() > MAX_UNANNOUNCED {
-            return Err(nonsense(subject, "it gives no checksums for its files"));
+        if snapshot.without_checksum.len() > MAX_WITHOUT_CHECKSUM {
+            return Err(invalid_response(
+                subject,
+                "the hub lists no checksums for its files",
+            ));
         }
         Ok(snapshot)
     }
 
-    /// Files that the description gives no checksum or size for.
-    pub(super) fn take_unannounced(&mut self) -> Vec<String> {
-        std::mem::take(&mut self.unannounced)
+    /// Takes the files that the description lists without checksum or size.
+    fn take_without_checksum(&mut self) -> Vec<String> {
+        std::mem::take(&mut self.without_checksum)
     }
 }
 
@@ -131,26 +138,71 @@ impl Sibling {
 }
 
 impl Hub {
-    /// Asks for the size and checksum of one file that the repository's description does not give.
-    pub(super) async fn announced(&self, repository: &Repository, file: &str) -> Result<RemoteFile> {
+    /// Lists the repository's files at its revision, pinned to the current commit.
+    pub async fn snapshot(&self, repository: &Repository) -> Result<Snapshot> {
+        let subject = Subject {
+            repository,
+            file: None,
+        };
+        let request = self.api.repo(repository.hf()).info_request();
+        let url = request
+            .query(&[("blobs", "true")])
+            .build()
+            .map_err(|error| invalid_response(subject, &format!("no URL can be built from it ({error})")))?
+            .url()
+            .clone();
+        let mut backoff = Backoff::new(self);
+        let info: RepoInfo = loop {
+            match self.info(&url, subject).await {
+                Ok(info) => break info,
+                Err(failure) => backoff.wait(subject, failure).await?,
+            }
+        };
+        let mut snapshot = Snapshot::new(repository, info)?;
+        for file in snapshot.take_without_checksum() {
+            let file = self.remote_file(&snapshot.repository, &file).await?;
+            snapshot.files.push(file);
+        }
+        snapshot.files.sort_by(|a, b| a.path.cmp(&b.path));
+        Ok(snapshot)
+    }
+
+    async fn info(&self, url: &Url, subject: Subject<'_>) -> Result<RepoInfo, Failure> {
+        let mut response = self
+            .request(Method::GET, url.clone(), HeaderMap::new(), subject)
+            .await?;
+        let mut body = Vec::new();
+        while let Some(chunk) = response.response.chunk().await.map_err(body_error)? {
+            if body.len() + chunk.len() > MAX_INFO_BYTES {
+                return Err(invalid_response(subject, "its description is too large").into());
+            }
+            body.extend_from_slice(&chunk);
+        }
+        serde_json::from_slice(&body).map_err(|error| {
+            invalid_response(subject, &format!("its description is not valid ({error})")).into()
+        })
+    }
+
+    /// Requests size and checksum of a file that the repository's description lists without them.
+    async fn remote_file(&self, repository: &Repository, file: &str) -> Result<RemoteFile> {
         let subject = Subject {
             repository,
             file: Some(file),
         };
         let url = self.file_url(repository, file)?;
-        let mut patience = Patience::new(self);
+        let mut backoff = Backoff::new(self);
         loop {
             let request = self.request(Method::HEAD, url.clone(), HeaderMap::new(), subject);
-            let answer = match request.await {
-                Ok(answer) => answer,
+            let response = match request.await {
+                Ok(response) => response,
                 Err(failure) => {
-                    patience.pause(subject, failure).await?;
+                    backoff.wait(subject, failure).await?;
                     continue;
                 }
             };
-            let checksum = answer.checksum.and_then(|text| text.parse().ok());
-            let (Some(checksum), Some(size)) = (checksum, answer.size) else {
-                return Err(nonsense(subject, "the hub gives no checksum or size for it").into());
+            let checksum = response.checksum.and_then(|text| text.parse().ok());
+            let (Some(checksum), Some(size)) = (checksum, response.size) else {
+                return Err(invalid_response(subject, "the hub gives no checksum or size for it").into());
             };
             return Ok(RemoteFile {
                 path: file.to_owned(),
@@ -159,57 +211,6 @@ impl Hub {
             });
         }
     }
-}
-
-/// Refuses names that could leave the folder, hide in a terminal, or collide.
-fn check_names<'a>(repository: &Repository, names: impl Iterator<Item = &'a str>) -> Result<(), HubError> {
-    let refused = |name: &str, reason| HubError::UnsafeName {
-        repository: repository.id.clone(),
-        name: name.to_owned(),
-        reason,
-    };
-    let mut seen = BTreeSet::new();
-    for name in names {
-        if let Some(reason) = name_fault(name) {
-            return Err(refused(name, reason));
-        }
-        if !seen.insert(name) {
-            return Err(refused(name, "it is listed twice"));
-        }
-    }
-    let is_folder = |name: &str| {
-        let within = format!("{name}/");
-        seen.range(within.as_str()..)
-            .next()
-            .is_some_and(|next| next.starts_with(&within))
-    };
-    match seen.iter().find(|name| is_folder(name)) {
-        Some(name) => Err(refused(name, "it is a file and a folder")),
-        None => Ok(()),
-    }
-}
-
-pub(crate) fn name_fault(name: &str) -> Option<&'static str> {
-    if name.is_empty() || name.len() > 1024 {
-        return Some("a name has 1 to 1024 bytes");
-    }
-    if name.contains('\\') || name.chars().any(char::is_control) {
-        return Some("it holds a backslash or a control character");
-    }
-    if name.starts_with('/') {
-        return Some("it is an absolute path");
-    }
-    for part in name.split('/') {
-        match part {
-            "" | "." | ".." => return Some("it leaves the folder or has an empty part"),
-            part if part.len() > 240 => return Some("a part of it is too long"),
-            _ => {}
-        }
-    }
-    let first = name.split('/').next().unwrap_or(name);
-    RESERVED
-        .contains(&first)
-        .then_some("the downloader uses this name itself")
 }
 
 #[cfg(test)]
@@ -223,57 +224,7 @@ mod tests {
         Repository::new(RepositoryKind::Model, "owner/name", "main").unwrap()
     }
 
-    #[test]
-    fn names_that_leave_the_folder_or_collide_are_refused() {
-        let refused = |names: &[&str]| check_names(&repository(), names.iter().copied()).is_err();
-        for name in [
-            "",
-            "/etc/passwd",
-            "..",
-            "../a",
-            "a/../b",
-            "a/..",
-            "./a",
-            "a//b",
-            "a/",
-            "a\\b",
-            "..\\a",
-            "a\0b",
-            "a\nb",
-            "\u{1b}[2J",
-            "download_manifest.json",
-            ".parts/a",
-            &"a".repeat(1025),
-            &"b".repeat(241),
-        ] {
-            assert!(refused(&[name]), "{name:?}");
-        }
-        assert!(refused(&["a", "a"]) && refused(&["a", "a-b", "a/b"]));
-        let good = [
-            "config.json",
-            "a/b.txt",
-            "a/c",
-            "ab",
-            "...",
-            "..a",
-            "ü ß",
-            "model-00001-of-00005.safetensors",
-        ];
-        assert!(!refused(&good));
-    }
-
     proptest! {
-        #[test]
-        fn a_name_that_passes_stays_in_the_folder(name in "[a./\\\\]{1,12}") {
-            if name_fault(&name).is_none() {
-                let folder = std::path::Path::new("/folder");
-                let joined = folder.join(&name);
-                let components: Vec<_> = joined.components().collect();
-                prop_assert!(joined.starts_with(folder) && components.len() >= 3);
-                prop_assert!(components.iter().skip(1).all(|part| matches!(part, std::path::Component::Normal(_))));
-            }
-        }
-
         #[test]
         fn a_description_of_any_bytes_never_panics(text in any::<Vec<u8>>()) {
             if let Ok(info) = serde_json::from_slice::<RepoInfo>(&text) {
@@ -302,6 +253,6 @@ mod tests {
             .collect();
         sums.sort();
         assert_eq!(sums, ["2".repeat(64), "3".repeat(40)]);
-        assert_eq!(snapshot.take_unannounced(), ["odd.txt"]);
+        assert_eq!(snapshot.take_without_checksum(), ["odd.txt"]);
     }
 }

@@ -1,4 +1,4 @@
-//! One file, from its first byte or from where an earlier attempt ended, to a name that only verified bytes get.
+//! Transfer of one file: resumed by range, hashed, and renamed to its final path only if its checksum is the hub's.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
@@ -14,25 +14,25 @@ use tokio::task::block_in_place;
 
 use super::{
     Checksum, Hub, ManifestFile, RemoteFile, Snapshot,
-    client::{Answer, broken_off, text_of},
+    backoff::Backoff,
+    client::HubResponse,
+    failure::{Failure, body_error},
+    headers::{content_range, header_text},
     manifest::Digests,
-    patience::{Failure, Patience},
+    names::PARTS,
     repository::Subject,
 };
 use crate::error::HubError;
 use crate::{Error, Result};
 
-/// Folder, in the one that is filled, of files that are not complete.
-pub(super) const PARTS: &str = ".parts";
-/// Downloads of a file from its first byte before its corruption is believed.
+/// Attempts from the first byte before a file counts as corrupt on the hub.
 const MAX_CORRUPT: u32 = 3;
-/// So much is progress, after which failures are counted anew; less might go on for ever.
+/// Progress that resets the retry count; with less, a transfer might never end.
 const PROGRESS_BYTES: u64 = 256 << 10;
+/// Minimum progress within four times the stall timeout.
+const MIN_PROGRESS_BYTES: u64 = 64 << 10;
 
-/// Less than this in four times the longest silence is no transfer.
-const TRICKLE_BYTES: u64 = 64 << 10;
-
-/// The incomplete copy of a file. Its name is the checksum, so a file that changes on the hub starts anew.
+/// A partial file, named after its checksum, so that a file that changes on the hub is restarted.
 #[derive(Debug)]
 struct Part {
     path: PathBuf,
@@ -56,12 +56,12 @@ impl Part {
         fs::metadata(&self.path).map_or(0, |found| found.len())
     }
 
-    /// The `ETag` under which the bytes so far were served.
-    fn served_as(&self) -> Option<HeaderValue> {
+    /// The `ETag` that the bytes so far were served with.
+    fn stored_etag(&self) -> Option<HeaderValue> {
         HeaderValue::from_str(fs::read_to_string(&self.etag).ok()?.trim()).ok()
     }
 
-    fn remember(&self, etag: Option<&str>) -> io::Result<()> {
+    fn store_etag(&self, etag: Option<&str>) -> io::Result<()> {
         match etag {
             Some(etag) => fs::write(&self.etag, etag),
             None => remove(&self.etag),
@@ -82,12 +82,12 @@ pub(super) fn remove(path: &Path) -> io::Result<()> {
     }
 }
 
-/// Bytes of `file` that an earlier run left in `folder`.
+/// Returns how many bytes of `file` an earlier run left in `folder`.
 pub(super) fn fetched_before(folder: &Path, file: &RemoteFile) -> u64 {
     Part::new(folder, file).length().min(file.size)
 }
 
-/// Fetches `file` of `snapshot` to its path in `folder`, as often as it takes.
+/// Downloads `file` of `snapshot` to its path in `folder`, with retries.
 pub(super) async fn fetch(
     hub: &Hub,
     snapshot: &Snapshot,
@@ -100,7 +100,7 @@ pub(super) async fn fetch(
         file: Some(&file.path),
     };
     let part = Part::new(folder, file);
-    let mut patience = Patience::new(hub);
+    let mut backoff = Backoff::new(hub);
     let mut corrupt = 0;
     loop {
         let before = part.length();
@@ -113,7 +113,7 @@ pub(super) async fn fetch(
         };
         let failure = match transfer.attempt().await {
             Ok(sha256) => {
-                block_in_place(|| settle(&part, folder, &file.path))?;
+                block_in_place(|| move_into_place(&part, folder, &file.path))?;
                 return Ok(ManifestFile {
                     path: file.path.clone(),
                     size: file.size,
@@ -134,14 +134,14 @@ pub(super) async fn fetch(
                 .into());
             }
         } else if part.length() >= before + PROGRESS_BYTES {
-            patience.renew();
+            backoff.reset();
         }
-        patience.pause(subject, failure).await?;
+        backoff.wait(subject, failure).await?;
     }
 }
 
-/// Gives a verified part its name.
-fn settle(part: &Part, folder: &Path, path: &str) -> Result<()> {
+/// Renames a verified part to its final path.
+fn move_into_place(part: &Part, folder: &Path, path: &str) -> Result<()> {
     let target = folder.join(path);
     let parent = target.parent().unwrap_or(folder);
     let attempt = || {
@@ -162,14 +162,14 @@ struct Transfer<'a> {
     bar: &'a ProgressBar,
 }
 
-/// Tells a connection that lives from one that trickles: each byte in time, and no file before next year.
-struct Watch {
+/// Detects a connection that trickles: bytes arrive before the read timeout, but too few.
+struct ProgressWatch {
     span: Duration,
     since: Instant,
     length: u64,
 }
 
-impl Watch {
+impl ProgressWatch {
     fn new(stall: Duration, length: u64) -> Self {
         Self {
             span: stall * 4,
@@ -182,11 +182,11 @@ impl Watch {
         if self.since.elapsed() < self.span {
             return Ok(());
         }
-        let come = length - self.length;
-        if come < TRICKLE_BYTES {
+        let received = length - self.length;
+        if received < MIN_PROGRESS_BYTES {
             let seconds = self.span.as_secs_f64();
             return Err(Failure::transient(format!(
-                "only {come} bytes came in {seconds} s"
+                "only {received} bytes received in {seconds} s"
             )));
         }
         (self.since, self.length) = (Instant::now(), length);
@@ -194,37 +194,33 @@ impl Watch {
     }
 }
 
-/// A part that bytes are added to.
-struct Growing {
+/// A part open for appending.
+struct OpenPart {
     file: File,
     digests: Digests,
     length: u64,
 }
 
 impl Transfer<'_> {
-    /// Completes the part and checks it; its SHA-256.
+    /// Completes the part and verifies it. Returns its SHA-256.
     async fn attempt(&self) -> Result<String, Failure> {
-        let mut growing = block_in_place(|| self.open())?;
-        if growing.length < self.file.size {
-            self.append(&mut growing).await?;
+        let mut open = block_in_place(|| self.open_part())?;
+        if open.length < self.file.size {
+            self.append(&mut open).await?;
         }
-        growing
-            .file
+        open.file
             .sync_all()
             .map_err(|error| Error::io(&self.part.path, error))?;
-        growing
-            .digests
-            .finish(Some(&self.file.checksum))
-            .map_err(|found| {
-                Failure::Corrupt(format!(
-                    "its checksum is {found} and not {}, which the hub announces",
-                    self.file.checksum
-                ))
-            })
+        open.digests.finish(Some(&self.file.checksum)).map_err(|found| {
+            Failure::Corrupt(format!(
+                "its checksum is {found} instead of {} as announced by the hub",
+                self.file.checksum
+            ))
+        })
     }
 
-    /// Opens the part and hashes what it holds.
-    fn open(&self) -> Result<Growing, Failure> {
+    /// Opens the part and hashes its content.
+    fn open_part(&self) -> Result<OpenPart, Failure> {
         if self.part.length() > self.file.size {
             self.part.discard()?;
         }
@@ -240,7 +236,7 @@ impl Transfer<'_> {
             self.bar.set_position(0);
             let mut digests = Digests::new(Some(&self.file.checksum), self.file.size);
             let length = digests.update_from(&mut file, self.bar)?;
-            Ok(Growing {
+            Ok(OpenPart {
                 file,
                 digests,
                 length,
@@ -249,49 +245,51 @@ impl Transfer<'_> {
         attempt().map_err(|error| Error::io(&self.part.path, error).into())
     }
 
-    /// Requests what is missing and adds it.
-    async fn append(&self, growing: &mut Growing) -> Result<(), Failure> {
+    /// Requests the missing bytes and appends them.
+    async fn append(&self, open: &mut OpenPart) -> Result<(), Failure> {
         let mut headers = HeaderMap::new();
-        if growing.length > 0 {
-            let range = format!("bytes={}-", growing.length);
-            headers.insert(RANGE, range.parse().map_err(|_| Failure::transient("no range"))?);
-            if let Some(etag) = self.part.served_as() {
+        if open.length > 0 {
+            let range = format!("bytes={}-", open.length);
+            headers.insert(
+                RANGE,
+                range.parse().map_err(|_| Failure::transient("invalid range"))?,
+            );
+            if let Some(etag) = self.part.stored_etag() {
                 headers.insert(IF_RANGE, etag);
             }
         }
         let url = self.hub.file_url(self.subject.repository, &self.file.path)?;
-        let mut answer = self.hub.request(Method::GET, url, headers, self.subject).await?;
-        self.accept(&answer, growing)?;
-        let mut watch = Watch::new(self.hub.settings.stall, growing.length);
-        while let Some(chunk) = answer.response.chunk().await.map_err(broken_off)? {
-            if growing.length + chunk.len() as u64 > self.file.size {
+        let mut response = self.hub.request(Method::GET, url, headers, self.subject).await?;
+        self.accept(&response, open)?;
+        let mut progress = ProgressWatch::new(self.hub.settings.stall, open.length);
+        while let Some(chunk) = response.response.chunk().await.map_err(body_error)? {
+            if open.length + chunk.len() as u64 > self.file.size {
                 return Err(Failure::Corrupt(format!(
-                    "more than the {} bytes come that the hub announces",
+                    "more than the {} bytes that the hub announced were received",
                     self.file.size
                 )));
             }
-            growing
-                .file
+            open.file
                 .write_all(&chunk)
                 .map_err(|error| Error::io(&self.part.path, error))?;
-            growing.digests.update(&chunk);
-            growing.length += chunk.len() as u64;
+            open.digests.update(&chunk);
+            open.length += chunk.len() as u64;
             self.bar.inc(chunk.len() as u64);
-            watch.check(growing.length)?;
+            progress.check(open.length)?;
         }
-        if growing.length < self.file.size {
+        if open.length < self.file.size {
             return Err(Failure::transient(format!(
                 "the connection closed after {} of {} bytes",
-                growing.length, self.file.size
+                open.length, self.file.size
             )));
         }
         Ok(())
     }
 
-    /// Checks an answer's header against what is announced; a part that does not fit it starts anew.
-    fn accept(&self, answer: &Answer, growing: &mut Growing) -> Result<(), Failure> {
-        let headers = answer.response.headers();
-        if answer
+    /// Checks the response's headers against the announced file; restarts a part that does not match.
+    fn accept(&self, response: &HubResponse, open: &mut OpenPart) -> Result<(), Failure> {
+        let headers = response.response.headers();
+        if response
             .commit
             .as_ref()
             .is_some_and(|commit| *commit != self.subject.repository.revision)
@@ -300,7 +298,7 @@ impl Transfer<'_> {
                 "the hub serves it from another commit".to_owned(),
             ));
         }
-        let announced: Option<Checksum> = answer.checksum.as_ref().and_then(|text| text.parse().ok());
+        let announced: Option<Checksum> = response.checksum.as_ref().and_then(|text| text.parse().ok());
         let kinds_agree =
             |found: &Checksum| std::mem::discriminant(found) == std::mem::discriminant(&self.file.checksum);
         if announced.is_some_and(|found| kinds_agree(&found) && found != self.file.checksum) {
@@ -308,47 +306,43 @@ impl Transfer<'_> {
                 "the hub now announces another checksum for it".to_owned(),
             ));
         }
-        if text_of(headers, &CONTENT_ENCODING).is_some_and(|coding| !coding.eq_ignore_ascii_case("identity"))
+        if header_text(headers, &CONTENT_ENCODING)
+            .is_some_and(|coding| !coding.eq_ignore_ascii_case("identity"))
         {
             return Err(Failure::Corrupt(
-                "it comes compressed, though this was not asked for".to_owned(),
+                "the response is compressed, although this was not requested".to_owned(),
             ));
         }
-        let etag = text_of(headers, &ETAG).filter(|etag| etag.starts_with('"'));
-        match answer.response.status() {
-            StatusCode::PARTIAL_CONTENT => self.accept_range(headers, etag.as_deref(), growing)?,
+        let etag = header_text(headers, &ETAG).filter(|etag| etag.starts_with('"'));
+        match response.response.status() {
+            StatusCode::PARTIAL_CONTENT => self.accept_range(headers, etag.as_deref(), open)?,
             StatusCode::RANGE_NOT_SATISFIABLE => {
                 self.part.discard()?;
                 return Err(Failure::transient(
-                    "the hub has no such range of it; it starts anew",
+                    "the hub cannot serve the requested range; restarting the file",
                 ));
             }
-            _ if growing.length > 0 => self.start_anew(growing)?,
+            _ if open.length > 0 => self.restart(open)?,
             _ => {}
         }
-        let remaining = self.file.size - growing.length;
-        let length = text_of(headers, &CONTENT_LENGTH).and_then(|text| text.parse::<u64>().ok());
+        let remaining = self.file.size - open.length;
+        let length = header_text(headers, &CONTENT_LENGTH).and_then(|text| text.parse::<u64>().ok());
         if let Some(length) = length.filter(|length| *length != remaining) {
             return Err(Failure::Corrupt(format!(
-                "{length} bytes are to come where the hub announces {remaining}"
+                "the response has {length} bytes, but the hub announces {remaining}"
             )));
         }
         self.part
-            .remember(etag.as_deref())
+            .store_etag(etag.as_deref())
             .map_err(|error| Error::io(&self.part.path, error).into())
     }
 
-    fn accept_range(
-        &self,
-        headers: &HeaderMap,
-        etag: Option<&str>,
-        growing: &Growing,
-    ) -> Result<(), Failure> {
-        let range = text_of(headers, &CONTENT_RANGE).unwrap_or_default();
+    fn accept_range(&self, headers: &HeaderMap, etag: Option<&str>, open: &OpenPart) -> Result<(), Failure> {
+        let range = header_text(headers, &CONTENT_RANGE).unwrap_or_default();
         let fits = content_range(&range).is_some_and(|(start, total)| {
-            start == growing.length && total.is_none_or(|size| size == self.file.size)
+            start == open.length && total.is_none_or(|size| size == self.file.size)
         });
-        let changed = match (self.part.served_as(), etag) {
+        let changed = match (self.part.stored_etag(), etag) {
             (Some(before), Some(now)) => before.as_bytes() != now.as_bytes(),
             _ => false,
         };
@@ -357,53 +351,20 @@ impl Transfer<'_> {
         }
         self.part.discard()?;
         Err(Failure::transient(if changed {
-            "the file changed on the hub while it was fetched; it starts anew"
+            "the file changed on the hub during the download; restarting it"
         } else {
-            "the hub answered with another range than it was asked for; the file starts anew"
+            "the hub answered with another range than the requested one; restarting the file"
         }))
     }
 
-    /// The whole file comes, whether or not a part of it was asked for.
-    fn start_anew(&self, growing: &mut Growing) -> Result<(), Failure> {
-        growing
-            .file
+    /// Starts from the first byte: the response has the whole file, although a range was requested.
+    fn restart(&self, open: &mut OpenPart) -> Result<(), Failure> {
+        open.file
             .set_len(0)
             .map_err(|error| Error::io(&self.part.path, error))?;
-        growing.digests = Digests::new(Some(&self.file.checksum), self.file.size);
-        growing.length = 0;
+        open.digests = Digests::new(Some(&self.file.checksum), self.file.size);
+        open.length = 0;
         self.bar.set_position(0);
         Ok(())
-    }
-}
-
-/// First byte and total size of `bytes START-END/TOTAL`; the total is none for `*`.
-pub(super) fn content_range(text: &str) -> Option<(u64, Option<u64>)> {
-    let (range, total) = text.trim().strip_prefix("bytes ")?.split_once('/')?;
-    let start = range.split_once('-')?.0.trim().parse().ok()?;
-    match total.trim() {
-        "*" => Some((start, None)),
-        total => Some((start, Some(total.parse().ok()?))),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::content_range;
-
-    #[test]
-    fn content_ranges_are_understood_or_refused() {
-        assert_eq!(content_range("bytes 5-9/10"), Some((5, Some(10))));
-        assert_eq!(content_range("bytes 5-9/*"), Some((5, None)));
-        for text in [
-            "",
-            "bytes */10",
-            "5-9/10",
-            "bytes 5-9",
-            "bytes -9/10",
-            "bytes x-9/10",
-            "bytes 5-9/x",
-        ] {
-            assert_eq!(content_range(text), None, "{text}");
-        }
     }
 }

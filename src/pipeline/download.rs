@@ -17,8 +17,8 @@ use crate::project::{BASE_MODEL, Project, model_folder_name, require_model};
 use crate::records::{self, DownloadInfo, gib, paths};
 use crate::{Error, Result};
 
-/// How long the hub has to take a connection.
-const PATIENCE: Duration = Duration::from_secs(4);
+/// Timeout of the connection that probes the hub.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(4);
 
 /// How a download phase is done.
 #[derive(Debug)]
@@ -73,10 +73,10 @@ impl Network {
             let reached = addresses
                 .into_iter()
                 .flatten()
-                .any(|address| TcpStream::connect_timeout(&address, PATIENCE).is_ok());
+                .any(|address| TcpStream::connect_timeout(&address, CONNECT_TIMEOUT).is_ok());
             let _ = sender.send(reached);
         });
-        match receiver.recv_timeout(PATIENCE) {
+        match receiver.recv_timeout(CONNECT_TIMEOUT) {
             Ok(true) => Self::Online,
             _ => Self::Offline(format!("{host} cannot be reached")),
         }
@@ -307,8 +307,8 @@ mod tests {
             token: None,
             jobs: 1,
             retries: 0,
-            stall: PATIENCE,
-            first_pause: PATIENCE,
+            stall: CONNECT_TIMEOUT,
+            first_delay: CONNECT_TIMEOUT,
         };
         assert!(matches!(Network::probe(true, &settings), Network::Offline(_)));
         assert_eq!(Network::probe(false, &settings), Network::Online);

@@ -149,7 +149,7 @@ fn offline_nothing_is_asked_and_what_is_there_is_checked() {
     let (hub, root, _) = published();
     let mut offline = download_model(root.path(), &hub);
     offline.env("HF_HUB_OFFLINE", "1");
-    fail(&mut offline, &["models/tiny is not there", "--source"]);
+    fail(&mut offline, &["models/tiny does not exist", "--source"]);
     assert_eq!(hub.take_requests().len(), 0);
     succeed(&mut download_model(root.path(), &hub));
     hub.take_requests();

@@ -1,4 +1,4 @@
-//! What the live hub does beside serving files: limits, names that moved, addresses that run out, no network at all.
+//! What the live hub does beside serving files: rate limits, renamed repositories, expiring URLs, and no network.
 
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
@@ -27,7 +27,7 @@ fn published() -> (FakeHub, tempfile::TempDir, Vec<(&'static str, Vec<u8>)>) {
     (hub, tempfile::tempdir().unwrap(), files)
 }
 
-fn used_up(seconds: u32) -> Fault {
+fn rate_limited(seconds: u32) -> Fault {
     let headers = vec![
         ("RateLimit", format!("\"resolvers\";r=0;t={seconds}")),
         (
@@ -39,10 +39,10 @@ fn used_up(seconds: u32) -> Fault {
 }
 
 #[test]
-fn a_limit_that_is_used_up_is_waited_for_once_and_said_once() {
+fn an_exhausted_rate_limit_pauses_all_transfers_and_is_shown_once() {
     let (hub, root, files) = published();
     for shard in SHARDS {
-        hub.fail(&format!("resolve {shard}"), [used_up(1)]);
+        hub.fail(&format!("resolve {shard}"), [rate_limited(1)]);
     }
     let start = Instant::now();
     let output = download_model(root.path(), &hub).output().unwrap();
@@ -50,15 +50,15 @@ fn a_limit_that_is_used_up_is_waited_for_once_and_said_once() {
     assert_eq!(output.status.code(), Some(0), "{text}");
     assert!(
         start.elapsed() >= Duration::from_secs(2),
-        "a second more than the hub says"
+        "one second more than the hub requests"
     );
-    let lines: Vec<&str> = text.lines().filter(|line| line.contains("used up")).collect();
-    // Where the second transfer begins after the first one's wait, it meets a limit of its own.
+    let lines: Vec<&str> = text.lines().filter(|line| line.contains("exhausted")).collect();
+    // A second transfer that starts after the first one's wait is limited, too.
     let waits = u32::try_from(lines.len()).unwrap();
     assert!((1..=2).contains(&waits), "{text}");
     assert!(start.elapsed() >= Duration::from_secs(2) * waits, "{text}");
     for part in [
-        "its limit of 3000 requests (resolvers) in 300 s",
+        "the rate limit of 3000 requests (resolvers) per 300 s",
         "next attempt in 2 s",
         "HF_TOKEN",
     ] {
@@ -69,9 +69,9 @@ fn a_limit_that_is_used_up_is_waited_for_once_and_said_once() {
 }
 
 #[test]
-fn a_whole_window_is_waited_for() {
+fn a_wait_of_a_whole_window_is_accepted() {
     let (hub, root, _) = published();
-    hub.fail_always("info", used_up(300));
+    hub.fail_always("info", rate_limited(300));
     let mut child = download_model(root.path(), &hub).spawn().unwrap();
     let mut line = String::new();
     BufReader::new(child.stderr.take().unwrap())

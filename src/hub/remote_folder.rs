@@ -1,4 +1,4 @@
-//! A repository's files read where they lie, piece by piece: what a folder is can be known before it is fetched.
+//! A repository on the hub as a [`FolderFiles`]: a model folder is checked without downloading it.
 
 use std::ops::Range;
 use std::path::PathBuf;
@@ -14,20 +14,20 @@ use super::{Hub, HubSettings, RemoteFile, Repository, Snapshot};
 use crate::checkpoint::FolderFiles;
 use crate::{Error, Result};
 
-/// A repository of the hub at one commit.
+/// A repository on the hub at one commit.
 #[derive(Debug)]
-pub struct PublishedFolder {
+pub struct RemoteFolder {
     hub: Hub,
     snapshot: Snapshot,
-    /// The storage host's address of each file that was read.
+    /// Signed URL of each file that was read.
     signed: Vec<Mutex<Option<Url>>>,
     fetched: AtomicU64,
-    /// Taken when this ends, without waiting for a name that is still being looked up.
+    /// `Some` until drop, which shuts it down in the background.
     runtime: Option<Runtime>,
 }
 
-impl PublishedFolder {
-    /// Lists `repository`.
+impl RemoteFolder {
+    /// Lists the files of `repository`.
     pub fn open(repository: &Repository, settings: HubSettings) -> Result<Self> {
         let hub = Hub::new(settings)?;
         let runtime = runtime()?;
@@ -48,17 +48,17 @@ impl PublishedFolder {
         })
     }
 
-    /// Its commit.
+    /// The commit's hash.
     pub fn commit(&self) -> &str {
         self.snapshot.commit()
     }
 
-    /// Bytes that were fetched of its files so far.
+    /// Bytes downloaded so far.
     pub fn fetched_bytes(&self) -> u64 {
         self.fetched.load(Ordering::Relaxed)
     }
 
-    /// Names of its files.
+    /// Names of the files.
     pub fn names(&self) -> impl Iterator<Item = &str> {
         self.snapshot.files.iter().map(|file| file.path.as_str())
     }
@@ -73,7 +73,7 @@ impl PublishedFolder {
     }
 }
 
-impl Drop for PublishedFolder {
+impl Drop for RemoteFolder {
     fn drop(&mut self) {
         if let Some(runtime) = self.runtime.take() {
             runtime.shutdown_background();
@@ -81,7 +81,7 @@ impl Drop for PublishedFolder {
     }
 }
 
-impl FolderFiles for PublishedFolder {
+impl FolderFiles for RemoteFolder {
     fn path(&self, name: &str) -> PathBuf {
         PathBuf::from(format!("{}/{name}", self.snapshot.repository.id))
     }
