@@ -11,7 +11,7 @@ SAMPLE := datasets/sample/discharge_note.png
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help prerequisites setup build demo test check audit bench fmt clean
+.PHONY: help prerequisites setup build demo test check spelling audit hooks bench fmt clean
 
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -39,13 +39,19 @@ demo: setup ## Read the text of a sample page with the embedded model
 test: setup ## Run all tests
 	python3 -B -m unittest discover --start-directory scripts
 	$(CARGO) test --release --locked
+	$(CARGO) run --quiet --release --locked --example read_page | grep "DISCHARGE NOTE"
+	$(CARGO) run --quiet --release --locked --example quantize_and_compare | grep "top-1 token accuracy"
 
-check: setup ## Formatting, lints, documentation, dependencies, licences, advisories
+check: setup spelling ## Formatting, spelling, lints, documentation, dependencies, licences, advisories
 	$(CARGO) fmt --check
 	$(CARGO) clippy --release --locked --all-targets -- --deny warnings
 	$(CARGO) clippy --release --locked --no-default-features -- --deny warnings
 	RUSTDOCFLAGS="--deny warnings --allow rustdoc::private-intra-doc-links" $(CARGO) doc --release --locked --no-deps --document-private-items
 	@$(MAKE) --no-print-directory audit
+
+spelling: $(TOOLS)/bin/typos $(TOOLS)/bin/ruff ## Spelling of all text, and unused or undefined names in Python
+	$(TOOLS)/bin/typos
+	$(TOOLS)/bin/ruff check --quiet --no-cache
 
 # The advisory database is a git repository elsewhere: where it cannot be fetched, only that part is left out.
 audit: $(TOOLS)/bin/cargo-deny $(TOOLS)/bin/cargo-machete
@@ -62,6 +68,17 @@ $(TOOLS)/bin/cargo-deny:
 
 $(TOOLS)/bin/cargo-machete:
 	$(CARGO) install --locked --root $(TOOLS) cargo-machete@0.9.2
+
+# Compiled programs from PyPI, pinned by SHA-256: seconds, where compiling typos takes minutes.
+$(TOOLS)/bin/typos $(TOOLS)/bin/ruff: scripts/tools.lock
+	@python3 -B scripts/get_tool.py $(@F) $@
+
+hooks: ## Install a git hook that checks formatting, spelling and lints before a commit
+	@hook="$$(git rev-parse --git-path hooks)/pre-commit"; \
+	if [ -e "$$hook" ] && ! grep -q "make hooks" "$$hook"; then \
+	    echo "$$hook exists and is not scripts/pre-commit: remove it first, or call scripts/pre-commit from it"; exit 1; \
+	fi; \
+	mkdir -p "$$(dirname "$$hook")" && cp scripts/pre-commit "$$hook" && echo "installed $$hook; skip it once with git commit --no-verify"
 
 bench: build ## Measure, and compare with transformers, bitsandbytes and Pillow (MTSAMPLES=file adds the preparation)
 	$(CARGO) bench --locked --bench stages

@@ -151,7 +151,7 @@ class LinkParser(html.parser.HTMLParser):
 
     def __init__(self) -> None:
         super().__init__()
-        self.links = []  # type: List[str]
+        self.links: List[str] = []
 
     def handle_starttag(self, tag, attrs):
         self.links.extend(value for key, value in attrs if tag == "a" and key == "href" and value)
@@ -200,7 +200,7 @@ class Index:
             secret = f"{urllib.parse.unquote(parts.username)}:{urllib.parse.unquote(parts.password or '')}"
             self._authorization = "Basic " + base64.b64encode(secret.encode()).decode()
         self._opener = urllib.request.build_opener(urllib.request.HTTPSHandler(context=certificates()))
-        self._projects = {}  # type: Dict[str, List[IndexFile]]
+        self._projects: Dict[str, List[IndexFile]] = {}
 
     def open(self, url: str, **headers: str):
         request = urllib.request.Request(url, headers={"User-Agent": "get_libtorch/1", **headers})

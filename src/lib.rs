@@ -28,7 +28,7 @@
 //! # }
 //! ```
 //!
-//! `docs/ARCHITECTURE.md` has the walks through the code and the glossary.
+//! `examples/` has four small programs on the embedded model; `docs/ARCHITECTURE.md` the walks through the code and the glossary.
 
 // Without the pipeline some helpers of lower rooms have no caller.
 #![cfg_attr(not(feature = "pipeline"), allow(dead_code, unused_imports))]
