@@ -15,15 +15,17 @@ mod parameters;
 mod run;
 mod samples;
 mod schedule;
+mod settings;
 mod setup;
 mod summary;
 mod validation;
 
 pub use self::batches::{Batching, ByPage, Shape, StepPlan};
 pub use self::log::{Progress, StepReport, Validation};
-pub use self::options::{BaseKind, Preset, ScheduleKind, TrainArgs, TrainingOptions};
+pub use self::options::{BaseKind, Preset, ScheduleKind, TrainingOptions};
 pub use self::parameters::{Parameters, State};
 pub use self::run::{TrainingRun, train};
 pub use self::samples::{Encoder, LeftOut, Sample, Samples};
 pub use self::schedule::Schedule;
+pub use self::settings::{Setting, SettingFlag, SettingKind};
 pub use self::summary::summary;

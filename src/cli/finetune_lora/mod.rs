@@ -1,15 +1,19 @@
 //! Fine-tunes the model on the prepared pages.
 
+mod flags;
+
 use std::cell::Cell;
 use std::process::ExitCode;
 
 use crate::cli::{CommonArgs, EXIT_CODES_HELP, EXIT_OK, fail, print};
 use crate::console::{Interrupt, Level, Unit, spinner};
 use crate::distributed::{Group, Place};
-use crate::training::{TrainArgs, TrainingRun, summary, train};
+use crate::training::{TrainingRun, summary, train};
 use crate::version::version;
 use anyhow::Context;
 use clap::Parser;
+
+use self::flags::TrainingArgs;
 
 const STOPPING: &str = "stopping after the current step; a checkpoint will be saved (continue with --resume). Press Ctrl-C again to stop immediately";
 
@@ -23,7 +27,7 @@ const STOPPING: &str = "stopping after the current step; a checkpoint will be sa
 #[command(name = "finetune_lora", version = version(), after_help = EXIT_CODES_HELP)]
 struct Arguments {
     #[command(flatten)]
-    train: TrainArgs,
+    train: TrainingArgs,
     #[command(flatten)]
     common: CommonArgs,
 }
@@ -41,7 +45,7 @@ pub fn main() -> ExitCode {
 }
 
 fn run(arguments: &Arguments, place: Option<Place>) -> anyhow::Result<ExitCode> {
-    let options = arguments.train.resolve()?;
+    let options = arguments.train.options()?;
     let project = arguments.common.project()?;
     let model = arguments.common.model_folder(&project)?.path;
     let selected = match &place {
