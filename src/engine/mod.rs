@@ -1,4 +1,4 @@
-//! A loaded model folder ([`Reader`]) and the one thread that owns it ([`Engine`]).
+//! Inference: a loaded model folder ([`Reader`]), and the thread with a queue that owns it ([`Engine`]).
 
 mod folder_check;
 mod output_stream;
@@ -10,5 +10,5 @@ pub use self::folder_check::FolderCheck;
 pub use self::reader::{
     LoadOptions, MAX_PROMPT_CHARACTERS, ModelInfo, ReadRequest, Reader, Reading, UNSAVED_ADAPTER, page_bounds,
 };
-pub use self::thread::{Answer, Backend, Engine, EngineError, EngineOptions, EngineState, Place, Ticket};
+pub use self::thread::{Answer, Backend, Engine, EngineError, EngineOptions, EngineState, QueueSlot, Ticket};
 pub use self::warnings::folder_warnings;

@@ -1,4 +1,4 @@
-//! The one thread that owns the model: a bounded queue before it, deadlines, cancellation, a clean end.
+//! The thread that owns the model: bounded queue, deadlines, cancellation, shutdown.
 
 use std::collections::VecDeque;
 use std::ops::ControlFlow;
@@ -15,20 +15,20 @@ use crate::Result;
 use crate::device::return_freed_memory;
 use crate::processing::PixelBounds;
 
-/// What the engine thread drives: a loaded model. [`Reader`] is the real one; tests bring their own.
+/// A loaded model, driven by the engine thread. [`Reader`] in production; tests use stubs.
 pub trait Backend {
-    /// What is loaded.
+    /// Metadata of the loaded model.
     fn info(&self) -> &ModelInfo;
 
-    /// The sizes that pages are scaled to; whoever decodes them can do so at once and hold less. `None`: pages come as they are.
+    /// Bounds of the sizes that pages are scaled to, so that decoders can scale at once and hold less. `None`: not scaled.
     fn page_bounds(&self) -> Option<PixelBounds> {
         None
     }
 
-    /// Answers one request; `on_text` is called between tokens, and without text between the layers of the prompt's
-    /// reading; it may end the answer with `Break`.
+    /// Answers one request; `on_text` is called for every token, and with an empty text between the layers of the prefill;
+    /// it cancels with `Break`.
     ///
-    /// A panic in here is caught and costs one request only, so the next call must not depend on what this one left.
+    /// A panic is caught and fails this request only, so the next call must not depend on state that this one leaves.
     fn read(
         &mut self,
         request: &ReadRequest,
@@ -54,14 +54,14 @@ impl Backend for Reader {
     }
 }
 
-/// Bounds of the queue and of one reading.
+/// Queue capacity and deadlines.
 #[derive(Debug, Clone, Copy)]
 pub struct EngineOptions {
-    /// Requests that may wait beside the one that runs.
+    /// Queue capacity, excluding the running request.
     pub queue: usize,
-    /// How long a request may wait before it runs.
+    /// Maximum time in the queue.
     pub queue_deadline: Duration,
-    /// How long one reading may take.
+    /// Maximum time of one generation.
     pub generation_deadline: Duration,
 }
 
@@ -75,33 +75,33 @@ impl Default for EngineOptions {
     }
 }
 
-/// Where the engine stands.
+/// State of the engine.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum EngineState {
     /// The model is being loaded.
     Loading,
     /// The model is loaded.
     Ready(ModelInfo),
-    /// Loading failed; why.
+    /// Loading failed, with the reason.
     Failed(String),
 }
 
-/// Why the engine gave no answer.
+/// Why a request has no answer.
 #[derive(Debug, thiserror::Error)]
 pub enum EngineError {
-    /// The model is not loaded (yet).
+    /// The model is not loaded, or not yet.
     #[error("the model is not loaded")]
     NotReady,
-    /// As many requests wait as may.
+    /// The queue is full.
     #[error("the queue is full; try again in {retry_after_seconds} s")]
     Full {
-        /// When a place is likely to be free, seconds.
+        /// Estimated time until a slot is free, seconds.
         retry_after_seconds: u64,
     },
     /// The request waited longer than [`EngineOptions::queue_deadline`].
     #[error("the request waited too long for its turn; try again in {retry_after_seconds} s")]
     QueueDeadline {
-        /// When a place is likely to be free, seconds.
+        /// Estimated time until a slot is free, seconds.
         retry_after_seconds: u64,
     },
     /// The reading took longer than [`EngineOptions::generation_deadline`].
@@ -113,7 +113,7 @@ pub enum EngineError {
     /// The engine is shutting down.
     #[error("the server is shutting down")]
     Stopping,
-    /// The reading panicked; the engine goes on.
+    /// The reading panicked; the engine keeps running.
     #[error("the reading failed unexpectedly")]
     Panicked,
     /// The reading failed.
@@ -121,18 +121,18 @@ pub enum EngineError {
     Read(#[from] crate::Error),
 }
 
-/// A reading and how long it waited.
+/// A reading and its time in the queue.
 #[derive(Debug, Clone)]
 pub struct Answer {
     /// The reading.
     pub reading: Reading,
-    /// From submission to the start of the reading, seconds.
+    /// Time from submission to the start of the reading, seconds.
     pub queue_seconds: f64,
 }
 
-/// The thread that owns the model, and the queue before it.
+/// The thread that owns the model, and its queue.
 ///
-/// Dropping the engine closes it and detaches the thread, which ends after what runs.
+/// Dropping the engine closes it and detaches the thread, which ends after the running request.
 pub struct Engine {
     shared: Arc<Shared>,
     thread: Mutex<Option<JoinHandle<()>>>,
@@ -142,10 +142,10 @@ struct Shared {
     options: EngineOptions,
     queue: Mutex<Queue>,
     wake: Condvar,
-    /// Places taken, waiting and running together; at most `options.queue + 1`.
+    /// Slots in use, queued and running; at most `options.queue + 1`.
     admitted: AtomicUsize,
     state: watch::Sender<EngineState>,
-    /// The model's, once it is loaded.
+    /// Set once the model is loaded.
     page_bounds: OnceLock<PixelBounds>,
 }
 
@@ -154,7 +154,7 @@ struct Queue {
     next_id: u64,
     running: bool,
     closed: bool,
-    /// Moving average of the readings' seconds; `None` before the first.
+    /// Moving average of the seconds per reading; `None` before the first.
     service_seconds: Option<f64>,
 }
 
@@ -164,21 +164,21 @@ struct Job {
     submitted: Instant,
     cancelled: Arc<AtomicBool>,
     answer: oneshot::Sender<Result<Answer, EngineError>>,
-    /// The caller's, so that what the thread logs carries the request's id.
+    /// The caller's span, so that logs of the engine thread carry the request id.
     span: tracing::Span,
-    _place: Place,
+    _slot: QueueSlot,
 }
 
-/// A place in the queue, held from before the picture is decoded until the answer is out; given back when dropped.
-pub struct Place {
+/// A slot in the queue, held from before the image is decoded until the answer is sent; released when dropped.
+pub struct QueueSlot {
     shared: Arc<Shared>,
     expires: Instant,
 }
 
-/// What a request that has arrived at last gets beyond its deadline: nobody else may have been the reason.
+/// Minimum time in the queue of a request whose upload used up its deadline: the queue may not have caused the delay.
 const LAST_CHANCE: Duration = Duration::from_secs(1);
 
-/// A submitted request. Dropping it cancels: a waiting request never runs, a running one stops after its current token.
+/// A submitted request. Dropping it cancels: a queued request never runs, a running one stops after its current token.
 pub struct Ticket {
     shared: Arc<Shared>,
     id: u64,
@@ -191,7 +191,7 @@ impl Engine {
     /// Starts the thread, which first runs `load` (state [`EngineState::Loading`]).
     ///
     /// # Errors
-    /// Only when the operating system gives no thread.
+    /// If the operating system cannot create a thread.
     pub fn start<B: Backend>(
         load: impl FnOnce() -> Result<B> + Send + 'static,
         options: EngineOptions,
@@ -220,12 +220,12 @@ impl Engine {
         })
     }
 
-    /// Where the engine stands; never waits for the model.
+    /// The current state; never blocks.
     pub fn state(&self) -> EngineState {
         self.shared.state.borrow().clone()
     }
 
-    /// The sizes that the model's pages are scaled to; `None` while it is not loaded.
+    /// Bounds of the sizes that pages are scaled to; `None` until the model is loaded.
     pub fn page_bounds(&self) -> Option<PixelBounds> {
         self.shared.page_bounds.get().copied()
     }
@@ -239,53 +239,53 @@ impl Engine {
         }
     }
 
-    /// Takes a place in the queue; the request itself follows with [`Place::submit`].
+    /// Reserves a slot in the queue; the request follows with [`QueueSlot::submit`].
     ///
     /// # Errors
     /// [`EngineError::NotReady`], [`EngineError::Full`] or [`EngineError::Stopping`].
-    pub fn reserve(&self) -> Result<Place, EngineError> {
+    pub fn reserve(&self) -> Result<QueueSlot, EngineError> {
         self.reserve_since(Instant::now())
     }
 
-    /// As [`Engine::reserve`], for a request that began at `began`: its wait counts from then.
+    /// As [`Engine::reserve`], for a request that arrived at `began`: its queue deadline counts from then.
     ///
     /// # Errors
     /// As [`Engine::reserve`].
-    pub fn reserve_since(&self, began: Instant) -> Result<Place, EngineError> {
+    pub fn reserve_since(&self, began: Instant) -> Result<QueueSlot, EngineError> {
         if !matches!(*self.shared.state.borrow(), EngineState::Ready(_)) {
             return Err(EngineError::NotReady);
         }
         if self.shared.lock().closed {
             return Err(EngineError::Stopping);
         }
-        let places = self.shared.options.queue + 1;
+        let slots = self.shared.options.queue + 1;
         self.shared
             .admitted
             .fetch_update(Ordering::AcqRel, Ordering::Acquire, |taken| {
-                (taken < places).then_some(taken + 1)
+                (taken < slots).then_some(taken + 1)
             })
             .map_err(|_| EngineError::Full {
                 retry_after_seconds: self.shared.retry_after_seconds(),
             })?;
         let deadline = self.shared.options.queue_deadline;
         let now = Instant::now();
-        Ok(Place {
+        Ok(QueueSlot {
             shared: self.shared.clone(),
             expires: (began + deadline).max(now + deadline.min(LAST_CHANCE)),
         })
     }
 
-    /// Whether a reading runs at this moment.
+    /// Whether a request is running.
     pub fn is_reading(&self) -> bool {
         self.shared.lock().running
     }
 
-    /// Places taken at this moment, waiting and running together.
+    /// Slots in use, queued and running.
     pub fn admitted(&self) -> usize {
         self.shared.admitted.load(Ordering::Acquire)
     }
 
-    /// Takes no more requests and refuses those that wait; what runs goes on.
+    /// Rejects new and queued requests; the running one continues.
     pub fn close(&self) {
         let waiting = {
             let mut queue = self.shared.lock();
@@ -298,7 +298,7 @@ impl Engine {
         }
     }
 
-    /// Closes the engine and waits for its thread: for what runs, or for the model that is being loaded.
+    /// Closes the engine and waits for its thread: for the running request, or for the model to load.
     pub fn join(&self) {
         self.close();
         let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
@@ -315,13 +315,13 @@ impl Drop for Engine {
     }
 }
 
-impl Place {
-    /// When the request must run at the latest.
+impl QueueSlot {
+    /// Latest start of the request.
     pub fn expires(&self) -> Instant {
         self.expires
     }
 
-    /// The error of a request that did not run in time.
+    /// The error of a request that did not start in time.
     pub fn expired(&self) -> EngineError {
         EngineError::QueueDeadline {
             retry_after_seconds: self.shared.retry_after_seconds(),
@@ -351,7 +351,7 @@ impl Place {
             cancelled: cancelled.clone(),
             answer: sender,
             span: tracing::Span::current(),
-            _place: self,
+            _slot: self,
         });
         drop(queue);
         shared.wake.notify_one();
@@ -365,14 +365,14 @@ impl Place {
     }
 }
 
-impl Drop for Place {
+impl Drop for QueueSlot {
     fn drop(&mut self) {
         self.shared.admitted.fetch_sub(1, Ordering::AcqRel);
     }
 }
 
 impl Ticket {
-    /// The answer, at the latest after both deadlines.
+    /// Waits for the answer, at most for both deadlines.
     ///
     /// # Errors
     /// Every kind but [`EngineError::NotReady`] and [`EngineError::Full`].
@@ -384,7 +384,7 @@ impl Ticket {
                     retry_after_seconds: self.shared.retry_after_seconds(),
                 });
             }
-            // It runs: only the generation deadline counts now.
+            // It is running: only the generation deadline applies now.
             Err(_) => (&mut self.answer).await,
         };
         received.unwrap_or(Err(EngineError::Panicked))
@@ -399,16 +399,16 @@ impl Drop for Ticket {
 }
 
 impl Job {
-    /// Gives the place back, then sends the answer, so that whoever has the answer finds the place free.
+    /// Releases the slot, then sends the answer, so that the slot is free once the answer arrives.
     fn finish(self, answer: Result<Answer, EngineError>) {
         let Self {
             request,
             answer: sender,
-            _place: place,
+            _slot: slot,
             ..
         } = self;
         drop(request);
-        drop(place);
+        drop(slot);
         // The receiver is gone when the client is.
         let _ = sender.send(answer);
     }
@@ -420,23 +420,23 @@ impl Shared {
         self.queue.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Takes a waiting job out of the queue; false when it runs or has ended.
+    /// Removes a queued job; false if it is running or has ended.
     fn withdraw(&self, id: u64) -> bool {
         let job = {
             let mut queue = self.lock();
-            let place = queue.jobs.iter().position(|job| job.id == id);
-            place.and_then(|place| queue.jobs.remove(place))
+            let index = queue.jobs.iter().position(|job| job.id == id);
+            index.and_then(|index| queue.jobs.remove(index))
         };
         job.is_some()
     }
 
     fn retry_after_seconds(&self) -> u64 {
         let seconds = self.lock().service_seconds.unwrap_or(1.0) * self.options.queue.max(1) as f64;
-        // Saturates; a day is more than any client waits.
+        // Capped at a day.
         (seconds.ceil() as u64).clamp(1, 86_400)
     }
 
-    /// The thread: load, then read until the engine is closed.
+    /// The thread's main function: loads the model, then runs jobs until the engine is closed.
     fn run<B: Backend>(&self, load: impl FnOnce() -> Result<B>) {
         let state = match catch_unwind(AssertUnwindSafe(load)) {
             Ok(Ok(mut backend)) => {
@@ -517,7 +517,7 @@ impl Shared {
     }
 }
 
-/// One log line a reading: figures, and nothing of the page.
+/// Logs token counts and times of a reading, without any content.
 fn log_figures(reading: &Reading, queue_seconds: f64) {
     tracing::info!(
         prompt_tokens = reading.prompt_tokens,

@@ -1,4 +1,4 @@
-//! What is odd about a model folder and an adapter, though they can be used.
+//! Warnings about a model folder and an adapter that can be used all the same.
 
 use std::path::Path;
 
@@ -7,7 +7,7 @@ use crate::checkpoint::Checkpoint;
 use crate::lora::Adapter;
 use crate::qwen2_5_vl::{Config, Tying};
 
-/// What [`Reader::warnings`](super::Reader::warnings) would say of the folders, without loading the model.
+/// Returns the warnings of [`Reader::warnings`](super::Reader::warnings) without loading the model.
 pub fn folder_warnings(dir: &Path, adapter: Option<&Path>) -> Result<Vec<String>> {
     let config = Config::from_dir(dir)?;
     let checkpoint = Checkpoint::open(dir)?;

@@ -142,20 +142,20 @@ struct PageAnswer {
     model_info: LoadedModel,
 }
 
-/// A place in the queue, then the picture, then the reading. Dropped when the client leaves, which ends each of them.
+/// Reserves a queue slot, decodes the image, then reads it. Dropped when the client disconnects, which cancels each step.
 async fn answer(
     http: &HttpRequest,
     state: &ServerState,
     upload: Upload,
     prompt: String,
 ) -> Result<PageAnswer, ApiError> {
-    let place = state.engine.reserve_since(began(http))?;
-    let decoded = tokio::time::timeout_at(place.expires().into(), decoded(state, upload.file)).await;
+    let slot = state.engine.reserve_since(began(http))?;
+    let decoded = tokio::time::timeout_at(slot.expires().into(), decoded(state, upload.file)).await;
     // Its memory is counted until the answer is there.
-    let (DecodedPage { page, warnings }, _memory) = decoded.map_err(|_| place.expired())??;
+    let (DecodedPage { page, warnings }, _memory) = decoded.map_err(|_| slot.expired())??;
     let mut request = ReadRequest::page(prompt, page);
     request.overrides = upload.overrides;
-    let answer = place.submit(request)?.answer().await?;
+    let answer = slot.submit(request)?.answer().await?;
     let EngineState::Ready(model_info) = state.engine.state() else {
         return Err(ApiError::Internal);
     };

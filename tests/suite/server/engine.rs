@@ -40,8 +40,8 @@ fn ask(engine: &Engine, prompt: &str) -> Result<Answer, EngineError> {
 #[test]
 fn answers_come_in_order_and_measure_their_wait() {
     let (engine, counts) = start(engine_options());
-    let first = submit(&engine, "sleep 100").expect("a place");
-    let second = submit(&engine, "second").expect("a place");
+    let first = submit(&engine, "sleep 100").expect("a slot");
+    let second = submit(&engine, "second").expect("a slot");
     let second = wait(second).expect("an answer");
     assert!(second.reading.text.starts_with("second|1x1|"));
     assert!(second.queue_seconds >= 0.05, "{}", second.queue_seconds);
@@ -62,7 +62,7 @@ fn exactly_one_running_and_the_queue_are_admitted() {
     // The moving average knows 400 ms a reading after this.
     ask(&engine, "sleep 400").expect("an answer");
     let tickets: Vec<_> = (0..3)
-        .map(|_| submit(&engine, "sleep 60000").expect("a place"))
+        .map(|_| submit(&engine, "sleep 60000").expect("a slot"))
         .collect();
     match submit(&engine, "one too many") {
         Err(EngineError::Full { retry_after_seconds }) => {
@@ -84,24 +84,24 @@ fn an_unused_place_is_given_back() {
         ..engine_options()
     };
     let (engine, _) = start(options);
-    let place = engine.reserve().expect("a place");
+    let slot = engine.reserve().expect("a slot");
     assert!(matches!(engine.reserve(), Err(EngineError::Full { .. })));
-    drop(place);
+    drop(slot);
     ask(&engine, "hello").expect("an answer");
 }
 
 #[test]
 fn a_dropped_ticket_cancels_while_waiting_and_while_running() {
     let (engine, counts) = start(engine_options());
-    let running = submit(&engine, "sleep 60000").expect("a place");
+    let running = submit(&engine, "sleep 60000").expect("a slot");
     eventually("it runs", || counts.started.load(Ordering::SeqCst) == 1);
-    let waiting = submit(&engine, "waiting").expect("a place");
+    let waiting = submit(&engine, "waiting").expect("a slot");
     assert_eq!(engine.admitted(), 2);
     drop(waiting);
     assert_eq!(engine.admitted(), 1, "a waiting request leaves at once");
     drop(running);
     eventually("it is cancelled", || counts.cancelled.load(Ordering::SeqCst) == 1);
-    eventually("its place is free", || engine.admitted() == 0);
+    eventually("its slot is free", || engine.admitted() == 0);
     ask(&engine, "next").expect("an answer");
     assert_eq!(
         counts.started.load(Ordering::SeqCst),
@@ -117,7 +117,7 @@ fn a_wait_beyond_the_queue_deadline_is_refused() {
         ..engine_options()
     };
     let (engine, counts) = start(options);
-    let running = submit(&engine, "sleep 60000").expect("a place");
+    let running = submit(&engine, "sleep 60000").expect("a slot");
     eventually("it runs", || counts.started.load(Ordering::SeqCst) == 1);
     let begin = Instant::now();
     let refused = ask(&engine, "waiting");
@@ -141,13 +141,13 @@ fn the_queue_deadline_counts_from_the_requests_beginning() {
         return; // a machine that has just been started
     };
     // Alone it runs at once, however long it took to arrive.
-    let place = engine.reserve_since(began).expect("a place");
-    let alone = wait(place.submit(request("alone")).expect("a place"));
+    let slot = engine.reserve_since(began).expect("a slot");
+    let alone = wait(slot.submit(request("alone")).expect("a slot"));
     assert!(alone.is_ok(), "{alone:?}");
-    let running = submit(&engine, "sleep 600000").expect("a place");
+    let running = submit(&engine, "sleep 600000").expect("a slot");
     eventually("it runs", || counts.started.load(Ordering::SeqCst) == 2);
-    let place = engine.reserve_since(began).expect("a place");
-    let refused = wait(place.submit(request("waiting")).expect("a place"));
+    let slot = engine.reserve_since(began).expect("a slot");
+    let refused = wait(slot.submit(request("waiting")).expect("a slot"));
     assert!(
         matches!(refused, Err(EngineError::QueueDeadline { .. })),
         "{refused:?}"
@@ -167,8 +167,8 @@ fn a_deadline_ends_the_prompts_reading() {
     let engine = Engine::start(load, options).expect("a thread");
     actix_web::rt::System::new().block_on(engine.loaded());
     let page = RgbPage::new(56, 56, vec![255; 3 * 56 * 56]);
-    let place = engine.reserve().expect("a place");
-    let answer = wait(place.submit(ReadRequest::page("Read.", page)).expect("a place"));
+    let slot = engine.reserve().expect("a slot");
+    let answer = wait(slot.submit(ReadRequest::page("Read.", page)).expect("a slot"));
     assert!(
         matches!(answer, Err(EngineError::GenerationDeadline { .. })),
         "{answer:?}"
@@ -216,9 +216,9 @@ fn a_panic_and_an_error_cost_one_request_each() {
 #[test]
 fn closing_refuses_what_waits_and_finishes_what_runs() {
     let (engine, counts) = start(engine_options());
-    let running = submit(&engine, "sleep 300").expect("a place");
+    let running = submit(&engine, "sleep 300").expect("a slot");
     eventually("it runs", || counts.started.load(Ordering::SeqCst) == 1);
-    let waiting = submit(&engine, "waiting").expect("a place");
+    let waiting = submit(&engine, "waiting").expect("a slot");
     engine.close();
     assert!(matches!(wait(waiting), Err(EngineError::Stopping)));
     assert!(matches!(engine.reserve(), Err(EngineError::Stopping)));
