@@ -1,6 +1,6 @@
-// libtorch's caching allocator in figures, which tch does not bind.
+// Statistics of libtorch's caching allocator, which tch does not bind.
 //
-// Device-neutral headers alone: nothing here needs CUDA to compile or link.
+// Only device-neutral headers: nothing here needs CUDA to compile or link.
 
 #include <ATen/DeviceAccelerator.h>
 
@@ -14,7 +14,7 @@ struct medvision_allocator_stats {
   int64_t max_allocated_bytes;
 };
 
-// Fills `stats` for the accelerator with this index; 0 where it could. No exception leaves.
+// Fills `stats` for the accelerator with this index. Returns 0 on success. No exception leaves.
 int medvision_allocator_stats(int device, medvision_allocator_stats* stats) noexcept {
   try {
     if (!at::accelerator::getAccelerator(false).has_value()) return 1;
@@ -29,7 +29,7 @@ int medvision_allocator_stats(int device, medvision_allocator_stats* stats) noex
   }
 }
 
-// Lets the peak begin anew at what is allocated now; 0 where it could. No exception leaves.
+// Resets the peak to the current allocation. Returns 0 on success. No exception leaves.
 int medvision_reset_peak(int device) noexcept {
   try {
     if (!at::accelerator::getAccelerator(false).has_value()) return 1;

@@ -1,10 +1,10 @@
-//! What libtorch's caching allocator holds on a GPU, through a few lines of C++ (`allocator.cpp`).
+//! Statistics of libtorch's caching allocator on a GPU (`allocator.cpp`).
 
 use std::ffi::c_int;
 
 use tch::Device;
 
-/// As in `allocator.cpp`.
+/// Layout of `medvision_allocator_stats` in `allocator.cpp`.
 #[repr(C)]
 #[derive(Default)]
 struct Stats {
@@ -21,15 +21,15 @@ unsafe extern "C" {
 /// Bytes of libtorch's caching allocator on one GPU.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct AllocatorStats {
-    /// In tensors.
+    /// Allocated to tensors.
     pub allocated_bytes: u64,
-    /// Taken from the driver, in tensors or not.
+    /// Reserved from the driver.
     pub reserved_bytes: u64,
-    /// Most in tensors since the last reset.
+    /// Peak of `allocated_bytes` since the last reset.
     pub peak_bytes: u64,
 }
 
-/// What the allocator holds on the GPU of this number; `None` where there is none.
+/// Allocator statistics of the GPU with this index; `None` if there is none.
 pub fn allocator_stats(index: usize) -> Option<AllocatorStats> {
     let index = gpu_index(index)?;
     let mut stats = Stats::default();
@@ -45,7 +45,7 @@ pub fn allocator_stats(index: usize) -> Option<AllocatorStats> {
     })
 }
 
-/// Lets the highest figure of [`allocator_stats`] begin anew; nothing on a CPU.
+/// Resets the peak of [`allocator_stats`]; does nothing on a CPU.
 pub fn reset_allocator_peak(device: Device) {
     if let Device::Cuda(index) = device
         && let Some(index) = gpu_index(index)
@@ -55,7 +55,7 @@ pub fn reset_allocator_peak(device: Device) {
     }
 }
 
-/// As libtorch counts GPUs, in 8 bits.
+/// libtorch's device index, which has 8 bits.
 fn gpu_index(index: usize) -> Option<c_int> {
     i8::try_from(index).ok().map(c_int::from)
 }

@@ -1,7 +1,7 @@
-// What tch does not bind: a node of autograd's graph whose backward is the caller's, the fused AdamW step, and the
-// backward pass of the fused RMS norm.
+// What tch does not bind: autograd nodes with a backward function of the caller's, the fused AdamW step, and the backward of
+// the fused RMSNorm.
 //
-// Device-neutral headers alone: nothing here needs CUDA to compile or link. No exception leaves.
+// Only device-neutral headers: nothing here needs CUDA to compile or link. No exception leaves.
 
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/_fused_adamw.h>
@@ -23,7 +23,7 @@ namespace {
 
 using torch::autograd::variable_list;
 
-// Fills `gradients`, one place an input, with new tensors where `wanted`; 0 where it could, else `message` says why not.
+// Fills `gradients`, one entry per input, with new tensors where `wanted`. Returns 0 on success, else 1 and a message.
 using Backward = int (*)(
     void* closure, const at::Tensor* gradient, const bool* wanted, at::Tensor** gradients, size_t count,
     char* message, size_t capacity);
@@ -71,11 +71,11 @@ struct ClosureNode : torch::autograd::Node {
 
 extern "C" {
 
-// Whether operations are recorded for a backward pass on this thread.
+// Whether gradients are enabled on this thread.
 int medvision_grad_enabled() noexcept { return c10::GradMode::is_enabled() ? 1 : 0; }
 
-// `*result` becomes a new tensor with `output`'s values and a history: `closure` turns its gradient into the inputs'.
-// Takes `closure` in any case.
+// `*result` becomes a new tensor with `output`'s values and a node: `closure` turns its gradient into the inputs' gradients.
+// Owns `closure` in any case.
 int medvision_attach(
     const at::Tensor* const* inputs, size_t count, const at::Tensor* output, void* closure, Backward backward,
     Drop drop, at::Tensor** result, char* message, size_t capacity) noexcept {
@@ -97,13 +97,13 @@ int medvision_attach(
   });
 }
 
-// The backward pass from `output`, whose gradient is `gradient`; also from inside another one.
+// Runs the backward pass from `output`, whose gradient is `gradient`; may run inside another one.
 int medvision_backward(
     const at::Tensor* output, const at::Tensor* gradient, char* message, size_t capacity) noexcept {
   return guarded(message, capacity, [&] { torch::autograd::backward({*output}, {*gradient}); });
 }
 
-// The gradient of the leaf `parameter` is to gather in `gradient`, of the same shape.
+// Makes `gradient`, of the same shape, the accumulation buffer of the leaf `parameter`'s gradient.
 int medvision_set_gradient(
     at::Tensor* parameter, const at::Tensor* gradient, char* message, size_t capacity) noexcept {
   return guarded(message, capacity, [&] { parameter->mutable_grad() = *gradient; });
@@ -117,7 +117,7 @@ struct medvision_adamw {
   double epsilon;
 };
 
-// One step of AdamW in place; `step` is f32, on the parameters' device, and holds this step's number, from 1.
+// Gradient of the input of the fused RMSNorm; `factor` is the second result of its forward.
 int medvision_rms_norm_backward(
     const at::Tensor* gradient, const at::Tensor* input, const at::Tensor* factor, const at::Tensor* weight,
     at::Tensor** result, char* message, size_t capacity) noexcept {
@@ -129,6 +129,7 @@ int medvision_rms_norm_backward(
   });
 }
 
+// One AdamW step in place; `step` is f32, on the parameters' device, and holds the step's number, from 1.
 int medvision_adamw_step(
     at::Tensor* parameters, at::Tensor* gradients, at::Tensor* first, at::Tensor* second, at::Tensor* step,
     const medvision_adamw* settings, char* message, size_t capacity) noexcept {

@@ -1,8 +1,8 @@
-//! Gradients of operations that libtorch's autograd does not know, and the optimizer's fused step (`node.cpp`).
+//! Custom autograd functions, activation checkpointing, and fused AdamW steps (`autograd.cpp`).
 //!
-//! [`attach`] is all there is to it: an output that was computed without a record gets a history, a closure that turns
-//! its gradient into the inputs'. So a packed weight is restored again in the backward pass instead of being kept, and a
-//! layer can be computed again instead of keeping what it made.
+//! [`attach`] adds a node to autograd's graph: an output that was computed under `no_grad` gets a closure that turns its
+//! gradient into the inputs' gradients. So a packed weight is dequantized again in the backward pass instead of being saved,
+//! and a layer can be recomputed instead of saving its activations.
 
 use std::ffi::{c_char, c_int, c_void};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -12,7 +12,7 @@ use tch::Tensor;
 use crate::{Error, Result, torch};
 
 type RawTensor = c_void;
-/// Turns a gradient into those of the inputs that are wanted.
+/// Turns the output's gradient into the gradients of those inputs that need one.
 type Closure = Box<dyn Fn(&Tensor, &[bool]) -> Result<Vec<Option<Tensor>>>>;
 type RawBackward = unsafe extern "C" fn(
     *mut c_void,
@@ -24,15 +24,15 @@ type RawBackward = unsafe extern "C" fn(
     usize,
 ) -> c_int;
 
-/// Settings of one AdamW step; as in `node.cpp`.
+/// Settings of one AdamW step; the layout of `medvision_adamw` in `autograd.cpp`.
 #[repr(C)]
 #[derive(Debug, Clone, Copy)]
 pub struct AdamW {
     /// This step's learning rate.
     pub learning_rate: f64,
-    /// Decay of the mean of gradients.
+    /// Decay of the first moment.
     pub beta1: f64,
-    /// Decay of the mean of their squares.
+    /// Decay of the second moment.
     pub beta2: f64,
     /// Decoupled weight decay.
     pub weight_decay: f64,
@@ -86,20 +86,20 @@ unsafe extern "C" {
     ) -> c_int;
 }
 
-/// Whether what is done with these tensors is recorded for a backward pass.
+/// Whether autograd tracks operations on these tensors: one requires a gradient, and gradients are enabled on this thread.
 pub fn tracks(inputs: &[&Tensor]) -> bool {
     // SAFETY: reads a thread's flag.
     inputs.iter().any(|input| input.requires_grad()) && unsafe { medvision_grad_enabled() } != 0
 }
 
-/// `output` with a history: `backward` takes its gradient and tells those of the `inputs` (in their order, only where the
-/// flag of an input is set).
+/// Returns `output` as the result of an autograd node: `backward` turns its gradient into the gradients of `inputs`, in their
+/// order; it is needed for an input only if its flag is set.
 ///
-/// `output` must have been computed without a record ([`tch::no_grad`]). Where nothing is recorded it comes back as it is.
-/// `backward` must keep no tensor that has a history itself: keep [`detached`] ones, and never the output.
+/// `output` must have been computed under [`tch::no_grad`]. It is returned unchanged if autograd does not track `inputs`.
+/// `backward` must not save tracked tensors: save [`detached`] ones, and never the output.
 ///
-/// `backward` may run on a thread of libtorch's, while the thread that asked for the backward pass waits: what it keeps
-/// needs no lock, as long as only that thread has hold of it too.
+/// `backward` may run on a thread of libtorch's while the thread that started the backward pass waits: what it saves needs no
+/// lock if only that thread shares it.
 pub fn attach(
     inputs: &[&Tensor],
     output: Tensor,
@@ -125,14 +125,13 @@ pub fn attach(
             capacity,
         )
     })?;
-    // SAFETY: a new tensor, whose owner this becomes.
+    // SAFETY: a new tensor; this becomes its owner.
     Ok(unsafe { Tensor::from_ptr(result.cast()) })
 }
 
-/// `work(x)`, whose steps are not kept but taken again in the backward pass: less memory, more time.
+/// Activation (gradient) checkpointing: `work(x)`, recomputed in the backward pass instead of saving its activations.
 ///
-/// `work` must make the same again. Leaves that it uses beside x get their gradients as in any backward pass. x must be
-/// recorded, or nothing is.
+/// `work` must be deterministic. Leaves that it uses besides x get their gradients, too. x must be tracked, or nothing is.
 pub fn recomputed(x: &Tensor, work: impl Fn(&Tensor) -> Result<Tensor> + 'static) -> Result<Tensor> {
     if !tracks(&[x]) {
         return work(x);
@@ -147,7 +146,7 @@ pub fn recomputed(x: &Tensor, work: impl Fn(&Tensor) -> Result<Tensor> + 'static
     })
 }
 
-/// The backward pass from `output`, whose gradient is `gradient`.
+/// Runs the backward pass from `output`, whose gradient is `gradient`.
 pub fn backward(output: &Tensor, gradient: &Tensor) -> Result<()> {
     // SAFETY: both are live tensors.
     check(|message, capacity| unsafe {
@@ -160,12 +159,12 @@ pub fn backward(output: &Tensor, gradient: &Tensor) -> Result<()> {
     })
 }
 
-/// The same values without a history.
+/// The same values, not tracked by autograd.
 pub fn detached(tensor: &Tensor) -> Tensor {
     tensor.detach()
 }
 
-/// Lets the gradient of the leaf `parameter` gather in `gradient`, which has its shape.
+/// Makes `gradient`, of the same shape, the accumulation buffer of the leaf `parameter`'s gradient.
 pub fn set_gradient(parameter: &mut Tensor, gradient: &Tensor) -> Result<()> {
     // SAFETY: both are live tensors.
     check(|message, capacity| unsafe {
@@ -178,7 +177,7 @@ pub fn set_gradient(parameter: &mut Tensor, gradient: &Tensor) -> Result<()> {
     })
 }
 
-/// The gradient of the input of libtorch's fused RMS norm, on a GPU; `factor` is that norm's second result.
+/// Gradient of the input of libtorch's fused RMSNorm, on a GPU; `factor` is the second result of its forward.
 pub fn rms_norm_backward(
     gradient: &Tensor,
     input: &Tensor,
@@ -198,11 +197,11 @@ pub fn rms_norm_backward(
             capacity,
         )
     })?;
-    // SAFETY: a new tensor, whose owner this becomes.
+    // SAFETY: a new tensor; this becomes its owner.
     Ok(unsafe { Tensor::from_ptr(result.cast()) })
 }
 
-/// What an AdamW step works on; all f32, of one shape, on one device.
+/// AdamW moments; f32, of the parameters' shape and device.
 pub struct Moments {
     /// Running mean of the gradients.
     pub first: Tensor,
@@ -210,7 +209,7 @@ pub struct Moments {
     pub second: Tensor,
 }
 
-/// One step of AdamW on flat buffers, in place. `number` counts from 1.
+/// One fused AdamW step on flat buffers, in place. `number` counts from 1.
 pub fn adamw_step(
     parameters: &mut Tensor,
     gradients: &mut Tensor,
@@ -218,7 +217,7 @@ pub fn adamw_step(
     number: u64,
     settings: &AdamW,
 ) -> Result<()> {
-    // f32 as libtorch's own optimizers have it; exact up to 16 million steps.
+    // f32 as in libtorch's own optimizers; exact up to 16 million steps.
     let mut step = Tensor::f_full(
         [] as [i64; 0],
         number as f64,
@@ -239,12 +238,12 @@ pub fn adamw_step(
     })
 }
 
-/// Calls the other side; its error is libtorch's.
+/// Calls into C++; an error is libtorch's.
 fn check(work: impl FnOnce(*mut c_char, usize) -> c_int) -> Result<()> {
     torch::call(work).map_err(|text| Error::Torch(tch::TchError::Torch(text)))
 }
 
-/// The other side's way into a closure.
+/// Called by the C++ node to run a closure.
 unsafe extern "C" fn run_backward(
     closure: *mut c_void,
     gradient: *const RawTensor,
@@ -257,8 +256,8 @@ unsafe extern "C" fn run_backward(
     let work = || -> Result<()> {
         // SAFETY: the box that `attach` gave away, not yet dropped.
         let closure = unsafe { &*closure.cast::<Closure>() };
-        // SAFETY: `count` flags and places; the gradient is a live tensor, of which this makes a second handle.
-        let (gradient, wanted, places) = unsafe {
+        // SAFETY: `count` flags and entries; the gradient is a live tensor, of which this makes a second handle.
+        let (gradient, wanted, slots) = unsafe {
             (
                 Tensor::clone_from_ptr(gradient.cast_mut().cast()),
                 std::slice::from_raw_parts(wanted, count),
@@ -266,10 +265,10 @@ unsafe extern "C" fn run_backward(
             )
         };
         let made = closure(&gradient, wanted)?;
-        for ((place, wanted), made) in places.iter_mut().zip(wanted).zip(made) {
+        for ((slot, wanted), made) in slots.iter_mut().zip(wanted).zip(made) {
             if let Some(mut made) = made.filter(|_| *wanted) {
-                *place = made.as_mut_ptr().cast();
-                // The other side owns it now.
+                *slot = made.as_mut_ptr().cast();
+                // The C++ node owns it now.
                 std::mem::forget(made);
             }
         }
@@ -280,12 +279,10 @@ unsafe extern "C" fn run_backward(
         Ok(Err(error)) => error.to_string(),
         Err(_) => "a backward pass panicked".to_owned(),
     };
-    let room = capacity.saturating_sub(1);
+    let length = text.len().min(capacity.saturating_sub(1));
     // SAFETY: `capacity` bytes, which are zeros.
-    let place = unsafe { std::slice::from_raw_parts_mut(message.cast::<u8>(), room) };
-    let bytes = text.as_bytes();
-    let length = bytes.len().min(room);
-    place[..length].copy_from_slice(&bytes[..length]);
+    let buffer = unsafe { std::slice::from_raw_parts_mut(message.cast::<u8>(), length) };
+    buffer.copy_from_slice(&text.as_bytes()[..length]);
     1
 }
 
@@ -341,7 +338,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_is_attached_where_nothing_is_recorded() {
+    fn nothing_is_attached_to_an_untracked_output() {
         let alive = Rc::new(());
         let plain = square(&Tensor::from_slice(&[2f32]), 2.0, &alive).unwrap();
         let x = leaf(&[2.0]);
@@ -349,7 +346,7 @@ mod tests {
         assert!(!plain.requires_grad() && !quiet.requires_grad());
         assert_eq!(Rc::strong_count(&alive), 1);
         drop(square(&x, 2.0, &alive).unwrap());
-        assert_eq!(Rc::strong_count(&alive), 1, "an unused history is freed");
+        assert_eq!(Rc::strong_count(&alive), 1, "an unused node is freed");
     }
 
     #[test]
@@ -364,7 +361,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_computed_again_gives_the_same_gradients() {
+    fn a_recomputed_layer_has_the_same_gradients() {
         let weight = leaf(&[0.5, -1.0]);
         let x = leaf(&[1.0, 3.0]);
         let layer = |weight: &Tensor| {

@@ -1,4 +1,4 @@
-// What every function that mod.rs calls has in common: it says in words what went wrong, and no exception leaves.
+// Error handling of the functions that Rust calls: an exception becomes a message.
 
 #pragma once
 
@@ -7,7 +7,7 @@
 #include <cstdio>
 #include <exception>
 
-// Runs `work`; 0 where it could, else 1 and the reason in `message`.
+// Runs `work`. Returns 0 on success, else 1 and the reason in `message`.
 template <typename Work>
 int guarded(char* message, size_t capacity, Work work) noexcept {
   try {

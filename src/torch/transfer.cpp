@@ -6,7 +6,7 @@
 
 extern "C" {
 
-// `*out` becomes `tensor` in page-locked memory, which a GPU reads while the CPU goes on; 0 where it could. No exception leaves.
+// `*out` becomes `tensor` in page-locked memory, from which copies are asynchronous. Returns 0 on success. No exception leaves.
 int medvision_pin(const at::Tensor* tensor, at::Tensor** out, char* message, size_t capacity) noexcept {
   return guarded(message, capacity, [&] { *out = new at::Tensor(tensor->pin_memory()); });
 }

@@ -1,4 +1,4 @@
-//! What the CPU made, on its way to a GPU.
+//! Host-to-device copies through page-locked (pinned) memory (`transfer.cpp`).
 
 use std::ffi::{c_char, c_int, c_void};
 
@@ -17,21 +17,20 @@ unsafe extern "C" {
     ) -> c_int;
 }
 
-/// `tensor`, which is on the CPU, in memory that a GPU reads by itself; as it is for a CPU.
+/// `tensor`, which is on the CPU, in page-locked (pinned) memory for copies to `device`; unchanged if that is a CPU.
 pub fn pinned(tensor: Tensor, device: Device) -> Result<Tensor> {
     if !device.is_cuda() {
         return Ok(tensor);
     }
     let mut out = std::ptr::null_mut();
-    // SAFETY: a live tensor; `out` and the message's room are valid for the call, which throws nothing.
+    // SAFETY: a live tensor; `out` and the message buffer are valid for the call, which throws nothing.
     torch::call(|message, room| unsafe { medvision_pin(tensor.as_ptr().cast(), &mut out, message, room) })
         .map_err(|text| Error::Torch(TchError::Torch(text)))?;
-    // SAFETY: a new tensor, whose owner this becomes.
+    // SAFETY: a new tensor; this becomes its owner.
     Ok(unsafe { Tensor::from_ptr(out.cast()) })
 }
 
-/// Values on a device, one after the other. A GPU fetches them when it comes to it: a plain copy would wait until all that
-/// it was told before is done.
+/// `values` as a 1-D tensor on `device`. The copy to a GPU is asynchronous: a synchronous one would wait for all queued work.
 pub fn upload<T: Element>(values: &[T], device: Device) -> Result<Tensor> {
     let tensor = pinned(Tensor::f_from_slice(values)?, device)?;
     Ok(tensor.f_to_device_(device, T::KIND, true, false)?)
