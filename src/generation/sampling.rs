@@ -15,6 +15,12 @@ const GREEDY_TEMPERATURE: f64 = 1e-5;
 ///
 /// The order is transformers': repetition penalty, temperature, top-k, top-p, then one draw. Draws come from ChaCha12,
 /// so a seed gives the same answer on every platform.
+///
+/// Reference:
+/// [`RepetitionPenaltyLogitsProcessor`](https://github.com/huggingface/transformers/blob/v5.17.0/src/transformers/generation/logits_process.py#L306-L413),
+/// [`TemperatureLogitsWarper`](https://github.com/huggingface/transformers/blob/v5.17.0/src/transformers/generation/logits_process.py#L238-L303),
+/// [`TopKLogitsWarper`](https://github.com/huggingface/transformers/blob/v5.17.0/src/transformers/generation/logits_process.py#L542-L595),
+/// [`TopPLogitsWarper`](https://github.com/huggingface/transformers/blob/v5.17.0/src/transformers/generation/logits_process.py#L473-L539).
 pub struct Sampler {
     temperature: f64,
     top_k: Option<usize>,

@@ -103,6 +103,8 @@ impl Adapter {
     ///
     /// A is uniform within ±1/sqrt(inputs), PyTorch's `kaiming_uniform_(a=sqrt(5))`. Each module has a random stream of
     /// its own, so that the choice of other modules does not change it.
+    ///
+    /// Reference: [`reset_lora_parameters`](https://github.com/huggingface/peft/blob/a5526d27a9d47d1e8264d5e1b1f96c0fdc79464e/src/peft/tuners/lora/layer.py#L328-L378).
     pub fn initial(config: LoraConfig, modules: &[LinearModule], seed: u64) -> Result<Self> {
         let file = PathBuf::from(ADAPTER_CONFIG);
         let mut pairs = BTreeMap::new();

@@ -43,6 +43,8 @@ enum Half {
 
 impl Adapter {
     /// Reads the adapter in `dir`; module names may be the hub's or transformers 5's.
+    ///
+    /// Reference: [`set_peft_model_state_dict`](https://github.com/huggingface/peft/blob/a5526d27a9d47d1e8264d5e1b1f96c0fdc79464e/src/peft/utils/save_and_load.py#L676-L967).
     pub fn read(dir: &Path) -> Result<Self> {
         let config_file = dir.join(ADAPTER_CONFIG);
         let config = LoraConfig::read(dir)?;

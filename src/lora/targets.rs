@@ -87,7 +87,9 @@ pub(super) fn is_match(regex: &Regex, file: &Path, key: &str, name: &str) -> Res
 }
 
 impl LoraConfig {
-    /// The question whether `target_modules` means a module, as PEFT's `check_target_module_exists` answers it.
+    /// Whether `target_modules` matches a module.
+    ///
+    /// Reference: [`check_target_module_exists`](https://github.com/huggingface/peft/blob/a5526d27a9d47d1e8264d5e1b1f96c0fdc79464e/src/peft/tuners/tuners_utils.py#L1894-L1965).
     pub(super) fn matcher<'a>(&'a self, file: &Path) -> Result<Matcher<'a>> {
         let meant = self.target_modules.matcher(file, "target_modules")?;
         let excluded = match &self.exclude_modules {

@@ -34,6 +34,8 @@ pub struct LevelPatches {
 }
 
 /// `preprocessor_config.json`: resize, rescale, normalise, cut into patches.
+///
+/// Reference: [`Qwen2VLImageProcessor`](https://github.com/huggingface/transformers/blob/v5.17.0/src/transformers/models/qwen2_vl/image_processing_qwen2_vl.py#L92-L255).
 #[derive(Debug, Clone)]
 pub struct ImageProcessor {
     config: ProcessorConfig,

@@ -36,6 +36,8 @@ const MAX_ASPECT_RATIO: f64 = 200.0;
 
 /// `(height, width)` scaled to multiples of `factor` with `min_pixels <= height * width <= max_pixels` where the sides'
 /// ratio allows it. Sides whose ratio is above 200 are refused; sides and a factor of 0 too.
+///
+/// Reference: [`smart_resize`](https://github.com/huggingface/transformers/blob/v5.17.0/src/transformers/models/qwen2_vl/image_processing_qwen2_vl.py#L62-L88).
 pub fn smart_resize(
     height: u32,
     width: u32,

@@ -15,6 +15,8 @@ use crate::fs::{TOKENIZER_BYTES, json as json_file, read_bounded};
 use crate::{Error, Result};
 
 /// `tokenizer.json` and the chat template of a model folder.
+///
+/// Reference: [`Qwen2Tokenizer`](https://github.com/huggingface/transformers/blob/v5.17.0/src/transformers/models/qwen2/tokenization_qwen2.py#L36-L98).
 pub struct TextProcessor {
     /// The tokenizer without its added tokens: whatever a text spells, it stays plain text.
     plain: Tokenizer,

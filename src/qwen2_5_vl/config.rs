@@ -100,13 +100,15 @@ impl VisionConfig {
 }
 
 /// Configuration of the whole model.
+///
+/// Reference: [`Qwen2_5_VLConfig`](https://github.com/huggingface/transformers/blob/v5.17.0/src/transformers/models/qwen2_5_vl/configuration_qwen2_5_vl.py#L162-L215).
 #[derive(Debug, Clone, PartialEq)]
 pub struct Config {
     /// The language model.
     pub text: TextConfig,
     /// The vision tower.
     pub vision: VisionConfig,
-    /// Whether the output head is the embedding table; see [`Tying`](super::Tying) for what is stored.
+    /// Whether the output head is the embedding table; what is stored takes precedence.
     pub tie_word_embeddings: bool,
     /// Id of the placeholder token of merged image tokens.
     pub image_token_id: i64,

@@ -29,6 +29,8 @@ pub(super) fn image_rows(input_ids: &[i64], image_token_id: i64) -> Vec<i64> {
 
 /// Embeddings `[rows, hidden]` with `features` `[image tokens, hidden]` at `image_rows`, in the embeddings' dtype.
 ///
+/// Reference: [`Qwen2_5_VLModel.forward`](https://github.com/huggingface/transformers/blob/v5.17.0/src/transformers/models/qwen2_5_vl/modeling_qwen2_5_vl.py#L1196-L1264).
+///
 /// # Errors
 /// [`Error::ImageTokens`] if the two differ in number.
 pub(super) fn scatter_images(

@@ -19,6 +19,8 @@ use crate::kernels::cpu::Heads;
 use crate::torch::upload;
 
 /// One decoder layer.
+///
+/// Reference: [`Qwen2_5_VLDecoderLayer`](https://github.com/huggingface/transformers/blob/v5.17.0/src/transformers/models/qwen2_5_vl/modeling_qwen2_5_vl.py#L703-L768).
 pub(super) struct Layer {
     pub(super) input_norm: RmsNorm,
     pub(super) q: Linear,
@@ -42,6 +44,8 @@ pub enum LogitsToKeep {
 }
 
 /// Decoder layers, embedding and head.
+///
+/// Reference: [`Qwen2_5_VLTextModel`](https://github.com/huggingface/transformers/blob/v5.17.0/src/transformers/models/qwen2_5_vl/modeling_qwen2_5_vl.py#L772-L883).
 pub(super) struct LanguageModel {
     pub(super) config: TextConfig,
     pub(super) embed: Tensor,
@@ -172,6 +176,8 @@ impl LanguageModel {
     }
 
     /// Attention of the last `queries` rows of x, over layer `i` of the cache: `[rows, hidden]` → `[queries, hidden]`.
+    ///
+    /// Reference: [`Qwen2_5_VLAttention`](https://github.com/huggingface/transformers/blob/v5.17.0/src/transformers/models/qwen2_5_vl/modeling_qwen2_5_vl.py#L617-L700).
     fn attention(
         &self,
         layer: &Layer,

@@ -8,6 +8,8 @@ use crate::kernels::{cpu, cuda};
 use crate::torch::autograd;
 
 /// x / rms(x) · weight, the mean square in f32.
+///
+/// Reference: [`Qwen2_5_VLRMSNorm`](https://github.com/huggingface/transformers/blob/v5.17.0/src/transformers/models/qwen2_5_vl/modeling_qwen2_5_vl.py#L63-L80).
 pub(super) struct RmsNorm {
     pub(super) weight: Tensor,
     pub(super) eps: f64,
@@ -52,6 +54,10 @@ impl RmsNorm {
 }
 
 /// down(act(gate(x)) · up(x)).
+///
+/// Reference:
+/// [`Qwen2MLP`](https://github.com/huggingface/transformers/blob/v5.17.0/src/transformers/models/qwen2_5_vl/modeling_qwen2_5_vl.py#L574-L587),
+/// [`Qwen2_5_VLMLP`](https://github.com/huggingface/transformers/blob/v5.17.0/src/transformers/models/qwen2_5_vl/modeling_qwen2_5_vl.py#L83-L94).
 pub(super) struct Mlp {
     pub(super) gate: Linear,
     pub(super) up: Linear,
@@ -111,6 +117,8 @@ pub(super) fn swiglu(mut gate: Tensor, up: &Tensor) -> Result<Tensor> {
 /// Applies rotary embeddings to the first `heads` of each row: x · cos + rotate_half(x) · sin, in f32, back in x's dtype.
 ///
 /// x: `[rows, ..]`, at least `heads.count * heads.dim` values per row, overwritten; cos, sin: `[rows, heads.dim]`.
+///
+/// Reference: [`apply_rotary_pos_emb`](https://github.com/huggingface/transformers/blob/v5.17.0/src/transformers/models/qwen2_5_vl/modeling_qwen2_5_vl.py#L591-L613).
 pub(super) fn apply_rotary(mut x: Tensor, heads: cpu::Heads, cos: &Tensor, sin: &Tensor) -> Result<Tensor> {
     if autograd::tracks(&[&x]) {
         return apply_rotary_tracked(&x, heads, cos, sin);

@@ -14,6 +14,8 @@ use crate::torch::autograd::detached;
 /// LoRA pair of a linear layer: adds scale · B(A x) to its output.
 ///
 /// Shares the adapter's tensors if they are on the model's device in a usable dtype; while training it always does.
+///
+/// Reference: [`lora.Linear.forward`](https://github.com/huggingface/peft/blob/a5526d27a9d47d1e8264d5e1b1f96c0fdc79464e/src/peft/tuners/lora/layer.py#L1030-L1071).
 pub(super) struct Lora {
     /// `[rank, in]`.
     pub(super) a: Tensor,

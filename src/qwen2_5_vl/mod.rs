@@ -4,15 +4,17 @@
 //! | file | transformers' `modeling_qwen2_5_vl.py` and PEFT |
 //! | --- | --- |
 //! | `model.rs`, `inputs.rs` | `Qwen2_5_VLForConditionalGeneration`, `Qwen2_5_VLModel.forward` |
-//! | `vision.rs`, `windows.rs` | `Qwen2_5_VisionTransformerPretrainedModel`, `get_window_index` |
+//! | `vision.rs`, `windows.rs` | `Qwen2_5_VisionTransformerPretrainedModel`, `get_vision_window_index` |
 //! | `language.rs` | `Qwen2_5_VLTextModel`: prefill, and decode where `decode_cpu.rs` does not apply |
 //! | `decode_cpu.rs` | one decode step on a CPU in f32 |
 //! | `train.rs`, `autograd_ops.rs` | the training forward over packed sequences; its autograd nodes |
 //! | `mrope.rs`, `rope.rs` | `get_rope_index`, `Qwen2_5_VLRotaryEmbedding` |
-//! | `layers.rs` | `Qwen2RMSNorm`, `Qwen2MLP`, `apply_multimodal_rotary_pos_emb` |
+//! | `layers.rs` | `Qwen2_5_VLRMSNorm`, `Qwen2MLP`, `apply_rotary_pos_emb` |
 //! | `kv_cache.rs` | `DynamicCache` |
 //! | `varlen_attention.rs` | `flash_attn_varlen_func`: `cu_seqlens` attention |
 //! | `linear.rs`, `lora.rs` | `nn.Linear`, PEFT's `lora.Linear` |
+//!
+//! Links to transformers name the tag of the release that the goldens in `tests/fixtures` come from.
 //!
 //! Which decoder-layer forward runs when, and why there are four, is in
 //! `docs/ARCHITECTURE.md`, "Which decoder-layer forward runs when".

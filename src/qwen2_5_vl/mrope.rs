@@ -19,6 +19,10 @@ pub struct Positions {
 /// Text advances all three axes together. An image has a constant time per frame; height and width follow its merged grid.
 /// The text after it continues from the largest position plus one.
 ///
+/// Reference:
+/// [`get_rope_index`](https://github.com/huggingface/transformers/blob/v5.17.0/src/transformers/models/qwen2_5_vl/modeling_qwen2_5_vl.py#L955-L1069),
+/// [`get_vision_position_ids`](https://github.com/huggingface/transformers/blob/v5.17.0/src/transformers/models/qwen2_5_vl/modeling_qwen2_5_vl.py#L903-L953).
+///
 /// # Errors
 /// [`Error::ImageTokens`] if the image tokens do not match `pages`.
 pub fn rope_positions(input_ids: &[i64], image_token_id: i64, pages: &[TokenGrid]) -> Result<Positions> {
@@ -61,6 +65,8 @@ pub fn rope_positions(input_ids: &[i64], image_token_id: i64, pages: &[TokenGrid
 
 impl LanguageModel {
     /// cos and sin, `[rows, head_dim]` each; every frequency uses the position axis of its `mrope_section`.
+    ///
+    /// Reference: [`Qwen2_5_VLRotaryEmbedding`](https://github.com/huggingface/transformers/blob/v5.17.0/src/transformers/models/qwen2_5_vl/modeling_qwen2_5_vl.py#L509-L571).
     pub(super) fn rotary(&self, positions: &[Vec<i64>; 3]) -> Result<(Tensor, Tensor)> {
         let (mut parts, mut start) = (Vec::new(), 0);
         for (axis, &width) in positions.iter().zip(&self.config.rope.sections) {

@@ -23,6 +23,8 @@ pub struct Rope {
 }
 
 /// YaRN: divides low frequencies by `factor`, keeps high ones, interpolates between them.
+///
+/// Reference: [`_compute_yarn_parameters`](https://github.com/huggingface/transformers/blob/v5.17.0/src/transformers/modeling_rope_utils.py#L345-L483).
 #[derive(Debug, Clone, PartialEq)]
 pub struct Yarn {
     /// Ratio of the extended to the original context length.

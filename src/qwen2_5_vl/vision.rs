@@ -23,6 +23,7 @@ use crate::torch::{autograd::recomputed, upload};
 /// Constant of the published models; the vision config has no key for it.
 const EPS: f64 = 1e-6;
 
+/// Reference: [`Qwen2_5_VLVisionBlock`](https://github.com/huggingface/transformers/blob/v5.17.0/src/transformers/models/qwen2_5_vl/modeling_qwen2_5_vl.py#L346-L373).
 struct Block {
     norm1: RmsNorm,
     qkv: Linear,
@@ -70,6 +71,8 @@ impl Block {
     }
 
     /// Attention within the context's segments; x: `[rows, hidden]` → same shape.
+    ///
+    /// Reference: [`Qwen2_5_VLVisionAttention`](https://github.com/huggingface/transformers/blob/v5.17.0/src/transformers/models/qwen2_5_vl/modeling_qwen2_5_vl.py#L263-L343).
     fn attention(&self, x: &Tensor, context: &AttentionContext) -> Result<Tensor> {
         let (rows, heads, dim) = (x.size()[0], context.heads as i64, context.dim as i64);
         let heads_qk = Heads {
@@ -89,6 +92,8 @@ impl Block {
 }
 
 /// Vision tower: patches → image features in the language model's width.
+///
+/// Reference: [`Qwen2_5_VisionTransformerPretrainedModel`](https://github.com/huggingface/transformers/blob/v5.17.0/src/transformers/models/qwen2_5_vl/modeling_qwen2_5_vl.py#L391-L494).
 pub(super) struct VisionTower {
     config: VisionConfig,
     patch_embed: Linear,
@@ -228,6 +233,10 @@ impl VisionTower {
     }
 
     /// Rotary angles `[patches, head_dim]` f32 from (row, column) of each patch, in merge order.
+    ///
+    /// Reference:
+    /// [`Qwen2_5_VLVisionRotaryEmbedding`](https://github.com/huggingface/transformers/blob/v5.17.0/src/transformers/models/qwen2_5_vl/modeling_qwen2_5_vl.py#L123-L186),
+    /// [`get_vision_position_ids`](https://github.com/huggingface/transformers/blob/v5.17.0/src/transformers/vision_utils.py#L81-L127).
     fn angles(&self, grids: &[Grid]) -> Result<Tensor> {
         let m = self.config.spatial_merge_size;
         let (mut rows, mut columns) = (Vec::new(), Vec::new());

@@ -12,6 +12,8 @@ use crate::checkpoint::{Checkpoint, EMBEDDING, HEAD};
 const ROWS: usize = 4096;
 
 /// How embedding table and output head are stored.
+///
+/// Reference: [`tie_weights`](https://github.com/huggingface/transformers/blob/v5.17.0/src/transformers/modeling_utils.py#L2526-L2615).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Tying {
     /// Two tensors.

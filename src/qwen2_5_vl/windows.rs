@@ -14,6 +14,8 @@ pub struct WindowPlan {
 
 impl WindowPlan {
     /// Windows of `side` x `side` merged tokens over `pages`; smaller at the right and bottom edges.
+    ///
+    /// Reference: [`get_vision_window_index`](https://github.com/huggingface/transformers/blob/v5.17.0/src/transformers/vision_utils.py#L130-L188).
     pub fn new(pages: &[TokenGrid], side: usize) -> Self {
         let (mut order, mut lengths, mut base) = (Vec::new(), Vec::new(), 0);
         for page in pages {

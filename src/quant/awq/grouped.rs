@@ -35,6 +35,8 @@ impl Grouped {
     ///
     /// As AutoAWQ's `pseudo_quantize_tensor`, but for two things: the scale is rounded to f16 before the codes are
     /// found, so that they fit what is stored; and zero always lies in the range, so that a group of one sign is not cut off.
+    ///
+    /// Reference: [`pseudo_quantize_tensor`](https://github.com/casper-hansen/AutoAWQ/blob/88e4c76b20755db275574e6a03c83c84ba3bece5/awq/quantize/quantizer.py#L74-L109).
     pub fn round(weight: &Tensor, group: i64) -> Result<Self> {
         let out = weight.size()[0];
         let w = weight.f_view([out, -1, group])?;

@@ -12,6 +12,8 @@ pub const ORDER: [usize; 8] = [0, 2, 4, 6, 1, 3, 5, 7];
 pub const PER_WORD: usize = 8;
 
 /// Packs codes (0 to 15, natural order, a multiple of eight) eight to a word.
+///
+/// Reference: [`WQLinear_GEMM.from_linear`](https://github.com/casper-hansen/AutoAWQ/blob/88e4c76b20755db275574e6a03c83c84ba3bece5/awq/modules/linear/gemm.py#L172-L251).
 pub fn pack(codes: &[u8]) -> Vec<i32> {
     codes
         .par_chunks_exact(PER_WORD)

@@ -109,6 +109,8 @@ impl AwqWeight {
 
     /// Writes the values, `(code - zero) * scale` in f32 and then in `out`'s dtype, into `out`: contiguous
     /// `[rows, columns]` on the weight's device.
+    ///
+    /// Reference: [`dequantize_gemm`](https://github.com/casper-hansen/AutoAWQ/blob/88e4c76b20755db275574e6a03c83c84ba3bece5/awq/utils/packing_utils.py#L87-L102).
     pub fn dequantize_into(&self, out: &mut Tensor) -> Result<()> {
         assert!(out.numel() == self.rows * self.columns && out.is_contiguous());
         if out.device() == Device::Cpu && out.kind() == Kind::Float && out.numel() > 0 {

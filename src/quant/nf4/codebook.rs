@@ -41,6 +41,8 @@ const FP4: [f32; 16] = {
 };
 
 /// Number format of a packed weight.
+///
+/// Reference: [`get_4bit_type`](https://github.com/bitsandbytes-foundation/bitsandbytes/blob/37d2a9387f7146ccb85517ff45c665d345bfda79/bitsandbytes/functional.py#L772-L859).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum QuantType {
@@ -110,6 +112,8 @@ impl Rounding {
 
 /// The signed 8-bit dynamic code, ascending (8-Bit Approximations for Parallelism, <https://arxiv.org/abs/1511.04561>):
 /// seven decades, each cut finer than the one below it, and 0 and 1.
+///
+/// Reference: [`create_dynamic_map`](https://github.com/bitsandbytes-foundation/bitsandbytes/blob/37d2a9387f7146ccb85517ff45c665d345bfda79/bitsandbytes/functional.py#L296-L348).
 pub fn dynamic_map() -> &'static [f32; 256] {
     static MAP: LazyLock<[f32; 256]> = LazyLock::new(|| {
         let (mut map, mut n) = ([0.0; 256], 0);

@@ -92,6 +92,8 @@ pub struct Blocks {
 /// Quantizes `weights` in blocks of `blocksize`, one of [`super::BLOCKSIZES`], on rayon's threads.
 ///
 /// Fails only where reading `weights` does.
+///
+/// Reference: [`quantize_4bit`](https://github.com/bitsandbytes-foundation/bitsandbytes/blob/37d2a9387f7146ccb85517ff45c665d345bfda79/bitsandbytes/backends/default/ops.py#L226-L259).
 pub fn quantize(weights: &impl Values, quant_type: QuantType, blocksize: usize) -> Result<Blocks> {
     let n = weights.len();
     let mut packed = vec![0; n.div_ceil(2)];
@@ -145,6 +147,10 @@ impl NestedScales {
 /// Quantizes the scales themselves.
 ///
 /// The mean is libtorch's, as in bitsandbytes: above 32,768 scales its last bit depends on the number of threads.
+///
+/// Reference:
+/// [`quantize_4bit`](https://github.com/bitsandbytes-foundation/bitsandbytes/blob/37d2a9387f7146ccb85517ff45c665d345bfda79/bitsandbytes/functional.py#L938-L951),
+/// [`quantize_cpu_impl`](https://github.com/bitsandbytes-foundation/bitsandbytes/blob/37d2a9387f7146ccb85517ff45c665d345bfda79/csrc/cpu_ops.cpp#L496-L665).
 pub fn quantize_scales(absmax: &[f32]) -> Result<NestedScales> {
     let mean = Tensor::f_from_slice(absmax)?.f_mean(Kind::Float)?;
     let offset = f32::try_from(&mean)?;

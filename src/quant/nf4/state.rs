@@ -9,6 +9,8 @@ use super::quantize::NESTED_BLOCKSIZE;
 pub const BLOCKSIZES: [usize; 8] = [32, 64, 128, 256, 512, 1024, 2048, 4096];
 
 /// How a packed weight was made.
+///
+/// Reference: [`QuantState`](https://github.com/bitsandbytes-foundation/bitsandbytes/blob/37d2a9387f7146ccb85517ff45c665d345bfda79/bitsandbytes/functional.py#L420-L610).
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 pub struct QuantState {
     /// Number format.

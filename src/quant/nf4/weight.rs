@@ -127,6 +127,8 @@ impl Nf4Weight {
 
     /// Writes the values, `code * scale` in f32 and then in `out`'s dtype, into `out`: contiguous `[rows, columns]` on the
     /// weight's device.
+    ///
+    /// Reference: [`dequantize_4bit`](https://github.com/bitsandbytes-foundation/bitsandbytes/blob/37d2a9387f7146ccb85517ff45c665d345bfda79/bitsandbytes/backends/default/ops.py#L263-L285).
     pub fn dequantize_into(&self, out: &mut Tensor) -> Result<()> {
         assert!(out.numel() == self.rows * self.columns && out.is_contiguous());
         if out.device() == Device::Cpu && out.kind() == Kind::Float {

@@ -28,6 +28,8 @@ pub struct Scaling {
 /// `importance`: `[in]`, the mean magnitude of each input channel. `loss` gives the mean square error of the output
 /// when the Linears have the weights it is handed (already divided by the scales again). No scaling at all is among the
 /// candidates, so that the result is never worse than round to nearest.
+///
+/// Reference: [`_compute_best_scale`](https://github.com/casper-hansen/AutoAWQ/blob/88e4c76b20755db275574e6a03c83c84ba3bece5/awq/quantize/quantizer.py#L295-L442).
 pub fn scales(
     weights: &[&Tensor],
     importance: &Tensor,
@@ -105,6 +107,8 @@ fn relative_magnitude(weights: &[&Tensor], group: i64) -> Result<Tensor> {
 ///
 /// inputs: `[rows, in]`. The error of one group with weights off by d is dᵀ (XᵀX) d, so that the inputs are needed only
 /// as one Gram matrix a group, and all of them count.
+///
+/// Reference: [`_compute_best_clip`](https://github.com/casper-hansen/AutoAWQ/blob/88e4c76b20755db275574e6a03c83c84ba3bece5/awq/quantize/quantizer.py#L496-L554).
 pub fn clipped(weight: &Tensor, inputs: &Tensor, group: i64) -> Result<Tensor> {
     let (out, input) = weight.size2()?;
     // [groups, rows, group] → [groups, group, group]
