@@ -179,7 +179,7 @@ fn of_page(split: synthetic::Split, index: u64) -> Vec<HeldOutQuestion> {
             items: (question.task != TRANSCRIBE).then(|| question.items.clone()),
             page: page.text.clone(),
             task: question.task.to_owned(),
-            look: page.look.to_owned(),
+            look: page.style.to_owned(),
             image: Image::Bytes(page.image.clone()),
         })
         .collect()

@@ -6,7 +6,7 @@ use std::ops::AddAssign;
 use strsim::levenshtein;
 
 use super::text::{flat, numbers};
-use crate::synthetic::nothing;
+use crate::synthetic::empty_answer;
 
 /// What became of an answer's items.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -83,11 +83,9 @@ fn plain(item: &str) -> String {
 
 /// The items of an answer: its lines; none where it says that there is nothing of the kind.
 pub fn answered_items(answer: &str) -> Vec<String> {
-    let nothing = plain(nothing());
+    let empty = plain(empty_answer());
     let lines = answer.lines().map(plain);
-    lines
-        .filter(|line| !line.is_empty() && *line != nothing)
-        .collect()
+    lines.filter(|line| !line.is_empty() && *line != empty).collect()
 }
 
 /// Scores an answer about a page; an item that is expected twice is to be answered twice.
@@ -237,12 +235,12 @@ mod tests {
 
     #[test]
     fn nothing_is_no_item_and_right_where_nothing_is_expected() {
-        let score = score_items(&[], nothing(), PAGE);
+        let score = score_items(&[], empty_answer(), PAGE);
         assert_eq!(score, ItemScore::default());
         assert_eq!(score.f1(), 1.0);
         assert_eq!(score_items(&[], "Warfarin 4 mg PO daily", PAGE).f1(), 0.0);
         assert_eq!(
-            score_items(&list(&["Warfarin 4 mg PO daily"]), nothing(), PAGE).f1(),
+            score_items(&list(&["Warfarin 4 mg PO daily"]), empty_answer(), PAGE).f1(),
             0.0
         );
     }

@@ -1,8 +1,8 @@
-//! What a document says, before it has a look.
+//! Content of a document, before it has a style.
 
 use serde::{Deserialize, Serialize};
 
-/// What an item is.
+/// Kind of item.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ItemKind {
@@ -10,7 +10,7 @@ pub enum ItemKind {
     Heading,
     /// Name, number, age, sex, weight.
     Patient,
-    /// What the patient does not tolerate, with the reaction.
+    /// Allergen, with the reaction.
     Allergy,
     /// Drug, dose, route, frequency.
     Medication,
@@ -18,47 +18,47 @@ pub enum ItemKind {
     Laboratory,
     /// A vital sign, or a row of them.
     Vital,
-    /// Another figure: score, diameter, setting.
+    /// Another measurement: score, diameter, setting.
     Measurement,
     /// A condition.
     Diagnosis,
-    /// Something done.
+    /// A procedure that was performed.
     Procedure,
-    /// What was seen or felt.
+    /// An examination or imaging finding.
     Finding,
-    /// What is to be done.
+    /// A recommendation or plan.
     Plan,
 }
 
-/// One answer line: the page's own words, runs of spaces made one.
+/// One answer line: text as it is on the page, with runs of spaces collapsed.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Item {
-    /// What it is.
+    /// Its kind.
     pub kind: ItemKind,
-    /// Its words.
+    /// Its text.
     pub text: String,
 }
 
 impl Item {
     pub(super) fn new(kind: ItemKind, text: &str) -> Self {
-        let text = collapsed(text);
+        let text = collapse_whitespace(text);
         Self { kind, text }
     }
 }
 
-/// Runs of spaces made one, none at the ends.
-pub(super) fn collapsed(text: &str) -> String {
+/// Runs of white space as one space, none at the ends.
+pub(super) fn collapse_whitespace(text: &str) -> String {
     text.split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
-/// What stays together on a page.
+/// Text that is placed on a page as a unit.
 pub(super) enum Body {
     Title(String),
-    /// A line of its own above what it heads.
+    /// A line of its own above its section.
     Heading(String),
-    /// Broken into lines where it is too long.
+    /// Wrapped if it is too long.
     Text(String),
-    /// Cells in columns, which all rows of one table share.
+    /// Cells; all rows of one table share their columns.
     Row {
         table: usize,
         cells: Vec<String>,
@@ -66,7 +66,7 @@ pub(super) enum Body {
 }
 
 impl Body {
-    /// What cannot be broken.
+    /// Words, which cannot be wrapped.
     pub(super) fn words(&self) -> impl Iterator<Item = &str> {
         let texts = match self {
             Self::Title(text) | Self::Heading(text) | Self::Text(text) => std::slice::from_ref(text),
@@ -76,7 +76,7 @@ impl Body {
     }
 }
 
-/// A block and what it says.
+/// A block and its items.
 pub(super) struct Block {
     pub(super) body: Body,
     pub(super) items: Vec<Item>,

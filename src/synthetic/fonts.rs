@@ -1,10 +1,10 @@
-//! The fonts of the pages, which come with the program.
+//! The embedded fonts.
 
 use std::sync::OnceLock;
 
 use crate::rendering::Face;
 
-/// A family in two weights.
+/// A font family in two weights.
 pub(super) struct Family {
     pub(super) id: &'static str,
     regular: &'static [u8],
@@ -21,7 +21,7 @@ macro_rules! family {
     };
 }
 
-/// The first is the one that the embedded model was trained on.
+/// The first one is the font that the embedded model was trained on.
 pub(super) static FAMILIES: [Family; 16] = [
     Family {
         id: "dejavu-sans-mono",
@@ -45,34 +45,34 @@ pub(super) static FAMILIES: [Family; 16] = [
     family!("serif-4", "ttf"),
 ];
 
-/// Smallest and largest body text, pixels.
+/// Minimum and maximum size of body text, pixels.
 pub(super) const SIZES: [u16; 2] = [10, 24];
-/// Titles and stamps go up to this.
-const LARGEST: usize = 40;
+/// Maximum size of titles and stamps, pixels.
+const MAX_SIZE: usize = 40;
 
-/// A family's face; made when it is first wanted and kept.
+/// A face of a family, cached after the first call.
 pub(super) fn face(family: usize, bold: bool, pixels: u16, hinted: bool) -> &'static Face {
-    const PER_FAMILY: usize = 4 * (LARGEST + 1);
+    const PER_FAMILY: usize = 4 * (MAX_SIZE + 1);
     static FACES: [OnceLock<Face>; FAMILIES.len() * PER_FAMILY] =
         [const { OnceLock::new() }; FAMILIES.len() * PER_FAMILY];
-    let pixels = pixels.clamp(1, LARGEST as u16);
+    let pixels = pixels.clamp(1, MAX_SIZE as u16);
     let family = family.min(FAMILIES.len() - 1);
-    let place = family * PER_FAMILY + usize::from(pixels) * 4 + usize::from(bold) * 2 + usize::from(hinted);
-    FACES[place].get_or_init(|| {
+    let index = family * PER_FAMILY + usize::from(pixels) * 4 + usize::from(bold) * 2 + usize::from(hinted);
+    FACES[index].get_or_init(|| {
         let data = if bold {
             FAMILIES[family].bold
         } else {
             FAMILIES[family].regular
         };
-        let mut made = Face::shipped(data, pixels);
+        let mut chosen = Face::shipped(data, pixels);
         if !hinted {
-            made = made.unhinted();
+            chosen = chosen.unhinted();
         }
-        // The first family has every character of the alphabet.
+        // Only the first family has every character of the alphabet.
         if family == 0 {
-            made
+            chosen
         } else {
-            made.with_substitute(face(0, bold, pixels, hinted))
+            chosen.with_substitute(face(0, bold, pixels, hinted))
         }
     })
 }

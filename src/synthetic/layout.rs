@@ -1,52 +1,54 @@
-//! Blocks → lines of text on a sheet.
+//! Typesetting: blocks → lines of text on a page.
 
 use std::collections::{HashMap, HashSet};
 
 use super::{
-    content::{Block, Body, Item, ItemKind, collapsed},
+    content::{Block, Body, Item, ItemKind, collapse_whitespace},
     fonts::face,
-    look::Sheet,
+    style::Sheet,
 };
 use crate::rendering::{Canvas, Face, GreyPage};
 
-/// Most characters of a page: its text, asked for whole, then fits into 640 tokens of the embedded model.
-const MOST_CHARACTERS: usize = 1400;
-/// Sides of a sheet are multiples of this, so that no processor resizes it.
+/// Maximum number of characters per page: the transcription then fits into 640 tokens of the embedded model.
+const MAX_CHARACTERS: usize = 1400;
+/// Width and height are multiples of this, so that the image processor does not resize the page.
 const STEP: u32 = 28;
-/// Least and most width and height, pixels.
-const PAGE: [[u32; 2]; 2] = [[560, 924], [560, 1204]];
-const SLIP: [[u32; 2]; 2] = [[84, 924], [56, 1204]];
+/// Minimum and maximum width, minimum and maximum height, pixels.
+const PAGE_BOUNDS: [[u32; 2]; 2] = [[560, 924], [560, 1204]];
+const CROP_BOUNDS: [[u32; 2]; 2] = [[84, 924], [56, 1204]];
 
-/// What stands on a page, and what it says.
-pub(super) struct Written {
-    /// Each line as it is read: runs of spaces made one, empty ones left out.
+/// Text and items that fit on a page.
+pub(super) struct PageContent {
+    /// Lines with runs of spaces collapsed, without empty ones.
     pub(super) lines: Vec<String>,
-    /// In the order of the page.
+    /// In reading order.
     pub(super) items: Vec<Item>,
 }
 
-/// A line in the making: text at distances from the left margin.
+/// A line: pieces of text with their distance from the left margin.
 struct Line {
     pieces: Vec<(u32, String)>,
 }
 
 impl Line {
-    fn read(&self) -> String {
+    fn text(&self) -> String {
         let texts: Vec<&str> = self.pieces.iter().map(|(_, text)| text.as_str()).collect();
-        collapsed(&texts.join(" "))
+        collapse_whitespace(&texts.join(" "))
     }
 }
 
-/// Lengths are in the units of `measure`: pixels or characters.
-struct Setter<'a> {
-    room: u32,
+/// Breaks blocks into lines. Lengths are in the unit of `measure`: pixels or characters.
+struct Typesetter<'a> {
+    width: u32,
+    /// Between columns.
     gap: u32,
     measure: &'a dyn Fn(&str, Weight) -> u32,
+    /// Widths of the columns of each table.
     columns: HashMap<usize, Vec<u32>>,
 }
 
-impl<'a> Setter<'a> {
-    fn new(blocks: &[Block], room: u32, gap: u32, measure: &'a dyn Fn(&str, Weight) -> u32) -> Self {
+impl<'a> Typesetter<'a> {
+    fn new(blocks: &[Block], width: u32, gap: u32, measure: &'a dyn Fn(&str, Weight) -> u32) -> Self {
         let mut columns: HashMap<usize, Vec<u32>> = HashMap::new();
         for block in blocks {
             if let Body::Row { table, cells } = &block.body {
@@ -58,7 +60,7 @@ impl<'a> Setter<'a> {
             }
         }
         Self {
-            room,
+            width,
             gap,
             measure,
             columns,
@@ -72,8 +74,8 @@ impl<'a> Setter<'a> {
             Body::Text(text) => self.wrapped(text, Weight::Body),
             Body::Row { table, cells } => {
                 let widths = self.columns.get(table).map(Vec::as_slice).unwrap_or_default();
-                let whole: u32 = widths.iter().map(|width| width + self.gap).sum();
-                if whole > self.room + self.gap {
+                let total: u32 = widths.iter().map(|width| width + self.gap).sum();
+                if total > self.width + self.gap {
                     return self.wrapped(&cells.join("  "), Weight::Body);
                 }
                 let mut left = 0;
@@ -89,7 +91,7 @@ impl<'a> Setter<'a> {
         }
     }
 
-    /// Broken at spaces; runs of spaces within a line stay.
+    /// Breaks at spaces; runs of spaces within a line are kept.
     fn wrapped(&self, text: &str, weight: Weight) -> Vec<Line> {
         let mut lines = vec![String::new()];
         for word in text.split(' ') {
@@ -100,7 +102,7 @@ impl<'a> Setter<'a> {
                 format!("{line} {word}")
             };
             let index = lines.len() - 1;
-            if line.is_empty() || (self.measure)(longer.trim_end(), weight) <= self.room {
+            if line.is_empty() || (self.measure)(longer.trim_end(), weight) <= self.width {
                 lines[index] = longer;
             } else {
                 lines[index] = line;
@@ -115,34 +117,42 @@ impl<'a> Setter<'a> {
     }
 }
 
-/// The blocks that fit, one after the other, until `place` has no room for a block's lines.
-fn fill(blocks: Vec<Block>, setter: &Setter<'_>, mut place: impl FnMut(&Body, &[Line]) -> bool) -> Written {
+/// Places blocks in order, until `place` returns false: no space left for the block's lines.
+fn fill(
+    blocks: Vec<Block>,
+    typesetter: &Typesetter<'_>,
+    mut place: impl FnMut(&Body, &[Line]) -> bool,
+) -> PageContent {
     let (mut lines, mut items) = (Vec::new(), Vec::new());
     let mut characters = 0;
     for block in blocks {
-        let set = setter.lines(&block.body);
-        let read: Vec<String> = set
+        let set = typesetter.lines(&block.body);
+        let texts: Vec<String> = set
             .iter()
-            .map(Line::read)
+            .map(Line::text)
             .filter(|line| !line.is_empty())
             .collect();
-        characters += read.iter().map(|line| line.chars().count() + 1).sum::<usize>();
-        if characters > MOST_CHARACTERS || !place(&block.body, &set) {
+        characters += texts.iter().map(|line| line.chars().count() + 1).sum::<usize>();
+        if characters > MAX_CHARACTERS || !place(&block.body, &set) {
             break;
         }
-        lines.extend(read);
+        lines.extend(texts);
         items.extend(block.items);
     }
-    Written { lines, items }
+    PageContent { lines, items }
 }
 
-/// In characters: the title and the lines of a typed page, at most `most` of them.
-pub(super) fn typed(blocks: Vec<Block>, columns: usize, most: usize) -> (String, Vec<String>, Written) {
+/// Fixed-pitch typesetting in characters: the title and at most `max_lines` lines.
+pub(super) fn fixed_pitch(
+    blocks: Vec<Block>,
+    columns: usize,
+    max_lines: usize,
+) -> (String, Vec<String>, PageContent) {
     let measure = |text: &str, _: Weight| text.chars().count() as u32;
-    let setter = Setter::new(&blocks, columns as u32, 3, &measure);
-    let (mut title, mut content) = (String::new(), Vec::new());
-    let written = fill(blocks, &setter, |body, lines| {
-        if content.len() + lines.len() > most {
+    let typesetter = Typesetter::new(&blocks, columns as u32, 3, &measure);
+    let (mut title, mut output) = (String::new(), Vec::new());
+    let content = fill(blocks, &typesetter, |body, lines| {
+        if output.len() + lines.len() > max_lines {
             return false;
         }
         for line in lines {
@@ -154,31 +164,35 @@ pub(super) fn typed(blocks: Vec<Block>, columns: usize, most: usize) -> (String,
             }
             match body {
                 Body::Title(_) if title.is_empty() => title = text,
-                _ => content.push(text),
+                _ => output.push(text),
             }
         }
         true
     });
-    (title, content, written)
+    (title, output, content)
 }
 
-/// In pixels: black on white, as wide and high as it takes.
-pub(super) fn sheet(blocks: Vec<Block>, sheet: &Sheet) -> (GreyPage, Written) {
+/// Proportional typesetting: black on white, sized to its text.
+pub(super) fn sheet(blocks: Vec<Block>, sheet: &Sheet) -> (GreyPage, PageContent) {
     let faces = Faces::of(sheet);
     let measure = |text: &str, weight: Weight| faces.face(weight).width(text);
     let sample = "The patient takes 12.5 mg of it twice a day, with meals.";
     let wanted = faces.body.width(sample) * sheet.columns / sample.len() as u32 + 2 * sheet.margin;
-    // A narrow slip must have room for its longest word.
+    // A narrow crop must fit its longest word.
     let words = blocks.iter().flat_map(|block| block.body.words());
     let longest = words.map(|word| measure(word, Weight::Title).max(measure(word, Weight::Body)));
     let wanted = wanted.max(longest.max().unwrap_or_default() + 2 * sheet.margin);
-    let [[narrowest, widest], [lowest, highest]] = if sheet.slip.is_some() { SLIP } else { PAGE };
+    let [[narrowest, widest], [lowest, highest]] = if sheet.crop.is_some() {
+        CROP_BOUNDS
+    } else {
+        PAGE_BOUNDS
+    };
     let width = wanted.next_multiple_of(STEP).clamp(narrowest, widest);
-    let setter = Setter::new(&blocks, width - 2 * sheet.margin, sheet.line_height, &measure);
-    let mut runs: Vec<(u32, u32, String, &Face)> = Vec::new();
+    let typesetter = Typesetter::new(&blocks, width - 2 * sheet.margin, sheet.line_height, &measure);
+    let mut texts: Vec<(u32, u32, String, &Face)> = Vec::new();
     let mut rules = Vec::new();
     let mut top = sheet.margin;
-    let written = fill(blocks, &setter, |body, lines| {
+    let content = fill(blocks, &typesetter, |body, lines| {
         let (weight, height) = match body {
             Body::Title(_) => (Weight::Title, sheet.line_height.max(faces.title_height)),
             Body::Heading(_) => (Weight::Heading, sheet.line_height),
@@ -197,7 +211,7 @@ pub(super) fn sheet(blocks: Vec<Block>, sheet: &Sheet) -> (GreyPage, Written) {
         top += space;
         for line in lines {
             for (left, piece) in &line.pieces {
-                runs.push((sheet.margin + left, top, piece.clone(), face));
+                texts.push((sheet.margin + left, top, piece.clone(), face));
             }
             top += height;
         }
@@ -209,7 +223,7 @@ pub(super) fn sheet(blocks: Vec<Block>, sheet: &Sheet) -> (GreyPage, Written) {
     });
     let height = (top + sheet.margin).next_multiple_of(STEP).clamp(lowest, highest);
     let mut canvas = Canvas::<1>::new(width, height);
-    for (left, top, text, face) in &runs {
+    for (left, top, text, face) in &texts {
         canvas.text(*left, *top, text, face, [0]);
     }
     for rule in rules.iter().filter(|_| sheet.rules) {
@@ -225,7 +239,7 @@ pub(super) fn sheet(blocks: Vec<Block>, sheet: &Sheet) -> (GreyPage, Written) {
             height,
             pixels,
         },
-        written,
+        content,
     )
 }
 
@@ -237,7 +251,7 @@ fn border(canvas: &mut Canvas<1>, width: u32, height: u32, inset: u32) {
     canvas.fill((right, inset), (right, bottom), [0]);
 }
 
-/// Which face a text is set in.
+/// Role of a text, which selects its face.
 #[derive(Clone, Copy)]
 enum Weight {
     Title,
@@ -272,8 +286,8 @@ impl Faces {
     }
 }
 
-/// Kinds of item on a page, whose headings say nothing by themselves.
-pub(super) fn kinds_beside_headings(written: &Written) -> usize {
-    let kinds: HashSet<ItemKind> = written.items.iter().map(|item| item.kind).collect();
+/// Number of kinds of item on a page, not counting headings.
+pub(super) fn count_kinds(content: &PageContent) -> usize {
+    let kinds: HashSet<ItemKind> = content.items.iter().map(|item| item.kind).collect();
     kinds.len() - usize::from(kinds.contains(&ItemKind::Heading))
 }

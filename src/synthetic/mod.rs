@@ -1,37 +1,37 @@
-//! Synthetic clinical documents: structured content → a page's image, its text and the exact answers to questions about it.
+//! Synthetic clinical documents: page images with their text and the exact answers to questions about them.
 //!
-//! A page is made in this order, from one number on, so that it is the same on every machine:
+//! A page is a function of split, seed and index, and is the same on every machine. The steps:
 //!
-//! - [`vocabulary`]: the words, other ones for training, validation and test; kinds of document; all from data files.
-//! - [`sections`], [`entries`]: a kind of document and the words → blocks of text, and what each says: [`Item`]s.
-//! - [`spelling`], [`pieces`]: on pages to train on, words as nobody expects them.
-//! - [`look`], [`layout`]: font, size, paper, faults → blocks placed on a page, or some of them on a slip no larger than they are.
-//! - [`wear`]: the page drawn, then skewed, blurred, stamped, scanned, compressed.
-//! - [`tasks`]: prompts, and which items answer each.
+//! - [`vocabulary`]: word lists, disjoint between training, validation and test, and kinds of document, from data files.
+//! - [`sections`], [`entries`]: kind of document and words → blocks of text with their [`Item`]s.
+//! - [`perturb`], [`token_words`]: training pages only: perturbs words so that the model must read rather than guess.
+//! - [`style`], [`layout`]: font, size and paper → blocks placed on a page, or a few of them on a small crop.
+//! - [`degrade`], [`marks`]: the rendered page is stamped, skewed, blurred, given sensor noise and compressed.
+//! - [`tasks`]: prompts, and the items that answer each.
 //!
-//! The mapping from prompts to items is `datasets/clinical/tasks.json`: each task names its prompts, the project's ten medical
-//! ones among them, and the kinds of item that answer them. Prompts that enumerate four or more kinds, or name the document
-//! itself ("this prescription"), ask for the whole page.
+//! `datasets/clinical/tasks.json` maps prompts to items: each task lists its prompts, the ten medical ones among them, and the
+//! kinds of item that answer them. Prompts that enumerate four or more kinds, or name the document itself ("this
+//! prescription"), ask for the whole page.
 
 mod content;
-mod dice;
+mod degrade;
 mod entries;
 mod fonts;
 mod layout;
-mod look;
+mod marks;
 mod page;
-mod pieces;
+mod perturb;
+mod rng;
 mod sections;
-mod spelling;
-mod strokes;
+mod style;
 mod tasks;
+mod token_words;
 mod vocabulary;
-mod wear;
 
 pub use self::content::{Item, ItemKind};
 pub use self::page::{Page, page};
-pub use self::tasks::{Question, TRANSCRIBE, nothing, task_kinds, whole_page_prompt};
+pub use self::tasks::{Question, TRANSCRIBE, empty_answer, task_kinds, whole_page_prompt};
 pub use self::vocabulary::Split;
 
-/// Changes whenever the same number would give another page or question.
+/// Version of the generator: incremented when the same split, seed and index give another page or question.
 pub const DOCUMENTS_VERSION: u32 = 8;

@@ -1,164 +1,170 @@
-//! A page by its number: image, text, questions.
+//! One page: image, text, questions.
 
 use std::collections::HashSet;
 use std::sync::LazyLock;
 
 use super::{
-    content::{Block, Body, Item, ItemKind, collapsed},
-    dice::Dice,
-    layout::{self, Written},
-    look::Look,
+    content::{Block, Body, Item, ItemKind, collapse_whitespace},
+    degrade::{self, EncodedImage},
+    layout::{self, PageContent},
+    perturb::perturb_words,
+    rng::SeededRng,
     sections,
-    spelling::respell,
+    style::PageStyle,
     tasks::{Question, questions},
     vocabulary::{Split, kinds, shared, words},
-    wear::{self, Encoded},
 };
 use crate::documents::DocumentSet;
 use crate::rendering::{EVALUATION_PAGE, PageSize, document_page, encode_rgb, text_page};
 
-/// A generated page and what is known of it.
+/// A generated page with its ground truth.
 #[derive(Debug, Clone)]
 pub struct Page {
     /// The image file.
     pub image: Vec<u8>,
     /// "png" or "jpg".
     pub extension: &'static str,
-    /// What stands on it, line by line.
+    /// Its text, line by line.
     pub text: String,
-    /// All that it says, in the order of the page.
+    /// Its items in reading order.
     pub items: Vec<Item>,
     /// Kind of document.
     pub document: &'static str,
-    /// "document" and "report" are the looks that the embedded model knows; "typed" is clean, in any font; "scanned" is not.
-    pub look: &'static str,
-    /// Family of its letters.
+    /// "document" or "report": the styles that the embedded base model was trained on; "typed": clean, any font; "scanned":
+    /// degraded. Records call it "look".
+    pub style: &'static str,
+    /// Font family.
     pub font: &'static str,
-    /// Height of its letters, pixels.
+    /// Size of body text, pixels.
     pub font_px: u16,
-    /// Asked about it.
+    /// Questions about it, with answers.
     pub questions: Vec<Question>,
 }
 
-/// Lines of the documents that the project is measured with, 10 characters or longer: no page may have one.
+/// Lines of the test and evaluation documents, 10 characters or longer: no page may contain one.
 static HELD_OUT: LazyLock<HashSet<String>> = LazyLock::new(|| {
     let sets = [DocumentSet::test(), DocumentSet::evaluation()];
     let documents = sets.into_iter().flat_map(|set| set.documents);
     documents
         .flat_map(|document| document.content.into_iter().chain([document.title]))
-        .map(|line| collapsed(&line))
+        .map(|line| collapse_whitespace(&line))
         .filter(|line| line.chars().count() >= 10 && line.contains(char::is_alphabetic))
         .collect()
 });
 
-/// The page with this number: the same whenever it is made.
+/// Generates the page of this split, seed and index; the result is always the same.
 pub fn page(split: Split, seed: u64, index: u64) -> Page {
     let mut attempt = 0;
     loop {
-        let mut dice = Dice::new(seed, split.name(), index, attempt);
-        if let Some(page) = attempted(split, &mut dice) {
+        let mut rng = SeededRng::new(seed, split.name(), index, attempt);
+        if let Some(page) = try_page(split, &mut rng) {
             return page;
         }
         attempt += 1;
     }
 }
 
-/// `None` where the page says too little, or a line that it may not.
-fn attempted(split: Split, dice: &mut Dice) -> Option<Page> {
-    let kind = dice.pick(kinds());
-    let look = Look::draw(split, dice);
-    let mut blocks = sections::write(kind, dice, words(split), shared());
+/// `None` if the page has too few items or contains a held-out line.
+fn try_page(split: Split, rng: &mut SeededRng) -> Option<Page> {
+    let kind = rng.pick(kinds());
+    let style = PageStyle::sample(split, rng);
+    let mut blocks = sections::write(kind, rng, words(split), shared());
     if split == Split::Train {
-        respell(&mut blocks, dice);
+        perturb_words(&mut blocks, rng);
     }
-    let (image, written) = draw(&look, blocks, dice)?;
-    let (font, font_px) = look.font();
+    let (image, content) = render(&style, blocks, rng)?;
+    let (font, font_px) = style.font();
     Some(Page {
         image: image.bytes,
         extension: image.extension,
-        questions: questions(&kind.id, &written, split, dice),
-        text: written.lines.join("\n"),
-        items: written.items,
+        questions: questions(&kind.id, &content, split, rng),
+        text: content.lines.join("\n"),
+        items: content.items,
         document: &kind.id,
-        look: look.name(),
+        style: style.name(),
         font,
         font_px,
     })
 }
 
-fn draw(look: &Look, blocks: Vec<Block>, dice: &mut Dice) -> Option<(Encoded, Written)> {
-    // Of a page, headings and two other kinds of item; of a slip, one.
-    let kinds = match look {
-        Look::Sheet(sheet) if sheet.slip.is_some() => 1,
+fn render(style: &PageStyle, blocks: Vec<Block>, rng: &mut SeededRng) -> Option<(EncodedImage, PageContent)> {
+    // Besides headings, a page needs two kinds of item, a crop one.
+    let kinds = match style {
+        PageStyle::Sheet(sheet) if sheet.crop.is_some() => 1,
         _ => 2,
     };
-    let acceptable = |written: &Written| {
-        layout::kinds_beside_headings(written) >= kinds
-            && !written.lines.iter().any(|line| HELD_OUT.contains(line))
+    let acceptable = |content: &PageContent| {
+        layout::count_kinds(content) >= kinds && !content.lines.iter().any(|line| HELD_OUT.contains(line))
     };
-    match look {
-        Look::Document { size, columns } => {
-            let (title, content, written) = layout::typed(blocks, *columns, lines_of(*size));
-            acceptable(&written).then(|| {
+    match style {
+        PageStyle::Document { size, columns } => {
+            let (title, lines, content) = layout::fixed_pitch(blocks, *columns, lines_of(*size));
+            acceptable(&content).then(|| {
                 let mut bytes = Vec::new();
-                encode_rgb(&document_page(&title, &content, *size), &mut bytes)
-                    .expect("memory takes whatever is written");
+                encode_rgb(&document_page(&title, &lines, *size), &mut bytes)
+                    .expect("writing to memory does not fail");
                 (
-                    Encoded {
+                    EncodedImage {
                         bytes,
                         extension: "png",
                     },
-                    written,
+                    content,
                 )
             })
         }
-        Look::Report => {
-            let (title, mut content, written) = layout::typed(
+        PageStyle::Report => {
+            let (title, mut lines, content) = layout::fixed_pitch(
                 blocks,
                 crate::rendering::TEXT_COLUMNS,
                 crate::rendering::MAX_TEXT_LINES - 1,
             );
-            content.insert(0, title);
-            acceptable(&written).then(|| (wear::png(&text_page(&content)), written))
+            lines.insert(0, title);
+            acceptable(&content).then(|| (degrade::png(&text_page(&lines)), content))
         }
-        Look::Sheet(sheet) => {
-            let (page, written) = match sheet.slip {
+        PageStyle::Sheet(sheet) => {
+            let (page, content) = match sheet.crop {
                 None => layout::sheet(blocks, sheet),
-                Some(count) => layout::sheet(cutting(blocks, count, dice)?, sheet),
+                Some(count) => layout::sheet(crop(blocks, count, rng)?, sheet),
             };
-            if !acceptable(&written) {
+            if !acceptable(&content) {
                 return None;
             }
-            let encoded = match &sheet.wear {
-                Some(wear) => wear::worn(page, wear, dice, shared()),
-                None => wear::png(&page),
+            let encoded = match &sheet.degradation {
+                Some(degradation) => degrade::degrade(page, degradation, rng, shared()),
+                None => degrade::png(&page),
             };
-            Some((encoded, written))
+            Some((encoded, content))
         }
     }
 }
 
-/// Kinds of item that anybody recognizes without the heading above them.
-const PLAIN: [ItemKind; 3] = [ItemKind::Medication, ItemKind::Laboratory, ItemKind::Vital];
+/// Kinds of item that are recognizable without their heading.
+const SELF_EXPLANATORY: [ItemKind; 3] = [ItemKind::Medication, ItemKind::Laboratory, ItemKind::Vital];
 
-/// `count` blocks, one after the other, from anywhere that makes sense to begin at.
-fn cutting(mut blocks: Vec<Block>, count: usize, dice: &mut Dice) -> Option<Vec<Block>> {
-    let begins = |block: &Block| match block.body {
+/// `count` consecutive blocks, starting at a heading or at self-explanatory items.
+fn crop(mut blocks: Vec<Block>, count: usize, rng: &mut SeededRng) -> Option<Vec<Block>> {
+    let can_start = |block: &Block| match block.body {
         Body::Title(_) | Body::Heading(_) => true,
-        _ => !block.items.is_empty() && block.items.iter().all(|item| PLAIN.contains(&item.kind)),
+        _ => {
+            !block.items.is_empty()
+                && block
+                    .items
+                    .iter()
+                    .all(|item| SELF_EXPLANATORY.contains(&item.kind))
+        }
     };
-    let beginnings: Vec<usize> = (0..blocks.len())
-        .filter(|index| begins(&blocks[*index]))
+    let starts: Vec<usize> = (0..blocks.len())
+        .filter(|index| can_start(&blocks[*index]))
         .collect();
-    if beginnings.is_empty() {
+    if starts.is_empty() {
         return None;
     }
-    let first = *dice.pick(&beginnings);
+    let first = *rng.pick(&starts);
     let end = blocks.len().min(first + count);
     Some(blocks.drain(first..end).collect())
 }
 
-/// Lines that a document's page has room for.
+/// Number of lines that fit on a document's page.
 fn lines_of(size: PageSize) -> usize {
     let room = size.height.min(EVALUATION_PAGE.height).saturating_sub(60 + 85);
     room as usize / 18 + 1
@@ -168,7 +174,7 @@ fn lines_of(size: PageSize) -> usize {
 mod tests {
     use super::*;
     use crate::processing::{DecodeLimits, decode};
-    use crate::synthetic::{ItemKind, TRANSCRIBE, nothing, task_kinds};
+    use crate::synthetic::{ItemKind, TRANSCRIBE, empty_answer, task_kinds};
     use std::collections::HashMap;
 
     fn some(split: Split) -> Vec<Page> {
@@ -219,7 +225,7 @@ mod tests {
                     .collect();
                 assert_eq!(question.items, expected);
                 if expected.is_empty() {
-                    assert_eq!(question.answer, nothing());
+                    assert_eq!(question.answer, empty_answer());
                     nothings += 1;
                 } else {
                     assert_eq!(question.answer, expected.join("\n"));
@@ -230,26 +236,26 @@ mod tests {
     }
 
     #[test]
-    fn pages_are_dense_of_every_kind_and_look_and_fit() {
+    fn pages_are_dense_of_every_kind_and_style_and_fit() {
         let mut kinds: HashMap<&str, usize> = HashMap::new();
-        let mut looks: HashMap<&str, usize> = HashMap::new();
+        let mut styles: HashMap<&str, usize> = HashMap::new();
         let mut fonts = HashSet::new();
-        let (mut characters, mut slips) = (0, 0);
+        let (mut characters, mut crops) = (0, 0);
         for made in some(Split::Test) {
             *kinds.entry(made.document).or_default() += 1;
-            *looks.entry(made.look).or_default() += 1;
+            *styles.entry(made.style).or_default() += 1;
             fonts.insert(made.font);
             characters += made.text.chars().count();
             let decoded = decode(&made.image, &DecodeLimits::default()).unwrap();
-            slips += usize::from(decoded.width < 560 || decoded.height < 400);
+            crops += usize::from(decoded.width < 560 || decoded.height < 400);
             assert!((84..=924).contains(&decoded.width) && (56..=1204).contains(&decoded.height));
-            if matches!(made.look, "typed" | "scanned") {
+            if matches!(made.style, "typed" | "scanned") {
                 assert_eq!((decoded.width % 28, decoded.height % 28), (0, 0));
             }
             assert!(
                 made.text
                     .lines()
-                    .all(|line| !line.is_empty() && line == collapsed(line))
+                    .all(|line| !line.is_empty() && line == collapse_whitespace(line))
             );
             assert!((10..=24).contains(&made.font_px));
             let foreign: Vec<char> = made
@@ -260,8 +266,8 @@ mod tests {
             assert!(foreign.is_empty(), "{foreign:?}");
         }
         assert_eq!(kinds.len(), 10, "{kinds:?}");
-        assert_eq!(looks.len(), 4, "{looks:?}");
-        assert!((4..20).contains(&slips), "{slips}");
+        assert_eq!(styles.len(), 4, "{styles:?}");
+        assert!((4..20).contains(&crops), "{crops}");
         assert!(fonts.len() >= 12, "{fonts:?}");
         assert!(characters / 120 > 600, "{}", characters / 120);
     }

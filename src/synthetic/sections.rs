@@ -1,16 +1,16 @@
-//! A kind of document and the words → blocks, and what each says.
+//! Kind of document and words → blocks with their items.
 
 use std::collections::HashSet;
 
 use super::{
     content::{Block, Body, Item, ItemKind},
-    dice::Dice,
     entries::{Entry, capital},
+    rng::SeededRng,
     vocabulary::{DocumentKind, Form, Section, SectionPlan, Shared, Words},
 };
 
-/// How one document writes what all documents have.
-pub(super) struct Style {
+/// Formatting conventions of one document.
+pub(super) struct TextStyle {
     pub(super) upper_headings: bool,
     pub(super) colon: bool,
     pub(super) bullet: &'static str,
@@ -18,41 +18,41 @@ pub(super) struct Style {
     pub(super) capital_entries: bool,
     pub(super) date_form: usize,
     pub(super) range_form: usize,
-    /// How much of everything there is.
+    /// Factor on the number of sections and entries.
     pub(super) fullness: f64,
 }
 
 /// Writes one document.
 pub(super) struct Writer<'a> {
-    pub(super) dice: &'a mut Dice,
+    pub(super) rng: &'a mut SeededRng,
     pub(super) words: &'a Words,
     pub(super) shared: &'a Shared,
-    pub(super) style: Style,
+    pub(super) style: TextStyle,
     blocks: Vec<Block>,
     tables: usize,
 }
 
-/// A document of this kind: its title first, at least one section after it.
-pub(super) fn write(kind: &DocumentKind, dice: &mut Dice, words: &Words, shared: &Shared) -> Vec<Block> {
-    let style = Style {
-        upper_headings: dice.chance(0.6),
-        colon: dice.chance(0.7),
-        bullet: dice.pick::<&str>(&["-", "•", "*", "—"]),
-        number_end: dice.pick::<&str>(&[".", ".", ")"]),
-        capital_entries: dice.chance(0.6),
-        date_form: dice.below(3),
-        range_form: dice.below(4),
-        fullness: dice.range(0.8, 2.0),
+/// Writes a document of this kind, title first.
+pub(super) fn write(kind: &DocumentKind, rng: &mut SeededRng, words: &Words, shared: &Shared) -> Vec<Block> {
+    let style = TextStyle {
+        upper_headings: rng.chance(0.6),
+        colon: rng.chance(0.7),
+        bullet: rng.pick::<&str>(&["-", "•", "*", "—"]),
+        number_end: rng.pick::<&str>(&[".", ".", ")"]),
+        capital_entries: rng.chance(0.6),
+        date_form: rng.below(3),
+        range_form: rng.below(4),
+        fullness: rng.range(0.8, 2.0),
     };
     let mut writer = Writer {
-        dice,
+        rng,
         words,
         shared,
         style,
         blocks: Vec::new(),
         tables: 0,
     };
-    let title = writer.dice.pick(&kind.titles).clone();
+    let title = writer.rng.pick(&kind.titles).clone();
     let title = if writer.style.upper_headings {
         title.to_uppercase()
     } else {
@@ -61,7 +61,7 @@ pub(super) fn write(kind: &DocumentKind, dice: &mut Dice, words: &Words, shared:
     let item = Item::new(ItemKind::Heading, &title);
     writer.push(Body::Title(title), vec![item]);
     for plan in &kind.sections {
-        if writer.dice.chance(plan.chance * writer.style.fullness) {
+        if writer.rng.chance(plan.chance * writer.style.fullness) {
             writer.section(plan);
         }
     }
@@ -70,16 +70,16 @@ pub(super) fn write(kind: &DocumentKind, dice: &mut Dice, words: &Words, shared:
 
 impl Writer<'_> {
     fn section(&mut self, plan: &SectionPlan) {
-        let count = self.dice.between(plan.count[0], plan.count[1]);
+        let count = self.rng.between(plan.count[0], plan.count[1]);
         let count = (count as f64 * self.style.fullness).round() as usize;
         let form = if plan.forms.is_empty() {
             Form::Plain
         } else {
-            *self.dice.pick(&plan.forms)
+            *self.rng.pick(&plan.forms)
         };
         let heading = match plan.headings.is_empty() {
             true => String::new(),
-            false => self.dice.pick(&plan.headings).clone(),
+            false => self.rng.pick(&plan.headings).clone(),
         };
         match plan.section {
             Section::Facility => self.facility(),
@@ -106,7 +106,7 @@ impl Writer<'_> {
             Section::Vitals if form == Form::Sheet => self.sheet(&heading, count),
             Section::Vitals => self.vitals(&heading, form, count),
             Section::Measurements => {
-                let chosen = self.dice.several(&self.words.measurements, count);
+                let chosen = self.rng.several(&self.words.measurements, count);
                 let entries = chosen
                     .into_iter()
                     .map(|quantity| self.measurement(quantity))
@@ -140,7 +140,7 @@ impl Writer<'_> {
         self.push(Body::Text(text), items);
     }
 
-    /// As this document writes headings, without a colon.
+    /// In this document's heading case, without a colon.
     fn cased(&self, heading: &str) -> String {
         if self.style.upper_headings {
             heading.to_uppercase()
@@ -156,7 +156,7 @@ impl Writer<'_> {
         self.push(Body::Heading(format!("{cased}{colon}")), vec![item]);
     }
 
-    /// "HEADING: text", and what both say.
+    /// "HEADING: text", with the items of both.
     fn behind_heading(&mut self, heading: &str, text: &str, items: Vec<Item>) {
         let cased = self.cased(heading);
         let mut all = vec![Item::new(ItemKind::Heading, &cased)];
@@ -164,7 +164,7 @@ impl Writer<'_> {
         self.text(format!("{cased}: {text}"), all);
     }
 
-    /// Entries that say the same are written once.
+    /// Writes the entries without duplicates.
     fn list(&mut self, heading: &str, form: Form, mut entries: Vec<Entry>, columns: &[&str]) {
         let mut said = HashSet::new();
         entries.retain(|entry| said.insert(entry.item.text.clone()));
@@ -207,11 +207,11 @@ impl Writer<'_> {
         }
     }
 
-    /// Rows of cells; a header in half of the tables that have names for their columns.
+    /// Writes a table, with a header in half of the tables that have column names.
     fn table(&mut self, columns: &[&str], entries: Vec<Entry>) {
         self.tables += 1;
         let table = self.tables;
-        if !columns.is_empty() && self.dice.chance(0.5) {
+        if !columns.is_empty() && self.rng.chance(0.5) {
             let cells = columns.iter().map(|column| (*column).to_owned()).collect();
             self.push(Body::Row { table, cells }, Vec::new());
         }
@@ -227,17 +227,17 @@ impl Writer<'_> {
     }
 
     fn facility(&mut self) {
-        let facility = self.dice.pick(&self.words.facilities).clone();
-        let more = match self.dice.below(3) {
+        let facility = self.rng.pick(&self.words.facilities).clone();
+        let more = match self.rng.below(3) {
             0 => format!(
                 ", {} {} Street",
-                self.dice.between(2, 990),
-                capital(&self.invented(&[]))
+                self.rng.between(2, 990),
+                capital(&self.pseudoword(&[]))
             ),
             1 => format!(
                 "    Tel {}-{:04}",
-                self.dice.between(200, 989),
-                self.dice.below(10_000)
+                self.rng.between(200, 989),
+                self.rng.below(10_000)
             ),
             _ => String::new(),
         };
@@ -245,17 +245,17 @@ impl Writer<'_> {
     }
 
     fn patient(&mut self) {
-        let (surname, first) = (self.surname(), self.dice.pick(&self.words.first_names).clone());
-        let initial = char::from(b'A' + self.dice.below(26) as u8);
-        let name = match self.dice.below(3) {
+        let (surname, first) = (self.surname(), self.rng.pick(&self.words.first_names).clone());
+        let initial = char::from(b'A' + self.rng.below(26) as u8);
+        let name = match self.rng.below(3) {
             0 => format!("{surname}, {first} {initial}."),
             1 => format!("{first} {surname}"),
             _ => format!("{surname}, {first}"),
         };
-        let (number, age) = (self.dice.between(100_000, 9_999_999), self.dice.between(18, 97));
-        let sex = self.dice.pick(&["F", "M"]);
+        let (number, age) = (self.rng.between(100_000, 9_999_999), self.rng.between(18, 97));
+        let sex = self.rng.pick(&["F", "M"]);
         let born = self.date([1930, 2008]);
-        let line = match self.dice.below(4) {
+        let line = match self.rng.below(4) {
             0 => format!("Patient: {name}    MRN: {number}    Age: {age}    Sex: {sex}"),
             1 => format!("Name: {name}    DOB: {born}    ID: {number}"),
             2 => format!("Patient {name}, {age} y, {sex}    MRN {number}"),
@@ -263,22 +263,22 @@ impl Writer<'_> {
         };
         let item = Item::new(ItemKind::Patient, &line);
         self.text(line, vec![item]);
-        if self.dice.chance(0.4) {
+        if self.rng.chance(0.4) {
             let kilograms = self.decimal(38.0, 148.0, 1);
             let line = format!(
                 "Weight: {kilograms} kg    Height: {} cm",
-                self.dice.between(142, 204)
+                self.rng.between(142, 204)
             );
             let item = Item::new(ItemKind::Patient, &line);
             self.text(line, vec![item]);
         }
-        if self.dice.chance(0.7) {
+        if self.rng.chance(0.7) {
             let (date, doctor) = (self.date([2017, 2027]), self.surname());
             let label = self
-                .dice
+                .rng
                 .pick(&["Date", "Admitted", "Collected", "Date of visit", "Seen"]);
             let who = self
-                .dice
+                .rng
                 .pick(&["Provider", "Physician", "Ordering", "Attending", "Consultant"]);
             self.text(format!("{label}: {date}    {who}: Dr. {doctor}"), Vec::new());
         }
@@ -287,31 +287,28 @@ impl Writer<'_> {
     fn signature(&mut self) {
         let (doctor, date) = (self.surname(), self.date([2017, 2027]));
         let who = self
-            .dice
+            .rng
             .pick(&["Signed", "Prescriber", "Recorded by", "Verified by"]);
         self.text(format!("{who}: {doctor}    {date}"), Vec::new());
     }
 
     fn allergies(&mut self, heading: &str) {
-        if self.dice.chance(0.15) {
-            let none = *self.dice.pick(&["none known", "NKDA", "no known drug allergies"]);
+        if self.rng.chance(0.15) {
+            let none = *self.rng.pick(&["none known", "NKDA", "no known drug allergies"]);
             self.behind_heading(heading, none, Vec::new());
             return;
         }
-        let count = self.dice.between(1, 3);
-        let allergens = self.dice.several(&self.words.allergens, count);
+        let count = self.rng.between(1, 3);
+        let allergens = self.rng.several(&self.words.allergens, count);
         let entries: Vec<Entry> = allergens
             .into_iter()
             .map(|allergen| {
-                let allergen = if self.dice.chance(0.25) {
-                    self.invented(&self.shared.drug_endings)
+                let allergen = if self.rng.chance(0.25) {
+                    self.pseudoword(&self.shared.drug_endings)
                 } else {
                     allergen.clone()
                 };
-                let reaction = self
-                    .dice
-                    .chance(0.6)
-                    .then(|| self.dice.pick(&self.words.reactions));
+                let reaction = self.rng.chance(0.6).then(|| self.rng.pick(&self.words.reactions));
                 let reaction = reaction
                     .map(|reaction| format!(" ({reaction})"))
                     .unwrap_or_default();
@@ -322,12 +319,12 @@ impl Writer<'_> {
     }
 
     fn complaint(&mut self, heading: &str) {
-        let count = self.dice.between(1, 2);
-        let chosen = self.dice.several(&self.words.complaints, count);
+        let count = self.rng.between(1, 2);
+        let chosen = self.rng.several(&self.words.complaints, count);
         let complaints: Vec<&str> = chosen.into_iter().map(String::as_str).collect();
         let (number, unit) = (
-            self.dice.between(2, 30),
-            self.dice.pick(&["days", "weeks", "hours", "months"]),
+            self.rng.between(2, 30),
+            self.rng.pick(&["days", "weeks", "hours", "months"]),
         );
         self.behind_heading(
             heading,
@@ -337,7 +334,7 @@ impl Writer<'_> {
     }
 
     fn narrative(&mut self, heading: &str, count: usize) {
-        let sentences = self.dice.several(&self.words.narrative, count);
+        let sentences = self.rng.several(&self.words.narrative, count);
         let sentences: Vec<String> = sentences
             .into_iter()
             .map(|sentence| format!("{}.", self.filled(sentence)))
@@ -347,25 +344,25 @@ impl Writer<'_> {
 
     fn prescriptions(&mut self, count: usize) {
         let (words, shared) = (self.words, self.shared);
-        let label = *self.dice.pick(&["Rx", "Rx", "Drug", "Item"]);
+        let label = *self.rng.pick(&["Rx", "Rx", "Drug", "Item"]);
         for number in 1..=count {
             let drug = self.drug(&words.drugs_oral);
-            let form = self.dice.pick(&shared.forms);
+            let form = self.rng.pick(&shared.forms);
             let what = format!(
                 "{drug} {} {} {form}",
                 self.dose(),
-                self.dice.pick(&shared.dose_units_oral)
+                self.rng.pick(&shared.dose_units_oral)
             );
             let how = format!(
                 "{} {}",
-                self.dice.pick(&shared.routes_oral),
-                self.dice.pick(&shared.frequencies)
+                self.rng.pick(&shared.routes_oral),
+                self.rng.pick(&shared.frequencies)
             );
             let item = Item::new(ItemKind::Medication, &format!("{what} {how}"));
             let supply = format!(
                 "Disp: {}. Refills: {}",
-                self.dice.between(5, 180),
-                self.dice.between(0, 11)
+                self.rng.between(5, 180),
+                self.rng.between(0, 11)
             );
             self.text(format!("{label} {number}: {what}"), vec![item]);
             self.text(format!("Sig: {how}. {supply}"), Vec::new());
@@ -373,8 +370,8 @@ impl Writer<'_> {
     }
 
     fn laboratory(&mut self, heading: &str, form: Form, count: usize) {
-        let range_last = self.dice.chance(0.5);
-        let chosen = self.dice.several(&self.words.analytes, count);
+        let range_last = self.rng.chance(0.5);
+        let chosen = self.rng.several(&self.words.analytes, count);
         let entries: Vec<Entry> = chosen
             .into_iter()
             .map(|analyte| self.result(analyte, form, range_last))
@@ -388,8 +385,8 @@ impl Writer<'_> {
     }
 
     fn vitals(&mut self, heading: &str, form: Form, count: usize) {
-        let long = form != Form::Inline && self.dice.chance(0.6);
-        let mut which = self.dice.several(&[0, 1, 2, 3, 4, 5, 6], count);
+        let long = form != Form::Inline && self.rng.chance(0.6);
+        let mut which = self.rng.several(&[0, 1, 2, 3, 4, 5, 6], count);
         which.sort_unstable();
         let entries = which
             .into_iter()
@@ -398,11 +395,11 @@ impl Writer<'_> {
         self.list(heading, form, entries, &[]);
     }
 
-    /// A row of figures every hour or so, names above the columns.
+    /// Flow sheet: a row of vital signs every few hours, names above the columns.
     fn sheet(&mut self, heading: &str, rows: usize) {
         let names = ["BP", "HR", "RR", "SpO2", "Temp", "MAP", "Pain"];
-        let count = self.dice.between(3, 5);
-        let mut which = self.dice.several(&[0, 1, 2, 3, 4, 5, 6], count);
+        let count = self.rng.between(3, 5);
+        let mut which = self.rng.several(&[0, 1, 2, 3, 4, 5, 6], count);
         which.sort_unstable();
         self.heading(heading);
         self.tables += 1;
@@ -410,9 +407,9 @@ impl Writer<'_> {
         let mut header = vec!["Time".to_owned()];
         header.extend(which.iter().map(|which| names[**which].to_owned()));
         self.push(Body::Row { table, cells: header }, Vec::new());
-        let (mut hour, step) = (self.dice.below(8), self.dice.between(1, 3));
+        let (mut hour, step) = (self.rng.below(8), self.rng.between(1, 3));
         for _ in 0..rows {
-            let mut cells = vec![format!("{hour:02}:{}0", self.dice.below(6))];
+            let mut cells = vec![format!("{hour:02}:{}0", self.rng.below(6))];
             for which in &which {
                 let vital = self.vital(**which, false);
                 let figure = vital.split(' ').nth(1).unwrap_or_default();
@@ -425,7 +422,7 @@ impl Writer<'_> {
     }
 
     fn findings(&mut self, form: Form, count: usize) -> Vec<Entry> {
-        let organs = self.dice.several(&self.words.organs, count);
+        let organs = self.rng.several(&self.words.organs, count);
         let titled = self.style.upper_headings;
         let labels: Vec<String> = organs
             .into_iter()

@@ -1,37 +1,37 @@
-//! Prompts, and which items of a page answer them: `datasets/clinical/tasks.json`.
+//! Prompts, and the items that answer them: `datasets/clinical/tasks.json`.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::LazyLock;
 
 use serde::Deserialize;
 
-use super::{content::ItemKind, dice::Dice, layout::Written, vocabulary::Split};
+use super::{content::ItemKind, layout::PageContent, rng::SeededRng, vocabulary::Split};
 use crate::documents::DocumentSet;
 use crate::prompts::EXTRACTION_PROMPT;
 
 const TASKS: &str = include_str!("../../datasets/clinical/tasks.json");
-/// The task that asks for the whole page.
+/// Id of the task that asks for the whole page.
 pub const TRANSCRIBE: &str = "transcribe";
-/// A page may have at most this many parts named in a prompt for the whole of it, and at least three or four.
-const MOST_PARTS: usize = 7;
+/// Maximum number of parts named in a prompt for the whole page; the minimum is three or four.
+const MAX_PARTS: usize = 7;
 
-/// What is asked about a page, and the exact answer.
+/// A question about a page, with the exact answer.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Question {
     /// Id of the task.
     pub task: &'static str,
-    /// What is asked.
+    /// The prompt.
     pub prompt: String,
-    /// What is to be answered.
+    /// The expected answer.
     pub answer: String,
-    /// The answer's items, none where there is nothing of the kind; a transcription's are its lines.
+    /// Items of the answer, empty if the page has none of the kind; the lines of a transcription.
     pub items: Vec<String>,
 }
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Tasks {
-    /// Of each page.
+    /// Questions per page.
     questions_to_train: usize,
     questions_to_measure: usize,
     whole_page_chance: f64,
@@ -46,11 +46,11 @@ struct Tasks {
 struct Task {
     id: String,
     weight: u32,
-    /// Where training asks for it more often than validation and test do, since it takes longer to learn.
+    /// Weight in training, for tasks that take longer to learn.
     #[serde(default)]
     weight_to_train: Option<u32>,
     kinds: Kinds,
-    /// The usual one first: validation and test ask with it alone.
+    /// The first one is the canonical prompt, the only one in validation and test.
     prompts: Vec<String>,
 }
 
@@ -62,7 +62,7 @@ enum Kinds {
     All(#[allow(dead_code, reason = "the word is for readers of the file")] String),
 }
 
-/// Parts of prompts that ask for everything by naming much of it, or the document itself.
+/// Parts of composed prompts that ask for the whole page by naming much of it, or the document itself.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct WholeDocument {
@@ -78,9 +78,9 @@ struct WholeDocument {
 }
 
 static DATA: LazyLock<Tasks> =
-    LazyLock::new(|| serde_json::from_str(TASKS).expect("the shipped tasks are read by the tests"));
+    LazyLock::new(|| serde_json::from_str(TASKS).expect("the shipped tasks are parsed by the tests"));
 
-/// Prompts that the project is measured with: never trained on as they are, so that the figures hold for others, too.
+/// Prompts of the test and evaluation documents: not trained on verbatim, so that the metrics generalize to other prompts.
 static HELD_OUT: LazyLock<HashSet<String>> = LazyLock::new(|| {
     let sets = [DocumentSet::test(), DocumentSet::evaluation()];
     let documents = sets.into_iter().flat_map(|set| set.documents);
@@ -90,12 +90,12 @@ static HELD_OUT: LazyLock<HashSet<String>> = LazyLock::new(|| {
         .collect()
 });
 
-/// The answer where a page has nothing of the kind that is asked for.
-pub fn nothing() -> &'static str {
+/// The expected answer if a page has no item of the requested kind.
+pub fn empty_answer() -> &'static str {
     &DATA.nothing
 }
 
-/// The kinds of item that answer a task; `None` where that is the whole page, or there is no such task.
+/// Kinds of item that answer a task; `None` for the whole page and for unknown ids.
 pub fn task_kinds(id: &str) -> Option<&'static [ItemKind]> {
     match &DATA.tasks.iter().find(|task| task.id == id)?.kinds {
         Kinds::Items(kinds) => Some(kinds),
@@ -103,7 +103,7 @@ pub fn task_kinds(id: &str) -> Option<&'static [ItemKind]> {
     }
 }
 
-/// The prompt that pages without a task of their own are asked with for the whole of them: the embedded model's own.
+/// The transcription prompt of pages without tasks, such as reports: the one that the embedded model was trained with.
 pub fn whole_page_prompt() -> &'static str {
     DATA.tasks
         .iter()
@@ -112,15 +112,20 @@ pub fn whole_page_prompt() -> &'static str {
         .map_or(EXTRACTION_PROMPT, String::as_str)
 }
 
-/// Different questions about one page.
-pub(super) fn questions(document: &str, written: &Written, split: Split, dice: &mut Dice) -> Vec<Question> {
+/// Questions about one page, one per task.
+pub(super) fn questions(
+    document: &str,
+    content: &PageContent,
+    split: Split,
+    rng: &mut SeededRng,
+) -> Vec<Question> {
     let mut asked: Vec<Question> = Vec::new();
-    if dice.chance(DATA.whole_page_chance) {
+    if rng.chance(DATA.whole_page_chance) {
         asked.push(Question {
             task: TRANSCRIBE,
-            prompt: whole_prompt(document, split, dice),
-            answer: written.lines.join("\n"),
-            items: written.lines.clone(),
+            prompt: sample_whole_page_prompt(document, split, rng),
+            answer: content.lines.join("\n"),
+            items: content.lines.clone(),
         });
     }
     let wanted = match split {
@@ -132,20 +137,20 @@ pub(super) fn questions(document: &str, written: &Written, split: Split, dice: &
             Split::Train => task.weight_to_train.unwrap_or(task.weight),
             _ => task.weight,
         };
-        let Some(task) = dice.weighted(&DATA.tasks, weight) else {
+        let Some(task) = rng.weighted(&DATA.tasks, weight) else {
             break;
         };
-        let items = matching(task, written);
-        // Most questions have an answer; as many others as it takes to learn to say so.
-        let skipped = items.is_empty() && dice.chance(0.75);
+        let items = matching(task, content);
+        // Keep a quarter of the questions without an answer, enough to learn to say so.
+        let skipped = items.is_empty() && rng.chance(0.75);
         if skipped || asked.iter().any(|question| question.task == task.id) {
             continue;
         }
-        let usual = split != Split::Train || dice.chance(DATA.usual_prompt_chance);
-        let prompt = if usual {
+        let canonical = split != Split::Train || rng.chance(DATA.usual_prompt_chance);
+        let prompt = if canonical {
             task.prompts.first()
         } else {
-            Some(dice.pick(&task.prompts))
+            Some(rng.pick(&task.prompts))
         };
         asked.push(Question {
             task: &task.id,
@@ -161,65 +166,65 @@ pub(super) fn questions(document: &str, written: &Written, split: Split, dice: &
     asked
 }
 
-fn matching(task: &Task, written: &Written) -> Vec<String> {
+fn matching(task: &Task, content: &PageContent) -> Vec<String> {
     let Kinds::Items(kinds) = &task.kinds else {
-        return written.lines.clone();
+        return content.lines.clone();
     };
-    let items = written.items.iter().filter(|item| kinds.contains(&item.kind));
+    let items = content.items.iter().filter(|item| kinds.contains(&item.kind));
     items.map(|item| item.text.clone()).collect()
 }
 
-/// One of the few plain prompts, or one that names the document or many of its parts.
-fn whole_prompt(document: &str, split: Split, dice: &mut Dice) -> String {
+/// A plain transcription prompt, or one composed of the document's name or many of its parts.
+fn sample_whole_page_prompt(document: &str, split: Split, rng: &mut SeededRng) -> String {
     let plain = DATA
         .tasks
         .iter()
         .find(|task| task.id == TRANSCRIBE)
         .map(|task| task.prompts.as_slice());
     let plain = plain.unwrap_or_default();
-    // Measured with the two that all pages are read with; trained with all.
+    // Validation and test use the first two only.
     let plain = if split == Split::Train {
         plain
     } else {
         &plain[..plain.len().min(2)]
     };
-    if !plain.is_empty() && dice.chance(0.5) {
-        return dice.pick(plain).clone();
+    if !plain.is_empty() && rng.chance(0.5) {
+        return rng.pick(plain).clone();
     }
     loop {
-        let prompt = composed(document, dice);
+        let prompt = compose(document, rng);
         if !HELD_OUT.contains(&prompt) {
             return prompt;
         }
     }
 }
 
-fn composed(document: &str, dice: &mut Dice) -> String {
+fn compose(document: &str, rng: &mut SeededRng) -> String {
     let data = &DATA.whole_document;
-    let each = dice.chance(0.35);
-    let by_name = dice.chance(0.8);
+    let each = rng.chance(0.35);
+    let by_name = rng.chance(0.8);
     let name = match data.documents.get(document).filter(|_| by_name) {
-        Some(names) => dice.pick(names).as_str(),
+        Some(names) => rng.pick(names).as_str(),
         None => "page",
     };
-    // "This page" could also be asked for a part of it: only many parts make it the whole.
-    let least = if by_name { 3 } else { 4 };
-    let (templates, parts, most) = match each {
+    // "This page" with few parts asks for those parts only; four or more mean the whole page.
+    let min_parts = if by_name { 3 } else { 4 };
+    let (templates, parts, max_parts) = match each {
         true => (&data.each, &data.qualities, 5),
-        false => (&data.whole, &data.parts, MOST_PARTS),
+        false => (&data.whole, &data.parts, MAX_PARTS),
     };
-    let count = dice.between(least, most);
-    let parts = dice.several(parts, count);
+    let count = rng.between(min_parts, max_parts);
+    let parts = rng.several(parts, count);
     let parts: Vec<&str> = parts.into_iter().map(String::as_str).collect();
     let listed = match parts.split_last() {
         Some((last, rest)) if !rest.is_empty() => format!("{} and {last}", rest.join(", ")),
         _ => parts.concat(),
     };
-    let template = dice.pick(templates);
+    let template = rng.pick(templates);
     [
-        ("{verb}", dice.pick(&data.verbs).as_str()),
-        ("{all}", dice.pick(&data.all).as_str()),
-        ("{thing}", dice.pick(&data.things).as_str()),
+        ("{verb}", rng.pick(&data.verbs).as_str()),
+        ("{all}", rng.pick(&data.all).as_str()),
+        ("{thing}", rng.pick(&data.things).as_str()),
         ("{parts}", &listed),
         ("{document}", name),
     ]
@@ -257,11 +262,11 @@ mod tests {
 
     #[test]
     fn prompts_for_the_whole_document_are_complete_and_many_and_none_is_held_out() {
-        let mut dice = Dice::new(1, "prompts", 0, 0);
+        let mut rng = SeededRng::new(1, "prompts", 0, 0);
         let mut seen = HashSet::new();
         for document in crate::synthetic::vocabulary::kinds() {
             for _ in 0..200 {
-                let prompt = whole_prompt(&document.id, Split::Train, &mut dice);
+                let prompt = sample_whole_page_prompt(&document.id, Split::Train, &mut rng);
                 assert!(
                     !prompt.contains(['{', '}']) && !HELD_OUT.contains(&prompt),
                     "{prompt}"

@@ -1,4 +1,4 @@
-//! The words of each split and the kinds of document, from `datasets/clinical`.
+//! Word lists of each split and kinds of document, from `datasets/clinical`.
 
 use std::collections::HashSet;
 use std::sync::LazyLock;
@@ -9,14 +9,14 @@ use serde_json::Value;
 const VOCABULARY: &str = include_str!("../../datasets/clinical/vocabulary.json");
 const KINDS: &str = include_str!("../../datasets/clinical/kinds.json");
 
-/// What pages are for; each has words and numbers of its own.
+/// Data split; each has its own words and random streams.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Split {
-    /// To train on.
+    /// Training.
     Train,
-    /// To choose by, while training.
+    /// Validation during training.
     Validation,
-    /// To measure on at the end.
+    /// Final evaluation.
     Test,
 }
 
@@ -30,7 +30,7 @@ impl Split {
     }
 }
 
-/// Words of one split alone. Lists with bars are fields: name, unit, low, high, decimals.
+/// Words of one split only. Entries with bars are fields: name, unit, low, high, decimals.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Words {
@@ -57,7 +57,7 @@ pub(super) struct Words {
     pub(super) specialties: Vec<String>,
 }
 
-/// Words of all splits: routes, units, what everyone writes.
+/// Words of all splits: routes, units, common terms.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Shared {
@@ -90,7 +90,7 @@ struct Vocabulary {
     shared: Shared,
 }
 
-/// Something with a figure: "Sodium|mmol/L|136|145|0".
+/// A quantity with its range, written "Sodium|mmol/L|136|145|0".
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(try_from = "String")]
 pub(super) struct Quantity {
@@ -105,22 +105,22 @@ impl TryFrom<String> for Quantity {
     type Error = String;
 
     fn try_from(text: String) -> Result<Self, String> {
-        let wrong = || format!("{text:?} is not name|unit|low|high|decimals");
+        let invalid = || format!("{text:?} is not name|unit|low|high|decimals");
         let fields: Vec<&str> = text.split('|').collect();
         let [name, unit, low, high, decimals] = fields[..] else {
-            return Err(wrong());
+            return Err(invalid());
         };
         Ok(Self {
             name: name.to_owned(),
             unit: unit.to_owned(),
-            low: low.parse().map_err(|_| wrong())?,
-            high: high.parse().map_err(|_| wrong())?,
-            decimals: decimals.parse().map_err(|_| wrong())?,
+            low: low.parse().map_err(|_| invalid())?,
+            high: high.parse().map_err(|_| invalid())?,
+            decimals: decimals.parse().map_err(|_| invalid())?,
         })
     }
 }
 
-/// Which document it is and what stands on it, in order.
+/// A kind of document and its sections in order.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct DocumentKind {
@@ -135,7 +135,7 @@ pub(super) struct SectionPlan {
     pub(super) section: Section,
     #[serde(default)]
     pub(super) headings: Vec<String>,
-    /// How many entries, fewest and most.
+    /// Minimum and maximum number of entries.
     #[serde(default)]
     pub(super) count: [usize; 2],
     #[serde(default)]
@@ -168,34 +168,34 @@ pub(super) enum Section {
     Signature,
 }
 
-/// How entries are written.
+/// Format of a list of entries.
 #[derive(Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(super) enum Form {
-    /// A line each, "1." or "1)" before it.
+    /// One line per entry, after "1." or "1)".
     Numbered,
-    /// A line each behind a dash or dot.
+    /// One line per entry, after a dash or bullet.
     Bulleted,
-    /// A line each.
+    /// One line per entry.
     Plain,
-    /// One after the other below the heading.
+    /// A running list below the heading.
     Commas,
-    /// One after the other behind the heading.
+    /// A running list after the heading, on its line.
     Inline,
     Table,
     /// "Sodium: 140 mmol/L (136 - 145)".
     Colons,
     /// "Rx 1:" and "Sig:".
     Prescription,
-    /// A row for each hour.
+    /// A row per time of day.
     Sheet,
     /// "LIVER: ...".
     Organs,
 }
 
-/// Words of validation or test, small, that no list of training's or of all splits has.
+/// Words that occur only in validation and test lists, in lower case.
 pub(super) static HELD_OUT_WORDS: LazyLock<HashSet<String>> = LazyLock::new(|| {
-    let data: Value = serde_json::from_str(VOCABULARY).expect("the shipped words are read by the tests");
+    let data: Value = serde_json::from_str(VOCABULARY).expect("the shipped words are parsed by the tests");
     let words = |text: &str| -> HashSet<String> {
         let words = text.split(|c: char| !c.is_alphabetic());
         words.map(str::to_lowercase).collect()
@@ -207,14 +207,14 @@ pub(super) static HELD_OUT_WORDS: LazyLock<HashSet<String>> = LazyLock::new(|| {
 });
 
 static DATA: LazyLock<Vocabulary> =
-    LazyLock::new(|| serde_json::from_str(VOCABULARY).expect("the shipped words are read by the tests"));
+    LazyLock::new(|| serde_json::from_str(VOCABULARY).expect("the shipped words are parsed by the tests"));
 
 static ALL_KINDS: LazyLock<Vec<DocumentKind>> = LazyLock::new(|| {
     #[derive(Deserialize)]
     struct File {
         kinds: Vec<DocumentKind>,
     }
-    let file: File = serde_json::from_str(KINDS).expect("the shipped kinds are read by the tests");
+    let file: File = serde_json::from_str(KINDS).expect("the shipped kinds are parsed by the tests");
     file.kinds
 });
 
@@ -252,7 +252,7 @@ mod tests {
     }
 
     #[test]
-    fn no_word_of_one_split_is_anothers() {
+    fn splits_share_no_words() {
         let splits = ["train", "validation", "test"].map(lists);
         for (one, others) in [(0, [1, 2]), (1, [0, 2])] {
             for (name, words) in &splits[one] {

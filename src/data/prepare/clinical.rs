@@ -101,7 +101,7 @@ fn extra(split: Split, page: &Page, question: &Question) -> Extra {
             "items": question.items,
             "text": page.text,
             "document": page.document,
-            "look": page.look,
+            "look": page.style,
             "font": page.font,
             "font_px": page.font_px,
         }),

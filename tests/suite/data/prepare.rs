@@ -14,7 +14,7 @@ use medical_vision::project::Project;
 use medical_vision::prompts::PROMPTS;
 use medical_vision::records::DataSample;
 use medical_vision::rendering::{encode_grey, text_lines, text_page};
-use medical_vision::synthetic::{nothing, whole_page_prompt};
+use medical_vision::synthetic::{empty_answer, whole_page_prompt};
 use serde_json::Value;
 use tempfile::TempDir;
 
@@ -572,7 +572,7 @@ fn clinical_pages_are_generated_without_any_data_set_and_questions_have_exact_an
                     .map(|item| item.as_str().unwrap())
                     .collect();
                 let answer = if items.is_empty() {
-                    nothing().to_owned()
+                    empty_answer().to_owned()
                 } else {
                     items.join("\n")
                 };
@@ -587,7 +587,7 @@ fn clinical_pages_are_generated_without_any_data_set_and_questions_have_exact_an
                 .iter()
                 .map(|sample| sample["response"].as_str().unwrap().to_owned())
                 // Headings are everybody's, and may be all that a label says.
-                .filter(|text| text != nothing() && text.len() > 40)
+                .filter(|text| text != empty_answer() && text.len() > 40)
                 .collect(),
         );
     }

@@ -1,23 +1,23 @@
-//! Words put together from the embedded model's tokens: whatever it can write, pages to train on show.
+//! Random words from the embedded model's tokens, so that every token occurs on training pages.
 //!
-//! Without them, tokens that no training word has are unlearnt: a model is right to stop writing what it never sees.
+//! Without them, fine-tuning makes tokens unlikely that no training word contains.
 
 use std::collections::HashMap;
 use std::sync::LazyLock;
 
 use serde::Deserialize;
 
-use super::{dice::Dice, vocabulary::HELD_OUT_WORDS};
+use super::{rng::SeededRng, vocabulary::HELD_OUT_WORDS};
 
 const TOKENIZER: &str = include_str!("../../models/qwen25-vl-nano/tokenizer.json");
-/// What byte-level tokens have for a space.
+/// Byte-level BPE's character for a space.
 const SPACE: char = 'Ġ';
 
-/// Tokens of letters alone, by their number.
+/// Tokens that consist of letters, in the order of their ids.
 struct Pieces {
-    /// Those that begin a word.
+    /// With a leading space: they begin a word.
     first: Vec<String>,
-    /// Those that go on.
+    /// Without: they continue one.
     more: Vec<String>,
 }
 
@@ -30,7 +30,7 @@ static PIECES: LazyLock<Pieces> = LazyLock::new(|| {
     struct Model {
         vocab: HashMap<String, u32>,
     }
-    let file: File = serde_json::from_str(TOKENIZER).expect("the shipped tokenizer is read by the tests");
+    let file: File = serde_json::from_str(TOKENIZER).expect("the shipped tokenizer is parsed by the tests");
     let mut tokens: Vec<(String, u32)> = file.model.vocab.into_iter().collect();
     tokens.sort_unstable_by_key(|(_, id)| *id);
     let mut pieces = Pieces {
@@ -49,12 +49,12 @@ static PIECES: LazyLock<Pieces> = LazyLock::new(|| {
     pieces
 });
 
-/// A token or a few in a row: most often a word that there is, never one that training may not have.
-pub(super) fn word(dice: &mut Dice) -> String {
+/// One or a few tokens: often an English word, never a held-out one.
+pub(super) fn random_word(rng: &mut SeededRng) -> String {
     loop {
-        let mut word = dice.pick::<String>(&PIECES.first).clone();
-        while dice.chance(0.35) && word.len() < 14 {
-            word.push_str(dice.pick::<String>(&PIECES.more));
+        let mut word = rng.pick::<String>(&PIECES.first).clone();
+        while rng.chance(0.35) && word.len() < 14 {
+            word.push_str(rng.pick::<String>(&PIECES.more));
         }
         if !HELD_OUT_WORDS.contains(&word.to_lowercase()) {
             return word;
@@ -81,8 +81,8 @@ mod tests {
                 .iter()
                 .all(|word| !HELD_OUT_WORDS.contains(*word))
         );
-        let mut dice = Dice::new(1, "pieces", 0, 0);
-        let words: HashSet<String> = (0..20_000).map(|_| word(&mut dice)).collect();
+        let mut rng = SeededRng::new(1, "pieces", 0, 0);
+        let words: HashSet<String> = (0..20_000).map(|_| random_word(&mut rng)).collect();
         assert!(words.len() > 8000, "{}", words.len());
         assert!(
             words

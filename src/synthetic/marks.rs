@@ -1,29 +1,29 @@
-//! Marks of pens and rubber stamps. None of them is text of the document.
+//! Pen marks and rubber stamps. Their text is not part of the document's text.
 
 use zeno::{Cap, Command, Mask, Stroke, Vector};
 
 use super::{
-    dice::Dice,
     fonts::{FAMILIES, face},
+    rng::SeededRng,
     vocabulary::Shared,
 };
 use crate::rendering::{Canvas, GreyPage};
 
-/// Pen strokes: a signature, a tick, a ring or a line.
-pub(super) fn pen(page: &mut GreyPage, dice: &mut Dice, count: usize) {
+/// Draws `count` pen marks: scribbles, ticks, rings or lines.
+pub(super) fn pen_marks(page: &mut GreyPage, rng: &mut SeededRng, count: usize) {
     for _ in 0..count {
         let (width, height) = (page.width as f32, page.height as f32);
-        let path = match dice.below(4) {
-            0 => scribble(dice, [width * 0.55, height - 60.0], [150.0, 34.0]),
-            1 => tick(dice, height),
-            2 => ring(dice, [width, height]),
-            _ => line(dice, [width, height]),
+        let path = match rng.below(4) {
+            0 => scribble(rng, [width * 0.55, height - 60.0], [150.0, 34.0]),
+            1 => tick(rng, height),
+            2 => ring(rng, [width, height]),
+            _ => line(rng, [width, height]),
         };
-        let pen = dice.range(1.0, 2.6) as f32;
+        let pen = rng.range(1.0, 2.6) as f32;
         let (coverage, place) = Mask::new(path.as_slice())
             .style(Stroke::new(pen).cap(Cap::Round))
             .render();
-        let strength = dice.between(90, 220) as u32;
+        let strength = rng.between(90, 220) as u32;
         darken(
             page,
             [place.left, place.top],
@@ -34,30 +34,31 @@ pub(super) fn pen(page: &mut GreyPage, dice: &mut Dice, count: usize) {
     }
 }
 
-fn at(dice: &mut Dice, origin: [f32; 2], size: [f32; 2]) -> Vector {
-    let (x, y) = (dice.unit() as f32, dice.unit() as f32);
+/// A random point in a rectangle.
+fn at(rng: &mut SeededRng, origin: [f32; 2], size: [f32; 2]) -> Vector {
+    let (x, y) = (rng.unit() as f32, rng.unit() as f32);
     Vector::new(origin[0] + x * size[0], origin[1] + y * size[1])
 }
 
-/// Loops that go from left to right.
-fn scribble(dice: &mut Dice, origin: [f32; 2], size: [f32; 2]) -> Vec<Command> {
-    let loops = dice.between(3, 7);
-    let mut path = vec![Command::MoveTo(at(dice, origin, [8.0, size[1]]))];
+/// Loops from left to right, like a signature.
+fn scribble(rng: &mut SeededRng, origin: [f32; 2], size: [f32; 2]) -> Vec<Command> {
+    let loops = rng.between(3, 7);
+    let mut path = vec![Command::MoveTo(at(rng, origin, [8.0, size[1]]))];
     for index in 0..loops {
         let left = [origin[0] + size[0] * index as f32 / loops as f32, origin[1]];
         let room = [size[0] / loops as f32 * 1.6, size[1]];
         path.push(Command::CurveTo(
-            at(dice, left, room),
-            at(dice, left, room),
-            at(dice, left, room),
+            at(rng, left, room),
+            at(rng, left, room),
+            at(rng, left, room),
         ));
     }
     path
 }
 
-/// In the left margin.
-fn tick(dice: &mut Dice, height: f32) -> Vec<Command> {
-    let top = 40.0 + dice.unit() as f32 * (height - 100.0);
+/// A tick in the left margin.
+fn tick(rng: &mut SeededRng, height: f32) -> Vec<Command> {
+    let top = 40.0 + rng.unit() as f32 * (height - 100.0);
     vec![
         Command::MoveTo(Vector::new(4.0, top + 6.0)),
         Command::LineTo(Vector::new(8.0, top + 11.0)),
@@ -65,12 +66,12 @@ fn tick(dice: &mut Dice, height: f32) -> Vec<Command> {
     ]
 }
 
-/// Around words, not quite closed.
-fn ring(dice: &mut Dice, page: [f32; 2]) -> Vec<Command> {
-    let (radius_x, radius_y) = (dice.range(28.0, 90.0) as f32, dice.range(11.0, 22.0) as f32);
-    let center = at(dice, [100.0, 60.0], [page[0] - 200.0, page[1] - 120.0]);
+/// An ellipse around words, not quite closed.
+fn ring(rng: &mut SeededRng, page: [f32; 2]) -> Vec<Command> {
+    let (radius_x, radius_y) = (rng.range(28.0, 90.0) as f32, rng.range(11.0, 22.0) as f32);
+    let center = at(rng, [100.0, 60.0], [page[0] - 200.0, page[1] - 120.0]);
     let turns = 40;
-    let start = dice.range(0.0, 6.0) as f32;
+    let start = rng.range(0.0, 6.0) as f32;
     (0..turns)
         .map(|step| {
             let angle = start + 6.0 * step as f32 / turns as f32;
@@ -87,12 +88,12 @@ fn ring(dice: &mut Dice, page: [f32; 2]) -> Vec<Command> {
         .collect()
 }
 
-/// Under or beside words.
-fn line(dice: &mut Dice, page: [f32; 2]) -> Vec<Command> {
-    let from = at(dice, [30.0, 40.0], [page[0] * 0.6, page[1] - 80.0]);
-    let length = dice.range(40.0, 240.0) as f32;
-    let bend = |dice: &mut Dice| dice.range(-4.0, 4.0) as f32;
-    let (one, two, end) = (bend(dice), bend(dice), bend(dice));
+/// A line under or beside words.
+fn line(rng: &mut SeededRng, page: [f32; 2]) -> Vec<Command> {
+    let from = at(rng, [30.0, 40.0], [page[0] * 0.6, page[1] - 80.0]);
+    let length = rng.range(40.0, 240.0) as f32;
+    let bend = |rng: &mut SeededRng| rng.range(-4.0, 4.0) as f32;
+    let (one, two, end) = (bend(rng), bend(rng), bend(rng));
     vec![
         Command::MoveTo(from),
         Command::CurveTo(
@@ -103,22 +104,17 @@ fn line(dice: &mut Dice, page: [f32; 2]) -> Vec<Command> {
     ]
 }
 
-/// Words in a frame, slanted, in thin ink, mostly on the right half.
-pub(super) fn stamp(page: &mut GreyPage, dice: &mut Dice, shared: &Shared) {
-    let word = dice.pick(&shared.stamps);
+/// A framed word, rotated, in thin ink, mostly on the right half.
+pub(super) fn stamp(page: &mut GreyPage, rng: &mut SeededRng, shared: &Shared) {
+    let word = rng.pick(&shared.stamps);
     let date = format!(
         "{:02}/{:02}/{}",
-        dice.between(1, 12),
-        dice.between(1, 28),
-        dice.between(2019, 2027)
+        rng.between(1, 12),
+        rng.between(1, 28),
+        rng.between(2019, 2027)
     );
-    let face = face(
-        dice.below(FAMILIES.len()),
-        true,
-        dice.between(18, 34) as u16,
-        true,
-    );
-    let text = if dice.chance(0.4) {
+    let face = face(rng.below(FAMILIES.len()), true, rng.between(18, 34) as u16, true);
+    let text = if rng.chance(0.4) {
         format!("{word} {date}")
     } else {
         word.clone()
@@ -133,12 +129,12 @@ pub(super) fn stamp(page: &mut GreyPage, dice: &mut Dice, shared: &Shared) {
         canvas.fill((inset, inset), (inset, bottom), [0]);
         canvas.fill((right, inset), (right, bottom), [0]);
     }
-    let slant = dice.range(6.0, 24.0) * if dice.chance(0.7) { -1.0 } else { 1.0 };
-    let turned = turned(&canvas.into_bytes(), [width as usize, height as usize], slant);
+    let slant = rng.range(6.0, 24.0) * if rng.chance(0.7) { -1.0 } else { 1.0 };
+    let turned = rotate(&canvas.into_bytes(), [width as usize, height as usize], slant);
     let room = (page.width as f64, page.height as f64);
-    let left = room.0 * dice.range(0.35, 0.95) - turned.side as f64 / 2.0;
-    let top = room.1 * dice.range(0.05, 0.95) - turned.side as f64 / 2.0;
-    let strength = dice.between(50, 115) as u32;
+    let left = room.0 * rng.range(0.35, 0.95) - turned.side as f64 / 2.0;
+    let top = room.1 * rng.range(0.05, 0.95) - turned.side as f64 / 2.0;
+    let strength = rng.between(50, 115) as u32;
     darken(
         page,
         [left as i32, top as i32],
@@ -149,12 +145,12 @@ pub(super) fn stamp(page: &mut GreyPage, dice: &mut Dice, shared: &Shared) {
 }
 
 /// A square of coverage.
-struct Turned {
+struct Rotated {
     side: usize,
     coverage: Vec<u8>,
 }
 
-fn turned(pixels: &[u8], [width, height]: [usize; 2], degrees: f64) -> Turned {
+fn rotate(pixels: &[u8], [width, height]: [usize; 2], degrees: f64) -> Rotated {
     let side = ((width * width + height * height) as f64).sqrt().ceil() as usize + 2;
     let (sin, cos) = degrees.to_radians().sin_cos();
     let middle = side as f64 / 2.0;
@@ -167,10 +163,10 @@ fn turned(pixels: &[u8], [width, height]: [usize; 2], degrees: f64) -> Turned {
             *covered = 255 - pixels[row as usize * width + column as usize];
         }
     }
-    Turned { side, coverage }
+    Rotated { side, coverage }
 }
 
-/// Ink over the page, `strength` of 256 at full coverage; what lies beside the page is left out.
+/// Darkens the page by `strength` / 256 at full coverage; clips at its edges.
 fn darken(page: &mut GreyPage, [left, top]: [i32; 2], width: usize, coverage: &[u8], strength: u32) {
     if width == 0 {
         return;

@@ -1,38 +1,38 @@
-//! Words, numbers and signs written as nobody expects, on pages to train on: what is read pays there, not what is known.
+//! Perturbs words, numbers and punctuation of training pages, so that the model must read rather than guess.
 
 use std::collections::HashMap;
 
 use super::{
     content::{Block, Body, ItemKind},
-    dice::Dice,
-    pieces,
+    rng::SeededRng,
+    token_words,
     vocabulary::HELD_OUT_WORDS,
 };
 
-/// Shorter words are units, routes, abbreviations.
+/// Minimum length of a long word; shorter ones are units, routes, abbreviations.
 const LONG: usize = 4;
-/// Where headings change too, at most this part of the words does: they tell what stands below them.
-const HEADINGS_PART: f64 = 0.3;
-/// What may take a sign's place in a word.
-const SIGNS: &[u8] = b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-/.'^%<>+=#*&()[]";
-/// What parts words.
-const STOPS: [char; 4] = [',', ';', ':', '.'];
+/// Headings are perturbed only below this fraction of words: they identify the text below them.
+const MAX_FRACTION_WITH_HEADINGS: f64 = 0.3;
+/// Replacement characters.
+const CHARACTERS: &[u8] = b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-/.'^%<>+=#*&()[]";
+/// Punctuation after a word.
+const PUNCTUATION: [char; 4] = [',', ';', ':', '.'];
 
-/// A word as a page has it.
+/// How a word is written on the page.
 #[derive(Clone)]
 struct Spelling {
     word: String,
-    /// In place of the stop behind it; `Some(None)`: nothing.
-    stop: Option<Option<char>>,
+    /// Replacement for the punctuation after it; `Some(None)` removes it.
+    punctuation: Option<Option<char>>,
 }
 
-/// Respells some of the words of some pages, the same word alike wherever it stands.
-pub(super) fn respell(blocks: &mut [Block], dice: &mut Dice) {
-    if dice.chance(0.3) {
+/// Perturbs a fraction of the words on 70 % of the pages. Every occurrence of a word gets the same spelling.
+pub(super) fn perturb_words(blocks: &mut [Block], rng: &mut SeededRng) {
+    if rng.chance(0.3) {
         return;
     }
-    let part = dice.range(0.05, 0.5);
-    let with_headings = part < HEADINGS_PART && dice.chance(0.5);
+    let fraction = rng.range(0.05, 0.5);
+    let with_headings = fraction < MAX_FRACTION_WITH_HEADINGS && rng.chance(0.5);
     let mut known = match with_headings {
         true => HashMap::new(),
         false => headings(blocks),
@@ -41,7 +41,7 @@ pub(super) fn respell(blocks: &mut [Block], dice: &mut Dice) {
         *text = by_word(text, |word| {
             let spelling = known.entry(word.to_owned());
             spelling
-                .or_insert_with(|| Spelling::draw(word, part, dice))
+                .or_insert_with(|| Spelling::sample(word, fraction, rng))
                 .clone()
         });
     };
@@ -54,26 +54,26 @@ pub(super) fn respell(blocks: &mut [Block], dice: &mut Dice) {
     }
 }
 
-/// Words of titles and headings, as they are.
+/// The words of titles and headings, unchanged.
 fn headings(blocks: &[Block]) -> HashMap<String, Spelling> {
     let mut found = HashMap::new();
-    let mut note = |text: &str| {
+    let mut keep = |text: &str| {
         by_word(text, |word| {
-            let usual = found.entry(word.to_owned());
-            usual.or_insert_with(|| Spelling::usual(word)).clone()
+            let entry = found.entry(word.to_owned());
+            entry.or_insert_with(|| Spelling::unchanged(word)).clone()
         });
     };
     for block in blocks {
         if let Body::Title(text) | Body::Heading(text) = &block.body {
-            note(text);
+            keep(text);
         }
         let headings = block.items.iter().filter(|item| item.kind == ItemKind::Heading);
-        headings.for_each(|item| note(&item.text));
+        headings.for_each(|item| keep(&item.text));
     }
     found
 }
 
-/// `text` with every word, from the first to the last letter or digit between two spaces, as `spelling` has it.
+/// Replaces every word of `text`; a word extends from the first to the last letter or digit between two spaces.
 fn by_word(text: &str, mut spelling: impl FnMut(&str) -> Spelling) -> String {
     let mut out = String::with_capacity(text.len());
     for piece in text.split_inclusive(char::is_whitespace) {
@@ -86,9 +86,9 @@ fn by_word(text: &str, mut spelling: impl FnMut(&str) -> Spelling) -> String {
         let spelling = spelling(word);
         out.push_str(before);
         out.push_str(&spelling.word);
-        match (spelling.stop, after.strip_prefix(STOPS)) {
-            (Some(stop), Some(rest)) => {
-                out.extend(stop);
+        match (spelling.punctuation, after.strip_prefix(PUNCTUATION)) {
+            (Some(punctuation), Some(rest)) => {
+                out.extend(punctuation);
                 out.push_str(rest);
             }
             _ => out.push_str(after),
@@ -98,102 +98,102 @@ fn by_word(text: &str, mut spelling: impl FnMut(&str) -> Spelling) -> String {
 }
 
 impl Spelling {
-    /// As it is.
-    fn usual(word: &str) -> Self {
+    fn unchanged(word: &str) -> Self {
         Self {
             word: word.to_owned(),
-            stop: None,
+            punctuation: None,
         }
     }
 
-    /// Long words change with the chance `part`, short ones with half of it, numbers with a sixth; stops, too.
-    fn draw(word: &str, part: f64, dice: &mut Dice) -> Self {
+    /// Perturbs long words with probability `fraction`, short ones with half of it, numbers with a sixth, punctuation with an
+    /// eighth.
+    fn sample(word: &str, fraction: f64, rng: &mut SeededRng) -> Self {
         let long = word.len() >= LONG && word.bytes().all(|byte| byte.is_ascii_alphabetic());
         let digits = word
             .chars()
             .all(|c| c.is_ascii_digit() || c.is_ascii_punctuation());
         let chance = match (digits, long) {
-            (true, _) => part / 6.0,
-            (_, true) => part,
-            _ => part / 2.0,
+            (true, _) => fraction / 6.0,
+            (_, true) => fraction,
+            _ => fraction / 2.0,
         };
-        let word = match dice.chance(chance) {
-            true if long => changed(word, dice),
-            true => garbled(word, dice),
+        let word = match rng.chance(chance) {
+            true if long => replacement(word, rng),
+            true => garble(word, rng),
             false => word.to_owned(),
         };
-        let stop = dice.chance(part / 8.0).then(|| {
-            let kept = dice.chance(0.7);
-            kept.then(|| *dice.pick(&STOPS))
+        let punctuation = rng.chance(fraction / 8.0).then(|| {
+            let kept = rng.chance(0.7);
+            kept.then(|| *rng.pick(&PUNCTUATION))
         });
-        Self { word, stop }
+        Self { word, punctuation }
     }
 }
 
-/// Another word in a long one's place, never one that training may not have.
-fn changed(word: &str, dice: &mut Dice) -> String {
+/// A replacement for a long word, never a held-out word.
+fn replacement(word: &str, rng: &mut SeededRng) -> String {
     loop {
-        let changed = match dice.below(20) {
-            0..6 => pieces::word(dice),
-            6..11 => crossed(word, dice),
-            11..15 => misspelt(word, dice),
-            15..17 => abbreviation(dice),
-            _ => garbled(word, dice),
+        let word = match rng.below(20) {
+            0..6 => token_words::random_word(rng),
+            6..11 => splice(word, rng),
+            11..15 => misspell(word, rng),
+            15..17 => abbreviation(rng),
+            _ => garble(word, rng),
         };
-        if !HELD_OUT_WORDS.contains(&changed.to_lowercase()) {
-            return changed;
+        if !HELD_OUT_WORDS.contains(&word.to_lowercase()) {
+            return word;
         }
     }
 }
 
-/// One word's beginning, another's end: how a word begins does not tell how it goes on.
-fn crossed(word: &str, dice: &mut Dice) -> String {
-    let other = pieces::word(dice);
-    let (first, second) = match dice.chance(0.75) {
+/// The beginning of one word with the end of another, so that a prefix does not predict the rest.
+fn splice(word: &str, rng: &mut SeededRng) -> String {
+    let other = token_words::random_word(rng);
+    let (first, second) = match rng.chance(0.75) {
         true => (word, other.as_str()),
         false => (other.as_str(), word),
     };
-    let begins = &first[..dice.between(1, first.len())];
-    format!("{begins}{}", &second[dice.below(second.len())..])
+    let begins = &first[..rng.between(1, first.len())];
+    format!("{begins}{}", &second[rng.below(second.len())..])
 }
 
-/// Capitals that nobody has seen together.
-fn abbreviation(dice: &mut Dice) -> String {
-    let letters = dice.between(3, 6);
+/// Three to six random capital letters.
+fn abbreviation(rng: &mut SeededRng) -> String {
+    let letters = rng.between(3, 6);
     (0..letters)
-        .map(|_| char::from(b'A' + dice.below(26) as u8))
+        .map(|_| char::from(b'A' + rng.below(26) as u8))
         .collect()
 }
 
-/// One to three letters become others, of the same case.
-fn misspelt(word: &str, dice: &mut Dice) -> String {
+/// Replaces one to three letters, keeping their case.
+fn misspell(word: &str, rng: &mut SeededRng) -> String {
     let mut letters: Vec<u8> = word.bytes().collect();
-    for _ in 0..dice.between(1, 3) {
-        let place = dice.below(letters.len());
+    for _ in 0..rng.between(1, 3) {
+        let place = rng.below(letters.len());
         let first = if letters[place].is_ascii_uppercase() {
             b'A'
         } else {
             b'a'
         };
-        letters[place] = first + dice.below(26) as u8;
+        letters[place] = first + rng.below(26) as u8;
     }
     letters.into_iter().map(char::from).collect()
 }
 
-/// Another case, a sign more, less or other, or something else altogether.
-fn garbled(word: &str, dice: &mut Dice) -> String {
-    let mut signs: Vec<char> = word.chars().collect();
-    let place = dice.below(signs.len());
-    let sign = |dice: &mut Dice| char::from(*dice.pick(SIGNS));
-    match dice.below(6) {
-        0 if signs[place].is_ascii_lowercase() => signs[place].make_ascii_uppercase(),
-        0 | 1 if signs[place].is_ascii_uppercase() => signs[place].make_ascii_lowercase(),
-        2 if signs.len() > 1 => drop(signs.remove(place)),
-        3 => signs.insert(place, sign(dice)),
-        4 => signs = (0..dice.between(1, 6)).map(|_| sign(dice)).collect(),
-        _ => signs[place] = sign(dice),
+/// Changes the case of a character, inserts, removes or replaces one, or replaces the whole word.
+fn garble(word: &str, rng: &mut SeededRng) -> String {
+    let mut characters: Vec<char> = word.chars().collect();
+    let place = rng.below(characters.len());
+    let random = |rng: &mut SeededRng| char::from(*rng.pick(CHARACTERS));
+    match rng.below(6) {
+        0 if characters[place].is_ascii_lowercase() => characters[place].make_ascii_uppercase(),
+        0 | 1 if characters[place].is_ascii_uppercase() => characters[place].make_ascii_lowercase(),
+        2 if characters.len() > 1 => drop(characters.remove(place)),
+        3 => characters.insert(place, random(rng)),
+        4 => characters = (0..rng.between(1, 6)).map(|_| random(rng)).collect(),
+        _ => characters[place] = random(rng),
     }
-    signs.into_iter().collect()
+    characters.into_iter().collect()
 }
 
 #[cfg(test)]
@@ -226,11 +226,11 @@ mod tests {
     }
 
     #[test]
-    fn items_stay_the_pages_own_words_and_most_headings_as_they_are() {
+    fn items_match_the_page_and_most_headings_are_unchanged() {
         let (mut changed, mut headings) = (0, 0);
         for index in 0..200 {
             let mut blocks = blocks();
-            respell(&mut blocks, &mut Dice::new(1, "spelling", index, 0));
+            perturb_words(&mut blocks, &mut SeededRng::new(1, "spelling", index, 0));
             let [heading, text, row] = &blocks[..] else {
                 panic!()
             };
@@ -254,10 +254,10 @@ mod tests {
     }
 
     #[test]
-    fn words_end_at_their_last_letter_or_digit_and_stops_change_behind_them() {
+    fn words_end_at_their_last_letter_or_digit_and_punctuation_after_them_changes() {
         let spelling = |word: &str| Spelling {
             word: format!("<{word}>"),
-            stop: Some((word != "mg").then_some(';')),
+            punctuation: Some((word != "mg").then_some(';')),
         };
         assert_eq!(
             by_word("(x10^3/uL),  25 mg, -- 39.3 °C: °", spelling),

@@ -1,63 +1,68 @@
-//! A typed page → one that has been stamped, copied and scanned.
+//! Degrades a clean page: pen marks, stamps, skew, blur, sensor noise, compression.
 
 use std::sync::LazyLock;
 
 use image::ExtendedColorType;
 use image::codecs::jpeg::JpegEncoder;
 
-use super::{dice::Dice, look::Wear, strokes, vocabulary::Shared};
+use super::{marks, rng::SeededRng, style::Degradation, vocabulary::Shared};
 use crate::rendering::{GreyPage, encode_grey};
 
 /// An image file.
-pub(super) struct Encoded {
+pub(super) struct EncodedImage {
     pub(super) bytes: Vec<u8>,
     pub(super) extension: &'static str,
 }
 
-/// Everything that happened to the page, in the order it would: pen and stamp, scanner's glass, lens, sensor, file.
-pub(super) fn worn(mut page: GreyPage, wear: &Wear, dice: &mut Dice, shared: &Shared) -> Encoded {
-    strokes::pen(&mut page, dice, wear.strokes);
-    for _ in 0..wear.stamps {
-        strokes::stamp(&mut page, dice, shared);
+/// Applies `degradation` in physical order: pen and stamps, position on the scanner, lens, sensor, file.
+pub(super) fn degrade(
+    mut page: GreyPage,
+    degradation: &Degradation,
+    rng: &mut SeededRng,
+    shared: &Shared,
+) -> EncodedImage {
+    marks::pen_marks(&mut page, rng, degradation.pen_marks);
+    for _ in 0..degradation.stamps {
+        marks::stamp(&mut page, rng, shared);
     }
-    if wear.skew_degrees.abs() > 0.05 {
-        page = skewed(&page, wear.skew_degrees);
+    if degradation.skew_degrees.abs() > 0.05 {
+        page = skew(&page, degradation.skew_degrees);
     }
-    if wear.blur > 0 {
-        for _ in 0..wear.blur_passes {
-            page = blurred(&page, wear.blur.min(84));
+    if degradation.blur > 0 {
+        for _ in 0..degradation.blur_passes {
+            page = blur(&page, degradation.blur.min(84));
         }
     }
-    sensed(&mut page, wear, dice);
-    specks(&mut page, wear.specks, dice);
-    match wear.jpeg {
+    sensor_noise(&mut page, degradation, rng);
+    specks(&mut page, degradation.specks, rng);
+    match degradation.jpeg {
         Some(quality) => jpeg(&page, quality),
         None => png(&page),
     }
 }
 
-pub(super) fn png(page: &GreyPage) -> Encoded {
+pub(super) fn png(page: &GreyPage) -> EncodedImage {
     let mut bytes = Vec::new();
-    encode_grey(page, &mut bytes).expect("memory takes whatever is written");
-    Encoded {
+    encode_grey(page, &mut bytes).expect("writing to memory does not fail");
+    EncodedImage {
         bytes,
         extension: "png",
     }
 }
 
-fn jpeg(page: &GreyPage, quality: u8) -> Encoded {
+fn jpeg(page: &GreyPage, quality: u8) -> EncodedImage {
     let mut bytes = Vec::new();
     JpegEncoder::new_with_quality(&mut bytes, quality)
         .encode(&page.pixels, page.width, page.height, ExtendedColorType::L8)
         .expect("a grey page is within what JPEG holds");
-    Encoded {
+    EncodedImage {
         bytes,
         extension: "jpg",
     }
 }
 
-/// Turned around its middle; what comes from outside is white.
-fn skewed(page: &GreyPage, degrees: f64) -> GreyPage {
+/// Rotates around the centre, bilinear; pixels from outside are white.
+fn skew(page: &GreyPage, degrees: f64) -> GreyPage {
     const ONE: f64 = 65_536.0;
     let (width, height) = (page.width as usize, page.height as usize);
     let (sin, cos) = degrees.to_radians().sin_cos();
@@ -87,8 +92,8 @@ fn skewed(page: &GreyPage, degrees: f64) -> GreyPage {
     GreyPage { pixels, ..*page }
 }
 
-/// Each pixel gives `share` of 256 parts to each of its four neighbours' lines, first along rows, then along columns.
-fn blurred(page: &GreyPage, share: u32) -> GreyPage {
+/// Separable 3-tap blur with weights `[share, 256 - 2 share, share] / 256`; border pixels stay.
+fn blur(page: &GreyPage, share: u32) -> GreyPage {
     let width = page.width as usize;
     let (share, kept) = (share as u16, 256 - 2 * share as u16);
     let mix = |a: u8, b: u8, c: u8| {
@@ -119,34 +124,34 @@ fn blurred(page: &GreyPage, share: u32) -> GreyPage {
     GreyPage { pixels, ..*page }
 }
 
-/// Bell-shaped noise with a standard deviation of 32: pages take it from random places.
+/// Approximately normal noise with a standard deviation of 32; each row of a page reads it from a random offset.
 static NOISE: LazyLock<Vec<i8>> = LazyLock::new(|| {
     let mut bytes = vec![0; (1 << 16) * 4];
-    Dice::new(0, "noise", 0, 0).fill(&mut bytes);
+    SeededRng::new(0, "noise", 0, 0).fill(&mut bytes);
     bytes
         .chunks_exact(4)
         .map(|four| {
-            // The sum of four equally likely numbers from 0 to 255 has a standard deviation of 147.8.
+            // The sum of four uniform bytes has a standard deviation of 147.8.
             let sum: i32 = four.iter().map(|byte| i32::from(*byte)).sum();
             ((sum - 510) * 32 / 148).clamp(-127, 127) as i8
         })
         .collect()
 });
 
-/// Ink and paper get their shades, uneven light and noise.
-fn sensed(page: &mut GreyPage, wear: &Wear, dice: &mut Dice) {
+/// Maps ink and paper to their grey levels and adds a brightness gradient and noise.
+fn sensor_noise(page: &mut GreyPage, degradation: &Degradation, rng: &mut SeededRng) {
     const FRACTION: i32 = 1024;
     let (width, height) = (page.width as usize, f64::from(page.height));
-    let (ink, paper) = (i32::from(wear.ink), i32::from(wear.paper));
+    let (ink, paper) = (i32::from(degradation.ink), i32::from(degradation.paper));
     let shades: [i32; 256] =
         std::array::from_fn(|level| (ink * 255 + (paper - ink) * level as i32) * FRACTION / 255);
-    let strength = (wear.noise * f64::from(FRACTION) / 32.0) as i32;
-    let slope = (wear.shade[0] * f64::from(FRACTION) / width as f64) as i32;
+    let strength = (degradation.noise * f64::from(FRACTION) / 32.0) as i32;
+    let slope = (degradation.shade[0] * f64::from(FRACTION) / width as f64) as i32;
     let from = -slope * width as i32 / 2;
     for (index, row) in page.pixels.chunks_exact_mut(width).enumerate() {
-        let offset = dice.below(NOISE.len() - width);
+        let offset = rng.below(NOISE.len() - width);
         let noise = &NOISE[offset..offset + width];
-        let down = (wear.shade[1] * f64::from(FRACTION) * (index as f64 / height - 0.5)) as i32;
+        let down = (degradation.shade[1] * f64::from(FRACTION) * (index as f64 / height - 0.5)) as i32;
         let mut light = from + down;
         for (pixel, noise) in row.iter_mut().zip(noise) {
             let level = shades[usize::from(*pixel)] + light + i32::from(*noise) * strength;
@@ -156,15 +161,15 @@ fn sensed(page: &mut GreyPage, wear: &Wear, dice: &mut Dice) {
     }
 }
 
-/// Dust: dark and light dots of one to four pixels.
-fn specks(page: &mut GreyPage, count: usize, dice: &mut Dice) {
+/// Dust: dots of one to three pixels in random shades.
+fn specks(page: &mut GreyPage, count: usize, rng: &mut SeededRng) {
     let width = page.width as usize;
     for _ in 0..count {
-        let place = dice.below(page.pixels.len());
-        let shade = dice.below(256) as u8;
+        let place = rng.below(page.pixels.len());
+        let shade = rng.below(256) as u8;
         for at in [place, place + 1, place + width]
             .into_iter()
-            .take(dice.between(1, 3))
+            .take(rng.between(1, 3))
         {
             if let Some(pixel) = page.pixels.get_mut(at) {
                 *pixel = shade;
@@ -180,7 +185,7 @@ mod tests {
 
     fn page(width: u32, height: u32, seed: u64) -> GreyPage {
         let mut pixels = vec![0; (width * height) as usize];
-        Dice::new(seed, "page", 0, 0).fill(&mut pixels);
+        SeededRng::new(seed, "page", 0, 0).fill(&mut pixels);
         GreyPage {
             width,
             height,
@@ -209,7 +214,7 @@ mod tests {
         for row in 60..100 {
             block.pixels[row * 200 + 70..row * 200 + 130].fill(0);
         }
-        let back = skewed(&skewed(&block, 2.5), -2.5);
+        let back = skew(&skew(&block, 2.5), -2.5);
         let far = block
             .pixels
             .iter()
@@ -220,7 +225,7 @@ mod tests {
         let moved = block
             .pixels
             .iter()
-            .zip(&skewed(&block, 2.5).pixels)
+            .zip(&skew(&block, 2.5).pixels)
             .filter(|(a, b)| a.abs_diff(**b) > 128)
             .count();
         assert!(moved > 60, "{moved}");
@@ -229,14 +234,14 @@ mod tests {
             height: 40,
             pixels: vec![255; 2000],
         };
-        assert!(skewed(&white, 3.0).pixels.iter().all(|pixel| *pixel >= 254));
+        assert!(skew(&white, 3.0).pixels.iter().all(|pixel| *pixel >= 254));
     }
 
     proptest! {
         #[test]
         fn blur_keeps_the_mean_and_nears_neighbours(seed: u64, share in 1u32..85) {
             let before = page(60, 50, seed);
-            let after = blurred(&before, share);
+            let after = blur(&before, share);
             let mean = |page: &GreyPage| page.pixels.iter().map(|p| f64::from(*p)).sum::<f64>() / 3000.0;
             prop_assert!((mean(&before) - mean(&after)).abs() < 4.0);
             let rough = |page: &GreyPage| page.pixels.windows(2).map(|pair| u32::from(pair[0].abs_diff(pair[1]))).sum::<u32>();
