@@ -3,10 +3,11 @@
 use std::collections::HashMap;
 use std::fs::{File, OpenOptions};
 use std::io;
-use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
+use rustix::fs::FallocateFlags;
+use rustix::io::Errno;
 use safetensors::Dtype;
 use serde_json::json;
 
@@ -169,19 +170,15 @@ fn header(tensors: &[(TensorPlan, u64)], data_end: u64, notes: &[(&str, usize)])
     serde_json::Value::Object(map).to_string()
 }
 
-/// Takes `bytes` on the disk, so that a full disk is known before the work; where the file system cannot, nothing.
+/// Allocates `bytes` on the disk, so that a full disk is an error before the work; only sets the length where the file system
+/// cannot allocate.
 fn reserve(file: &File, bytes: u64) -> io::Result<()> {
-    let length = libc::off_t::try_from(bytes).map_err(|_| io::Error::from(io::ErrorKind::FileTooLarge))?;
     loop {
-        // SAFETY: a plain call on an open file.
-        if unsafe { libc::fallocate(file.as_raw_fd(), 0, 0, length) } == 0 {
-            return Ok(());
-        }
-        let error = io::Error::last_os_error();
-        match error.raw_os_error() {
-            Some(libc::EINTR) => {}
-            Some(libc::EOPNOTSUPP | libc::ENOSYS) => return file.set_len(bytes),
-            _ => return Err(error),
+        match rustix::fs::fallocate(file, FallocateFlags::empty(), 0, bytes) {
+            Ok(()) => return Ok(()),
+            Err(Errno::INTR) => {}
+            Err(Errno::OPNOTSUPP | Errno::NOSYS) => return file.set_len(bytes),
+            Err(error) => return Err(error.into()),
         }
     }
 }

@@ -20,7 +20,7 @@ use super::{
 use crate::console::{self, Level, Progress, Unit};
 use crate::error::HubError;
 use crate::hub::{
-    CancelGuard, Hub, HubSettings, RemoteFile, RemoteReader, Repository, RepositoryKind, Snapshot, Staging,
+    CancelGuard, Hub, HubSettings, Incoming, RemoteFile, RemoteReader, Repository, RepositoryKind, Snapshot,
     fetch_all, is_left_out, is_pickle, name_fault,
 };
 use crate::records::{DatasetDownload, DownloadSummary};
@@ -158,7 +158,7 @@ impl Job {
             console::say(Level::WARN, &format!("{error}; it is made anew"));
             return Ok(None);
         }
-        Staging::discard(&self.folder)?;
+        Incoming::discard(&self.folder)?;
         Ok(Some(Obtained {
             manifest: found.manifest().clone(),
             was_there: true,
@@ -190,7 +190,7 @@ impl Job {
             revision: None,
             files: source_files,
         };
-        self.finish(Staging::open(&self.folder)?, &material, origin)
+        self.finish(Incoming::open(&self.folder)?, &material, origin)
     }
 
     async fn fetch(&self, publication: &Publication, hub: &Arc<Hub>) -> Result<Obtained> {
@@ -215,7 +215,7 @@ impl Job {
         }
         let find = |name: &&str| snapshot.files.iter().find(|file| file.path == *name).cloned();
         let wanted: Vec<RemoteFile> = wanted.iter().filter_map(find).collect();
-        let staging = Staging::open(&self.folder)?;
+        let staging = Incoming::open(&self.folder)?;
         // By commit, so that nothing of another one is taken for this one's.
         let folder = staging.folder().join(snapshot.commit());
         let fetched = self.fetch_rows(hub, &snapshot, &wanted, &folder).await?;
@@ -259,7 +259,7 @@ impl Job {
         Ok(fetched)
     }
 
-    fn finish(&self, staging: Staging, material: &Material<'_>, origin: Origin) -> Result<Obtained> {
+    fn finish(&self, staging: Incoming, material: &Material<'_>, origin: Origin) -> Result<Obtained> {
         let rows = self.row_limit.unwrap_or(0);
         let bar = console::progress_of("checking the data set", Unit::Of("rows"), rows);
         let manifest = build(material, origin, &staging.folder().join(NEW), &bar);

@@ -150,9 +150,6 @@ pub enum HubError {
         /// For people.
         free: String,
     },
-    /// Another run writes the same folder.
-    #[error("{0}: another download is writing to this folder; wait for it to finish")]
-    Busy(String),
 }
 
 const NO_NETWORK: &str = "without network, give a local copy with --source, or check what is there with --offline; behind a proxy, set HTTPS_PROXY (HTTP_PROXY, ALL_PROXY, NO_PROXY)";

@@ -47,6 +47,20 @@ pub enum Error {
         /// The operating system's word.
         source: std::io::Error,
     },
+    /// Another process holds the lock on a folder.
+    #[error(
+        "{}: another {work}{} is in progress; wait for it to finish",
+        Shown(path),
+        in_brackets(holder)
+    )]
+    Locked {
+        /// The folder.
+        path: PathBuf,
+        /// What runs there, as in "download".
+        work: &'static str,
+        /// The process that holds the lock, as in "process 42, download_model", where the system shows it.
+        holder: Option<String>,
+    },
     /// A prompt's image tokens and its images' features differ in number.
     #[error("the prompt has {tokens} image tokens, but its images have {features}")]
     ImageTokens {
@@ -102,6 +116,12 @@ impl Error {
             source,
         }
     }
+}
+
+fn in_brackets(holder: &Option<String>) -> String {
+    holder
+        .as_ref()
+        .map_or_else(String::new, |holder| format!(" ({holder})"))
 }
 
 /// Most characters of a text from a file that an error repeats.

@@ -1,10 +1,10 @@
 //! Writing and renaming files that others read.
 
-use std::fs::{self, File, Permissions};
+use std::fs::{self, File};
 use std::io::{self, BufWriter, Write};
-use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
+use super::temporary::temporary_file;
 use crate::{Error, Result};
 
 /// Writes a file so that `path` either holds all of it or is left as it was: temporary name, sync, rename.
@@ -12,30 +12,41 @@ pub fn write_atomically(
     path: &Path,
     write: impl FnOnce(&mut BufWriter<File>) -> io::Result<()>,
 ) -> Result<()> {
-    let folder = match path.parent() {
-        Some(parent) if !parent.as_os_str().is_empty() => parent,
-        _ => Path::new("."),
-    };
     let attempt = || {
-        if fs::metadata(path).is_ok_and(|found| !found.is_file()) {
-            return Err(io::Error::other("not a regular file; nothing was written"));
-        }
-        let temporary = tempfile::Builder::new()
-            .prefix(".medvision-")
-            .suffix(".tmp")
-            // As any new file: the umask takes its share.
-            .permissions(Permissions::from_mode(0o666))
-            .tempfile_in(folder)?;
-        let mut writer = BufWriter::new(temporary.as_file().try_clone()?);
-        write(&mut writer)?;
-        writer.flush()?;
-        temporary.as_file().sync_all()?;
-        #[cfg(test)]
-        failpoint::pass();
-        temporary.persist(path)?;
-        File::open(folder)?.sync_all()
+        write_and_rename(path, write, File::sync_all)?;
+        sync_parent(path)
     };
     attempt().map_err(|source| Error::io(path, source))
+}
+
+/// As [`write_atomically`] without the syncs: for many files, which [`sync_file_system`] forces to the disk together.
+pub(crate) fn write_unsynced(path: &Path, bytes: &[u8]) -> Result<()> {
+    write_and_rename(path, |file| file.write_all(bytes), |_| Ok(())).map_err(|source| Error::io(path, source))
+}
+
+/// Forces everything that was written to the file system of `folder` to the disk.
+pub(crate) fn sync_file_system(folder: &Path) -> Result<()> {
+    let attempt = || Ok(rustix::fs::syncfs(File::open(folder)?)?);
+    attempt().map_err(|source: io::Error| Error::io(folder, source))
+}
+
+fn write_and_rename(
+    path: &Path,
+    write: impl FnOnce(&mut BufWriter<File>) -> io::Result<()>,
+    sync: impl FnOnce(&File) -> io::Result<()>,
+) -> io::Result<()> {
+    if fs::metadata(path).is_ok_and(|found| !found.is_file()) {
+        return Err(io::Error::other("not a regular file; nothing was written"));
+    }
+    let temporary = temporary_file(parent_folder(path))?;
+    let mut writer = BufWriter::new(temporary.as_file().try_clone()?);
+    write(&mut writer)?;
+    writer.flush()?;
+    sync(temporary.as_file())?;
+    #[cfg(test)]
+    failpoint::pass();
+    temporary.persist(path)?;
+    Ok(())
 }
 
 /// Renames a file or folder that others read.
@@ -43,6 +54,27 @@ pub(crate) fn rename(from: &Path, to: &Path) -> io::Result<()> {
     #[cfg(test)]
     failpoint::pass();
     fs::rename(from, to)
+}
+
+/// The folder of `path`; `.` for a bare name.
+pub(crate) fn parent_folder(path: &Path) -> &Path {
+    match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    }
+}
+
+/// Forces the names in the folder of `path` to the disk.
+pub(crate) fn sync_parent(path: &Path) -> io::Result<()> {
+    File::open(parent_folder(path))?.sync_all()
+}
+
+/// Removes a file; one that is missing is no error.
+pub(crate) fn remove_if_present(path: &Path) -> io::Result<()> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
 }
 
 /// Ends the process before a rename, as a kill does, in the children of tests.
@@ -91,5 +123,12 @@ mod tests {
         assert!(broken.unwrap_err().to_string().contains("record.json"));
         assert_eq!(fs::read(&path).unwrap(), b"old");
         assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn a_bare_name_is_in_the_current_folder() {
+        assert_eq!(parent_folder(Path::new("a.json")), Path::new("."));
+        assert_eq!(parent_folder(Path::new("b/a.json")), Path::new("b"));
+        assert_eq!(parent_folder(Path::new("/a.json")), Path::new("/"));
     }
 }

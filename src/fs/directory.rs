@@ -1,292 +1,182 @@
-//! Making a folder so that it is whole or not there: files gather beside it, and take its place when all are done.
-//!
-//! `NAME.partial` holds finished files and a manifest. A run that is killed leaves it; the next one keeps every file
-//! whose hash is right and goes on. The folder itself changes in one step, so that a reader never sees half of it.
+//! Changing folders that others read: a new folder takes the place of an old one in one step, or the files of a folder change
+//! while its marker is absent.
 
-use std::ffi::CString;
-use std::fs::{self, File, TryLockError};
+use std::fs;
 use std::io;
-use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
-use serde_json::Value;
-
-use super::{
-    disk::disk_free,
-    manifest::{FileDigest, MANIFEST, Manifest, Origin, digest_of},
-};
-use crate::fs::{rename, write_atomically};
+use super::atomic::{remove_if_present, rename, sync_parent};
 use crate::{Error, Result};
 
-/// Names of files that are being written begin with this.
-pub(crate) const HALF_WRITTEN: &str = ".partial-";
-/// Room left on the disk beside what is written.
-const SPARE_BYTES: u64 = 64 << 20;
-
-/// A folder in the making.
-pub struct Staging {
-    target: PathBuf,
-    dir: PathBuf,
-    manifest: Manifest,
-    _lock: File,
+/// What becomes of a folder that is replaced.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Old {
+    /// It is removed.
+    Remove,
+    /// It stays beside the new one as `NAME.previous`, in place of an earlier one of that name.
+    Keep,
 }
 
-/// What [`Staging::open`] found.
-pub enum Staged {
-    /// The folder is there, complete, intact and from the same origin: nothing is to be done.
-    UpToDate(Manifest),
-    /// Files are missing.
-    Work(Staging),
-}
-
-impl Staging {
-    /// Prepares to make `target` from `origin`; keeps what an earlier run of the same origin finished.
-    pub fn open(target: &Path, origin: Origin) -> Result<Staged> {
-        let name = target.file_name().unwrap_or_default().to_string_lossy();
-        let dir = target.with_file_name(format!("{name}.partial"));
-        check_target(target)?;
-        let _ = fs::remove_dir_all(replaced(target));
-        if let Some(manifest) = finished(target, &origin) {
-            // What a run left that was killed in its very last step.
-            if dir.is_dir() && lock(&dir).is_ok() {
-                let _ = fs::remove_dir_all(&dir);
-            }
-            return Ok(Staged::UpToDate(manifest));
-        }
-        fs::create_dir_all(&dir).map_err(|error| Error::io(&dir, error))?;
-        let lock = lock(&dir)?;
-        let manifest = match Manifest::read(&dir) {
-            Some(found) if found.origin == origin => keep_intact(&dir, found)?,
-            _ => {
-                empty(&dir)?;
-                Manifest::new(origin)
-            }
-        };
-        let staging = Self {
-            target: target.to_owned(),
-            dir,
-            manifest,
-            _lock: lock,
-        };
-        if staging.manifest.complete {
-            // Killed just before the last step.
-            return staging.finish().map(Staged::UpToDate);
-        }
-        staging.manifest.write(&staging.dir)?;
-        Ok(Staged::Work(staging))
+/// Puts the folder `new` in the place of `target`; where the old one is kept, its new path.
+///
+/// The two are swapped in one step, so that readers see either of them. Where the file system cannot swap there is a moment
+/// without `target`; a process that is killed in it leaves the old folder as `NAME.previous` or `NAME.replaced`.
+pub(crate) fn replace_folder(new: &Path, target: &Path, old: Old) -> io::Result<Option<PathBuf>> {
+    fs::File::open(new)?.sync_all()?;
+    if !target.exists() {
+        rename(new, target)?;
+        sync_parent(target)?;
+        return Ok(None);
     }
-
-    /// The error where the disk has no room for `bytes` more, found before the work is done.
-    pub fn check_space(&self, bytes: u64) -> Result<()> {
-        let needed = bytes + SPARE_BYTES;
-        match disk_free(self.dir()) {
-            Ok(free) if free < needed => Err(Error::io(
-                self.dir(),
-                std::io::Error::new(
-                    std::io::ErrorKind::StorageFull,
-                    format!(
-                        "the disk has {} MiB free, the quantized model needs {} MiB: make room and run again",
-                        free >> 20,
-                        needed >> 20
-                    ),
-                ),
-            )),
-            _ => Ok(()),
-        }
-    }
-
-    /// Where files are to be written.
-    pub fn dir(&self) -> &Path {
-        &self.dir
-    }
-
-    /// Whether `file` was finished, by this run or an earlier one.
-    pub fn has(&self, file: &str) -> bool {
-        self.manifest.files.contains_key(file)
-    }
-
-    /// Notes that `file`, now in [`Self::dir`], is finished.
-    pub fn add(&mut self, file: &str, digest: FileDigest) -> Result<()> {
-        self.manifest.files.insert(file.to_owned(), digest);
-        self.manifest.write(&self.dir)
-    }
-
-    /// The same with what came of it: see [`Self::note`].
-    pub fn add_with(&mut self, file: &str, digest: FileDigest, note: Value) -> Result<()> {
-        self.manifest.notes.insert(file.to_owned(), note);
-        self.add(file, digest)
-    }
-
-    /// What came of `file`, where it was finished with a note, by this run or an earlier one.
-    pub fn note(&self, file: &str) -> Option<&Value> {
-        self.manifest.notes.get(file).filter(|_| self.has(file))
-    }
-
-    /// Writes a small file. One that is written again must hold the same: between its new name and the manifest's new hash
-    /// a run may be killed.
-    pub fn write(&mut self, file: &str, contents: &[u8]) -> Result<()> {
-        use io::Write as _;
-        let path = self.dir.join(file);
-        write_atomically(&path, |writer| writer.write_all(contents))?;
-        let digest = digest_of(&path)?;
-        self.add(file, digest)
-    }
-
-    /// Puts the folder in its place.
-    pub fn finish(mut self) -> Result<Manifest> {
-        self.manifest.complete = true;
-        self.manifest.notes.clear();
-        self.manifest.write(&self.dir)?;
-        if self.target.exists() {
-            if exchange(&self.dir, &self.target).is_err() {
-                // A file system that cannot: there is a moment without the folder, and the next run ends it.
-                let old = replaced(&self.target);
-                let fault = |error| Error::io(&self.target, error);
-                rename(&self.target, &old).map_err(fault)?;
-                rename(&self.dir, &self.target).map_err(fault)?;
-                let _ = fs::remove_dir_all(&old);
-            } else {
-                let _ = fs::remove_dir_all(&self.dir);
-            }
-        } else {
-            rename(&self.dir, &self.target).map_err(|error| Error::io(&self.target, error))?;
-        }
-        if let Some(parent) = self.target.parent()
-            && let Ok(parent) = File::open(parent)
-        {
-            let _ = parent.sync_all();
-        }
-        Ok(self.manifest)
-    }
-}
-
-/// Where the folder before goes while a new one takes its place, on a file system that cannot swap two.
-fn replaced(target: &Path) -> PathBuf {
-    let name = target.file_name().unwrap_or_default().to_string_lossy();
-    target.with_file_name(format!("{name}.replaced"))
-}
-
-/// A model that this program did not make is not replaced.
-fn check_target(target: &Path) -> Result<()> {
-    let weights = fs::read_dir(target).into_iter().flatten().flatten().any(|entry| {
-        Path::new(&entry.file_name())
-            .extension()
-            .is_some_and(|extension| extension == "safetensors")
-    });
-    if weights && Manifest::read(target).is_none() {
-        return Err(Error::checkpoint(
-            target,
-            format!(
-                "holds weights that this program did not make (it has no {MANIFEST}); move the folder away first"
-            ),
-        ));
-    }
-    Ok(())
-}
-
-/// The manifest of `target` where it is complete, intact and of this origin.
-fn finished(target: &Path, origin: &Origin) -> Option<Manifest> {
-    let manifest = Manifest::read(target)?;
-    (manifest.complete && manifest.origin == *origin && manifest.intact(target).len() == manifest.files.len())
-        .then_some(manifest)
-}
-
-/// One run at a time.
-fn lock(dir: &Path) -> Result<File> {
-    let file = File::open(dir).map_err(|error| Error::io(dir, error))?;
-    match file.try_lock() {
-        Ok(()) => Ok(file),
-        Err(TryLockError::WouldBlock) => Err(Error::checkpoint(
-            dir,
-            "another run is making this folder: wait until it ends",
-        )),
-        Err(TryLockError::Error(error)) => Err(Error::io(dir, error)),
-    }
-}
-
-/// Removes what `manifest` does not vouch for.
-fn keep_intact(dir: &Path, mut manifest: Manifest) -> Result<Manifest> {
-    let intact = manifest.intact(dir);
-    let lost = intact.len() < manifest.files.len();
-    manifest.files.retain(|name, _| intact.contains(name));
-    manifest.notes.retain(|name, _| intact.contains(name));
-    manifest.complete &= !lost;
-    for entry in fs::read_dir(dir)
-        .map_err(|error| Error::io(dir, error))?
-        .flatten()
-    {
-        let name = entry.file_name().to_string_lossy().into_owned();
-        if name != MANIFEST && !intact.contains(&name) {
-            remove(&entry.path())?;
-        }
-    }
-    Ok(manifest)
-}
-
-fn empty(dir: &Path) -> Result<()> {
-    for entry in fs::read_dir(dir)
-        .map_err(|error| Error::io(dir, error))?
-        .flatten()
-    {
-        remove(&entry.path())?;
-    }
-    Ok(())
-}
-
-fn remove(path: &Path) -> Result<()> {
-    let result = if path.is_dir() && !path.is_symlink() {
-        fs::remove_dir_all(path)
-    } else {
-        fs::remove_file(path)
+    let aside = match old {
+        Old::Remove => replaced(target),
+        Old::Keep => beside(target, "previous"),
     };
-    result.map_err(|error| Error::io(path, error))
+    if aside.exists() {
+        fs::remove_dir_all(&aside)?;
+    }
+    // The old folder is at `new` for a moment, where another process must not take it for a stale temporary folder.
+    let lock = fs::File::open(target)?;
+    let _ = lock.try_lock();
+    if exchange(new, target).is_err() {
+        set_aside(target, &aside, old)?;
+        rename(new, target)?;
+    } else if old == Old::Keep {
+        rename(new, &aside).or_else(|error| exchange(new, target).and(Err(error)))?;
+    }
+    sync_parent(target)?;
+    if old == Old::Keep {
+        return Ok(Some(aside));
+    }
+    // Where this fails, the next run of the same work removes it.
+    let _ = fs::remove_dir_all(new);
+    let _ = fs::remove_dir_all(&aside);
+    Ok(None)
+}
+
+/// Moves `target` to `aside`, on a file system that cannot swap two folders.
+fn set_aside(target: &Path, aside: &Path, old: Old) -> io::Result<()> {
+    match rename(target, aside) {
+        // Container file systems do not move the folders of their image.
+        Err(error) if error.kind() == io::ErrorKind::CrossesDevices => {
+            if old == Old::Keep {
+                copy_folder(target, aside)?;
+            }
+            fs::remove_dir_all(target)
+        }
+        moved => moved,
+    }
+}
+
+fn copy_folder(from: &Path, to: &Path) -> io::Result<()> {
+    fs::create_dir(to)?;
+    for entry in fs::read_dir(from)? {
+        let entry = entry?;
+        let copy = to.join(entry.file_name());
+        match entry.file_type()?.is_dir() {
+            true => copy_folder(&entry.path(), &copy)?,
+            false => {
+                fs::copy(entry.path(), copy)?;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Removes what a process left that was killed while it replaced `target` on a file system that cannot swap two folders.
+pub(crate) fn remove_replaced(target: &Path) {
+    let _ = fs::remove_dir_all(replaced(target));
+}
+
+fn replaced(target: &Path) -> PathBuf {
+    beside(target, "replaced")
+}
+
+/// `NAME.SUFFIX` beside `NAME`.
+pub(crate) fn beside(target: &Path, suffix: &str) -> PathBuf {
+    let name = target.file_name().unwrap_or_default().to_string_lossy();
+    target.with_file_name(format!("{name}.{suffix}"))
+}
+
+/// Changes a folder that counts as complete only where it has `marker`, one of its files: removes the marker, makes the
+/// changes and writes the marker again. A process that is killed leaves the folder without it.
+pub(crate) fn update_folder(
+    marker: &Path,
+    change: impl FnOnce() -> Result<()>,
+    write_marker: impl FnOnce(&Path) -> Result<()>,
+) -> Result<()> {
+    remove_if_present(marker).map_err(|error| Error::io(marker, error))?;
+    change()?;
+    write_marker(marker)
 }
 
 /// Swaps two folders in one step.
-pub(crate) fn exchange(one: &Path, other: &Path) -> io::Result<()> {
-    let path = |path: &Path| CString::new(path.as_os_str().as_bytes()).map_err(io::Error::other);
-    let (one, other) = (path(one)?, path(other)?);
+fn exchange(one: &Path, other: &Path) -> io::Result<()> {
+    use rustix::fs::{CWD, RenameFlags, renameat_with};
     #[cfg(test)]
-    crate::fs::failpoint::pass();
-    // SAFETY: both are C strings that outlive the call.
-    let result = unsafe {
-        libc::renameat2(
-            libc::AT_FDCWD,
-            one.as_ptr(),
-            libc::AT_FDCWD,
-            other.as_ptr(),
-            libc::RENAME_EXCHANGE,
-        )
-    };
-    if result == 0 {
-        Ok(())
-    } else {
-        Err(io::Error::last_os_error())
-    }
+    super::failpoint::pass();
+    Ok(renameat_with(CWD, one, CWD, other, RenameFlags::EXCHANGE)?)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    fn folder(path: PathBuf, text: &str) -> PathBuf {
+        fs::create_dir(&path).unwrap();
+        fs::write(path.join("file"), text).unwrap();
+        path
+    }
+
+    fn names(folder: &Path) -> Vec<String> {
+        let entries = fs::read_dir(folder).unwrap();
+        let mut names: Vec<String> = entries
+            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+            .collect();
+        names.sort();
+        names
+    }
+
     #[test]
-    fn a_disk_without_room_is_said_before_the_work() {
+    fn a_folder_replaces_another_which_is_removed_or_kept() {
         let home = tempfile::tempdir().unwrap();
-        let origin = Origin {
-            method: "test".to_owned(),
-            options: serde_json::Value::Null,
-            source: "model".to_owned(),
-            source_revision: "1".to_owned(),
-            tool: "test".to_owned(),
-        };
-        let Staged::Work(staging) = Staging::open(&home.path().join("made"), origin).unwrap() else {
-            panic!("nothing is there yet");
-        };
-        staging.check_space(0).unwrap();
-        let error = staging.check_space(1 << 60).unwrap_err().to_string();
-        assert!(
-            error.contains("make room") && error.contains("made.partial"),
-            "{error}"
+        let target = home.path().join("target");
+        let new = |text: &str| folder(home.path().join("new"), text);
+        let read = |path: &Path| fs::read_to_string(path.join("file")).unwrap();
+        assert_eq!(replace_folder(&new("1"), &target, Old::Keep).unwrap(), None);
+        assert_eq!(replace_folder(&new("2"), &target, Old::Remove).unwrap(), None);
+        assert_eq!(
+            (read(&target).as_str(), names(home.path())),
+            ("2", vec!["target".to_owned()])
         );
+        for (text, before) in [("3", "2"), ("4", "3")] {
+            let previous = replace_folder(&new(text), &target, Old::Keep).unwrap().unwrap();
+            assert_eq!((read(&target).as_str(), read(&previous).as_str()), (text, before));
+        }
+        assert_eq!(names(home.path()), ["target", "target.previous"]);
+    }
+
+    #[test]
+    fn a_folder_is_set_aside_where_two_cannot_be_swapped() {
+        let home = tempfile::tempdir().unwrap();
+        let target = folder(home.path().join("target"), "old");
+        let aside = home.path().join("target.previous");
+        set_aside(&target, &aside, Old::Keep).unwrap();
+        assert_eq!(names(home.path()), ["target.previous"]);
+        fs::create_dir(aside.join("inner")).unwrap();
+        copy_folder(&aside, &target).unwrap();
+        assert_eq!(names(&target), ["file", "inner"]);
+    }
+
+    #[test]
+    fn a_folder_has_no_marker_while_it_changes() {
+        let home = tempfile::tempdir().unwrap();
+        let marker = home.path().join("marker");
+        let write = |path: &Path| fs::write(path, "new").map_err(|error| Error::io(path, error));
+        fs::write(&marker, "old").unwrap();
+        let failed = update_folder(&marker, || Err(Error::Interrupted), write);
+        assert!(failed.is_err() && !marker.exists());
+        update_folder(&marker, || Ok(assert!(!marker.exists())), write).unwrap();
+        assert_eq!(fs::read_to_string(&marker).unwrap(), "new");
     }
 }

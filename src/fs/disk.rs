@@ -1,21 +1,30 @@
-//! Space on a disk.
+//! Free disk space.
 
-use std::ffi::CString;
 use std::io;
-use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
-/// Bytes that this user may still write to the disk of `folder`.
+/// Space that stays free beside what is written.
+pub(crate) const SPARE_BYTES: u64 = 64 << 20;
+
+/// Bytes that this user may still write to the file system of `folder`.
 pub fn disk_free(folder: &Path) -> io::Result<u64> {
-    let path = CString::new(folder.as_os_str().as_bytes())?;
-    let mut figures = std::mem::MaybeUninit::<libc::statvfs>::zeroed();
-    // SAFETY: the path ends with a zero byte and the struct is large enough for what the call writes.
-    if unsafe { libc::statvfs(path.as_ptr(), figures.as_mut_ptr()) } != 0 {
-        return Err(io::Error::last_os_error());
-    }
-    // SAFETY: the call succeeded, and all zeroes is a valid value besides.
-    let figures = unsafe { figures.assume_init() };
+    let figures = rustix::fs::statvfs(folder)?;
     Ok(figures.f_bavail.saturating_mul(figures.f_frsize))
+}
+
+/// A file system with too little free space.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Shortage {
+    /// Bytes to write and [`SPARE_BYTES`].
+    pub(crate) needed: u64,
+    /// Bytes free.
+    pub(crate) free: u64,
+}
+
+/// Whether `folder` lacks space for `bytes` more.
+pub(crate) fn shortage(folder: &Path, bytes: u64) -> io::Result<Option<Shortage>> {
+    let (needed, free) = (bytes.saturating_add(SPARE_BYTES), disk_free(folder)?);
+    Ok((free < needed).then_some(Shortage { needed, free }))
 }
 
 #[cfg(test)]
@@ -23,8 +32,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn free_space_is_told_and_a_missing_folder_is_not() {
+    fn free_space_is_read_and_a_missing_folder_is_an_error() {
         assert!(disk_free(Path::new("/")).unwrap() > 0);
         assert!(disk_free(Path::new("/does/not/exist")).is_err());
+        let found = shortage(Path::new("/"), u64::MAX).unwrap().unwrap();
+        assert!(found.needed == u64::MAX && found.free > 0);
     }
 }

@@ -110,7 +110,7 @@ pub fn digest_of(path: &Path) -> Result<FileDigest> {
         }
         Ok(FileDigest {
             bytes,
-            sha256: hexadecimal(&hasher.finalize()),
+            sha256: hex(&hasher.finalize()),
         })
     };
     read().map_err(|error| Error::io(path, error))
@@ -126,10 +126,10 @@ pub fn revision(files: &[PathBuf]) -> Result<String> {
         })
         .collect::<Result<Vec<_>>>()?;
     lines.sort();
-    Ok(hexadecimal(&Sha256::digest(lines.concat())))
+    Ok(hex(&Sha256::digest(lines.concat())))
 }
 
-/// Lower-case hexadecimal digits of a hash.
-pub(crate) fn hexadecimal(bytes: &[u8]) -> String {
+/// Lower-case hexadecimal digits.
+pub(crate) fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }

@@ -1,4 +1,4 @@
-//! Files that are whole or not there: bounded reading, atomic writing, folders in the making, manifests.
+//! Files and folders that are complete or absent: bounded reads, atomic writes, staging directories with manifests, locks.
 
 mod atomic;
 mod directory;
@@ -6,15 +6,24 @@ mod disk;
 mod files;
 pub(crate) mod hub_cache;
 pub(crate) mod json;
+mod lock;
 mod manifest;
+mod staging;
+mod temporary;
 
 #[cfg(test)]
 pub(crate) use self::atomic::failpoint;
-pub(crate) use self::atomic::{rename, write_atomically};
-pub(crate) use self::directory::{HALF_WRITTEN, exchange};
-pub use self::directory::{Staged, Staging};
+pub(crate) use self::atomic::{
+    parent_folder, remove_if_present, rename, sync_file_system, sync_parent, write_atomically, write_unsynced,
+};
+pub(crate) use self::directory::{Old, remove_replaced, replace_folder, update_folder};
 pub use self::disk::disk_free;
+pub(crate) use self::disk::{Shortage, shortage};
 pub(crate) use self::files::*;
+pub use self::lock::RunLock;
+pub(crate) use self::staging::HALF_WRITTEN;
+pub use self::staging::{Staged, Staging};
+pub(crate) use self::temporary::{TemporaryFolder, is_temporary};
 
-pub(crate) use self::manifest::hexadecimal;
+pub(crate) use self::manifest::hex;
 pub use self::manifest::{FileDigest, MANIFEST, Manifest, Origin, digest_of, revision};

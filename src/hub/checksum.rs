@@ -8,7 +8,7 @@ use std::str::FromStr;
 use sha1::Sha1;
 use sha2::{Digest, Sha256};
 
-use crate::fs::open_regular;
+use crate::fs::{hex, open_regular};
 use crate::{Error, Result};
 
 /// Checksum of a file.
@@ -41,7 +41,7 @@ impl fmt::Display for Checksum {
             Self::Sha256(bytes) => bytes,
             Self::GitBlob(bytes) => bytes,
         };
-        bytes.iter().try_for_each(|byte| write!(formatter, "{byte:02x}"))
+        formatter.write_str(&hex(bytes))
     }
 }
 

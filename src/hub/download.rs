@@ -1,6 +1,6 @@
 //! Concurrent downloads into a staging folder, which is renamed when it is complete.
 
-use std::fs::{self, File};
+use std::fs;
 use std::future::Future;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -15,15 +15,15 @@ use super::{
     local::files_below,
     manifest::{DOWNLOAD_MANIFEST, DownloadManifest},
     names::PARTS,
-    transfer::{fetch, fetched_before, remove},
+    transfer::{fetch, fetched_before},
 };
 use crate::console::{self, Bars, EXIT_INTERRUPTED, Level};
 use crate::error::HubError;
-use crate::fs::disk_free;
+use crate::fs::{
+    Old, RunLock, Shortage, parent_folder, remove_if_present, remove_replaced, rename, replace_folder,
+    shortage, sync_parent, update_folder,
+};
 use crate::{Error, Result};
-
-/// Space that stays free on the disk.
-const MARGIN_BYTES: u64 = 64 << 20;
 
 /// Runs `work` on a runtime of its own; Ctrl-C ends the process, which loses nothing: every file says by its name
 /// whether it is complete.
@@ -52,34 +52,26 @@ pub(super) fn runtime() -> Result<tokio::runtime::Runtime> {
     Ok(runtime)
 }
 
-/// A hidden folder beside `target` that is filled and then takes its name; one run at a time holds it.
+/// The hidden folder `.NAME.incoming` beside a target, in which its files are collected; locked by this process.
 #[derive(Debug)]
-pub struct Staging {
+pub struct Incoming {
     folder: PathBuf,
     target: PathBuf,
-    _lock: File,
+    _lock: RunLock,
 }
 
-impl Staging {
-    /// The folder that grows into `target`; what an interrupted run left in it is still there.
+impl Incoming {
+    /// The folder for `target`; it still holds what an interrupted run left in it.
     pub fn open(target: &Path) -> Result<Self> {
         let name = target
             .file_name()
             .ok_or_else(|| Error::checkpoint(target, "not the name of a folder to write"))?;
         let name = name.to_string_lossy();
-        let parent = target.parent().unwrap_or(Path::new(""));
-        let folder = parent.join(format!(".{name}.incoming"));
+        let folder = target.with_file_name(format!(".{name}.incoming"));
         fs::create_dir_all(&folder).map_err(|error| Error::io(&folder, error))?;
-        // Beside the folder and never removed: a lock on a file that goes away protects nobody.
-        let path = parent.join(format!(".{name}.lock"));
-        let lock = File::create(&path).map_err(|error| Error::io(&path, error))?;
-        match lock.try_lock() {
-            Ok(()) => {}
-            Err(fs::TryLockError::WouldBlock) => {
-                return Err(HubError::Busy(target.display().to_string()).into());
-            }
-            Err(fs::TryLockError::Error(error)) => return Err(Error::io(&path, error)),
-        }
+        let lock = target.with_file_name(format!(".{name}.lock"));
+        let lock = RunLock::on_file(&lock, target, "download")?;
+        remove_replaced(target);
         Ok(Self {
             folder,
             target: target.to_owned(),
@@ -89,45 +81,48 @@ impl Staging {
 
     /// Removes what an interrupted run left beside `target`, which is complete.
     pub fn discard(target: &Path) -> Result<()> {
-        let staging = Self::open(target)?;
-        fs::remove_dir_all(&staging.folder).map_err(|error| Error::io(&staging.folder, error))
+        Self::open(target)?.remove()
     }
 
-    /// Where files go first.
+    /// Where files are collected.
     pub fn folder(&self) -> &Path {
         &self.folder
     }
 
-    /// Moves everything to the target: the whole folder where there is none yet, else file by file, the manifest last.
+    /// Moves everything to the target: the whole folder if there is none yet, otherwise file by file, the manifest last.
     pub fn install(self, manifest: &DownloadManifest) -> Result<()> {
         let parts = self.folder.join(PARTS);
         if parts.exists() {
             fs::remove_dir_all(&parts).map_err(|error| Error::io(&parts, error))?;
         }
-        // What an interrupted run left of another commit.
+        // An interrupted run may have left files of another commit.
         let listed = |path: &String| manifest.files.iter().any(|file| file.path == *path);
         let staged = files_below(&self.folder)?;
         for path in staged.iter().filter(|path| !listed(path)) {
             let path = self.folder.join(path);
-            remove(&path).map_err(|error| Error::io(&path, error))?;
+            remove_if_present(&path).map_err(|error| Error::io(&path, error))?;
         }
         if !self.target.exists() {
             manifest.write(&self.folder)?;
-            return self.rename();
+            let installed = replace_folder(&self.folder, &self.target, Old::Remove);
+            return installed
+                .map(drop)
+                .map_err(|error| Error::io(&self.target, error));
         }
         let old = DownloadManifest::read(&self.target).unwrap_or_default();
         let nothing_new = !staged.iter().any(listed) && old.as_ref() == Some(manifest);
         if !nothing_new {
-            self.merge(manifest, old)?;
+            update_folder(
+                &self.target.join(DOWNLOAD_MANIFEST),
+                || self.merge(manifest, old),
+                |_| manifest.write(&self.target),
+            )?;
         }
-        fs::remove_dir_all(&self.folder).map_err(|error| Error::io(&self.folder, error))
+        self.remove()
     }
 
-    /// Moves file by file to the target, and removes there what the old manifest listed and the new one does not.
+    /// Moves file by file to the target, and removes there what only the old manifest lists.
     fn merge(&self, manifest: &DownloadManifest, old: Option<DownloadManifest>) -> Result<()> {
-        // From here to the new manifest the folder is not complete.
-        let manifest_path = self.target.join(DOWNLOAD_MANIFEST);
-        remove(&manifest_path).map_err(|error| Error::io(&manifest_path, error))?;
         for file in &manifest.files {
             let from = self.folder.join(&file.path);
             if !from.exists() {
@@ -135,53 +130,29 @@ impl Staging {
             }
             let to = self.target.join(&file.path);
             let attempt = || {
-                let parent = to.parent().unwrap_or(&self.target);
-                fs::create_dir_all(parent)?;
-                fs::rename(&from, &to)?;
-                File::open(parent)?.sync_all()
+                fs::create_dir_all(parent_folder(&to))?;
+                rename(&from, &to)?;
+                sync_parent(&to)
             };
             attempt().map_err(|error| Error::io(&to, error))?;
         }
         let stays = |old: &ManifestFile| manifest.files.iter().any(|file| file.path == old.path);
         for file in old.iter().flat_map(|old| &old.files).filter(|file| !stays(file)) {
             let path = self.target.join(&file.path);
-            remove(&path).map_err(|error| Error::io(&path, error))?;
+            remove_if_present(&path).map_err(|error| Error::io(&path, error))?;
         }
-        manifest.write(&self.target)
+        Ok(())
     }
 
     /// Puts the folder `name` of this one in the target's place and removes everything else.
     pub fn replace_with(self, name: &str) -> Result<()> {
-        let (new, old) = (self.folder.join(name), self.folder.join("replaced"));
-        let attempt = || {
-            if self.target.exists() {
-                if old.exists() {
-                    fs::remove_dir_all(&old)?;
-                }
-                fs::rename(&self.target, &old)?;
-            }
-            fs::rename(&new, &self.target)?;
-            sync_parent(&self.target)?;
-            fs::remove_dir_all(&self.folder)
-        };
-        attempt().map_err(|error| Error::io(&self.target, error))
+        replace_folder(&self.folder.join(name), &self.target, Old::Remove)
+            .map_err(|error| Error::io(&self.target, error))?;
+        self.remove()
     }
 
-    /// Gives the folder the target's name; there must be no such folder.
-    pub fn rename(self) -> Result<()> {
-        let attempt = || {
-            File::open(&self.folder)?.sync_all()?;
-            fs::rename(&self.folder, &self.target)?;
-            sync_parent(&self.target)
-        };
-        attempt().map_err(|error| Error::io(&self.target, error))
-    }
-}
-
-fn sync_parent(path: &Path) -> io::Result<()> {
-    match path.parent() {
-        Some(parent) if !parent.as_os_str().is_empty() => File::open(parent)?.sync_all(),
-        _ => File::open(".")?.sync_all(),
+    fn remove(self) -> Result<()> {
+        fs::remove_dir_all(&self.folder).map_err(|error| Error::io(&self.folder, error))
     }
 }
 
@@ -261,14 +232,14 @@ pub(super) fn require_space(folder: &Path, needed: u64) -> Result<()> {
     if needed == 0 {
         return Ok(());
     }
-    let free = disk_free(folder).map_err(|error| Error::io(folder, error))?;
-    if needed.saturating_add(MARGIN_BYTES) > free {
-        return Err(HubError::NoSpace {
+    let found = shortage(folder, needed).map_err(|error| Error::io(folder, error))?;
+    match found {
+        None => Ok(()),
+        Some(Shortage { needed, free }) => Err(HubError::NoSpace {
             folder: folder.display().to_string(),
-            needed: HumanBytes(needed.saturating_add(MARGIN_BYTES)).to_string(),
+            needed: HumanBytes(needed).to_string(),
             free: HumanBytes(free).to_string(),
         }
-        .into());
+        .into()),
     }
-    Ok(())
 }

@@ -28,7 +28,7 @@ mod transfer;
 
 pub use self::checksum::{Checksum, Hasher};
 pub use self::client::Hub;
-pub use self::download::{Staging, fetch_all, run};
+pub use self::download::{Incoming, fetch_all, run};
 pub(crate) use self::local::files_below;
 pub(crate) use self::manifest::tool_version;
 pub use self::manifest::{DOWNLOAD_MANIFEST, DownloadManifest, ManifestFile};

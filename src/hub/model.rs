@@ -8,7 +8,7 @@ use tokio::task::block_in_place;
 
 use super::{
     Hub, HubSettings, RemoteFile, Repository, RepositoryKind,
-    download::{Staging, existing_files, fetch_all},
+    download::{Incoming, existing_files, fetch_all},
     local::{self, LocalCopy},
     manifest::DownloadManifest,
 };
@@ -122,7 +122,7 @@ async fn fetch(
     settings: HubSettings,
 ) -> Result<ModelDownload> {
     let hub = Arc::new(Hub::new(settings)?);
-    let staging = Staging::open(&request.folder)?;
+    let staging = Incoming::open(&request.folder)?;
     let snapshot = Arc::new(hub.snapshot(repository).await?);
     let names = snapshot.files.iter().map(|file| file.path.as_str());
     let wanted = wanted(&repository.id, names)?;
@@ -151,7 +151,7 @@ fn copy(source: &Path, request: &ModelRequest) -> Result<ModelDownload> {
     if local::is_same_folder(source, &request.folder) {
         return verified(copy, &wanted, request);
     }
-    let staging = Staging::open(&request.folder)?;
+    let staging = Incoming::open(&request.folder)?;
     let files = copy.copy_to(staging.folder(), |path| wanted.iter().any(|name| name == path))?;
     let new_bytes = files.iter().map(|file| file.size).sum();
     let mut manifest = copy.manifest(&request.id, &request.revision);

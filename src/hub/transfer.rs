@@ -23,6 +23,7 @@ use super::{
     repository::Subject,
 };
 use crate::error::HubError;
+use crate::fs::{parent_folder, remove_if_present, rename, sync_parent};
 use crate::{Error, Result};
 
 /// Attempts from the first byte before a file counts as corrupt on the hub.
@@ -64,21 +65,14 @@ impl Part {
     fn store_etag(&self, etag: Option<&str>) -> io::Result<()> {
         match etag {
             Some(etag) => fs::write(&self.etag, etag),
-            None => remove(&self.etag),
+            None => remove_if_present(&self.etag),
         }
     }
 
     fn discard(&self) -> Result<()> {
-        remove(&self.path)
-            .and_then(|()| remove(&self.etag))
+        remove_if_present(&self.path)
+            .and_then(|()| remove_if_present(&self.etag))
             .map_err(|error| Error::io(&self.path, error))
-    }
-}
-
-pub(super) fn remove(path: &Path) -> io::Result<()> {
-    match fs::remove_file(path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-        _ => Ok(()),
     }
 }
 
@@ -143,12 +137,11 @@ pub(super) async fn fetch(
 /// Renames a verified part to its final path.
 fn move_into_place(part: &Part, folder: &Path, path: &str) -> Result<()> {
     let target = folder.join(path);
-    let parent = target.parent().unwrap_or(folder);
     let attempt = || {
-        fs::create_dir_all(parent)?;
-        fs::rename(&part.path, &target)?;
-        File::open(parent)?.sync_all()?;
-        remove(&part.etag)
+        fs::create_dir_all(parent_folder(&target))?;
+        rename(&part.path, &target)?;
+        sync_parent(&target)?;
+        remove_if_present(&part.etag)
     };
     attempt().map_err(|error| Error::io(&target, error))
 }

@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::io;
 use std::path::{Path, PathBuf};
 
 use safetensors::Dtype;
@@ -17,7 +16,7 @@ use crate::checkpoint::{
     Checkpoint, StoredTensor, TensorFile, TensorPlan, canonical_name, transformers_name,
 };
 use crate::checkpoint::{EMBEDDING, HEAD};
-use crate::fs::json::write_pretty;
+use crate::fs::{Old, TemporaryFolder, json::write_pretty, parent_folder, replace_folder};
 use crate::processing::{ImageProcessor, PREPROCESSOR_CONFIG};
 use crate::{Error, Result};
 
@@ -98,30 +97,11 @@ impl Adapter {
     /// of that name goes.
     pub fn write(&self, dir: &Path) -> Result<Option<PathBuf>> {
         self.check_finite()?;
-        let parent = match dir.parent() {
-            Some(parent) if !parent.as_os_str().is_empty() => parent,
-            _ => Path::new("."),
-        };
-        let attempt = || -> io::Result<tempfile::TempDir> {
-            fs::create_dir_all(parent)?;
-            tempfile::Builder::new()
-                .prefix(".medvision-")
-                .suffix(".partial")
-                .permissions(std::os::unix::fs::PermissionsExt::from_mode(0o755))
-                .tempdir_in(parent)
-        };
-        let temporary = attempt().map_err(|error| Error::io(dir, error))?;
+        let parent = parent_folder(dir);
+        fs::create_dir_all(parent).map_err(|error| Error::io(dir, error))?;
+        let temporary = TemporaryFolder::new_in(parent).map_err(|error| Error::io(dir, error))?;
         self.write_into(temporary.path())?;
-        let put = || -> io::Result<Option<PathBuf>> {
-            let previous = dir.exists().then(|| previous(dir));
-            match &previous {
-                Some(previous) => replace(dir, temporary.path(), previous)?,
-                None => fs::rename(temporary.path(), dir)?,
-            }
-            fs::File::open(parent)?.sync_all()?;
-            Ok(previous)
-        };
-        put().map_err(|error| Error::io(dir, error))
+        replace_folder(temporary.path(), dir, Old::Keep).map_err(|error| Error::io(dir, error))
     }
 
     fn write_into(&self, dir: &Path) -> Result<()> {
@@ -178,31 +158,6 @@ impl Adapter {
         }
         Ok(())
     }
-}
-
-/// Where an adapter is kept that another one takes the place of.
-fn previous(dir: &Path) -> PathBuf {
-    let name = dir.file_name().unwrap_or_default().to_string_lossy();
-    dir.with_file_name(format!("{name}.previous"))
-}
-
-/// Puts `new` in the place of `dir`, and that in the place of `previous`.
-fn replace(dir: &Path, new: &Path, previous: &Path) -> io::Result<()> {
-    if previous.exists() {
-        fs::remove_dir_all(previous)?;
-    }
-    if crate::fs::exchange(new, dir).is_ok() {
-        // The old one lies where the new one was made, which is removed after a failure: back with it.
-        return fs::rename(new, previous).or_else(|error| crate::fs::exchange(new, dir).and(Err(error)));
-    }
-    // A file system that moves no folders, such as a container's: there is a moment without the adapter.
-    fs::create_dir(previous)?;
-    for entry in fs::read_dir(dir)? {
-        let file = entry?.path();
-        fs::copy(&file, previous.join(file.file_name().unwrap_or_default()))?;
-    }
-    fs::remove_dir_all(dir)?;
-    fs::rename(new, dir)
 }
 
 /// A and B by the hub's name of their module, each with the module's name as stored.

@@ -1,7 +1,7 @@
 //! What was made from what, as hashes.
 
 use std::collections::BTreeMap;
-use std::fs::{self, File, TryLockError};
+use std::fs;
 use std::io::ErrorKind;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use crate::console::{self, Level};
+use crate::fs::RunLock;
 use crate::hub::{Checksum, Hasher};
 use crate::project::Project;
 use crate::{Error, Result, records};
@@ -22,7 +23,7 @@ const LOCK: &str = "benchmarks/.pipeline_lock";
 pub(super) struct State {
     path: PathBuf,
     kept: Kept,
-    _lock: File,
+    _lock: RunLock,
 }
 
 /// The file.
@@ -56,18 +57,7 @@ impl State {
     pub(super) fn open(project: &Project) -> Result<Self> {
         let folder = project.benchmarks();
         fs::create_dir_all(&folder).map_err(|error| Error::io(&folder, error))?;
-        let path = project.file(LOCK);
-        let lock = File::create(&path).map_err(|error| Error::io(&path, error))?;
-        match lock.try_lock() {
-            Ok(()) => {}
-            Err(TryLockError::WouldBlock) => {
-                return Err(Error::record(
-                    &path,
-                    "another pipeline runs in this project folder; wait for it or end it",
-                ));
-            }
-            Err(TryLockError::Error(error)) => return Err(Error::io(&path, error)),
-        }
+        let lock = RunLock::on_file(&project.file(LOCK), project.root(), "pipeline")?;
         let path = project.file(STATE);
         let kept = records::read_if_present(&path).unwrap_or_else(|error| {
             let message = format!("{error}; every phase is looked at anew");
@@ -222,7 +212,7 @@ mod tests {
         let (_folder, project) = project();
         let state = State::open(&project).unwrap();
         let message = State::open(&project).unwrap_err().to_string();
-        assert!(message.contains("another pipeline runs"), "{message}");
+        assert!(message.contains("another pipeline"), "{message}");
         drop(state);
         State::open(&project).unwrap();
     }

@@ -8,7 +8,7 @@ use sha2::{Digest, Sha256};
 use super::{Watch, run::BaseRun};
 use crate::benchmark::{BenchmarkArgs, BenchmarkRun, Pages, benchmark};
 use crate::device::Precision;
-use crate::fs::hexadecimal;
+use crate::fs::hex;
 use crate::records::{Accuracy, InferenceResult, round_to};
 use crate::{Error, Result};
 
@@ -71,5 +71,5 @@ pub(super) fn documents_digest(run: &BaseRun<'_>) -> Result<String> {
     let documents = run.documents.documents()?;
     let text = serde_json::to_vec(&(documents, run.documents.max_new_tokens))
         .map_err(|error| Error::Numeric(format!("the documents cannot be written as JSON: {error}")))?;
-    Ok(hexadecimal(&Sha256::digest(&text)))
+    Ok(hex(&Sha256::digest(&text)))
 }

@@ -15,7 +15,7 @@ use tch::{Kind, Tensor};
 
 use crate::Result;
 use crate::checkpoint::{TensorFile, TensorPlan};
-use crate::fs::{FileDigest, digest_of, hexadecimal, json::write_pretty};
+use crate::fs::{FileDigest, digest_of, hex, json::write_pretty};
 use crate::project::Project;
 use crate::quantize::tensor_bytes;
 
@@ -43,7 +43,7 @@ struct Content {
 impl Kept {
     /// What an earlier run kept that measured the same: `of` is all that the figures depend on.
     pub(super) fn open(project: &Project, of: &Value) -> Self {
-        let of = hexadecimal(&Sha256::digest(of.to_string()));
+        let of = hex(&Sha256::digest(of.to_string()));
         let figures = project.file(FIGURES);
         let earlier = fs::read(&figures)
             .ok()

@@ -289,11 +289,10 @@ fn measuring_killed_at_every_rename_goes_on_and_keeps_what_was_finished() {
         );
         assert!(figures["documents"]["documents"].is_number(), "{record:#}");
     }
-    // A write that is killed leaves its hidden temporary file, which nothing reads.
+    // The next run removes the temporary file of a write that was killed.
     let left = || {
         files(&root.join("benchmarks"))
             .into_keys()
-            .filter(|name| name.extension().is_none_or(|extension| extension != "tmp"))
             .collect::<Vec<PathBuf>>()
     };
     assert_eq!(left(), [PathBuf::from("quantization_info.json")]);

@@ -4,7 +4,7 @@
 //! best values so far, each as one flat tensor in the order of the modules' names), `progress.json` and a manifest with
 //! the sha256 of both. Order and dropout are functions of seed and step, so that these are all of the random state.
 
-use std::fs::{self, File, TryLockError};
+use std::fs;
 use std::path::{Path, PathBuf};
 
 use safetensors::{Dtype, SafeTensors};
@@ -16,7 +16,7 @@ use super::{log::Progress, parameters::State};
 use crate::checkpoint::{TensorFile, TensorPlan};
 use crate::console::{self, Level};
 use crate::error::TrainingError;
-use crate::fs::{CONFIG_BYTES, Manifest, Origin, Staged, Staging, open_regular, read_bounded};
+use crate::fs::{CONFIG_BYTES, Manifest, Origin, RunLock, Staged, Staging, open_regular, read_bounded};
 use crate::{Error, Result};
 
 const STATE: &str = "state.safetensors";
@@ -66,7 +66,7 @@ pub struct Checkpoints {
     folder: PathBuf,
     keep: usize,
     identity: Identity,
-    _lock: Option<File>,
+    _lock: Option<RunLock>,
 }
 
 impl Checkpoints {
@@ -174,7 +174,7 @@ impl Checkpoints {
         let written = self.write_to(&dir, progress, state, best);
         if written.is_err() {
             // The half of a checkpoint takes room that the disk may lack.
-            let _ = fs::remove_dir_all(partial(&dir));
+            let _ = fs::remove_dir_all(Staging::folder_of(&dir));
         }
         written?;
         for step in self.steps()?.into_iter().skip(self.keep) {
@@ -250,23 +250,9 @@ impl Checkpoints {
     }
 }
 
-fn lock(folder: &Path) -> Result<File> {
+fn lock(folder: &Path) -> Result<RunLock> {
     fs::create_dir_all(folder).map_err(|error| Error::io(folder, error))?;
-    let file = File::open(folder).map_err(|error| Error::io(folder, error))?;
-    match file.try_lock() {
-        Ok(()) => Ok(file),
-        Err(TryLockError::WouldBlock) => Err(Error::checkpoint(
-            folder,
-            "another training uses this folder: wait until it ends",
-        )),
-        Err(TryLockError::Error(error)) => Err(Error::io(folder, error)),
-    }
-}
-
-/// Where [`Staging`] gathers the files of `dir`.
-fn partial(dir: &Path) -> PathBuf {
-    let name = dir.file_name().unwrap_or_default().to_string_lossy();
-    dir.with_file_name(format!("{name}.partial"))
+    RunLock::on_folder(folder, "training")
 }
 
 fn read(dir: &Path) -> Result<(Stored, State, Option<Tensor>)> {

@@ -13,7 +13,7 @@ use super::{
 };
 use crate::Result;
 use crate::error::TrainingError;
-use crate::fs::{PICTURE_BYTES, hexadecimal, read_bounded};
+use crate::fs::{PICTURE_BYTES, hex, read_bounded};
 use crate::processing::{Content, DecodeLimits, Grid, ImageProcessor, Message, Role, TextProcessor, decode};
 use crate::project::Project;
 use crate::records::{self, DataSample};
@@ -168,7 +168,7 @@ impl Encoder<'_> {
                 }
             }
         }
-        found.sha256 = hexadecimal(&hasher.finalize());
+        found.sha256 = hex(&hasher.finalize());
         let broken = found.left_out.broken_page as usize;
         let tolerated = (wanted.len() as f64 * BROKEN_PERCENT / 100.0).max(1.0);
         match first {

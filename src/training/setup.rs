@@ -14,7 +14,7 @@ use crate::checkpoint::Checkpoint;
 use crate::console::{self, Level};
 use crate::device::{gpu_memory, host_memory};
 use crate::error::TrainingError;
-use crate::fs::{CONFIG_BYTES, MANIFEST, hexadecimal, read_bounded, revision};
+use crate::fs::{CONFIG_BYTES, MANIFEST, hex, read_bounded, revision};
 use crate::lora::{Adapter, LoraConfig, Targets};
 use crate::processing::{ImageProcessor, TextProcessor};
 use crate::project::{LORA_SUFFIX, NF4_SUFFIX, Project, model_folder_name};
@@ -60,7 +60,7 @@ impl Base {
         // A folder that this program made says itself what it holds.
         let manifest = self.dir.join(MANIFEST);
         if let Ok(text) = read_bounded(&manifest, CONFIG_BYTES << 4) {
-            return Ok(hexadecimal(&Sha256::digest(text)));
+            return Ok(hex(&Sha256::digest(text)));
         }
         revision(&Checkpoint::open(&self.dir)?.files())
     }

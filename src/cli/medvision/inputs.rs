@@ -199,9 +199,7 @@ mod tests {
     fn what_is_no_file_is_refused_without_waiting() {
         let folder = tempfile::tempdir().unwrap();
         let pipe = folder.path().join("page.png");
-        let name = std::ffi::CString::new(pipe.as_os_str().as_encoded_bytes()).unwrap();
-        // SAFETY: a path that ends in zero, which only this call reads.
-        assert_eq!(unsafe { libc::mkfifo(name.as_ptr(), 0o600) }, 0);
+        rustix::fs::mkfifoat(rustix::fs::CWD, &pipe, rustix::fs::Mode::RUSR).unwrap();
         let _socket = std::os::unix::net::UnixListener::bind(folder.path().join("socket.png")).unwrap();
         for (path, what) in [
             (pipe, "a FIFO"),

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use sha2::{Digest, Sha256};
 
-use crate::fs::hexadecimal;
+use crate::fs::hex;
 use unicode_normalization::UnicodeNormalization;
 
 /// What a text is told by: 16 hexadecimal digits of the SHA-256 of its words, in small letters and compatibility form.
@@ -29,7 +29,7 @@ pub(super) fn text_key(text: &str) -> String {
 
 /// The first 16 hexadecimal digits of a hash.
 pub(super) fn short_hex(hasher: Sha256) -> String {
-    hexadecimal(&hasher.finalize()[..8])
+    hex(&hasher.finalize()[..8])
 }
 
 /// Puts items that share a key into one group: each item's group, numbered by first appearance.

@@ -3,20 +3,20 @@
 use std::collections::HashSet;
 use std::ffi::OsStr;
 use std::fs::{self, File};
-use std::io::{self, Read, Write};
+use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
 use sha2::{Digest, Sha256};
 
 use super::groups::short_hex;
 use super::samples::Candidate;
+use crate::fs::{is_temporary, sync_file_system, write_unsynced};
 use crate::processing::{DecodeLimits, decode};
 use crate::rendering::{RENDERING_VERSION, encode_grey, text_lines, text_page};
 use crate::{Error, Result};
 
 /// A larger picture counts as broken.
 const MAX_PICTURE_BYTES: u64 = 256 << 20;
-const HALF_WRITTEN: &str = ".prepare-";
 const PREFIXES: [&str; 5] = ["mt_", "pvqa_", "pmv_", "roco_", "clinical_"];
 
 /// What an image is made from.
@@ -122,34 +122,15 @@ impl<'a> Images<'a> {
         Ok(Outcome::Made { file })
     }
 
-    /// Under another name first, so that the file is whole or not there. [`Images::sync`] makes it last.
+    /// The file is complete or absent; [`Images::sync`] forces it to the disk.
     fn store(&self, file: &str, bytes: &[u8]) -> Result<()> {
-        let path = self.folder.join(file);
-        let attempt = || {
-            let mut temporary = tempfile::Builder::new()
-                .prefix(HALF_WRITTEN)
-                .tempfile_in(self.folder)?;
-            temporary.write_all(bytes)?;
-            temporary.as_file().set_permissions(readable())?;
-            temporary.persist(&path)?;
-            Ok(())
-        };
-        attempt().map_err(|error: io::Error| Error::io(&path, error))
+        write_unsynced(&self.folder.join(file), bytes)
     }
 
-    /// Forces everything to the disk, in one go: thousands of single calls would take longer than the drawing.
+    /// Forces everything to the disk in one call: thousands of single calls would take longer than drawing the pages.
     pub(super) fn sync(&self) -> Result<()> {
-        let folder = File::open(self.folder).map_err(|error| Error::io(self.folder, error))?;
-        // SAFETY: the descriptor is open for the whole call, which touches no memory.
-        match unsafe { libc::syncfs(std::os::fd::AsRawFd::as_raw_fd(&folder)) } {
-            0 => Ok(()),
-            _ => Err(Error::io(self.folder, io::Error::last_os_error())),
-        }
+        sync_file_system(self.folder)
     }
-}
-
-fn readable() -> fs::Permissions {
-    std::os::unix::fs::PermissionsExt::from_mode(0o644)
 }
 
 fn read(path: &Path) -> io::Result<Vec<u8>> {
@@ -197,8 +178,7 @@ pub(super) fn sweep(folder: &Path, candidates: &[Candidate], generated: &[String
             let entry = entry?;
             let name = entry.file_name();
             let name = name.to_string_lossy();
-            let ours =
-                name.starts_with(HALF_WRITTEN) || PREFIXES.iter().any(|prefix| name.starts_with(prefix));
+            let ours = is_temporary(&name) || PREFIXES.iter().any(|prefix| name.starts_with(prefix));
             if ours && !wanted.contains(name.as_ref()) {
                 fs::remove_file(entry.path())?;
             }

@@ -16,7 +16,7 @@ mod split;
 mod summary;
 
 use std::collections::HashMap;
-use std::fs::{self, File, TryLockError};
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
@@ -27,6 +27,7 @@ use self::samples::{Candidate, Collected, collect, order_key};
 use self::summary::Inputs;
 use super::RawDataset;
 use crate::console::{self, Level, Unit};
+use crate::fs::{RunLock, update_folder};
 use crate::project::Project;
 use crate::records::{self, DataSample, DataSummary, Extra};
 use crate::rendering::text_lines;
@@ -110,7 +111,7 @@ pub fn prepare(project: &Project, options: &PrepareOptions) -> Result<Prepared> 
     let formatted = project.file(FORMATTED);
     let folder = formatted.join("images");
     fs::create_dir_all(&folder).map_err(|error| Error::io(&folder, error))?;
-    let _lock = lock(&formatted)?;
+    let _lock = RunLock::on_folder(&formatted, "prepare_training_data")?;
     let inputs = Inputs::new(&datasets, options);
     if let Some(summary) = inputs.finished(project) {
         return Ok(Prepared {
@@ -179,19 +180,6 @@ fn open_datasets(raw: &Path) -> Result<Vec<RawDataset>> {
         ));
     }
     Ok(datasets)
-}
-
-/// Keeps a second run out until this one ends, however it ends.
-fn lock(formatted: &Path) -> Result<File> {
-    let folder = File::open(formatted).map_err(|error| Error::io(formatted, error))?;
-    match folder.try_lock() {
-        Ok(()) => Ok(folder),
-        Err(TryLockError::WouldBlock) => Err(Error::record(
-            formatted,
-            "another prepare_training_data is at work here; wait for it or stop it",
-        )),
-        Err(TryLockError::Error(error)) => Err(Error::io(formatted, error)),
-    }
 }
 
 struct Written {
@@ -272,15 +260,14 @@ fn list_paths(project: &Project) -> [PathBuf; 3] {
     [records::paths::TRAIN, records::paths::VAL, records::paths::TEST].map(|path| project.file(path))
 }
 
-/// Takes the old summary away, writes the lists, then the new summary: a run that is killed in between leaves none.
+/// Writes the lists; the folder has no summary meanwhile.
 fn publish(project: &Project, lists: &[Vec<DataSample>; 3], summary: &DataSummary) -> Result<()> {
-    let path = project.file(records::paths::DATA_SUMMARY);
-    match fs::remove_file(&path) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(Error::io(&path, error)),
-        _ => {}
-    }
-    for (path, list) in list_paths(project).iter().zip(lists) {
-        records::write_list(path, list)?;
-    }
-    records::write(&path, summary)
+    update_folder(
+        &project.file(records::paths::DATA_SUMMARY),
+        || {
+            let mut paths = list_paths(project).into_iter().zip(lists);
+            paths.try_for_each(|(path, list)| records::write_list(&path, list))
+        },
+        |path| records::write(path, summary),
+    )
 }

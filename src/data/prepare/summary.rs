@@ -7,7 +7,7 @@ use sha2::{Digest, Sha256};
 
 use super::{PrepareOptions, list_paths, samples::Collected, split::Split};
 use crate::data::RawDataset;
-use crate::fs::hexadecimal;
+use crate::fs::hex;
 use crate::project::Project;
 use crate::records::{self, DataSample, DataSummary, Extra, SampleSource};
 use crate::rendering::RENDERING_VERSION;
@@ -42,7 +42,7 @@ impl Inputs {
             datasets,
             [u64::from(DOCUMENTS_VERSION), options.clinical],
         ]);
-        Self(hexadecimal(&Sha256::digest(inputs.to_string())))
+        Self(hex(&Sha256::digest(inputs.to_string())))
     }
 
     /// The summary of an earlier run that made the same, if all that it made is still there.

@@ -5,7 +5,7 @@ use tch::{Device, Kind};
 
 use super::{decoder::Rotary, layer::Prompt};
 use crate::data::CalibrationPage;
-use crate::fs::hexadecimal;
+use crate::fs::hex;
 use crate::quantize::{Source, Watch, accuracy::Encoder};
 use crate::qwen2_5_vl::{Config, InputEmbedder};
 use crate::{Error, Result};
@@ -55,5 +55,5 @@ pub fn pages_digest(pages: &[CalibrationPage]) -> String {
         }
         hasher.update(page.image.width.to_le_bytes());
     }
-    hexadecimal(&hasher.finalize())
+    hex(&hasher.finalize())
 }

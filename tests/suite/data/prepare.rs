@@ -340,7 +340,7 @@ fn what_was_damaged_or_removed_is_made_again() {
         "of an older run",
     )
     .unwrap();
-    fs::write(root.join("datasets/formatted/images/.prepare-x"), "half").unwrap();
+    fs::write(root.join("datasets/formatted/images/.medvision-x.tmp"), "half").unwrap();
     fs::write(root.join("datasets/formatted/images/mine.png"), "not ours").unwrap();
     let said = stdout_of_success(&prepare(root, &[]));
     assert!(said.contains("2 images created, 38 kept"), "{said}");
@@ -491,7 +491,7 @@ fn a_second_run_beside_the_first_is_refused() {
     let output = prepare(folder.path(), &[]);
     assert_eq!(output.status.code(), Some(1));
     assert!(
-        stderr(&output).contains("another prepare_training_data is at work"),
+        stderr(&output).contains("another prepare_training_data"),
         "{}",
         stderr(&output)
     );
