@@ -12,16 +12,12 @@ use clap::Parser;
 use clap::builder::PossibleValuesParser;
 
 /// Download the fine-tuning datasets, verifying every file and row
-///
-/// roco: radiology images (ROCO, or PathVQA as a fallback), first 3,000 rows; pubmedvision: captioned images, first 2,000;
-/// mtsamples: all transcribed reports. Output: datasets/raw/NAME. Rows without text or with a corrupt image are skipped
-/// and counted. Existing files are verified, not downloaded again. HF_ENDPOINT, HF_TOKEN and HF_HUB_OFFLINE are honored.
 #[derive(Parser)]
-#[command(name = "download_datasets", version = version(), after_help = EXIT_CODES_HELP)]
+#[command(name = "download_datasets", version = version(), long_about = long_about(), after_help = EXIT_CODES_HELP)]
 struct Arguments {
     /// Dataset to download; repeatable [default: all]
     #[arg(long = "dataset", value_name = "NAME", env = "MVP_DATASET", value_delimiter = ',', hide_env_values = true,
-          value_parser = PossibleValuesParser::new(DATASETS.map(|dataset| dataset.name)))]
+          value_parser = PossibleValuesParser::new(DATASETS.iter().map(|dataset| dataset.name)))]
     datasets: Vec<String>,
 
     /// Local copy to use instead of the hub: a data file or a folder; repeatable
@@ -46,6 +42,20 @@ struct Arguments {
     common: CommonArgs,
 }
 
+/// Returns the long help: what each data set contains, and what the program writes.
+fn long_about() -> String {
+    let datasets: Vec<String> = DATASETS
+        .iter()
+        .map(|dataset| format!("{}: {}", dataset.name, dataset.description))
+        .collect();
+    format!(
+        "Download the fine-tuning datasets, verifying every file and row\n\n{}. Output: datasets/raw/NAME. Rows without text \
+         or with a corrupt image are skipped and counted. Existing files are verified, not downloaded again. HF_ENDPOINT, \
+         HF_TOKEN and HF_HUB_OFFLINE are honored.",
+        datasets.join("; ")
+    )
+}
+
 /// Runs the program; its exit code.
 pub fn main() -> ExitCode {
     let arguments = Arguments::parse();
@@ -65,7 +75,7 @@ fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
         limit: arguments.limit,
         offline: arguments.hub.offline(),
     };
-    let summary = download_datasets(&request, arguments.hub.settings()?)?;
+    let summary = download_datasets(&request, arguments.hub.settings()?, &say)?;
     records::write(&project.file(records::paths::DOWNLOAD_SUMMARY), &summary)?;
     print(&summary.to_string())?;
     let failures = failures(&summary);

@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use crate::checkpoint::LocalFolder;
 use crate::cli::{CommonArgs, EXIT_CODES_HELP, EXIT_FAILURE, EXIT_OK, fail, print};
-use crate::console::{Level, without_control_characters};
+use crate::console::{Level, say, without_control_characters};
 use crate::engine::FolderCheck;
 use crate::hub::{
     HubArgs, ModelDownload, ModelRequest, RemoteFolder, Repository, RepositoryKind, download_model,
@@ -79,7 +79,7 @@ fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
         offline: arguments.hub.offline(),
     };
     let start = Instant::now();
-    let download = download_model(&request, arguments.hub.settings()?)?;
+    let download = download_model(&request, arguments.hub.settings()?, &say)?;
     let record = download.record(&request.folder, start.elapsed());
     records::write(&project.file(records::paths::DOWNLOAD_INFO), &record)?;
     print(&summary(&request, &download, start.elapsed().as_secs_f64()))?;

@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use crate::cli::{CommonArgs, EXIT_CODES_HELP, EXIT_OK, fail, print};
-use crate::console::Level;
+use crate::console::{Level, say};
 use crate::data::{DEFAULT_CLINICAL, DEFAULT_SEED, PrepareOptions, Prepared, SplitRule, prepare};
 use crate::version::version;
 use clap::Parser;
@@ -68,7 +68,7 @@ fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
         clinical: arguments.clinical,
         only_clinical: arguments.only_clinical,
     };
-    print(&summary(&prepare(&project, &options)?))?;
+    print(&summary(&prepare(&project, &options, &say)?))?;
     Ok(ExitCode::from(EXIT_OK))
 }
 
@@ -78,8 +78,8 @@ fn summary(prepared: &Prepared) -> String {
     let state = if prepared.up_to_date {
         "up to date, nothing to do".to_owned()
     } else {
-        let (made, kept) = (prepared.images_made, prepared.images_kept);
-        format!("{made} images created, {kept} kept, {seconds:.1} s")
+        let (created, reused) = (prepared.images_created, prepared.images_reused);
+        format!("{created} images created, {reused} kept, {seconds:.1} s")
     };
     let sources = summary
         .source_counts

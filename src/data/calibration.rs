@@ -1,4 +1,4 @@
-//! Pages that a quantization is calibrated on: from the training split, never from the evaluation documents.
+//! Calibration pages for quantization: from the training split, never from the evaluation documents.
 
 use std::path::Path;
 
@@ -10,30 +10,30 @@ use crate::records::{self, DataSample, SampleSource};
 use crate::rendering::{TEST_PAGE, text_lines, text_page};
 use crate::{Error, Result};
 
-/// One page to calibrate on.
+/// One calibration page.
 #[derive(Debug, Clone)]
 pub struct CalibrationPage {
-    /// The page.
+    /// Image of the page.
     pub image: RgbPage,
-    /// What is asked about it.
+    /// Question about it.
     pub prompt: String,
-    /// What stands on it, line by line; for a picture the answer.
+    /// Expected response: the text of a report page, line by line, or the answer about an image.
     pub text: String,
 }
 
-/// Pages to calibrate on, and where they come from.
+/// Calibration pages and their origin.
 #[derive(Debug, Clone)]
 pub struct CalibrationPages {
-    /// At most as many as were asked for.
+    /// At most the requested number.
     pub pages: Vec<CalibrationPage>,
-    /// For records: "training split" or "shipped synthetic pages".
+    /// Origin, for records: "training split" or "shipped synthetic pages".
     pub source: &'static str,
 }
 
-/// The first `count` pages of the training split, else of the synthetic pages that come with the program.
+/// Returns the first `count` pages of the training split, or of the embedded synthetic pages if there is no training split.
 ///
-/// The split's reports are drawn anew from their answers, so that `text` is what the page shows; its pictures are taken where
-/// there are too few reports. There may be fewer pages than asked for. The same data gives the same pages.
+/// Reports of the split are rendered again from their responses, so that `text` is exactly the text of the page. Images are
+/// used if there are too few reports. There may be fewer than `count` pages. The same data gives the same pages.
 pub fn calibration_pages(project: &Project, count: usize) -> Result<CalibrationPages> {
     // Without a summary the split is not complete.
     let prepared = project.file(records::paths::DATA_SUMMARY).exists();
@@ -49,17 +49,17 @@ pub fn calibration_pages(project: &Project, count: usize) -> Result<CalibrationP
             source: "training split",
         }),
         _ => Ok(CalibrationPages {
-            pages: shipped(count),
+            pages: synthetic(count),
             source: "shipped synthetic pages",
         }),
     }
 }
 
 fn from_samples(root: &Path, samples: &[DataSample], count: usize) -> Result<Vec<CalibrationPage>> {
-    let (reports, pictures): (Vec<_>, Vec<_>) = samples
+    let (reports, images): (Vec<_>, Vec<_>) = samples
         .iter()
         .partition(|sample| sample.source == SampleSource::MtSamples);
-    let chosen = reports.into_iter().chain(pictures).take(count);
+    let chosen = reports.into_iter().chain(images).take(count);
     chosen.map(|sample| page(root, sample)).collect()
 }
 
@@ -82,7 +82,7 @@ fn page(root: &Path, sample: &DataSample) -> Result<CalibrationPage> {
     })
 }
 
-fn shipped(count: usize) -> Vec<CalibrationPage> {
+fn synthetic(count: usize) -> Vec<CalibrationPage> {
     let documents = DocumentSet::calibration().documents.into_iter().take(count);
     documents
         .map(|document| CalibrationPage {
@@ -105,7 +105,7 @@ mod tests {
     }
 
     #[test]
-    fn without_a_training_split_the_shipped_pages_serve() {
+    fn without_a_training_split_synthetic_pages_are_used() {
         let (_folder, project) = project();
         let calibration = calibration_pages(&project, 5).unwrap();
         assert_eq!(calibration.pages.len(), 5);
@@ -118,7 +118,7 @@ mod tests {
     }
 
     #[test]
-    fn the_training_split_goes_first_and_its_reports_before_its_pictures() {
+    fn the_training_split_is_preferred_and_its_reports_come_first() {
         let (folder, project) = project();
         let picture = folder.path().join("picture.png");
         let mut file = Vec::new();

@@ -1,4 +1,4 @@
-//! Data sets from the hub, or from local copies, to their raw form under `datasets/raw`.
+//! Downloads data sets from the hub, or reads local copies, into raw data sets under `datasets/raw`.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -10,14 +10,14 @@ use tokio::sync::Semaphore;
 use tokio::task::{JoinSet, block_in_place, spawn_blocking};
 
 use super::{
-    build::{Material, Origin, build, named_pictures},
-    pictures::Pictures,
-    published::{Dataset, Publication},
-    raw::{RawDataset, RawManifest},
-    rows::{Format, count_rows},
-    source::{LocalSource, NO_ROWS, PICKLE, described, local_files},
+    datasets::{Dataset, Publication},
+    image_files::ImageFiles,
+    local_source::{LocalSource, NO_ROWS, PICKLE, described, local_files},
+    raw_builder::{Origin, SourceData, build, referenced_images},
+    raw_dataset::{RawDataset, RawManifest},
+    row_files::{Format, count_rows},
 };
-use crate::console::{self, Level, Progress, Unit};
+use crate::console::{self, Level, Notify, Progress, Unit};
 use crate::error::HubError;
 use crate::hub::{
     CancelGuard, Hub, HubSettings, Incoming, RemoteFile, RemoteReader, Repository, RepositoryKind, Snapshot,
@@ -26,36 +26,40 @@ use crate::hub::{
 use crate::records::{DatasetDownload, DownloadSummary};
 use crate::{Error, Result, hub, records};
 
-/// Which data sets, from where and where to.
+/// Which data sets to download, from where and where to.
 #[derive(Debug)]
 pub struct DatasetsRequest {
     /// `datasets/raw`.
     pub folder: PathBuf,
-    /// In the order they are downloaded.
+    /// Data sets in download order.
     pub datasets: Vec<&'static Dataset>,
-    /// Local copies, used instead of the hub.
+    /// Local copies to use instead of the hub.
     pub sources: Vec<LocalSource>,
-    /// Most rows of each; none for each one's own limit.
+    /// Maximum number of rows of each data set; `None` for its own limit.
     pub limit: Option<u64>,
-    /// Use no network.
+    /// Verify existing data sets without using the network.
     pub offline: bool,
 }
 
 /// A complete raw data set.
 struct Obtained {
     manifest: RawManifest,
-    was_there: bool,
+    existed: bool,
 }
 
-/// Downloads each data set in turn; what went wrong with one is in its record and costs no other.
-pub fn download_datasets(request: &DatasetsRequest, settings: HubSettings) -> Result<DownloadSummary> {
+/// Downloads the data sets in turn. The failure of one is in its record and does not stop the others.
+pub fn download_datasets(
+    request: &DatasetsRequest,
+    settings: HubSettings,
+    notify: Notify<'_>,
+) -> Result<DownloadSummary> {
     fs::create_dir_all(&request.folder).map_err(|error| Error::io(&request.folder, error))?;
     let hub = Arc::new(Hub::new(settings)?);
     hub::run(async {
         let mut datasets = Vec::new();
         for dataset in &request.datasets {
             let start = Instant::now();
-            let outcome = obtain(dataset, request, &hub).await;
+            let outcome = obtain(dataset, request, &hub, notify).await;
             datasets.push(record(dataset, outcome, start));
         }
         let successful = datasets.iter().filter(|dataset| dataset.success);
@@ -77,7 +81,7 @@ fn record(dataset: &Dataset, outcome: Result<Obtained>, start: Instant) -> Datas
             "revision": manifest.revision,
             "rows": manifest.rows,
             "skipped": manifest.skipped,
-            "was_there": obtained.was_there,
+            "was_there": obtained.existed,
         })
     });
     DatasetDownload {
@@ -92,14 +96,20 @@ fn record(dataset: &Dataset, outcome: Result<Obtained>, start: Instant) -> Datas
     }
 }
 
-async fn obtain(dataset: &'static Dataset, request: &DatasetsRequest, hub: &Arc<Hub>) -> Result<Obtained> {
+async fn obtain(
+    dataset: &'static Dataset,
+    request: &DatasetsRequest,
+    hub: &Arc<Hub>,
+    notify: Notify<'_>,
+) -> Result<Obtained> {
     let job = Job {
         dataset,
         folder: request.folder.join(dataset.name),
         row_limit: request.limit.or(dataset.row_limit),
+        notify,
     };
     if let Some((path, publication)) = request.sources.iter().find_map(|source| source.of(dataset)) {
-        return block_in_place(|| job.take_local(&path, publication));
+        return block_in_place(|| job.read_local(&path, publication));
     }
     if request.offline {
         return block_in_place(|| job.offline());
@@ -107,17 +117,17 @@ async fn obtain(dataset: &'static Dataset, request: &DatasetsRequest, hub: &Arc<
     let mut publications = dataset.publications.iter().peekable();
     while let Some(publication) = publications.next() {
         match job.fetch(publication, hub).await {
-            Err(error) if publications.peek().is_some() && is_absent(&error) => {
-                console::say(Level::WARN, &format!("{error}; another copy is tried"));
+            Err(error) if publications.peek().is_some() && is_unavailable(&error) => {
+                notify(Level::WARN, &format!("{error}; trying another publication"));
             }
             outcome => return outcome,
         }
     }
-    Err(Error::checkpoint(dataset.name, "is published nowhere"))
+    Err(Error::checkpoint(dataset.name, "has no publication"))
 }
 
-/// The hub works and does not give this repository.
-fn is_absent(error: &Error) -> bool {
+/// Returns whether the hub is reachable but does not serve this repository.
+fn is_unavailable(error: &Error) -> bool {
     use HubError::{Gated, NoFile, NoRepository, NoRevision, Refused, Unsuitable};
     matches!(
         error,
@@ -132,20 +142,21 @@ fn is_absent(error: &Error) -> bool {
     )
 }
 
-/// One data set on its way.
-struct Job {
+/// Download of one data set.
+struct Job<'a> {
     dataset: &'static Dataset,
     folder: PathBuf,
     row_limit: Option<u64>,
+    notify: Notify<'a>,
 }
 
-impl Job {
-    /// The data set as it is on disk, if it is whole and what `is_same` wants.
-    fn there(&self, is_same: impl Fn(&RawManifest) -> bool) -> Result<Option<Obtained>> {
+impl Job<'_> {
+    /// Returns the data set on disk, if it is complete and `is_same` accepts its manifest.
+    fn existing(&self, is_same: impl Fn(&RawManifest) -> bool) -> Result<Option<Obtained>> {
         let found = match RawDataset::open(&self.folder) {
             Ok(found) => found,
             Err(error) => {
-                console::say(Level::WARN, &format!("{error}; it is made anew"));
+                (self.notify)(Level::WARN, &format!("{error}; downloading it again"));
                 None
             }
         };
@@ -155,33 +166,38 @@ impl Job {
             return Ok(None);
         };
         if let Err(error) = found.verify() {
-            console::say(Level::WARN, &format!("{error}; it is made anew"));
+            (self.notify)(Level::WARN, &format!("{error}; downloading it again"));
             return Ok(None);
         }
         Incoming::discard(&self.folder)?;
         Ok(Some(Obtained {
             manifest: found.manifest().clone(),
-            was_there: true,
+            existed: true,
         }))
     }
 
     fn offline(&self) -> Result<Obtained> {
-        let missing = || HubError::Offline(format!("{} is not there, or not whole", self.folder.display()));
-        self.there(|_| true)?.ok_or_else(|| missing().into())
+        let missing = || {
+            HubError::Offline(format!(
+                "{} does not exist or is not complete",
+                self.folder.display()
+            ))
+        };
+        self.existing(|_| true)?.ok_or_else(|| missing().into())
     }
 
-    fn take_local(&self, path: &Path, publication: &Publication) -> Result<Obtained> {
-        let (files, pictures) = local_files(path, publication)?;
+    fn read_local(&self, path: &Path, publication: &Publication) -> Result<Obtained> {
+        let (files, image_folder) = local_files(path, publication, self.notify)?;
         let source_files = described(&files)?;
-        if let Some(there) =
-            self.there(|manifest| manifest.source == LOCAL && manifest.source_files == source_files)?
+        if let Some(existing) =
+            self.existing(|manifest| manifest.source == LOCAL && manifest.source_files == source_files)?
         {
-            return Ok(there);
+            return Ok(existing);
         }
-        let material = Material {
+        let source = SourceData {
             publication,
             files,
-            pictures,
+            image_folder,
             row_limit: self.row_limit,
         };
         let origin = Origin {
@@ -190,7 +206,7 @@ impl Job {
             revision: None,
             files: source_files,
         };
-        self.finish(Incoming::open(&self.folder)?, &material, origin)
+        self.finish(Incoming::open(&self.folder)?, &source, origin)
     }
 
     async fn fetch(&self, publication: &Publication, hub: &Arc<Hub>) -> Result<Obtained> {
@@ -200,8 +216,8 @@ impl Job {
         let is_same = |manifest: &RawManifest| {
             manifest.source == publication.repository && manifest.revision.as_deref() == commit
         };
-        if let Some(there) = block_in_place(|| self.there(is_same))? {
-            return Ok(there);
+        if let Some(existing) = block_in_place(|| self.existing(is_same))? {
+            return Ok(existing);
         }
         let names = snapshot.files.iter().map(|file| file.path.as_str());
         let wanted = publication.row_files(names.filter(|name| !is_left_out(name)));
@@ -216,17 +232,17 @@ impl Job {
         let find = |name: &&str| snapshot.files.iter().find(|file| file.path == *name).cloned();
         let wanted: Vec<RemoteFile> = wanted.iter().filter_map(find).collect();
         let staging = Incoming::open(&self.folder)?;
-        // By commit, so that nothing of another one is taken for this one's.
+        // One folder per commit, so that files of different commits are not mixed.
         let folder = staging.folder().join(snapshot.commit());
         let fetched = self.fetch_rows(hub, &snapshot, &wanted, &folder).await?;
-        let material = Material {
+        let source = SourceData {
             publication,
             files: fetched.iter().map(|file| folder.join(&file.path)).collect(),
-            pictures: folder.join("pictures"),
+            image_folder: folder.join("pictures"),
             row_limit: self.row_limit,
         };
-        if publication.has_pictures() {
-            fetch_pictures(hub, &snapshot, &material).await?;
+        if publication.has_images() {
+            fetch_images(hub, &snapshot, &source).await?;
         }
         let origin = Origin {
             name: self.dataset.name,
@@ -234,10 +250,10 @@ impl Job {
             revision: Some(snapshot.commit().to_owned()),
             files: fetched,
         };
-        block_in_place(|| self.finish(staging, &material, origin))
+        block_in_place(|| self.finish(staging, &source, origin))
     }
 
-    /// Fetches files of rows until there are enough of them, all at once where all are wanted.
+    /// Downloads row files: all of them at once, or one by one until there are enough rows.
     async fn fetch_rows(
         &self,
         hub: &Arc<Hub>,
@@ -259,32 +275,32 @@ impl Job {
         Ok(fetched)
     }
 
-    fn finish(&self, staging: Incoming, material: &Material<'_>, origin: Origin) -> Result<Obtained> {
+    fn finish(&self, staging: Incoming, source: &SourceData<'_>, origin: Origin) -> Result<Obtained> {
         let rows = self.row_limit.unwrap_or(0);
         let bar = console::progress_of("checking the data set", Unit::Of("rows"), rows);
-        let manifest = build(material, origin, &staging.folder().join(NEW), &bar);
+        let manifest = build(source, origin, &staging.folder().join(NEW), &bar);
         bar.finish_and_clear();
         let manifest = manifest?;
         staging.replace_with(NEW)?;
         Ok(Obtained {
             manifest,
-            was_there: false,
+            existed: false,
         })
     }
 }
 
-/// `source` of a local copy.
+/// `source` of the manifest of a local copy.
 const LOCAL: &str = "local";
-/// The folder in which a data set is put together.
+/// Subfolder of the staging folder in which a data set is built.
 const NEW: &str = "new";
 
-/// Fetches the pictures that rows name by path: files of the repository, or entries of its zip archives.
-async fn fetch_pictures(hub: &Arc<Hub>, snapshot: &Arc<Snapshot>, material: &Material<'_>) -> Result<()> {
-    let in_rows = |path: &PathBuf| matches!(Format::of(&path.to_string_lossy()), Some((Format::Parquet, _)));
-    if material.files.iter().all(in_rows) {
+/// Downloads the images that rows refer to by path: files of the repository, or entries of its zip archives.
+async fn fetch_images(hub: &Arc<Hub>, snapshot: &Arc<Snapshot>, source: &SourceData<'_>) -> Result<()> {
+    let embedded = |path: &PathBuf| matches!(Format::of(&path.to_string_lossy()), Some((Format::Parquet, _)));
+    if source.files.iter().all(embedded) {
         return Ok(());
     }
-    let named = block_in_place(|| named_pictures(material))?;
+    let named = block_in_place(|| referenced_images(source))?;
     let named: Vec<String> = named
         .into_iter()
         .filter(|name| name_fault(name).is_none() && !is_left_out(name))
@@ -297,8 +313,8 @@ async fn fetch_pictures(hub: &Arc<Hub>, snapshot: &Arc<Snapshot>, material: &Mat
     });
     let is_plain = |file: &&RemoteFile| plain.binary_search(&file.path).is_ok();
     let files: Vec<RemoteFile> = snapshot.files.iter().filter(is_plain).cloned().collect();
-    fetch_all(hub, snapshot, &files, &material.pictures).await?;
-    fetch_archived(hub, snapshot, archived, &material.pictures).await
+    fetch_all(hub, snapshot, &files, &source.image_folder).await?;
+    fetch_archived(hub, snapshot, archived, &source.image_folder).await
 }
 
 async fn fetch_archived(
@@ -314,7 +330,7 @@ async fn fetch_archived(
     if missing.is_empty() {
         return Ok(());
     }
-    let bar = console::progress_of("downloading pictures", Unit::Of("pictures"), missing.len() as u64);
+    let bar = console::progress_of("downloading images", Unit::Of("images"), missing.len() as u64);
     let missing = Arc::new(missing);
     let guard = CancelGuard::new();
     let permits = Arc::new(Semaphore::new(hub.jobs()));
@@ -330,22 +346,22 @@ async fn fetch_archived(
         });
     }
     let mut guard = Some(guard);
-    let mut whole = Ok(());
-    // All of them, after a failure too: a reader that goes on when the runtime ends has no clock to wait by.
+    let mut result = Ok(());
+    // Wait for all tasks, even after a failure: a reader must not outlive the runtime and its timer.
     while let Some(outcome) = tasks.join_next().await {
         let outcome =
             outcome.unwrap_or_else(|error| Err(Error::io("a download", std::io::Error::other(error))));
-        if outcome.is_err() && whole.is_ok() {
-            whole = outcome;
+        if outcome.is_err() && result.is_ok() {
+            result = outcome;
             guard = None;
         }
     }
     drop(guard);
     bar.finish_and_clear();
-    whole
+    result
 }
 
-/// Writes those of `names` that are in the archive to `folder`.
+/// Extracts those of `names` that are in the archive to `folder`.
 fn extract(
     archive: &Path,
     reader: RemoteReader,
@@ -353,10 +369,10 @@ fn extract(
     folder: &Path,
     bar: &Progress,
 ) -> Result<()> {
-    let mut pictures = Pictures::empty(folder);
-    pictures.add_archive(archive, Box::new(reader))?;
-    for name in pictures.in_order(names) {
-        let Some(bytes) = pictures.read(name)? else {
+    let mut images = ImageFiles::empty(folder);
+    images.add_archive(archive, Box::new(reader))?;
+    for name in images.in_order(names) {
+        let Some(bytes) = images.read(name)? else {
             continue;
         };
         let path = folder.join(name);

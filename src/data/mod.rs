@@ -1,21 +1,23 @@
-//! Training data: published datasets → raw records → pages and their texts.
+//! Training data: published data sets → raw records → prepared training, validation and test splits.
 
-mod build;
 mod calibration;
-mod cell;
+mod datasets;
 mod download;
-mod pictures;
+mod image_files;
+mod local_source;
 mod prepare;
-mod published;
-mod raw;
-mod rows;
-mod source;
-mod synthetic;
+mod raw_builder;
+mod raw_dataset;
+mod row;
+mod row_files;
+mod synthetic_reports;
 
 pub use self::calibration::{CalibrationPage, CalibrationPages, calibration_pages};
+pub use self::datasets::{DATASETS, Dataset, Publication};
 pub use self::download::{DatasetsRequest, download_datasets};
+pub use self::local_source::LocalSource;
 pub use self::prepare::{DEFAULT_CLINICAL, DEFAULT_SEED, PrepareOptions, Prepared, SplitRule, prepare};
-pub use self::published::{DATASETS, Dataset, Publication};
-pub use self::raw::{RAW_FORMAT, RawDataset, RawManifest, RawRecord, RawRecords, RawWriter, SkippedRows};
-pub use self::source::LocalSource;
-pub(crate) use self::synthetic::{is_synthetic, write_synthetic_reports};
+pub use self::raw_dataset::{
+    RAW_FORMAT, RawDataset, RawManifest, RawRecord, RawRecords, RawWriter, SkippedRows,
+};
+pub(crate) use self::synthetic_reports::{is_synthetic, write_synthetic_reports};

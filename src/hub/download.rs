@@ -97,7 +97,7 @@ impl Incoming {
         }
         // An interrupted run may have left files of another commit.
         let listed = |path: &String| manifest.files.iter().any(|file| file.path == *path);
-        let staged = files_below(&self.folder)?;
+        let staged = files_below(&self.folder, &|_, _| {})?;
         for path in staged.iter().filter(|path| !listed(path)) {
             let path = self.folder.join(path);
             remove_if_present(&path).map_err(|error| Error::io(&path, error))?;

@@ -17,7 +17,7 @@ use super::{
     manifest::{DOWNLOAD_MANIFEST, Digests, DownloadManifest},
     names::name_fault,
 };
-use crate::console::{self, Level};
+use crate::console::{self, Level, Notify};
 use crate::error::HubError;
 use crate::fs::{hub_cache, open_regular, read_text};
 use crate::{Error, Result};
@@ -48,8 +48,8 @@ pub(super) struct LocalFile {
 }
 
 impl LocalCopy {
-    /// Lists `folder` and reads the expected checksums.
-    pub(super) fn open(folder: &Path) -> Result<Self> {
+    /// Lists `folder` and reads the expected checksums; `notify` receives warnings about skipped files.
+    pub(super) fn open(folder: &Path, notify: Notify<'_>) -> Result<Self> {
         if !folder.is_dir() {
             return Err(Error::checkpoint(
                 folder,
@@ -57,7 +57,7 @@ impl LocalCopy {
             ));
         }
         let manifest = DownloadManifest::read(folder)?;
-        let names = files_below(folder)?;
+        let names = files_below(folder, notify)?;
         let announced: HashMap<&str, &ManifestFile> = manifest
             .iter()
             .flat_map(|manifest| &manifest.files)
@@ -227,15 +227,22 @@ fn blob_checksum(path: &Path) -> Option<Checksum> {
 }
 
 /// Returns the relative paths of the files below `folder`, sorted and validated, without hidden ones.
-pub(crate) fn files_below(folder: &Path) -> Result<Vec<String>> {
+/// `notify` receives warnings about other skipped files.
+pub(crate) fn files_below(folder: &Path, notify: Notify<'_>) -> Result<Vec<String>> {
     let mut names = Vec::new();
-    list(folder, "", 0, &mut names)?;
+    list(folder, "", 0, &mut names, notify)?;
     names.sort();
     Ok(names)
 }
 
 /// Hidden folders contain metadata of tools, hidden files are `.gitattributes` and the like.
-fn list(folder: &Path, prefix: &str, depth: usize, names: &mut Vec<String>) -> Result<()> {
+fn list(
+    folder: &Path,
+    prefix: &str,
+    depth: usize,
+    names: &mut Vec<String>,
+    notify: Notify<'_>,
+) -> Result<()> {
     let subfolder = folder.join(prefix);
     let entries = fs::read_dir(&subfolder).map_err(|error| Error::io(&subfolder, error))?;
     for entry in entries {
@@ -254,7 +261,7 @@ fn list(folder: &Path, prefix: &str, depth: usize, names: &mut Vec<String>) -> R
         }
         if full.is_dir() {
             if depth < MAX_DEPTH {
-                list(folder, &path, depth + 1, names)?;
+                list(folder, &path, depth + 1, names, notify)?;
             }
         } else if full.is_file() {
             if let Some(reason) = name_fault(&path) {
@@ -267,7 +274,7 @@ fn list(folder: &Path, prefix: &str, depth: usize, names: &mut Vec<String>) -> R
             names.push(path);
         } else if full.exists() {
             let message = format!("{} is skipped: it is not a regular file", full.display());
-            console::say(Level::WARN, &message);
+            notify(Level::WARN, &message);
         }
         if names.len() > MAX_FILES {
             return Err(Error::checkpoint(

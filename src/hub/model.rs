@@ -13,7 +13,7 @@ use super::{
     manifest::DownloadManifest,
 };
 use crate::checkpoint::Checkpoint;
-use crate::console::{self, Level};
+use crate::console::{Level, Notify};
 use crate::error::HubError;
 use crate::fs::hub_cache;
 use crate::project::{BASE_MODEL, EMBEDDED_MODEL, MODEL_ID};
@@ -77,17 +77,21 @@ impl ModelDownload {
 /// Downloads the model of `request`, copies it from a local copy, or verifies it offline.
 ///
 /// A new folder appears only when it is complete. An existing folder is updated to the revision file by file.
-pub fn download_model(request: &ModelRequest, settings: HubSettings) -> Result<ModelDownload> {
+pub fn download_model(
+    request: &ModelRequest,
+    settings: HubSettings,
+    notify: Notify<'_>,
+) -> Result<ModelDownload> {
     let repository = Repository::new(RepositoryKind::Model, &request.id, &request.revision)?;
     reject_other_models(request)?;
     let download = super::run(async {
         match &request.source {
             Some(source) => {
                 let source = hub_cache::resolved(source, &request.revision)?;
-                block_in_place(|| copy(&source, request))
+                block_in_place(|| copy(&source, request, notify))
             }
-            None if request.offline => block_in_place(|| check(request)),
-            None => fetch(&repository, request, settings).await,
+            None if request.offline => block_in_place(|| check(request, notify)),
+            None => fetch(&repository, request, settings, notify).await,
         }
     })?;
     // Checksums match; this detects a repository that is itself broken.
@@ -120,12 +124,13 @@ async fn fetch(
     repository: &Repository,
     request: &ModelRequest,
     settings: HubSettings,
+    notify: Notify<'_>,
 ) -> Result<ModelDownload> {
     let hub = Arc::new(Hub::new(settings)?);
     let staging = Incoming::open(&request.folder)?;
     let snapshot = Arc::new(hub.snapshot(repository).await?);
     let names = snapshot.files.iter().map(|file| file.path.as_str());
-    let wanted = wanted(&repository.id, names)?;
+    let wanted = wanted(&repository.id, names, notify)?;
     let files: Vec<RemoteFile> = snapshot
         .files
         .iter()
@@ -144,10 +149,10 @@ async fn fetch(
     Ok(ModelDownload { manifest, new_bytes })
 }
 
-fn copy(source: &Path, request: &ModelRequest) -> Result<ModelDownload> {
-    let copy = LocalCopy::open(source)?;
+fn copy(source: &Path, request: &ModelRequest, notify: Notify<'_>) -> Result<ModelDownload> {
+    let copy = LocalCopy::open(source, notify)?;
     let names = copy.files.iter().map(|file| file.path.as_str());
-    let wanted = wanted(&source.display().to_string(), names)?;
+    let wanted = wanted(&source.display().to_string(), names, notify)?;
     if local::is_same_folder(source, &request.folder) {
         return verified(copy, &wanted, request);
     }
@@ -161,13 +166,13 @@ fn copy(source: &Path, request: &ModelRequest) -> Result<ModelDownload> {
 }
 
 /// Verifies the folder offline: it is its own local copy.
-fn check(request: &ModelRequest) -> Result<ModelDownload> {
+fn check(request: &ModelRequest, notify: Notify<'_>) -> Result<ModelDownload> {
     if !request.folder.is_dir() {
         return Err(HubError::Offline(format!("{} does not exist", request.folder.display())).into());
     }
-    let copy = LocalCopy::open(&request.folder)?;
+    let copy = LocalCopy::open(&request.folder, notify)?;
     let names = copy.files.iter().map(|file| file.path.as_str());
-    let wanted = wanted(&request.folder.display().to_string(), names)?;
+    let wanted = wanted(&request.folder.display().to_string(), names, notify)?;
     verified(copy, &wanted, request)
 }
 
@@ -186,7 +191,7 @@ fn verified(copy: LocalCopy, wanted: &[String], request: &ModelRequest) -> Resul
 ///
 /// # Errors
 /// [`HubError::Unsuitable`], if no model is left.
-fn wanted<'a>(origin: &str, names: impl Iterator<Item = &'a str>) -> Result<Vec<String>> {
+fn wanted<'a>(origin: &str, names: impl Iterator<Item = &'a str>, notify: Notify<'_>) -> Result<Vec<String>> {
     let (pickles, others): (Vec<&str>, Vec<&str>) = names
         .filter(|name| !is_documentation(name) && !is_left_out(name))
         .partition(|name| is_pickle(name));
@@ -211,7 +216,7 @@ fn wanted<'a>(origin: &str, names: impl Iterator<Item = &'a str>) -> Result<Vec<
         ));
     }
     for name in &pickles {
-        console::say(Level::WARN, &format!("{name} is skipped: it is pickle, {PICKLE}"));
+        notify(Level::WARN, &format!("{name} is skipped: it is pickle, {PICKLE}"));
     }
     Ok(others.into_iter().map(str::to_owned).collect())
 }
@@ -274,14 +279,14 @@ mod tests {
             "binary",
             "md",
         ];
-        let taken = wanted("owner/name", names.into_iter()).unwrap();
+        let taken = wanted("owner/name", names.into_iter(), &|_, _| {}).unwrap();
         assert_eq!(taken, ["config.json", "model.safetensors", "binary", "md"]);
     }
 
     #[test]
     fn a_repository_without_safetensors_is_rejected_with_the_reason() {
         let rejected = |names: &[&str]| {
-            wanted("owner/name", names.iter().copied())
+            wanted("owner/name", names.iter().copied(), &|_, _| {})
                 .unwrap_err()
                 .to_string()
         };

@@ -39,18 +39,40 @@ impl DataSample {
     }
 }
 
-/// Data set of a sample.
+/// Data set of a sample: the label of its publication.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum SampleSource {
-    /// Radiology and pathology pictures with questions.
+    /// Radiology and pathology images with questions.
     #[serde(rename = "PathVQA")]
     PathVqa,
-    /// Captioned pictures from papers.
+    /// Captioned images from papers.
     PubMedVision,
     /// Transcribed reports, rendered as pages.
     #[serde(rename = "MTSamples")]
     MtSamples,
-    /// One that the contract doesn't know.
+    /// Any other data set, by its label.
     #[serde(untagged)]
     Other(String),
+}
+
+impl SampleSource {
+    /// Returns the source with `label`.
+    pub fn new(label: &str) -> Self {
+        match label {
+            "PathVQA" => Self::PathVqa,
+            "PubMedVision" => Self::PubMedVision,
+            "MTSamples" => Self::MtSamples,
+            other => Self::Other(other.to_owned()),
+        }
+    }
+
+    /// Returns the label, as in JSON.
+    pub fn label(&self) -> &str {
+        match self {
+            Self::PathVqa => "PathVQA",
+            Self::PubMedVision => "PubMedVision",
+            Self::MtSamples => "MTSamples",
+            Self::Other(label) => label,
+        }
+    }
 }

@@ -1,4 +1,4 @@
-//! Generated clinical documents among the samples: made in parallel, the same for a seed.
+//! Samples of generated clinical documents: rendered in parallel, reproducible by seed.
 
 use std::path::Path;
 
@@ -7,31 +7,33 @@ use serde_json::{Value, json};
 
 use super::{
     FORMATTED, PrepareOptions,
-    images::{Images, Outcome},
+    images::{ImageWriter, Written},
 };
 use crate::console::{self, Unit};
 use crate::records::{DataSample, Extra, SampleSource};
 use crate::synthetic::{Page, Question, Split, page};
 use crate::{Error, Result};
 
-/// Source of their samples.
+/// `source` of the samples.
 const SOURCE: &str = "ClinicalDocuments";
-/// Most pages for validation, and for the test.
-const MOST_HELD_OUT: u64 = 500;
+/// Prefix of the images' file names, without `_`.
+pub(super) const IMAGE_PREFIX: &str = "clinical";
+/// Maximum number of pages for validation and for test, each.
+const MAX_HELD_OUT: u64 = 500;
 
-/// What was made.
+/// Generated samples and their images.
 pub(super) struct Clinical {
-    /// Training, validation, test.
+    /// Training, validation and test samples.
     pub(super) lists: [Vec<DataSample>; 3],
-    /// Names of the images.
+    /// File names of the images.
     pub(super) files: Vec<String>,
-    pub(super) made: usize,
-    pub(super) kept: usize,
+    pub(super) created: usize,
+    pub(super) existing: usize,
 }
 
-/// Pages of each split for `training` of them: a tenth for validation and test each.
+/// Returns the number of pages of each split: validation and test get a tenth of `training` each.
 fn counts(training: u64) -> [(Split, u64); 3] {
-    let held_out = training.div_ceil(10).min(MOST_HELD_OUT);
+    let held_out = training.div_ceil(10).min(MAX_HELD_OUT);
     [
         (Split::Train, training),
         (Split::Validation, held_out),
@@ -43,33 +45,33 @@ pub(super) fn write(folder: &Path, options: &PrepareOptions) -> Result<Clinical>
     let mut clinical = Clinical {
         lists: Default::default(),
         files: Vec::new(),
-        made: 0,
-        kept: 0,
+        created: 0,
+        existing: 0,
     };
     if options.clinical == 0 {
         return Ok(clinical);
     }
-    let images = Images::new(folder);
+    let images = ImageWriter::new(folder);
     let counts = counts(options.clinical);
     let all = counts.iter().map(|(_, count)| count).sum();
-    let bar = console::progress_of("drawing clinical documents", Unit::Of("documents"), all);
+    let bar = console::progress_of("rendering clinical documents", Unit::Of("documents"), all);
     for (list, (split, count)) in clinical.lists.iter_mut().zip(counts) {
-        let written: Vec<(Outcome, Vec<DataSample>)> = (0..count)
+        let written: Vec<(Written, Vec<DataSample>)> = (0..count)
             .into_par_iter()
             .map(|index| {
                 let made = page(split, options.seed, index);
-                let outcome = images.write_generated("clinical", &made.image, made.extension)?;
+                let image = images.write_generated(&made.image, made.extension)?;
                 bar.inc(1);
-                let samples = samples(split, &made, outcome.file());
-                Ok::<_, Error>((outcome, samples))
+                let samples = samples(split, &made, image.file());
+                Ok::<_, Error>((image, samples))
             })
             .collect::<Result<_>>()?;
-        for (outcome, samples) in written {
-            match outcome {
-                Outcome::Made { .. } => clinical.made += 1,
-                _ => clinical.kept += 1,
+        for (image, samples) in written {
+            match image {
+                Written::Created { .. } => clinical.created += 1,
+                _ => clinical.existing += 1,
             }
-            clinical.files.extend(outcome.file().map(str::to_owned));
+            clinical.files.extend(image.file().map(str::to_owned));
             list.extend(samples);
         }
     }
@@ -92,7 +94,7 @@ fn samples(split: Split, page: &Page, file: Option<&str>) -> Vec<DataSample> {
         .collect()
 }
 
-/// What an evaluation needs; the training split, of which there is much, says the task alone.
+/// Returns the fields that an evaluation needs; training samples, which are many, have the task only.
 fn extra(split: Split, page: &Page, question: &Question) -> Extra {
     let known = match split {
         Split::Train => json!({"task": question.task}),

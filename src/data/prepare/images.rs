@@ -1,4 +1,4 @@
-//! The images of the samples: reports drawn as pages, pictures taken over as they are.
+//! The images of the samples: reports rendered as pages, image files copied unchanged.
 
 use std::collections::HashSet;
 use std::ffi::OsStr;
@@ -8,126 +8,130 @@ use std::path::{Path, PathBuf};
 
 use sha2::{Digest, Sha256};
 
-use super::groups::short_hex;
+use super::clinical::IMAGE_PREFIX;
+use super::duplicates::short_hex;
 use super::samples::Candidate;
+use crate::data::DATASETS;
 use crate::fs::{is_temporary, sync_file_system, write_unsynced};
 use crate::processing::{DecodeLimits, decode};
 use crate::rendering::{RENDERING_VERSION, encode_grey, text_lines, text_page};
 use crate::{Error, Result};
 
-/// A larger picture counts as broken.
-const MAX_PICTURE_BYTES: u64 = 256 << 20;
-const PREFIXES: [&str; 5] = ["mt_", "pvqa_", "pmv_", "roco_", "clinical_"];
+/// Maximum size of an image file; larger ones count as undecodable.
+const MAX_IMAGE_BYTES: u64 = 256 << 20;
 
-/// What an image is made from.
+/// Source of an image.
 #[derive(Debug, Clone)]
 pub(super) enum ImageSource {
-    /// Drawn as a page.
-    Text(String),
-    /// Taken over; its name begins with `label`.
-    Picture { path: PathBuf, label: &'static str },
+    /// Text to render as a page.
+    Text { text: String, prefix: &'static str },
+    /// File to copy.
+    File { path: PathBuf, prefix: &'static str },
 }
 
-/// What became of an image.
+/// Result of writing an image, with its file name.
 #[derive(Debug)]
-pub(super) enum Outcome {
-    Made { file: String },
-    Kept { file: String },
-    Broken,
+pub(super) enum Written {
+    Created { file: String },
+    Existing { file: String },
+    Undecodable,
 }
 
-impl Outcome {
+impl Written {
     pub(super) fn file(&self) -> Option<&str> {
         match self {
-            Self::Made { file } | Self::Kept { file } => Some(file),
-            Self::Broken => None,
+            Self::Created { file } | Self::Existing { file } => Some(file),
+            Self::Undecodable => None,
         }
     }
 }
 
 impl ImageSource {
-    /// Tells images apart before they are made.
+    /// Returns a key that is equal for equal images.
     pub(super) fn identity(&self) -> String {
         match self {
-            Self::Text(text) => page_name(text),
-            Self::Picture { path, .. } => path.to_string_lossy().into_owned(),
+            Self::Text { text, prefix } => page_name(prefix, text),
+            Self::File { path, .. } => path.to_string_lossy().into_owned(),
         }
     }
 }
 
-/// A page is named after its text and how it is drawn.
-fn page_name(text: &str) -> String {
+/// Returns the file name of a page: a hash of its text and the rendering version.
+fn page_name(prefix: &str, text: &str) -> String {
     let digest = Sha256::new()
         .chain_update(RENDERING_VERSION.to_le_bytes())
         .chain_update(text);
-    format!("mt_{}.png", short_hex(digest))
+    format!("{prefix}_{}.png", short_hex(digest))
 }
 
-/// The folder of the images.
-pub(super) struct Images<'a> {
+/// Writer of the image folder.
+pub(super) struct ImageWriter<'a> {
     folder: &'a Path,
 }
 
-impl<'a> Images<'a> {
+impl<'a> ImageWriter<'a> {
     pub(super) fn new(folder: &'a Path) -> Self {
         Self { folder }
     }
 
-    /// Makes an image unless it is there, whole.
-    pub(super) fn write(&self, image: &ImageSource) -> Result<Outcome> {
+    /// Writes an image unless it exists and is intact.
+    pub(super) fn write(&self, image: &ImageSource) -> Result<Written> {
         match image {
-            ImageSource::Text(text) => self.write_page(text),
-            ImageSource::Picture { path, label } => self.take_over(path, label),
+            ImageSource::Text { text, prefix } => self.write_page(prefix, text),
+            ImageSource::File { path, prefix } => self.copy(path, prefix),
         }
     }
 
-    fn write_page(&self, text: &str) -> Result<Outcome> {
-        let file = page_name(text);
-        if is_whole_png(&self.folder.join(&file)) {
-            return Ok(Outcome::Kept { file });
+    fn write_page(&self, prefix: &str, text: &str) -> Result<Written> {
+        let file = page_name(prefix, text);
+        if is_intact_png(&self.folder.join(&file)) {
+            return Ok(Written::Existing { file });
         }
         let mut bytes = Vec::new();
         encode_grey(&text_page(&text_lines(text)), &mut bytes)
             .map_err(|error| Error::io(self.folder, error))?;
         self.store(&file, &bytes)?;
-        Ok(Outcome::Made { file })
+        Ok(Written::Created { file })
     }
 
-    /// Stores an image that was just made, unless it is there; named after its content.
-    pub(super) fn write_generated(&self, label: &str, bytes: &[u8], suffix: &str) -> Result<Outcome> {
-        let file = format!("{label}_{}.{suffix}", short_hex(Sha256::new_with_prefix(bytes)));
-        if read(&self.folder.join(&file)).is_ok_and(|there| there == bytes) {
-            return Ok(Outcome::Kept { file });
+    /// Writes a generated image unless it exists; its name is a hash of its content.
+    pub(super) fn write_generated(&self, bytes: &[u8], suffix: &str) -> Result<Written> {
+        let file = format!(
+            "{IMAGE_PREFIX}_{}.{suffix}",
+            short_hex(Sha256::new_with_prefix(bytes))
+        );
+        if read(&self.folder.join(&file)).is_ok_and(|existing| existing == bytes) {
+            return Ok(Written::Existing { file });
         }
         self.store(&file, bytes)?;
-        Ok(Outcome::Made { file })
+        Ok(Written::Created { file })
     }
 
-    fn take_over(&self, path: &Path, label: &str) -> Result<Outcome> {
+    fn copy(&self, path: &Path, prefix: &str) -> Result<Written> {
         let bytes = match read(path) {
             Ok(bytes) => bytes,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Outcome::Broken),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Written::Undecodable),
             Err(error) => return Err(Error::io(path, error)),
         };
         let suffix = path.extension().and_then(OsStr::to_str).unwrap_or("img");
-        let file = format!("{label}_{}.{suffix}", short_hex(Sha256::new_with_prefix(&bytes)));
-        // Read again, since a picture may have been cut short by a fault of the machine.
-        if read(&self.folder.join(&file)).is_ok_and(|there| there == bytes) {
-            return Ok(Outcome::Kept { file });
+        let file = format!("{prefix}_{}.{suffix}", short_hex(Sha256::new_with_prefix(&bytes)));
+        // Compare the content: a crash of the machine may have truncated the file.
+        if read(&self.folder.join(&file)).is_ok_and(|existing| existing == bytes) {
+            return Ok(Written::Existing { file });
         }
-        if bytes.len() as u64 > MAX_PICTURE_BYTES || decode(&bytes, &DecodeLimits::default()).is_err() {
-            return Ok(Outcome::Broken);
+        if bytes.len() as u64 > MAX_IMAGE_BYTES || decode(&bytes, &DecodeLimits::default()).is_err() {
+            return Ok(Written::Undecodable);
         }
         self.store(&file, &bytes)?;
-        Ok(Outcome::Made { file })
+        Ok(Written::Created { file })
     }
 
-    /// The file is complete or absent; [`Images::sync`] forces it to the disk.
+    /// The file is complete or absent; [`ImageWriter::sync`] forces it to the disk.
     fn store(&self, file: &str, bytes: &[u8]) -> Result<()> {
         write_unsynced(&self.folder.join(file), bytes)
     }
 
-    /// Forces everything to the disk in one call: thousands of single calls would take longer than drawing the pages.
+    /// Syncs the whole file system: thousands of `fsync` calls would take longer than rendering.
     pub(super) fn sync(&self) -> Result<()> {
         sync_file_system(self.folder)
     }
@@ -136,13 +140,13 @@ impl<'a> Images<'a> {
 fn read(path: &Path) -> io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
     File::open(path)?
-        .take(MAX_PICTURE_BYTES + 1)
+        .take(MAX_IMAGE_BYTES + 1)
         .read_to_end(&mut bytes)?;
     Ok(bytes)
 }
 
-/// Whether a PNG was written to its end and never changed: every chunk's checksum is right and the last one is the end.
-fn is_whole_png(path: &Path) -> bool {
+/// Returns whether a PNG is complete and unchanged: all chunk checksums match and the last chunk is `IEND`.
+fn is_intact_png(path: &Path) -> bool {
     let Ok(bytes) = read(path) else { return false };
     let Some(mut rest) = bytes.strip_prefix(b"\x89PNG\r\n\x1a\n") else {
         return false;
@@ -166,8 +170,8 @@ fn is_whole_png(path: &Path) -> bool {
     false
 }
 
-/// Removes what earlier runs left: images that no sample has any more, and half-written ones.
-pub(super) fn sweep(folder: &Path, candidates: &[Candidate], generated: &[String]) -> Result<()> {
+/// Removes images of earlier runs that no sample uses, and temporary files.
+pub(super) fn remove_stale(folder: &Path, candidates: &[Candidate], generated: &[String]) -> Result<()> {
     let wanted: HashSet<&str> = candidates
         .iter()
         .map(|candidate| candidate.file.as_str())
@@ -178,8 +182,7 @@ pub(super) fn sweep(folder: &Path, candidates: &[Candidate], generated: &[String
             let entry = entry?;
             let name = entry.file_name();
             let name = name.to_string_lossy();
-            let ours = is_temporary(&name) || PREFIXES.iter().any(|prefix| name.starts_with(prefix));
-            if ours && !wanted.contains(name.as_ref()) {
+            if is_ours(&name) && !wanted.contains(name.as_ref()) {
                 fs::remove_file(entry.path())?;
             }
         }
@@ -188,30 +191,43 @@ pub(super) fn sweep(folder: &Path, candidates: &[Candidate], generated: &[String
     attempt().map_err(|error| Error::io(folder, error))
 }
 
+/// Returns whether a file name is one that this module gives, as opposed to a user's file.
+fn is_ours(name: &str) -> bool {
+    let publications = DATASETS.iter().flat_map(|dataset| dataset.publications);
+    let mut prefixes = publications
+        .map(|publication| publication.image_prefix)
+        .chain([IMAGE_PREFIX]);
+    is_temporary(name)
+        || prefixes.any(|prefix| {
+            name.strip_prefix(prefix)
+                .is_some_and(|rest| rest.starts_with('_'))
+        })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn a_png_is_whole_only_with_every_byte() {
+    fn truncated_and_changed_pngs_are_detected() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("page.png");
         let mut bytes = Vec::new();
         encode_grey(&text_page(&["one line"]), &mut bytes).unwrap();
-        let whole = |bytes: &[u8]| {
+        let intact = |bytes: &[u8]| {
             fs::write(&path, bytes).unwrap();
-            is_whole_png(&path)
+            is_intact_png(&path)
         };
-        assert!(whole(&bytes));
+        assert!(intact(&bytes));
         for length in (0..bytes.len()).step_by(7).chain([bytes.len() - 1]) {
-            assert!(!whole(&bytes[..length]), "cut to {length}");
+            assert!(!intact(&bytes[..length]), "cut to {length}");
         }
         for index in (0..bytes.len()).step_by(11) {
             let mut flipped = bytes.clone();
             flipped[index] ^= 0x40;
-            assert!(!whole(&flipped), "byte {index}");
+            assert!(!intact(&flipped), "byte {index}");
         }
-        assert!(!whole(&[bytes.as_slice(), b"more"].concat()));
-        assert!(!is_whole_png(&folder.path().join("absent.png")));
+        assert!(!intact(&[bytes.as_slice(), b"more"].concat()));
+        assert!(!is_intact_png(&folder.path().join("absent.png")));
     }
 }

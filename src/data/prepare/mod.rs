@@ -1,15 +1,15 @@
-//! Raw datasets → pages, prompts and answers in three splits: `datasets/formatted/`.
+//! Raw data sets → images, prompts and responses in three splits: `datasets/formatted/`.
 //!
 //! ```text
-//! images/              pages drawn and pictures taken over, each named after its content
+//! images/              rendered pages and copied images, each named by a hash of its content
 //! train.json val.json test.json
-//! data_summary.json    written last: without it the rest is not complete
+//! data_summary.json    written last, so output without it is not complete
 //! ```
 //!
-//! An image is there whole or not at all, under a name that tells its content, so that a run after a kill keeps what was made.
+//! An image file is complete or absent, so a run after a kill reuses the existing ones.
 
 mod clinical;
-mod groups;
+mod duplicates;
 mod images;
 mod samples;
 mod split;
@@ -22,11 +22,11 @@ use std::time::Instant;
 
 use rayon::prelude::*;
 
-use self::images::{ImageSource, Images};
-use self::samples::{Candidate, Collected, collect, order_key};
+use self::images::{ImageSource, ImageWriter, Written};
+use self::samples::{Candidate, Collected, collect, shuffle_key};
 use self::summary::Inputs;
-use super::RawDataset;
-use crate::console::{self, Level, Unit};
+use super::{DATASETS, RawDataset};
+use crate::console::{self, Level, Notify, Unit};
 use crate::fs::{RunLock, update_folder};
 use crate::project::Project;
 use crate::records::{self, DataSample, DataSummary, Extra};
@@ -34,19 +34,18 @@ use crate::rendering::text_lines;
 use crate::synthetic::{TRANSCRIBE, whole_page_prompt};
 use crate::{Error, Result};
 
-/// Seed of the shuffle and of the prompts, unless another is given.
+/// Default seed of shuffling and prompts.
 pub const DEFAULT_SEED: u64 = 42;
 
 const RAW: &str = "datasets/raw";
 const FORMATTED: &str = "datasets/formatted";
-const DATASETS: [&str; 3] = ["roco", "pubmedvision", "mtsamples"];
 
-/// How samples are told apart before they are split.
+/// How samples are grouped before splitting.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub enum SplitRule {
-    /// Samples of the same text or picture stay together
+    /// Samples with the same text or image stay together
     Grouped,
-    /// Each sample for itself, as the original project did: the same text lands in training and test
+    /// Each sample on its own, as in the original project: the same text may be in training and test
     Original,
 }
 
@@ -59,20 +58,20 @@ impl SplitRule {
     }
 }
 
-/// How to prepare.
+/// Options of [`prepare`].
 #[derive(Debug, Clone, Copy)]
 pub struct PrepareOptions {
-    /// How samples are told apart.
+    /// How samples are grouped before splitting.
     pub split: SplitRule,
-    /// Of the shuffle and of the prompts.
+    /// Seed of shuffling and prompts.
     pub seed: u64,
-    /// Generated clinical pages for training, and a tenth of that (500 at most) for validation and for the test each.
+    /// Number of generated clinical pages for training; validation and test get a tenth of it each, at most 500.
     pub clinical: u64,
-    /// Generated pages alone: no raw data set is needed.
+    /// Generated pages only; no raw data set is needed.
     pub only_clinical: bool,
 }
 
-/// Generated pages for training unless another number is given: enough to learn on a CPU, few enough to be made in seconds.
+/// Default number of generated pages for training: enough to learn on a CPU, few enough to render in seconds.
 pub const DEFAULT_CLINICAL: u64 = 400;
 
 impl Default for PrepareOptions {
@@ -86,27 +85,27 @@ impl Default for PrepareOptions {
     }
 }
 
-/// What a run did.
+/// Result of [`prepare`].
 #[derive(Debug, Clone)]
 pub struct Prepared {
-    /// As it stands in `data_summary.json`.
+    /// Content of `data_summary.json`.
     pub summary: DataSummary,
-    /// Everything was there already, made from the same raw datasets in the same way.
+    /// The output already existed, from the same inputs and options.
     pub up_to_date: bool,
-    /// Images made by this run.
-    pub images_made: usize,
-    /// Images that an earlier run had made.
-    pub images_kept: usize,
-    /// Everything, seconds.
+    /// Number of images created by this run.
+    pub images_created: usize,
+    /// Number of images reused from an earlier run.
+    pub images_reused: usize,
+    /// Duration in seconds.
     pub seconds: f64,
 }
 
-/// Prepares `datasets/formatted` from `datasets/raw`: the same input gives the same files, however many threads there are.
-pub fn prepare(project: &Project, options: &PrepareOptions) -> Result<Prepared> {
+/// Prepares `datasets/formatted` from `datasets/raw`. The same input gives the same files, for any number of threads.
+pub fn prepare(project: &Project, options: &PrepareOptions, notify: Notify<'_>) -> Result<Prepared> {
     let start = Instant::now();
     let datasets = match options.only_clinical {
         true => Vec::new(),
-        false => open_datasets(&project.file(RAW))?,
+        false => open_datasets(&project.file(RAW), notify)?,
     };
     let formatted = project.file(FORMATTED);
     let folder = formatted.join("images");
@@ -115,10 +114,10 @@ pub fn prepare(project: &Project, options: &PrepareOptions) -> Result<Prepared> 
     let inputs = Inputs::new(&datasets, options);
     if let Some(summary) = inputs.finished(project) {
         return Ok(Prepared {
-            images_kept: summary.total_samples as usize,
+            images_reused: summary.total_samples as usize,
             summary,
             up_to_date: true,
-            images_made: 0,
+            images_created: 0,
             seconds: start.elapsed().as_secs_f64(),
         });
     }
@@ -139,36 +138,37 @@ pub fn prepare(project: &Project, options: &PrepareOptions) -> Result<Prepared> 
     }
     let summary = inputs.summary(options, &collected, &split, &lists);
     publish(project, &lists, &summary)?;
-    images::sweep(&folder, &collected.candidates, &clinical.files)?;
+    images::remove_stale(&folder, &collected.candidates, &clinical.files)?;
     Ok(Prepared {
         summary,
         up_to_date: false,
-        images_made: images.made + clinical.made,
-        images_kept: images.kept + clinical.kept,
+        images_created: images.created + clinical.created,
+        images_reused: images.existing + clinical.existing,
         seconds: start.elapsed().as_secs_f64(),
     })
 }
 
-/// Puts generated samples among the others, so that the first thousand of a list are like all of it; those of a page stay
+/// Shuffles generated samples among the others, so that a prefix of the list is representative. Samples of a page stay
 /// together.
 fn mix(list: &mut Vec<DataSample>, generated: Vec<DataSample>, seed: u64) {
     if generated.is_empty() {
         return;
     }
     list.extend(generated);
-    list.sort_by_cached_key(|sample| order_key(seed, "mix", &sample.image_path));
+    list.sort_by_cached_key(|sample| shuffle_key(seed, "mix", &sample.image_path));
 }
 
-fn open_datasets(raw: &Path) -> Result<Vec<RawDataset>> {
+fn open_datasets(raw: &Path, notify: Notify<'_>) -> Result<Vec<RawDataset>> {
     let mut datasets = Vec::new();
-    for name in DATASETS {
-        match RawDataset::open(&raw.join(name))? {
+    for dataset in DATASETS {
+        let folder = raw.join(dataset.name);
+        match RawDataset::open(&folder)? {
             Some(dataset) => datasets.push(dataset),
-            None => console::say(
+            None => notify(
                 Level::WARN,
                 &format!(
-                    "{}: not downloaded, or not complete; going on without it",
-                    raw.join(name).display()
+                    "{}: not downloaded, or not complete; continuing without it",
+                    folder.display()
                 ),
             ),
         }
@@ -176,20 +176,20 @@ fn open_datasets(raw: &Path) -> Result<Vec<RawDataset>> {
     if datasets.is_empty() {
         return Err(Error::record(
             raw,
-            "holds no complete data set; run download_datasets first",
+            "contains no complete data set; run download_datasets first",
         ));
     }
     Ok(datasets)
 }
 
-struct Written {
-    made: usize,
-    kept: usize,
+struct ImageCounts {
+    created: usize,
+    existing: usize,
 }
 
-/// Makes the images that are missing, in parallel; candidates whose picture cannot be decoded are dropped and counted.
-fn write_images(folder: &Path, collected: &mut Collected) -> Result<Written> {
-    let images = Images::new(folder);
+/// Writes missing images in parallel; drops and counts candidates whose image cannot be decoded.
+fn write_images(folder: &Path, collected: &mut Collected) -> Result<ImageCounts> {
+    let images = ImageWriter::new(folder);
     let mut first: HashMap<String, usize> = HashMap::new();
     for (index, candidate) in collected.candidates.iter().enumerate() {
         first.entry(candidate.image.identity()).or_insert(index);
@@ -202,34 +202,33 @@ fn write_images(folder: &Path, collected: &mut Collected) -> Result<Written> {
             .filter_map(|index| collected.candidates.get(*index))
             .collect()
     };
-    let bar = console::progress_of("drawing pages", Unit::Of("images"), unique.len() as u64);
-    let outcomes: Vec<(String, images::Outcome)> = unique
+    let bar = console::progress_of("rendering pages", Unit::Of("images"), unique.len() as u64);
+    let written: Vec<(String, Written)> = unique
         .par_iter()
         .map(|candidate| {
-            let outcome = images.write(&candidate.image)?;
+            let file = images.write(&candidate.image)?;
             bar.inc(1);
-            Ok((candidate.image.identity(), outcome))
+            Ok((candidate.image.identity(), file))
         })
         .collect::<Result<_>>()?;
     bar.finish_and_clear();
     images.sync()?;
-    let count =
-        |wanted: fn(&images::Outcome) -> bool| outcomes.iter().filter(|(_, outcome)| wanted(outcome)).count();
-    let written = Written {
-        made: count(|outcome| matches!(outcome, images::Outcome::Made { .. })),
-        kept: count(|outcome| matches!(outcome, images::Outcome::Kept { .. })),
+    let count = |wanted: fn(&Written) -> bool| written.iter().filter(|(_, file)| wanted(file)).count();
+    let counts = ImageCounts {
+        created: count(|file| matches!(file, Written::Created { .. })),
+        existing: count(|file| matches!(file, Written::Existing { .. })),
     };
-    collected.place(&outcomes.into_iter().collect());
-    Ok(written)
+    collected.assign_files(&written.into_iter().collect());
+    Ok(counts)
 }
 
-fn sample(candidate: &Candidate, split: &split::Split) -> DataSample {
+fn sample(candidate: &Candidate, split: &split::SplitAssignment) -> DataSample {
     let mut extra = Extra::new();
     if split.unseen.contains(&candidate.text_key) {
         extra.insert("unseen".to_owned(), true.into());
     }
-    if let ImageSource::Text(text) = &candidate.image {
-        // What stands on the page, and the question that asks for it: the response is the report's beginning, unbroken.
+    if let ImageSource::Text { text, .. } = &candidate.image {
+        // The text of the page and its question: the response is the start of the report, without line breaks.
         extra.insert("task".to_owned(), TRANSCRIBE.into());
         extra.insert("ask".to_owned(), whole_page_prompt().into());
         extra.insert("text".to_owned(), page_text(text).into());
@@ -243,7 +242,7 @@ fn sample(candidate: &Candidate, split: &split::Split) -> DataSample {
     }
 }
 
-/// A page as it is read: line by line, runs of spaces made one, empty lines left out.
+/// Returns the page as a model should transcribe it: line by line, spaces collapsed, without empty lines.
 fn page_text(text: &str) -> String {
     let lines = text_lines(text);
     let words = lines
@@ -255,12 +254,12 @@ fn page_text(text: &str) -> String {
         .join("\n")
 }
 
-/// The three lists, in the order train, val, test.
+/// Returns the paths of the train, val and test lists.
 fn list_paths(project: &Project) -> [PathBuf; 3] {
     [records::paths::TRAIN, records::paths::VAL, records::paths::TEST].map(|path| project.file(path))
 }
 
-/// Writes the lists; the folder has no summary meanwhile.
+/// Writes the lists and the summary; meanwhile the folder has no summary.
 fn publish(project: &Project, lists: &[Vec<DataSample>; 3], summary: &DataSummary) -> Result<()> {
     update_folder(
         &project.file(records::paths::DATA_SUMMARY),

@@ -1,4 +1,4 @@
-//! Raw records → candidates for samples: what is shown, asked and answered.
+//! Raw records → candidates for samples: image, prompt and response.
 
 use std::collections::HashMap;
 use std::path::PathBuf;
@@ -6,35 +6,35 @@ use std::path::PathBuf;
 use sha2::{Digest, Sha256};
 
 use super::{
-    groups::text_key,
-    images::{ImageSource, Outcome},
+    duplicates::text_key,
+    images::{ImageSource, Written},
 };
 use crate::Result;
-use crate::data::{RawDataset, RawRecord};
+use crate::data::{Dataset, Publication, RawDataset, RawRecord};
 use crate::prompts::PROMPTS;
 use crate::records::SampleSource;
 
-/// A shorter text or answer makes no sample.
+/// Minimum length of a text or answer, in characters.
 const MIN_CHARACTERS: usize = 50;
-/// How much of a report is put on its page.
+/// Maximum length of the text on a page, in characters.
 const PAGE_CHARACTERS: usize = 2000;
-/// How much of a report is the answer; samples that agree in it are one group.
+/// Maximum length of a report's response, in characters; samples that agree in it are duplicates.
 const ANSWER_CHARACTERS: usize = 1500;
 
-/// A sample in the making.
+/// A sample whose image is not written yet.
 pub(super) struct Candidate {
     pub(super) source: SampleSource,
     pub(super) row: u64,
     pub(super) prompt: String,
     pub(super) response: String,
     pub(super) image: ImageSource,
-    /// Tells texts apart.
+    /// Key of its text, for deduplication.
     pub(super) text_key: String,
-    /// Name of its image in `images/`; empty until that is made.
+    /// File name of its image in `images/`; empty until that is written.
     pub(super) file: String,
 }
 
-/// Rows that make no sample, by reason.
+/// Numbers of skipped records, by reason.
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Skipped {
     pub(super) without_text: u64,
@@ -43,39 +43,48 @@ pub(super) struct Skipped {
 }
 
 pub(super) struct Collected {
-    /// In the order of the datasets and their rows.
+    /// Candidates in the order of data sets and rows.
     pub(super) candidates: Vec<Candidate>,
     pub(super) skipped: Skipped,
 }
 
-/// Reads all records of all datasets.
+/// Reads all records of all data sets.
 pub(super) fn collect(datasets: &[RawDataset], seed: u64) -> Result<Collected> {
     let mut collected = Collected {
         candidates: Vec::new(),
         skipped: Skipped::default(),
     };
     for dataset in datasets {
-        let source = source(&dataset.manifest().label);
+        let label = &dataset.manifest().label;
+        let origin = Origin {
+            source: SampleSource::new(label),
+            image_prefix: image_prefix(&dataset.manifest().name, label),
+        };
         for record in dataset.records()? {
             let record = record?;
-            let picture = dataset.image_path(&record);
-            collected.add(&source, record, picture, seed);
+            let image = dataset.image_path(&record);
+            collected.add(&origin, record, image, seed);
         }
     }
     Ok(collected)
 }
 
-fn source(label: &str) -> SampleSource {
-    match label {
-        "PathVQA" => SampleSource::PathVqa,
-        "PubMedVision" => SampleSource::PubMedVision,
-        "MTSamples" => SampleSource::MtSamples,
-        other => SampleSource::Other(other.to_owned()),
-    }
+/// What all records of a raw data set share.
+struct Origin {
+    source: SampleSource,
+    image_prefix: &'static str,
+}
+
+/// Returns the image prefix of the publication with `label`, else that of the data set's first publication.
+fn image_prefix(name: &str, label: &str) -> &'static str {
+    let publications: &[Publication] = Dataset::named(name).map_or(&[], |dataset| dataset.publications);
+    let labelled = publications.iter().find(|publication| publication.label == label);
+    let publication = labelled.or(publications.first());
+    publication.map_or("other", |publication| publication.image_prefix)
 }
 
 impl Collected {
-    fn add(&mut self, source: &SampleSource, record: RawRecord, picture: Option<PathBuf>, seed: u64) {
+    fn add(&mut self, origin: &Origin, record: RawRecord, image: Option<PathBuf>, seed: u64) {
         if record.text.trim().is_empty() {
             self.skipped.without_text += 1;
             return;
@@ -84,28 +93,23 @@ impl Collected {
             self.skipped.short += 1;
             return;
         }
-        let text_key = text_key(beginning(&record.text, ANSWER_CHARACTERS));
-        let drawn = drawn_prompt(source, record.row, seed);
-        let (image, response) = match picture {
-            Some(path) => (
-                ImageSource::Picture {
-                    path,
-                    label: prefix(source),
-                },
-                record.text,
-            ),
+        let text_key = text_key(first_characters(&record.text, ANSWER_CHARACTERS));
+        let prefix = origin.image_prefix;
+        let prompt = sampled_prompt(prefix, record.row, seed);
+        let (image, response) = match image {
+            Some(path) => (ImageSource::File { path, prefix }, record.text),
             None => {
-                let response = beginning(&record.text, ANSWER_CHARACTERS).to_owned();
+                let response = first_characters(&record.text, ANSWER_CHARACTERS).to_owned();
                 let mut text = record.text;
-                text.truncate(beginning(&text, PAGE_CHARACTERS).len());
-                (ImageSource::Text(text), response)
+                text.truncate(first_characters(&text, PAGE_CHARACTERS).len());
+                (ImageSource::Text { text, prefix }, response)
             }
         };
         let question = record.question.filter(|question| !question.trim().is_empty());
         self.candidates.push(Candidate {
-            source: source.clone(),
+            source: origin.source.clone(),
             row: record.row,
-            prompt: question.unwrap_or_else(|| drawn.to_owned()),
+            prompt: question.unwrap_or_else(|| prompt.to_owned()),
             response,
             image,
             text_key,
@@ -113,39 +117,29 @@ impl Collected {
         });
     }
 
-    /// Gives each candidate the file that its image became; those whose picture is broken leave.
-    pub(super) fn place(&mut self, outcomes: &HashMap<String, Outcome>) {
+    /// Sets the file of each candidate; drops and counts those whose image cannot be decoded.
+    pub(super) fn assign_files(&mut self, written: &HashMap<String, Written>) {
         let before = self.candidates.len();
         self.candidates
-            .retain_mut(|candidate| match outcomes.get(&candidate.image.identity()) {
-                Some(Outcome::Made { file } | Outcome::Kept { file }) => {
+            .retain_mut(|candidate| match written.get(&candidate.image.identity()) {
+                Some(Written::Created { file } | Written::Existing { file }) => {
                     candidate.file.clone_from(file);
                     true
                 }
-                Some(Outcome::Broken) | None => false,
+                Some(Written::Undecodable) | None => false,
             });
         self.skipped.broken_image += (before - self.candidates.len()) as u64;
     }
 }
 
-/// What its pictures' names begin with.
-fn prefix(source: &SampleSource) -> &'static str {
-    match source {
-        SampleSource::PathVqa => "pvqa",
-        SampleSource::PubMedVision => "pmv",
-        SampleSource::MtSamples => "mt",
-        SampleSource::Other(_) => "roco",
-    }
-}
-
-/// The same for a row whatever else there is.
-fn drawn_prompt(source: &SampleSource, row: u64, seed: u64) -> &'static str {
-    let hash = order_key(seed, "prompt", &format!("{}:{row}", prefix(source)));
+/// Returns a prompt chosen by row and seed, independent of all other rows.
+fn sampled_prompt(image_prefix: &str, row: u64, seed: u64) -> &'static str {
+    let hash = shuffle_key(seed, "prompt", &format!("{image_prefix}:{row}"));
     PROMPTS[(hash % PROMPTS.len() as u64) as usize]
 }
 
-/// A number that is as good as random, and the same every time: sorting by it shuffles.
-pub(super) fn order_key(seed: u64, purpose: &str, item: &str) -> u64 {
+/// Returns a pseudo-random number, the first 8 bytes of a SHA-256: sorting by it shuffles reproducibly.
+pub(super) fn shuffle_key(seed: u64, purpose: &str, item: &str) -> u64 {
     let digest = Sha256::new()
         .chain_update(seed.to_le_bytes())
         .chain_update(purpose)
@@ -158,8 +152,8 @@ pub(super) fn order_key(seed: u64, purpose: &str, item: &str) -> u64 {
         .fold(0, |number, byte| number << 8 | u64::from(*byte))
 }
 
-/// The first `characters` characters.
-fn beginning(text: &str, characters: usize) -> &str {
+/// Returns the first `characters` characters of `text`.
+fn first_characters(text: &str, characters: usize) -> &str {
     text.char_indices()
         .nth(characters)
         .map_or(text, |(end, _)| &text[..end])
@@ -170,19 +164,18 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_beginning_is_counted_in_characters() {
-        assert_eq!(beginning("a\u{e9}\u{4e2d}z", 3), "a\u{e9}\u{4e2d}");
-        assert_eq!(beginning("ab", 3), "ab");
-        assert_eq!(beginning("", 0), "");
+    fn prefixes_are_counted_in_characters() {
+        assert_eq!(first_characters("a\u{e9}\u{4e2d}z", 3), "a\u{e9}\u{4e2d}");
+        assert_eq!(first_characters("ab", 3), "ab");
+        assert_eq!(first_characters("", 0), "");
     }
 
     #[test]
-    fn every_prompt_is_drawn() {
-        let drawn: std::collections::HashSet<_> = (0..200)
-            .map(|row| drawn_prompt(&SampleSource::MtSamples, row, 42))
-            .collect();
-        assert_eq!(drawn.len(), PROMPTS.len());
-        assert_ne!(order_key(42, "a", "b"), order_key(43, "a", "b"));
-        assert_ne!(order_key(42, "a", "b"), order_key(42, "ab", ""));
+    fn every_prompt_is_sampled() {
+        let sampled: std::collections::HashSet<_> =
+            (0..200).map(|row| sampled_prompt("mt", row, 42)).collect();
+        assert_eq!(sampled.len(), PROMPTS.len());
+        assert_ne!(shuffle_key(42, "a", "b"), shuffle_key(43, "a", "b"));
+        assert_ne!(shuffle_key(42, "a", "b"), shuffle_key(42, "ab", ""));
     }
 }

@@ -1,36 +1,36 @@
-//! Which samples are for training, validation and test.
+//! Assignment of samples to the training, validation and test splits.
 
 use std::collections::{BTreeMap, HashSet};
 
-use super::groups::groups;
-use super::samples::{Candidate, order_key};
+use super::duplicates::duplicate_groups;
+use super::samples::{Candidate, shuffle_key};
 use super::{PrepareOptions, SplitRule};
 use crate::records::SampleSource;
 
-/// The texts, by key, of the reports that the embedded model was not trained on.
+/// Text keys of the reports that the embedded model was not trained on.
 const UNSEEN: &str = include_str!("unseen.txt");
-/// How many reports of a collection that holds none of them are kept for the test, at most half of it.
+/// Number of reports that are held out for the test split of a collection without any of these; at most half of it.
 const UNSEEN_COUNT: usize = 100;
 
-/// Samples, by index, and what is known of their texts.
-pub(super) struct Split {
-    /// Training, validation, test.
+/// Splits as sample indices, with the groups of duplicates.
+pub(super) struct SplitAssignment {
+    /// Indices of training, validation and test samples, shuffled.
     pub(super) indices: [Vec<usize>; 3],
-    /// Each sample's group.
+    /// Each sample's group of duplicates.
     pub(super) groups: Vec<usize>,
-    /// Text keys that stand in the test split alone, and that the embedded model has not seen.
+    /// Keys of the held-out texts: in the test split only, and not in the embedded model's training data.
     pub(super) unseen: HashSet<String>,
 }
 
-/// 80, 10 and 10 percent.
+/// Returns the split sizes: 80, 10 and 10 percent.
 fn sizes(total: usize) -> [usize; 3] {
     let (train, validated) = (total * 8 / 10, total * 9 / 10);
     [train, validated - train, total - validated]
 }
 
-pub(super) fn split(candidates: &[Candidate], options: &PrepareOptions) -> Split {
+pub(super) fn split(candidates: &[Candidate], options: &PrepareOptions) -> SplitAssignment {
     let seed = options.seed;
-    let groups = groups(
+    let groups = duplicate_groups(
         candidates
             .iter()
             .map(|candidate| [candidate.text_key.as_str(), candidate.file.as_str()]),
@@ -38,40 +38,42 @@ pub(super) fn split(candidates: &[Candidate], options: &PrepareOptions) -> Split
     let (parts, unseen) = match options.split {
         SplitRule::Grouped => {
             let unseen = unseen(candidates);
-            (grouped(candidates, &groups, &unseen, seed), unseen)
+            (per_group(candidates, &groups, &unseen, seed), unseen)
         }
-        SplitRule::Original => (each_for_itself(candidates, seed), HashSet::new()),
+        SplitRule::Original => (per_sample(candidates, seed), HashSet::new()),
     };
     let indices = parts.map(|mut part| {
         part.sort_by_cached_key(|index| {
             let name = name(&candidates[*index]);
-            (order_key(seed, "sample", &name), name)
+            (shuffle_key(seed, "sample", &name), name)
         });
         part
     });
-    Split {
+    SplitAssignment {
         indices,
         groups,
         unseen,
     }
 }
 
-/// Names a sample whatever else there is.
+/// Returns a sample's name for shuffling. The random order depends on the `Debug` form of the source: do not change it.
 fn name(candidate: &Candidate) -> String {
     format!("{:?}:{}", candidate.source, candidate.row)
 }
 
-fn each_for_itself(candidates: &[Candidate], seed: u64) -> [Vec<usize>; 3] {
+/// Shuffles and cuts: duplicates may be in different splits.
+fn per_sample(candidates: &[Candidate], seed: u64) -> [Vec<usize>; 3] {
     let mut order: Vec<usize> = (0..candidates.len()).collect();
-    order.sort_by_cached_key(|index| order_key(seed, "split", &name(&candidates[*index])));
+    order.sort_by_cached_key(|index| shuffle_key(seed, "split", &name(&candidates[*index])));
     let [train, validation, _] = sizes(order.len());
     let test = order.split_off(train + validation);
     let validation = order.split_off(train);
     [order, validation, test]
 }
 
-/// Unseen texts go to the test split first; then each group to the first of test, validation and training that has room.
-fn grouped(
+/// Assigns groups of duplicates as a whole: held-out texts to the test split first, then each group in random order to the
+/// first of test, validation and training that has room.
+fn per_group(
     candidates: &[Candidate],
     groups: &[usize],
     unseen: &HashSet<String>,
@@ -85,7 +87,7 @@ fn grouped(
     order.sort_by_cached_key(|members| {
         let keys = members.iter().map(|index| candidates[*index].text_key.as_str());
         let seen = !keys.clone().any(|key| unseen.contains(key));
-        (seen, order_key(seed, "split", keys.min().unwrap_or_default()))
+        (seen, shuffle_key(seed, "split", keys.min().unwrap_or_default()))
     });
     let [_, validation, test] = sizes(candidates.len());
     let mut parts: [Vec<usize>; 3] = Default::default();
@@ -104,8 +106,8 @@ fn grouped(
     parts
 }
 
-/// The reports that are always tested on: those that the embedded model was not trained on, where the collection holds any,
-/// else its first ones.
+/// Returns the keys of the held-out reports: those that the embedded model was not trained on, if the collection contains
+/// any, else its first ones.
 fn unseen(candidates: &[Candidate]) -> HashSet<String> {
     let reports = candidates
         .iter()
@@ -135,14 +137,17 @@ mod tests {
     use crate::data::prepare::images::ImageSource;
     use proptest::prelude::*;
 
-    /// A report for each text; equal numbers are equal texts.
+    /// Returns one report per text; equal numbers are equal texts.
     fn reports(texts: &[u16]) -> Vec<Candidate> {
         let report = |(row, text): (usize, &u16)| Candidate {
             source: SampleSource::MtSamples,
             row: row as u64,
             prompt: String::new(),
             response: String::new(),
-            image: ImageSource::Text(text.to_string()),
+            image: ImageSource::Text {
+                text: text.to_string(),
+                prefix: "mt",
+            },
             text_key: format!("text {text}"),
             file: format!("{text}.png"),
         };
@@ -158,7 +163,7 @@ mod tests {
     }
 
     #[test]
-    fn sizes_are_the_contracts() {
+    fn split_sizes_are_80_10_10() {
         // The original's own figures: 4,896 samples.
         assert_eq!(sizes(4896), [3916, 490, 490]);
         assert_eq!(sizes(10), [8, 1, 1]);
@@ -167,7 +172,7 @@ mod tests {
     }
 
     #[test]
-    fn the_first_hundred_different_texts_are_tested_on_with_their_repetitions() {
+    fn the_first_hundred_distinct_texts_are_held_out_with_their_duplicates() {
         let texts: Vec<u16> = (0..1500).map(|row| row % 1000).collect();
         let split = split(&reports(&texts), &options(SplitRule::Grouped, 42));
         assert_eq!(split.unseen.len(), 100);
@@ -179,7 +184,7 @@ mod tests {
     }
 
     #[test]
-    fn the_list_names_a_hundred_texts() {
+    fn the_held_out_list_has_a_hundred_keys() {
         let keys: HashSet<&str> = UNSEEN.split_whitespace().collect();
         assert_eq!(keys.len(), 100);
         assert!(
@@ -189,7 +194,7 @@ mod tests {
     }
 
     #[test]
-    fn another_seed_shuffles_otherwise() {
+    fn the_order_depends_on_the_seed() {
         let texts: Vec<u16> = (0..400).collect();
         let train = |seed| split(&reports(&texts), &options(SplitRule::Grouped, seed)).indices[0].clone();
         assert_eq!(train(1), train(1));

@@ -1,11 +1,11 @@
-//! `data_summary.json`: the contract's counts, what was left out, how often texts repeat, and what it was made from.
+//! `data_summary.json`: sample counts, skipped records, duplicates and a hash of the inputs.
 
 use std::collections::{BTreeMap, HashSet};
 
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
-use super::{PrepareOptions, list_paths, samples::Collected, split::Split};
+use super::{PrepareOptions, list_paths, samples::Collected, split::SplitAssignment};
 use crate::data::RawDataset;
 use crate::fs::hex;
 use crate::project::Project;
@@ -13,11 +13,11 @@ use crate::records::{self, DataSample, DataSummary, Extra, SampleSource};
 use crate::rendering::RENDERING_VERSION;
 use crate::synthetic::DOCUMENTS_VERSION;
 
-/// Changes whenever the same raw datasets would give other samples.
+/// Must change whenever the same raw data sets would give other samples.
 const PREPARATION_VERSION: u32 = 2;
 const INPUTS: &str = "inputs_sha256";
 
-/// What the splits are made from, as one hash.
+/// SHA-256 of everything that the splits depend on.
 pub(super) struct Inputs(String);
 
 impl Inputs {
@@ -45,7 +45,7 @@ impl Inputs {
         Self(hex(&Sha256::digest(inputs.to_string())))
     }
 
-    /// The summary of an earlier run that made the same, if all that it made is still there.
+    /// Returns the summary of an earlier run with the same inputs, if all its files still exist.
     pub(super) fn finished(&self, project: &Project) -> Option<DataSummary> {
         let summary: DataSummary = records::read(&project.file(records::paths::DATA_SUMMARY)).ok()?;
         if summary.extra.get(INPUTS)?.as_str()? != self.0 {
@@ -64,12 +64,12 @@ impl Inputs {
         (all && counts == [summary.train_count, summary.val_count, summary.test_count]).then_some(summary)
     }
 
-    /// The record. `lists` are training, validation and test.
+    /// Builds the record. `lists` are training, validation and test.
     pub(super) fn summary(
         &self,
         options: &PrepareOptions,
         collected: &Collected,
-        split: &Split,
+        split: &SplitAssignment,
         lists: &[Vec<DataSample>; 3],
     ) -> DataSummary {
         let counts = lists.each_ref().map(|list| list.len() as u64);
@@ -79,7 +79,7 @@ impl Inputs {
             "split_rule": options.split.name(),
             "different_texts": different,
             "duplicate_samples": collected.candidates.len() - different,
-            "test_samples_whose_text_is_trained_on": leaked(split),
+            "test_samples_whose_text_is_trained_on": train_test_overlap(split),
             "skipped": {
                 "without_text": skipped.without_text,
                 "shorter_than_50_characters": skipped.short,
@@ -109,19 +109,13 @@ impl Inputs {
 fn by_source<'a>(sources: impl Iterator<Item = &'a SampleSource>) -> BTreeMap<String, u64> {
     let mut counts = BTreeMap::new();
     for source in sources {
-        let name = match source {
-            SampleSource::PathVqa => "PathVQA",
-            SampleSource::PubMedVision => "PubMedVision",
-            SampleSource::MtSamples => "MTSamples",
-            SampleSource::Other(name) => name,
-        };
-        *counts.entry(name.to_owned()).or_default() += 1;
+        *counts.entry(source.label().to_owned()).or_default() += 1;
     }
     counts
 }
 
-/// Figures on the samples of the test split whose text is `wanted`.
-fn figures(split: &Split, collected: &Collected, wanted: impl Fn(&str) -> bool) -> Value {
+/// Returns counts of the test samples whose text key is `wanted`.
+fn figures(split: &SplitAssignment, collected: &Collected, wanted: impl Fn(&str) -> bool) -> Value {
     let test = split.indices[2]
         .iter()
         .filter_map(|index| collected.candidates.get(*index));
@@ -137,8 +131,8 @@ fn figures(split: &Split, collected: &Collected, wanted: impl Fn(&str) -> bool) 
     })
 }
 
-/// Samples of the test split that the training split has, too.
-fn leaked(split: &Split) -> usize {
+/// Counts the test samples that duplicate a training sample (leakage).
+fn train_test_overlap(split: &SplitAssignment) -> usize {
     let [train, _, test] = &split.indices;
     let trained: HashSet<usize> = train
         .iter()

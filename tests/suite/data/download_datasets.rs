@@ -267,7 +267,7 @@ fn the_first_rows_are_taken_and_no_more_files_than_they_need() {
         .output()
         .unwrap();
     assert!(
-        output.status.success() && stderr(&output).contains("it is made anew"),
+        output.status.success() && stderr(&output).contains("downloading it again"),
         "{}",
         stderr(&output)
     );
@@ -396,7 +396,10 @@ fn offline_what_is_there_is_checked() {
         command.arg("--offline");
         command
     };
-    fail(&mut offline(), &["offline", "mtsamples is not there", "--source"]);
+    fail(
+        &mut offline(),
+        &["offline", "mtsamples does not exist", "--source"],
+    );
     assert_eq!(hub.take_requests().len(), 0);
     succeed(&mut download(root.path(), &hub, &["mtsamples"]));
     hub.take_requests();
@@ -405,7 +408,7 @@ fn offline_what_is_there_is_checked() {
     let mut text = fs::read(&file).unwrap();
     text[20] ^= 1;
     fs::write(&file, text).unwrap();
-    fail(&mut offline(), &["not there, or not whole"]);
+    fail(&mut offline(), &["does not exist or is not complete"]);
     assert_eq!(hub.take_requests().len(), 0);
 }
 
@@ -535,12 +538,12 @@ fn local_folders_csv_and_wrong_names() {
     let source = format!("roco={}", empty.parent().unwrap().display());
     fail(
         download(root.path(), &hub, &["roco"]).args(["--source", &source]),
-        &["holds no .parquet"],
+        &["contains no .parquet"],
     );
     let useless = write("roco.csv", b"caption,image\n,x\nsome text,absent.png\n");
     let mut command = download(root.path(), &hub, &["roco"]);
     fail(
         command.arg("--source").arg(useless),
-        &["none of its 2 rows", "1 without text, 1 without picture"],
+        &["none of its 2 rows", "1 without text, 1 without image"],
     );
 }

@@ -1,4 +1,4 @@
-//! One row of a published dataset, whatever the file's format.
+//! One row of a published data set, independent of the file format.
 
 use parquet::record::{Field, Row as ParquetRow};
 use serde_json::Value;
@@ -6,36 +6,36 @@ use serde_json::Value;
 /// A value in a row.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) enum Cell {
-    /// Nothing.
+    /// Null, or a column that does not exist.
     Null,
-    /// Text.
+    /// A string.
     Text(String),
-    /// Binary data: a picture.
+    /// Binary data: an encoded image.
     Bytes(Vec<u8>),
-    /// Values in order.
+    /// A list.
     List(Vec<Cell>),
-    /// Values by name.
+    /// A nested row.
     Struct(Row),
-    /// A number, a date, a truth value: nothing that is read here.
+    /// A number, a date or a Boolean; not used.
     Other,
 }
 
-/// Values by column.
+/// Cells by column name.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub(super) struct Row(pub Vec<(String, Cell)>);
 
-/// A column holds something else than it should.
+/// A column has an unexpected type.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct WrongType;
 
 impl Row {
-    /// The value of a column; [`Cell::Null`] where there is no such column.
+    /// Returns the cell of a column; [`Cell::Null`] if there is no such column.
     pub(super) fn get(&self, column: &str) -> &Cell {
         let found = self.0.iter().find(|(name, _)| name == column);
         found.map_or(&Cell::Null, |(_, cell)| cell)
     }
 
-    /// The text of the first of `columns` that is there and not blank, trimmed.
+    /// Returns the trimmed text of the first of `columns` that exists and is not blank.
     pub(super) fn text(&self, columns: &[&str]) -> Result<Option<&str>, WrongType> {
         for column in columns {
             match self.get(column) {
@@ -49,28 +49,28 @@ impl Row {
     }
 }
 
-/// Where a picture is.
+/// Location of an image.
 #[derive(Debug, Clone, PartialEq)]
-pub(super) enum Picture<'a> {
-    /// In the row.
+pub(super) enum ImageRef<'a> {
+    /// Encoded in the row.
     Bytes(&'a [u8]),
-    /// In a file or archive beside the rows.
+    /// Path of a file beside the rows, or of an archive's entry.
     Path(&'a str),
 }
 
 impl Cell {
-    /// The (first) picture of an image column: bytes, a path, the hub's struct of both, or a list of them.
-    pub(super) fn picture(&self) -> Result<Option<Picture<'_>>, WrongType> {
+    /// Returns the first image of an image column: bytes, a path, a struct of both, or a list of these.
+    pub(super) fn image(&self) -> Result<Option<ImageRef<'_>>, WrongType> {
         match self {
             Self::Null => Ok(None),
             Self::Bytes(bytes) if bytes.is_empty() => Ok(None),
-            Self::Bytes(bytes) => Ok(Some(Picture::Bytes(bytes))),
+            Self::Bytes(bytes) => Ok(Some(ImageRef::Bytes(bytes))),
             Self::Text(path) if path.trim().is_empty() => Ok(None),
-            Self::Text(path) => Ok(Some(Picture::Path(path.trim()))),
-            Self::List(cells) => cells.first().map_or(Ok(None), Self::picture),
-            Self::Struct(row) => match row.get("bytes").picture()? {
+            Self::Text(path) => Ok(Some(ImageRef::Path(path.trim()))),
+            Self::List(cells) => cells.first().map_or(Ok(None), Self::image),
+            Self::Struct(row) => match row.get("bytes").image()? {
                 Some(found) => Ok(Some(found)),
-                None => row.get("path").picture(),
+                None => row.get("path").image(),
             },
             Self::Other => Err(WrongType),
         }
@@ -123,7 +123,7 @@ mod tests {
     }
 
     #[test]
-    fn pictures_are_found_in_every_form_that_is_published() {
+    fn images_are_read_in_every_published_form() {
         use serde_json::json;
         for form in [
             json!("a.png"),
@@ -132,8 +132,8 @@ mod tests {
             json!([{"path": "a.png"}]),
         ] {
             assert_eq!(
-                cell(form.clone()).picture(),
-                Ok(Some(Picture::Path("a.png"))),
+                cell(form.clone()).image(),
+                Ok(Some(ImageRef::Path("a.png"))),
                 "{form}"
             );
         }
@@ -144,18 +144,18 @@ mod tests {
             json!({"bytes": null, "path": null}),
             json!({}),
         ] {
-            assert_eq!(cell(form.clone()).picture(), Ok(None), "{form}");
+            assert_eq!(cell(form.clone()).image(), Ok(None), "{form}");
         }
-        assert_eq!(cell(json!(7)).picture(), Err(WrongType));
+        assert_eq!(cell(json!(7)).image(), Err(WrongType));
         let both = Cell::Struct(Row(vec![
             ("path".to_owned(), Cell::Text("a.png".to_owned())),
             ("bytes".to_owned(), Cell::Bytes(vec![1])),
         ]));
-        assert_eq!(both.picture(), Ok(Some(Picture::Bytes(&[1]))));
+        assert_eq!(both.image(), Ok(Some(ImageRef::Bytes(&[1]))));
     }
 
     #[test]
-    fn a_text_is_the_first_column_that_holds_one() {
+    fn text_comes_from_the_first_column_that_is_not_blank() {
         let Cell::Struct(row) = cell(serde_json::json!({"a": " ", "b": " x\n", "c": "y", "d": 1})) else {
             panic!("an object is a struct");
         };

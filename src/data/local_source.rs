@@ -4,13 +4,14 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
-use super::published::{DATASETS, Dataset, Publication};
+use super::datasets::{DATASETS, Dataset, Publication};
+use crate::console::Notify;
 use crate::error::HubError;
 use crate::fs::{hub_cache, open_regular};
 use crate::hub::{Checksum, Hasher, ManifestFile, files_below, is_pickle};
 use crate::{Error, Result};
 
-/// A file or folder on this machine, and which data set it is.
+/// A file or folder on this machine, and the data set that it is a copy of.
 #[derive(Debug, Clone)]
 pub struct LocalSource {
     name: Option<&'static str>,
@@ -20,7 +21,7 @@ pub struct LocalSource {
 impl FromStr for LocalSource {
     type Err = String;
 
-    /// `PATH`, or `NAME=PATH` where the path's name does not tell.
+    /// Parses `PATH`, or `NAME=PATH` if the data set cannot be inferred from the path.
     fn from_str(text: &str) -> Result<Self, String> {
         if let Some((name, path)) = text.split_once('=')
             && let Some(dataset) = Dataset::named(name)
@@ -33,9 +34,13 @@ impl FromStr for LocalSource {
             path: PathBuf::from(text),
         };
         if DATASETS.iter().all(|dataset| source.of(dataset).is_none()) {
-            let names = DATASETS.map(|dataset| dataset.name).join(", ");
+            let names = DATASETS
+                .iter()
+                .map(|dataset| dataset.name)
+                .collect::<Vec<_>>()
+                .join(", ");
             return Err(format!(
-                "its name does not tell which data set it is; write NAME={text} with one of {names}"
+                "the data set cannot be inferred from its name; write NAME={text} with one of {names}"
             ));
         }
         Ok(source)
@@ -43,7 +48,7 @@ impl FromStr for LocalSource {
 }
 
 impl LocalSource {
-    /// The copy of `dataset` that this is or holds.
+    /// Returns the copy of `dataset` that this is or contains.
     pub(crate) fn of(&self, dataset: &Dataset) -> Option<(PathBuf, &'static Publication)> {
         let named = |path: &Path| dataset.publication_of(path.file_name()?.to_str()?);
         if let Some(name) = self.name {
@@ -65,8 +70,12 @@ impl LocalSource {
     }
 }
 
-/// The files of rows of a local copy, in order, and the folder its pictures lie in.
-pub(super) fn local_files(path: &Path, publication: &Publication) -> Result<(Vec<PathBuf>, PathBuf)> {
+/// Returns the row files of a local copy, in order, and the folder of its images.
+pub(super) fn local_files(
+    path: &Path,
+    publication: &Publication,
+    notify: Notify<'_>,
+) -> Result<(Vec<PathBuf>, PathBuf)> {
     let path = &hub_cache::resolved(path, "main")?;
     let unsuitable = |reason: &str| HubError::Unsuitable {
         repository: path.display().to_string(),
@@ -90,10 +99,10 @@ pub(super) fn local_files(path: &Path, publication: &Publication) -> Result<(Vec
     if !path.is_dir() {
         return Err(Error::checkpoint(
             path,
-            "no such file or folder; --source names a copy of a data set",
+            "no such file or folder; --source expects a copy of a data set",
         ));
     }
-    let names = files_below(path)?;
+    let names = files_below(path, notify)?;
     let files = publication.row_files(names.iter().map(String::as_str));
     if files.is_empty() {
         let pickled = names.iter().any(|name| is_pickle(name));
@@ -105,10 +114,10 @@ pub(super) fn local_files(path: &Path, publication: &Publication) -> Result<(Vec
     ))
 }
 
-pub(super) const PICKLE: &str = "its rows are pickle, which can run any code when it is read, so this program never does; take Parquet, JSON or CSV";
-pub(super) const NO_ROWS: &str = "holds no .parquet, .jsonl, .json or .csv file";
+pub(super) const PICKLE: &str = "its rows are pickle, which can run any code when it is loaded, so this program never loads it; use Parquet, JSON or CSV";
+pub(super) const NO_ROWS: &str = "contains no .parquet, .jsonl, .json or .csv file";
 
-/// Size and SHA-256 of local files, by their names.
+/// Returns the size and SHA-256 of local files.
 pub(super) fn described(files: &[PathBuf]) -> Result<Vec<ManifestFile>> {
     let describe = |path: &PathBuf| {
         let size = path.metadata().map_err(|error| Error::io(path, error))?.len();

@@ -1,4 +1,4 @@
-//! Which samples say the same, letter case, punctuation and spacing aside.
+//! Deduplication: groups of samples with the same text or image.
 
 use std::collections::HashMap;
 
@@ -7,7 +7,8 @@ use sha2::{Digest, Sha256};
 use crate::fs::hex;
 use unicode_normalization::UnicodeNormalization;
 
-/// What a text is told by: 16 hexadecimal digits of the SHA-256 of its words, in small letters and compatibility form.
+/// Returns the key of a text: 16 hexadecimal digits of the SHA-256 of its words, lower-cased and in NFKC form. Punctuation
+/// and spacing do not count.
 pub(super) fn text_key(text: &str) -> String {
     let mut hasher = Sha256::new();
     let mut between = true;
@@ -20,20 +21,20 @@ pub(super) fn text_key(text: &str) -> String {
             between = true;
         }
     }
-    // The last word ends as any other does, whatever follows it.
+    // The last word is terminated like any other.
     if !between {
         hasher.update(b" ");
     }
     short_hex(hasher)
 }
 
-/// The first 16 hexadecimal digits of a hash.
+/// Returns the first 16 hexadecimal digits of a hash.
 pub(super) fn short_hex(hasher: Sha256) -> String {
     hex(&hasher.finalize()[..8])
 }
 
-/// Puts items that share a key into one group: each item's group, numbered by first appearance.
-pub(super) fn groups<'a>(keys: impl Iterator<Item = [&'a str; 2]>) -> Vec<usize> {
+/// Groups items that share a key, transitively (union-find). Returns each item's group, numbered by first appearance.
+pub(super) fn duplicate_groups<'a>(keys: impl Iterator<Item = [&'a str; 2]>) -> Vec<usize> {
     let mut parents: Vec<usize> = Vec::new();
     let mut owners: HashMap<&str, usize> = HashMap::new();
     for (item, keys) in keys.enumerate() {
@@ -68,7 +69,7 @@ mod tests {
     use proptest::prelude::*;
 
     #[test]
-    fn letter_case_punctuation_spacing_and_forms_make_no_difference() {
+    fn keys_ignore_case_punctuation_spacing_and_unicode_form() {
         let key = text_key("The patient (age 50) is fine.");
         for same in [
             "the  PATIENT, age 50\nis fine",
@@ -89,7 +90,7 @@ mod tests {
     }
 
     #[test]
-    fn a_shared_key_joins_groups_also_at_second_hand() {
+    fn shared_keys_join_groups_transitively() {
         let keys = [
             ["a", "1"],
             ["b", "2"],
@@ -98,14 +99,14 @@ mod tests {
             ["d", "4"],
             ["d", "5"],
         ];
-        assert_eq!(groups(keys.into_iter()), [0, 0, 1, 0, 2, 2]);
-        assert_eq!(groups([].into_iter()), [0; 0]);
+        assert_eq!(duplicate_groups(keys.into_iter()), [0, 0, 1, 0, 2, 2]);
+        assert_eq!(duplicate_groups([].into_iter()), [0; 0]);
     }
 
     proptest! {
         #[test]
         fn items_that_share_a_key_share_a_group(keys in proptest::collection::vec(("[a-f]", "[1-9]"), 0..40)) {
-            let numbers = groups(keys.iter().map(|(a, b)| [a.as_str(), b.as_str()]));
+            let numbers = duplicate_groups(keys.iter().map(|(a, b)| [a.as_str(), b.as_str()]));
             for (one, a) in keys.iter().enumerate() {
                 for (two, b) in keys.iter().enumerate() {
                     if a.0 == b.0 || a.1 == b.1 {

@@ -1,4 +1,4 @@
-//! Published files → the raw form: rows in order, each checked, pictures decoded once to know that they can be.
+//! Converts published files to a raw data set. Images are decoded once to skip those that cannot be decoded.
 
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
@@ -6,31 +6,31 @@ use std::path::{Path, PathBuf};
 use rayon::prelude::*;
 
 use super::{
-    cell::{Picture, Row},
-    pictures::Pictures,
-    published::{Publication, Sample},
-    raw::{RawManifest, RawRecord, RawWriter, SkippedRows},
-    rows::read_rows,
+    datasets::{Publication, Sample},
+    image_files::ImageFiles,
+    raw_dataset::{RawManifest, RawRecord, RawWriter, SkippedRows},
+    row::{ImageRef, Row},
+    row_files::read_rows,
 };
 use crate::console::Progress;
 use crate::hub::ManifestFile;
 use crate::processing::{DecodeLimits, decode};
 use crate::{Error, Result};
 
-/// Pictures that are decoded at the same time; so many are in memory.
+/// Number of images that are decoded in parallel and held in memory.
 const BATCH: usize = 32;
 
-/// What a raw dataset is made of.
-pub(super) struct Material<'a> {
+/// Input of a raw data set.
+pub(super) struct SourceData<'a> {
     pub publication: &'a Publication,
-    /// Files of rows, in order.
+    /// Row files, in order.
     pub files: Vec<PathBuf>,
-    /// Where pictures lie that rows name by path.
-    pub pictures: PathBuf,
+    /// Folder of the images that rows refer to by path.
+    pub image_folder: PathBuf,
     pub row_limit: Option<u64>,
 }
 
-/// Where it comes from, for the manifest.
+/// Origin of a raw data set, for its manifest.
 pub(super) struct Origin {
     pub name: &'static str,
     pub source: String,
@@ -38,73 +38,73 @@ pub(super) struct Origin {
     pub files: Vec<ManifestFile>,
 }
 
-/// Writes the raw dataset to `folder`, which is emptied first.
+/// Writes the raw data set to `folder`, which is emptied first.
 pub(super) fn build(
-    material: &Material<'_>,
+    source: &SourceData<'_>,
     origin: Origin,
     folder: &Path,
     bar: &Progress,
 ) -> Result<RawManifest> {
-    let mut intake = Intake {
-        material,
-        pictures: None,
+    let mut builder = Builder {
+        source,
+        images: None,
         writer: RawWriter::create(folder)?,
         batch: Vec::new(),
         rows: 0,
         skipped: SkippedRows::default(),
         bar,
     };
-    for file in &material.files {
-        if intake.is_full() {
+    for file in &source.files {
+        if builder.is_full() {
             break;
         }
-        read_rows(file, &mut |row| intake.take(row))?;
+        read_rows(file, &mut |row| builder.take(row))?;
     }
-    intake.flush()?;
-    if intake.writer.records() == 0 {
+    builder.flush()?;
+    if builder.writer.records() == 0 {
         let reason = format!(
-            "none of its {} rows can be used ({} without text, {} without picture, {} with a broken one, {} malformed)",
-            intake.rows,
-            intake.skipped.without_text,
-            intake.skipped.without_image,
-            intake.skipped.broken_image,
-            intake.skipped.malformed
+            "none of its {} rows can be used ({} without text, {} without image, {} with a corrupt image, {} malformed)",
+            builder.rows,
+            builder.skipped.without_text,
+            builder.skipped.without_image,
+            builder.skipped.broken_image,
+            builder.skipped.malformed
         );
         return Err(Error::checkpoint(&origin.source, reason));
     }
-    intake.writer.finish(RawManifest {
+    builder.writer.finish(RawManifest {
         format: 0,
         name: origin.name.to_owned(),
-        label: material.publication.label.to_owned(),
+        label: source.publication.label.to_owned(),
         source: origin.source,
         revision: origin.revision,
         source_files: origin.files,
-        row_limit: material.row_limit,
-        rows: intake.rows,
+        row_limit: source.row_limit,
+        rows: builder.rows,
         records: 0,
-        skipped: intake.skipped,
+        skipped: builder.skipped,
         records_sha256: String::new(),
         image_bytes: 0,
         tool: crate::hub::tool_version(),
     })
 }
 
-/// Paths of the pictures that the wanted rows name.
-pub(super) fn named_pictures(material: &Material<'_>) -> Result<Vec<String>> {
+/// Returns the paths of the images that the rows up to the limit refer to.
+pub(super) fn referenced_images(source: &SourceData<'_>) -> Result<Vec<String>> {
     let (mut names, mut rows) = (Vec::new(), 0);
-    for file in &material.files {
+    for file in &source.files {
         read_rows(file, &mut |row| {
             rows += 1;
-            let sample = row.as_ref().and_then(|row| material.publication.sample(row).ok());
+            let sample = row.as_ref().and_then(|row| source.publication.sample(row).ok());
             if let Some(Sample {
                 text: Some(_),
-                picture: Some(Picture::Path(path)),
+                image: Some(ImageRef::Path(path)),
                 ..
             }) = sample
             {
                 names.push(path.to_owned());
             }
-            Ok(flow(material.row_limit.is_some_and(|limit| rows >= limit)))
+            Ok(flow(source.row_limit.is_some_and(|limit| rows >= limit)))
         })?;
     }
     names.sort();
@@ -120,10 +120,10 @@ fn flow(enough: bool) -> ControlFlow<()> {
     }
 }
 
-struct Intake<'a> {
-    material: &'a Material<'a>,
-    /// Listed when the first row names one by path.
-    pictures: Option<Pictures>,
+struct Builder<'a> {
+    source: &'a SourceData<'a>,
+    /// Indexed when the first row refers to one by path.
+    images: Option<ImageFiles>,
     writer: RawWriter,
     batch: Vec<(RawRecord, Option<Vec<u8>>)>,
     rows: u64,
@@ -131,16 +131,16 @@ struct Intake<'a> {
     bar: &'a Progress,
 }
 
-impl Intake<'_> {
+impl Builder<'_> {
     fn is_full(&self) -> bool {
-        self.material.row_limit.is_some_and(|limit| self.rows >= limit)
+        self.source.row_limit.is_some_and(|limit| self.rows >= limit)
     }
 
     fn take(&mut self, row: Option<Row>) -> Result<ControlFlow<()>> {
         let number = self.rows;
         self.rows += 1;
         self.bar.inc(1);
-        let sample = row.as_ref().map(|row| self.material.publication.sample(row));
+        let sample = row.as_ref().map(|row| self.source.publication.sample(row));
         match sample {
             Some(Ok(sample)) => self.keep(number, &sample)?,
             _ => self.skipped.malformed += 1,
@@ -156,14 +156,14 @@ impl Intake<'_> {
             self.skipped.without_text += 1;
             return Ok(());
         };
-        let mut picture = None;
-        if self.material.publication.has_pictures() {
-            picture = match &sample.picture {
-                Some(Picture::Bytes(bytes)) => Some(bytes.to_vec()),
-                Some(Picture::Path(path)) => self.read_picture(path)?,
+        let mut image = None;
+        if self.source.publication.has_images() {
+            image = match &sample.image {
+                Some(ImageRef::Bytes(bytes)) => Some(bytes.to_vec()),
+                Some(ImageRef::Path(path)) => self.read_image(path)?,
                 None => None,
             };
-            if picture.is_none() {
+            if image.is_none() {
                 self.skipped.without_image += 1;
                 return Ok(());
             }
@@ -175,30 +175,28 @@ impl Intake<'_> {
             text: text.to_owned(),
             specialty: sample.specialty.map(str::to_owned),
         };
-        self.batch.push((record, picture));
+        self.batch.push((record, image));
         Ok(())
     }
 
-    fn read_picture(&mut self, path: &str) -> Result<Option<Vec<u8>>> {
-        if self.pictures.is_none() {
-            self.pictures = Some(Pictures::below(&self.material.pictures)?);
+    fn read_image(&mut self, path: &str) -> Result<Option<Vec<u8>>> {
+        if self.images.is_none() {
+            self.images = Some(ImageFiles::below(&self.source.image_folder)?);
         }
-        self.pictures
-            .as_mut()
-            .map_or(Ok(None), |pictures| pictures.read(path))
+        self.images.as_mut().map_or(Ok(None), |images| images.read(path))
     }
 
-    /// Checks the pictures of the batch, on all cores, and writes what is whole.
+    /// Decodes the images of the batch in parallel and writes the records whose image is intact.
     fn flush(&mut self) -> Result<()> {
         let batch = std::mem::take(&mut self.batch);
         let suffixes: Vec<Option<&str>> = batch
             .par_iter()
-            .map(|(_, picture)| suffix(picture.as_deref()?))
+            .map(|(_, image)| suffix(image.as_deref()?))
             .collect();
-        for ((record, picture), suffix) in batch.into_iter().zip(suffixes) {
-            match (picture, suffix) {
+        for ((record, image), suffix) in batch.into_iter().zip(suffixes) {
+            match (image, suffix) {
                 (None, _) => self.writer.push(record, None)?,
-                (Some(picture), Some(suffix)) => self.writer.push(record, Some((&picture, suffix)))?,
+                (Some(image), Some(suffix)) => self.writer.push(record, Some((&image, suffix)))?,
                 (Some(_), None) => self.skipped.broken_image += 1,
             }
         }
@@ -206,9 +204,9 @@ impl Intake<'_> {
     }
 }
 
-/// The suffix for a picture that decodes.
-fn suffix(picture: &[u8]) -> Option<&'static str> {
-    decode(picture, &DecodeLimits::default()).ok()?;
-    let format = ::image::guess_format(picture).ok()?;
+/// Returns the file suffix of an image that can be decoded.
+fn suffix(image: &[u8]) -> Option<&'static str> {
+    decode(image, &DecodeLimits::default()).ok()?;
+    let format = ::image::guess_format(image).ok()?;
     format.extensions_str().first().copied()
 }

@@ -1,12 +1,12 @@
-//! Raw datasets: what `download_datasets` leaves in `datasets/raw/NAME/` and `prepare_training_data` reads.
+//! Raw data sets: written by `download_datasets` to `datasets/raw/NAME/`, read by `prepare_training_data`.
 //!
 //! ```text
-//! records.jsonl   one RawRecord a line, in the published order
-//! images/         the records' pictures, byte for byte as published: 000012.jpg is that of row 12
-//! manifest.json   RawManifest: where it comes from, how many rows were left out; a folder without one is not complete
+//! records.jsonl   one RawRecord per line, in the published order
+//! images/         the records' images, unchanged: 000012.jpg belongs to row 12
+//! manifest.json   RawManifest: origin and skipped rows; written last, so a folder without one is not complete
 //! ```
 //!
-//! The folder is put together under another name and moved into place whole, so it is either complete or not there.
+//! The folder is built under another name and renamed, so it is either complete or absent.
 
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read, Write};
@@ -20,87 +20,87 @@ use crate::{Error, Result};
 
 /// Version of this layout.
 pub const RAW_FORMAT: u32 = 1;
-/// A record's line may not be longer.
+/// Maximum length of a record's line.
 const MAX_LINE_BYTES: u64 = 16 << 20;
-/// A manifest may not be larger.
+/// Maximum size of a manifest.
 const MAX_MANIFEST_BYTES: u64 = 64 << 20;
 
 const RECORDS: &str = "records.jsonl";
 const MANIFEST: &str = "manifest.json";
 const IMAGES: &str = "images";
 
-/// One usable row of a published dataset: it has text and, where the dataset has pictures, one that decodes.
+/// One usable row of a published data set: it has text and, if the data set has images, one that can be decoded.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RawRecord {
-    /// Position among the published rows, from 0.
+    /// Index among the published rows, from 0.
     pub row: u64,
-    /// The picture, relative to the dataset's folder (`images/000012.jpg`); [`RawDataset::image_path`] resolves it.
+    /// Image path relative to the data set's folder (`images/000012.jpg`); [`RawDataset::image_path`] resolves it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub image: Option<String>,
-    /// What is asked about the picture.
+    /// Question about the image.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub question: Option<String>,
-    /// The answer, caption, report or transcription; never blank.
+    /// Answer, caption, report or transcription; never blank.
     pub text: String,
     /// Medical specialty, as published.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub specialty: Option<String>,
 }
 
-/// Where a raw dataset comes from and what it holds.
+/// Origin and contents of a raw data set.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RawManifest {
     /// [`RAW_FORMAT`].
     pub format: u32,
-    /// The folder's name: `roco`, `pubmedvision`, `mtsamples`.
+    /// Folder name: [`Dataset::name`](super::Dataset::name).
     pub name: String,
-    /// What the records are called in `source` of the formatted data: `ROCO`, `PathVQA`, `PubMedVision`, `MTSamples`.
+    /// `source` of the prepared samples: [`Publication::label`](super::Publication::label).
     pub label: String,
-    /// The hub's dataset, or "local" for copies given with `--source`.
+    /// Repository on the hub, or "local" for copies given with `--source`.
     pub source: String,
-    /// Commit of the hub's dataset; none for local copies.
+    /// Commit of the repository; `None` for local copies.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub revision: Option<String>,
-    /// The published files that were read, each checked against the hub's checksum.
+    /// Published files that were read, each verified against the hub's checksum.
     pub source_files: Vec<ManifestFile>,
-    /// The most rows that were asked for; none for all.
+    /// Requested maximum number of rows; `None` for all.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub row_limit: Option<u64>,
-    /// Published rows read.
+    /// Number of published rows read.
     pub rows: u64,
-    /// Records kept.
+    /// Number of records.
     pub records: u64,
-    /// Rows left out.
+    /// Skipped rows.
     pub skipped: SkippedRows,
     /// SHA-256 of `records.jsonl`.
     pub records_sha256: String,
-    /// Bytes of all pictures.
+    /// Total size of the images in bytes.
     pub image_bytes: u64,
-    /// What wrote it.
+    /// Program that wrote it, with its version.
     pub tool: String,
 }
 
-/// Rows that were left out, by reason.
+/// Numbers of skipped rows, by reason.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SkippedRows {
-    /// No text, or blank.
+    /// No text, or blank text.
     pub without_text: u64,
-    /// No picture where the dataset has pictures.
+    /// No image, although the data set has images.
     pub without_image: u64,
-    /// A picture that cannot be decoded.
+    /// An image that cannot be decoded.
     pub broken_image: u64,
-    /// A row that is no object, or whose columns have other types than the dataset's.
+    /// Not an object, or columns of unexpected types.
     pub malformed: u64,
 }
 
 impl SkippedRows {
-    /// All of them.
+    /// Total number.
     pub fn total(&self) -> u64 {
         self.without_text + self.without_image + self.broken_image + self.malformed
     }
 }
 
-/// A complete raw dataset on disk.
+/// A complete raw data set on disk.
 #[derive(Debug, Clone)]
 pub struct RawDataset {
     folder: PathBuf,
@@ -108,7 +108,7 @@ pub struct RawDataset {
 }
 
 impl RawDataset {
-    /// Opens `datasets/raw/NAME`; `None` where there is no such folder or it is not complete.
+    /// Opens `datasets/raw/NAME`; `None` if there is no such folder or it is not complete.
     pub fn open(folder: &Path) -> Result<Option<Self>> {
         let path = folder.join(MANIFEST);
         if !path.exists() {
@@ -116,7 +116,10 @@ impl RawDataset {
         }
         let text = read_bounded(&path, MAX_MANIFEST_BYTES).map_err(|error| Error::io(&path, error))?;
         let manifest: RawManifest = serde_json::from_slice(&text).map_err(|error| {
-            Error::checkpoint(&path, format!("not a raw dataset's manifest ({error}); {AGAIN}"))
+            Error::checkpoint(
+                &path,
+                format!("not the manifest of a raw data set ({error}); {AGAIN}"),
+            )
         })?;
         if manifest.format != RAW_FORMAT {
             let format = manifest.format;
@@ -131,17 +134,17 @@ impl RawDataset {
         }))
     }
 
-    /// Where it comes from and what it holds.
+    /// Returns its manifest.
     pub fn manifest(&self) -> &RawManifest {
         &self.manifest
     }
 
-    /// The folder.
+    /// Returns its folder.
     pub fn folder(&self) -> &Path {
         &self.folder
     }
 
-    /// The records in the published order, one at a time; ends after the first error.
+    /// Iterates over the records in the published order; ends after the first error.
     pub fn records(&self) -> Result<RawRecords> {
         let path = self.folder.join(RECORDS);
         let file = open_regular(&path).map_err(|error| Error::io(&path, error))?;
@@ -153,19 +156,19 @@ impl RawDataset {
         })
     }
 
-    /// Where a record's picture lies.
+    /// Returns the path of a record's image.
     pub fn image_path(&self, record: &RawRecord) -> Option<PathBuf> {
         record.image.as_ref().map(|image| self.folder.join(image))
     }
 
-    /// Reads everything again: the records' checksum and number, and that every picture is there.
+    /// Verifies the records' checksum and number, and the number and total size of the images.
     pub fn verify(&self) -> Result<()> {
         let path = self.folder.join(RECORDS);
         let found = Hasher::hash_file(&path, Checksum::sha256_hasher())?;
         if found.to_string() != self.manifest.records_sha256 {
             return Err(Error::checkpoint(
                 &path,
-                format!("is not what its manifest describes; {AGAIN}"),
+                format!("does not match its manifest; {AGAIN}"),
             ));
         }
         let (mut records, mut image_bytes) = (0, 0);
@@ -180,7 +183,7 @@ impl RawDataset {
         if (records, image_bytes) != (self.manifest.records, self.manifest.image_bytes) {
             return Err(Error::checkpoint(
                 &self.folder,
-                format!("records or pictures are missing or changed; {AGAIN}"),
+                format!("records or images are missing or changed; {AGAIN}"),
             ));
         }
         Ok(())
@@ -212,14 +215,16 @@ impl RawRecords {
         let fault =
             |reason: String| Error::checkpoint(&self.path, format!("line {}: {reason}; {AGAIN}", self.line));
         if read as u64 > MAX_LINE_BYTES {
-            return Err(fault("longer than any record".to_owned()));
+            return Err(fault("exceeds the maximum length".to_owned()));
         }
         let record: RawRecord =
             serde_json::from_slice(&line).map_err(|error| fault(format!("not a record ({error})")))?;
         if let Some(image) = &record.image
-            && !lies_within(Path::new(image))
+            && !is_inside(Path::new(image))
         {
-            return Err(fault("names a picture outside the dataset's folder".to_owned()));
+            return Err(fault(
+                "refers to an image outside the data set's folder".to_owned(),
+            ));
         }
         Ok(Some(record))
     }
@@ -238,12 +243,12 @@ impl Iterator for RawRecords {
     }
 }
 
-fn lies_within(path: &Path) -> bool {
+fn is_inside(path: &Path) -> bool {
     path.components()
         .all(|component| matches!(component, Component::Normal(_)))
 }
 
-/// Puts a raw dataset together in a folder of its own; [`RawWriter::finish`] completes it.
+/// Writes a raw data set; [`RawWriter::finish`] completes it.
 #[derive(Debug)]
 pub struct RawWriter {
     folder: PathBuf,
@@ -254,7 +259,7 @@ pub struct RawWriter {
 }
 
 impl RawWriter {
-    /// Starts anew in `folder`, which is emptied.
+    /// Starts in `folder`, which is emptied first.
     pub fn create(folder: &Path) -> Result<Self> {
         if folder.exists() {
             std::fs::remove_dir_all(folder).map_err(|error| Error::io(folder, error))?;
@@ -272,7 +277,7 @@ impl RawWriter {
         })
     }
 
-    /// Adds a record, with its picture's bytes and format (`jpg`, `png`…) where it has one.
+    /// Adds a record and, if it has one, its encoded image with the suffix (`jpg`, `png`…).
     pub fn push(&mut self, mut record: RawRecord, image: Option<(&[u8], &str)>) -> Result<()> {
         record.image = None;
         if let Some((bytes, suffix)) = image {
@@ -293,12 +298,12 @@ impl RawWriter {
         Ok(())
     }
 
-    /// Records so far.
+    /// Returns the number of records so far.
     pub fn records(&self) -> u64 {
         self.kept
     }
 
-    /// Syncs everything and writes the manifest, completed with what the writer counted.
+    /// Syncs all files and writes the manifest; fills in format, counts, sizes and checksum.
     pub fn finish(mut self, mut manifest: RawManifest) -> Result<RawManifest> {
         let path = self.folder.join(RECORDS);
         self.records
@@ -318,7 +323,7 @@ impl RawWriter {
     }
 }
 
-/// Forces the files of `folder` and the folder itself to the disk.
+/// Syncs the files of `folder` and the folder itself.
 fn sync_files(folder: &Path) -> Result<()> {
     let attempt = || {
         for entry in std::fs::read_dir(folder)? {
@@ -375,7 +380,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_written_is_read_again() {
+    fn written_records_are_read_back() {
         let (_folder, dataset) = written();
         dataset.verify().unwrap();
         let records: Vec<RawRecord> = dataset.records().unwrap().map(Result::unwrap).collect();
@@ -393,21 +398,21 @@ mod tests {
     }
 
     #[test]
-    fn anything_changed_or_missing_is_found() {
+    fn verify_detects_changed_and_missing_files() {
         let change = |name: &str, bytes: &[u8]| {
             let (folder, dataset) = written();
             fs::write(folder.path().join(name), bytes).unwrap();
             dataset.verify().unwrap_err().to_string()
         };
         assert!(change("images/000000.png", b"shorter").contains("missing or changed"));
-        assert!(change("records.jsonl", b"{}").contains("not what its manifest describes"));
+        assert!(change("records.jsonl", b"{}").contains("does not match its manifest"));
         let (folder, dataset) = written();
         fs::remove_file(folder.path().join("images/000000.png")).unwrap();
         assert!(dataset.verify().unwrap_err().to_string().contains("000000.png"));
     }
 
     #[test]
-    fn hostile_records_and_manifests_are_refused() {
+    fn hostile_records_and_manifests_are_rejected() {
         let (folder, dataset) = written();
         for line in [
             r#"{"row": 0, "text": "x", "image": "../../etc/passwd"}"#,

@@ -1,4 +1,4 @@
-//! Pictures that rows name by path: files below a folder, or in zip archives there.
+//! Image files that rows refer to by path: below a folder, or in its zip archives.
 
 use std::collections::HashMap;
 use std::fs;
@@ -12,39 +12,39 @@ use crate::fs::{open_regular, read_bounded};
 use crate::hub::hub_error;
 use crate::{Error, Result};
 
-/// A picture may not be larger.
-pub(super) const MAX_PICTURE_BYTES: u64 = 64 << 20;
+/// Maximum size of an image file.
+pub(super) const MAX_IMAGE_BYTES: u64 = 64 << 20;
 const MAX_DEPTH: usize = 6;
-const MAX_PLACES: usize = 4_000_000;
+const MAX_FILES: usize = 4_000_000;
 
-/// What a zip archive is read from.
+/// Source of a zip archive.
 pub(super) trait ReadSeek: Read + Seek + Send {}
 impl<T: Read + Seek + Send> ReadSeek for T {}
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-enum Place {
+enum Location {
     File(usize),
     Archive { archive: usize, entry: usize },
 }
 
-/// Finds pictures by path, or by name where the path is not there: archives are published to be unpacked anywhere.
-pub(super) struct Pictures {
+/// Finds images by path, or by file name if the path does not exist, since archives may be unpacked anywhere.
+pub(super) struct ImageFiles {
     root: PathBuf,
     files: Vec<PathBuf>,
     archives: Vec<ZipArchive<Box<dyn ReadSeek>>>,
-    by_path: HashMap<String, Place>,
-    by_name: HashMap<String, Place>,
+    by_path: HashMap<String, Location>,
+    by_name: HashMap<String, Location>,
 }
 
-impl Pictures {
-    /// Everything below `root`.
+impl ImageFiles {
+    /// Indexes everything below `root`.
     pub(super) fn below(root: &Path) -> Result<Self> {
-        let mut pictures = Self::empty(root);
-        pictures.walk(root, 0)?;
-        Ok(pictures)
+        let mut images = Self::empty(root);
+        images.walk(root, 0)?;
+        Ok(images)
     }
 
-    /// Nothing yet.
+    /// Creates an empty index.
     pub(super) fn empty(root: &Path) -> Self {
         Self {
             root: root.to_owned(),
@@ -70,23 +70,23 @@ impl Pictures {
             } else if let Some(name) = path.strip_prefix(&self.root).ok().and_then(Path::to_str) {
                 let name = name.to_owned();
                 self.files.push(path);
-                self.add(&name, Place::File(self.files.len() - 1));
+                self.add(&name, Location::File(self.files.len() - 1));
             }
-            if self.by_path.len() > MAX_PLACES {
+            if self.by_path.len() > MAX_FILES {
                 return Err(Error::checkpoint(
                     &self.root,
-                    "holds too many files; name the dataset's own folder",
+                    "contains too many files; give the data set's own folder",
                 ));
             }
         }
         Ok(())
     }
 
-    /// Adds the pictures of a zip archive, which is called `name` in errors.
+    /// Adds the entries of a zip archive; `name` is its name in errors.
     pub(super) fn add_archive(&mut self, name: &Path, reader: Box<dyn ReadSeek>) -> Result<()> {
         let archive = ZipArchive::new(reader).map_err(|error| match error {
             ZipError::Io(error) if !is_damage(&error) => hub_error(name, error),
-            error => Error::checkpoint(name, format!("not a zip archive, or a damaged one ({error})")),
+            error => Error::checkpoint(name, format!("not a zip archive, or damaged ({error})")),
         })?;
         let entries: Vec<Option<String>> = archive
             .file_names()
@@ -96,18 +96,18 @@ impl Pictures {
         let archive = self.archives.len() - 1;
         for (entry, name) in entries.into_iter().enumerate() {
             if let Some(name) = name {
-                self.add(&name, Place::Archive { archive, entry });
+                self.add(&name, Location::Archive { archive, entry });
             }
         }
         Ok(())
     }
 
-    fn add(&mut self, path: &str, place: Place) {
-        self.by_path.entry(path.to_owned()).or_insert(place);
-        self.by_name.entry(base_name(path).to_owned()).or_insert(place);
+    fn add(&mut self, path: &str, location: Location) {
+        self.by_path.entry(path.to_owned()).or_insert(location);
+        self.by_name.entry(base_name(path).to_owned()).or_insert(location);
     }
 
-    fn place(&self, path: &str) -> Option<Place> {
+    fn location(&self, path: &str) -> Option<Location> {
         let path = path.trim_start_matches("./");
         let found = self
             .by_path
@@ -116,35 +116,35 @@ impl Pictures {
         found.copied()
     }
 
-    /// Those of `paths` that are there, in the order they lie in: an archive is read once from its beginning to its end.
+    /// Returns the existing ones of `paths`, in storage order, so that an archive is read sequentially.
     pub(super) fn in_order<'a>(&self, paths: &'a [String]) -> Vec<&'a String> {
-        let mut found: Vec<(Place, &String)> = paths
+        let mut found: Vec<(Location, &String)> = paths
             .iter()
-            .filter_map(|path| Some((self.place(path)?, path)))
+            .filter_map(|path| Some((self.location(path)?, path)))
             .collect();
         found.sort();
         found.into_iter().map(|(_, path)| path).collect()
     }
 
-    /// The bytes of the picture at `path`; none where there is no such picture or it is too large.
+    /// Reads the image at `path`; `None` if it does not exist or is too large.
     pub(super) fn read(&mut self, path: &str) -> Result<Option<Vec<u8>>> {
-        let Some(place) = self.place(path) else {
+        let Some(location) = self.location(path) else {
             return Ok(None);
         };
         let fault = |error| hub_error(&self.root.join(path), error);
-        let bytes = match place {
-            Place::File(index) => match self.files.get(index) {
-                Some(file) => match read_bounded(file, MAX_PICTURE_BYTES) {
+        let bytes = match location {
+            Location::File(index) => match self.files.get(index) {
+                Some(file) => match read_bounded(file, MAX_IMAGE_BYTES) {
                     Err(error) if error.kind() == std::io::ErrorKind::FileTooLarge => None,
                     outcome => Some(outcome.map_err(fault)?),
                 },
                 None => None,
             },
-            Place::Archive { archive, entry } => match self.archives.get_mut(archive) {
+            Location::Archive { archive, entry } => match self.archives.get_mut(archive) {
                 Some(archive) => {
                     let entry = archive.by_index(entry).map_err(std::io::Error::from);
                     match entry.and_then(bounded) {
-                        // A damaged entry is a broken picture, and no more than that.
+                        // A damaged entry counts as an image that cannot be decoded.
                         Err(error) if is_damage(&error) => Some(Vec::new()),
                         outcome => outcome.map_err(fault)?,
                     }
@@ -156,7 +156,7 @@ impl Pictures {
     }
 }
 
-/// The name without its folders.
+/// Returns the last component of a path.
 pub(super) fn base_name(path: &str) -> &str {
     path.rsplit('/').next().unwrap_or(path)
 }
@@ -168,6 +168,6 @@ fn is_damage(error: &std::io::Error) -> bool {
 
 fn bounded(reader: impl Read) -> std::io::Result<Option<Vec<u8>>> {
     let mut bytes = Vec::new();
-    reader.take(MAX_PICTURE_BYTES + 1).read_to_end(&mut bytes)?;
-    Ok((bytes.len() as u64 <= MAX_PICTURE_BYTES).then_some(bytes))
+    reader.take(MAX_IMAGE_BYTES + 1).read_to_end(&mut bytes)?;
+    Ok((bytes.len() as u64 <= MAX_IMAGE_BYTES).then_some(bytes))
 }

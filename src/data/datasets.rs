@@ -1,19 +1,21 @@
-//! The three data sets of the pipeline: where they are published, and what their columns are called.
+//! The data sets of the pipeline: one table with everything that distinguishes them.
 
-use super::cell::{Cell, Picture, Row, WrongType};
-use super::pictures::base_name;
-use super::rows::Format;
+use super::image_files::base_name;
+use super::row::{Cell, ImageRef, Row, WrongType};
+use super::row_files::Format;
 
-/// One data set, with the repositories that publish it in the order they are tried.
+/// A data set and the repositories that publish it.
 #[derive(Debug)]
 pub struct Dataset {
-    /// Its folder under `datasets/raw`.
+    /// Folder name under `datasets/raw`, and value of `--dataset`.
     pub name: &'static str,
-    /// Most rows that are taken.
+    /// Contents, for the help text.
+    pub description: &'static str,
+    /// Maximum number of rows to download; `None` for all.
     pub row_limit: Option<u64>,
-    /// Where it is published.
+    /// Publications, in the order in which they are tried.
     pub publications: &'static [Publication],
-    /// Names of local copies hold one of these.
+    /// Substrings by which a local copy is recognized.
     pub hints: &'static [&'static str],
 }
 
@@ -22,96 +24,105 @@ pub struct Dataset {
 pub struct Publication {
     /// `OWNER/NAME` on the hub.
     pub repository: &'static str,
-    /// `source` of the formatted samples.
+    /// `source` of the prepared samples.
     pub label: &'static str,
-    /// Its file of rows; none for every file of its training split.
+    /// Prefix of the prepared images' file names, without `_`. It also seeds the sampled prompts: do not change it.
+    pub image_prefix: &'static str,
+    /// File with the rows; `None` for all files of the training split.
     file: Option<&'static str>,
     columns: &'static Columns,
 }
 
-/// Names of columns; the first that is there and not blank counts.
+/// Column names; the first column that exists and is not blank is used.
 #[derive(Debug)]
 struct Columns {
-    /// Empty for a data set of texts.
+    /// Empty for a data set of reports, which are rendered as pages.
     image: &'static [&'static str],
     question: &'static [&'static str],
     text: &'static [&'static str],
     specialty: &'static [&'static str],
 }
 
-const PICTURES: Columns = Columns {
+const IMAGE_COLUMNS: Columns = Columns {
     image: &["image", "images", "file_name"],
     question: &["question"],
     text: &["answer", "caption", "text"],
     specialty: &[],
 };
 
-const REPORTS: Columns = Columns {
+const REPORT_COLUMNS: Columns = Columns {
     image: &[],
     question: &[],
     text: &["transcription", "text"],
     specialty: &["medical_specialty", "label"],
 };
 
-/// Every data set, in the order they are downloaded.
-pub const DATASETS: [Dataset; 3] = [
+/// All data sets, in the order in which they are downloaded and prepared. This is their only declaration.
+pub const DATASETS: &[Dataset] = &[
     Dataset {
         name: "roco",
+        description: "radiology images (ROCO, or PathVQA as a fallback), first 3,000 rows",
         row_limit: Some(3_000),
         publications: &[
             Publication {
                 repository: "eltorio/ROCOv2-radiology",
                 label: "ROCO",
+                image_prefix: "roco",
                 file: None,
-                columns: &PICTURES,
+                columns: &IMAGE_COLUMNS,
             },
             Publication {
                 repository: "mdwiratathya/ROCO-radiology",
                 label: "ROCO",
+                image_prefix: "roco",
                 file: None,
-                columns: &PICTURES,
+                columns: &IMAGE_COLUMNS,
             },
             Publication {
                 repository: "flaviagiammarino/path-vqa",
                 label: "PathVQA",
+                image_prefix: "pvqa",
                 file: None,
-                columns: &PICTURES,
+                columns: &IMAGE_COLUMNS,
             },
         ],
         hints: &["roco", "pathvqa", "path-vqa", "path_vqa"],
     },
     Dataset {
         name: "pubmedvision",
+        description: "captioned images, first 2,000",
         row_limit: Some(2_000),
         publications: &[Publication {
             repository: "FreedomIntelligence/PubMedVision",
             label: "PubMedVision",
+            image_prefix: "pmv",
             file: Some("PubMedVision_Alignment_VQA.json"),
-            columns: &PICTURES,
+            columns: &IMAGE_COLUMNS,
         }],
         hints: &["pubmedvision"],
     },
     Dataset {
         name: "mtsamples",
+        description: "all transcribed reports",
         row_limit: None,
         publications: &[Publication {
             repository: "rungalileo/medical_transcription_40",
             label: "MTSamples",
+            image_prefix: "mt",
             file: None,
-            columns: &REPORTS,
+            columns: &REPORT_COLUMNS,
         }],
         hints: &["mtsamples", "medical_transcription"],
     },
 ];
 
 impl Dataset {
-    /// The data set called `name`.
+    /// Returns the data set called `name`.
     pub fn named(name: &str) -> Option<&'static Self> {
-        static ALL: [Dataset; 3] = DATASETS;
-        ALL.iter().find(|dataset| dataset.name == name)
+        DATASETS.iter().find(|dataset| dataset.name == name)
     }
 
-    /// The form of a local copy called `name`, if it is one of this data set.
+    /// Returns the publication that a file or folder called `name` is a copy of; `None` if it is not of this data set.
     pub(super) fn publication_of(&self, name: &str) -> Option<&'static Publication> {
         let name = name.to_ascii_lowercase();
         let hint = self.hints.iter().find(|hint| name.contains(**hint))?;
@@ -127,44 +138,44 @@ impl Dataset {
     }
 }
 
-/// What a row holds.
+/// The columns of a row that are used.
 #[derive(Debug, PartialEq)]
 pub(super) struct Sample<'a> {
     pub question: Option<&'a str>,
     pub text: Option<&'a str>,
-    pub picture: Option<Picture<'a>>,
+    pub image: Option<ImageRef<'a>>,
     pub specialty: Option<&'a str>,
 }
 
 impl Publication {
-    /// Its rows have pictures.
-    pub(super) fn has_pictures(&self) -> bool {
+    /// Returns whether rows have images; otherwise they are reports.
+    pub(super) fn has_images(&self) -> bool {
         !self.columns.image.is_empty()
     }
 
-    /// What is read of a row.
+    /// Extracts the used columns of a row.
     pub(super) fn sample<'a>(&self, row: &'a Row) -> Result<Sample<'a>, WrongType> {
         let columns = self.columns;
         let (question, text) = match row.get("conversations") {
             Cell::Null => (row.text(columns.question)?, row.text(columns.text)?),
             turns => (turn(turns, "human")?, turn(turns, "gpt")?),
         };
-        let mut picture = None;
+        let mut image = None;
         for column in columns.image {
-            if picture.is_none() {
-                picture = row.get(column).picture()?;
+            if image.is_none() {
+                image = row.get(column).image()?;
             }
         }
         Ok(Sample {
             question,
             text,
-            picture,
-            // A class number without its name tells nothing.
+            image,
+            // A class number is not a name.
             specialty: row.text(columns.specialty).unwrap_or_default(),
         })
     }
 
-    /// The files of rows among `names`, in the order of their rows: one format, the training split where there is one.
+    /// Returns the files with rows among `names`, in order: one format only, and the training split if there is one.
     pub(super) fn row_files<'a>(&self, names: impl Iterator<Item = &'a str>) -> Vec<&'a str> {
         let mut files: Vec<(Format, &str)> = names
             .filter(|name| !is_description(name))
@@ -177,7 +188,7 @@ impl Publication {
             files.retain(|(_, name)| *name == wanted);
         }
         let is_training = |name: &str| base_name(name).contains("train") || name.contains("train/");
-        if self.has_pictures() && files.iter().any(|(_, name)| is_training(name)) {
+        if self.has_images() && files.iter().any(|(_, name)| is_training(name)) {
             files.retain(|(_, name)| is_training(name));
         }
         files.sort();
@@ -187,7 +198,7 @@ impl Publication {
     }
 }
 
-/// What the first speaker called `role` says, without the mark of the picture.
+/// Returns the first message of `role`, without the image placeholder.
 fn turn<'a>(turns: &'a Cell, role: &str) -> Result<Option<&'a str>, WrongType> {
     let Cell::List(turns) = turns else {
         return Err(WrongType);
@@ -208,7 +219,7 @@ fn turn<'a>(turns: &'a Cell, role: &str) -> Result<Option<&'a str>, WrongType> {
     Ok(None)
 }
 
-/// Files that describe a data set and hold no rows.
+/// Returns whether a file describes a data set and contains no rows.
 fn is_description(name: &str) -> bool {
     let name = base_name(name);
     name.starts_with('.')
@@ -219,7 +230,21 @@ fn is_description(name: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::HashSet;
+
     use super::*;
+
+    #[test]
+    fn names_and_labels_are_unambiguous() {
+        let names: HashSet<&str> = DATASETS.iter().map(|dataset| dataset.name).collect();
+        assert_eq!(names.len(), DATASETS.len());
+        let mut prefixes: HashSet<(&str, &str)> = HashSet::new();
+        let publications = DATASETS.iter().flat_map(|dataset| dataset.publications);
+        prefixes.extend(publications.map(|one| (one.label, one.image_prefix)));
+        let labels: HashSet<&str> = prefixes.iter().map(|(label, _)| *label).collect();
+        let distinct: HashSet<&str> = prefixes.iter().map(|(_, prefix)| *prefix).collect();
+        assert_eq!((labels.len(), distinct.len()), (prefixes.len(), prefixes.len()));
+    }
 
     fn publication(label: &str) -> &'static Publication {
         let mut all = DATASETS.iter().flat_map(|dataset| dataset.publications);
@@ -229,12 +254,12 @@ mod tests {
     fn row(json: serde_json::Value) -> Row {
         match Cell::from(json) {
             Cell::Struct(row) => row,
-            _ => panic!("no object"),
+            _ => panic!("not an object"),
         }
     }
 
     #[test]
-    fn a_conversation_is_a_question_and_an_answer() {
+    fn a_conversation_gives_a_question_and_an_answer() {
         let row = row(serde_json::json!({
             "id": "x", "image": ["images/a.jpg", "images/b.jpg"], "modality": "CT",
             "conversations": [
@@ -247,11 +272,11 @@ mod tests {
             (sample.question, sample.text),
             (Some("What is it?"), Some("A liver."))
         );
-        assert_eq!(sample.picture, Some(Picture::Path("images/a.jpg")));
+        assert_eq!(sample.image, Some(ImageRef::Path("images/a.jpg")));
     }
 
     #[test]
-    fn rows_of_other_types_are_malformed() {
+    fn columns_of_other_types_are_malformed() {
         let pubmed = publication("PubMedVision");
         for json in [
             serde_json::json!({"conversations": "x"}),
@@ -267,7 +292,7 @@ mod tests {
     }
 
     #[test]
-    fn the_training_split_in_the_best_format_is_read() {
+    fn the_training_split_in_the_preferred_format_is_selected() {
         let files = |label: &str, names: &[&'static str]| publication(label).row_files(names.iter().copied());
         let split = [
             "data/test-0.parquet",
@@ -280,7 +305,7 @@ mod tests {
             files("PathVQA", &split),
             ["data/train-0.parquet", "data/train-1.parquet"]
         );
-        // Of the reports all are wanted.
+        // Reports are read from all splits.
         assert_eq!(files("MTSamples", &split).len(), 3);
         let configurations = [
             "PubMedVision_InstructionTuning_VQA.json",
@@ -298,7 +323,7 @@ mod tests {
     }
 
     #[test]
-    fn a_local_copy_is_known_by_its_name() {
+    fn a_local_copy_is_recognized_by_its_name() {
         let label = |name: &str| {
             let mut found = DATASETS.iter().filter_map(|dataset| dataset.publication_of(name));
             found.next().map(|publication| publication.label)

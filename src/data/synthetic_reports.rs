@@ -1,4 +1,4 @@
-//! Reports that come with the program, for a machine that can download none: enough to try the pipeline, not to train on.
+//! Embedded reports for machines without network access: enough to try the pipeline, not to train a useful model.
 
 use std::fs;
 use std::io::Write;
@@ -15,7 +15,7 @@ use crate::{Error, Result};
 const FOLDER: &str = "datasets/synthetic";
 const FILE: &str = "mtsamples_synthetic.jsonl";
 
-/// Writes the synthetic reports in MTSamples' form, where they are not there yet; the file.
+/// Writes the synthetic reports in the format of MTSamples, unless they exist. Returns the file's path.
 pub(crate) fn write_synthetic_reports(project: &Project) -> Result<PathBuf> {
     let folder = project.file(FOLDER);
     let path = folder.join(FILE);
@@ -33,7 +33,7 @@ pub(crate) fn write_synthetic_reports(project: &Project) -> Result<PathBuf> {
     Ok(path)
 }
 
-/// The raw data set in `folder` was made from the synthetic reports.
+/// Returns whether the raw data set in `folder` was built from the synthetic reports.
 pub(crate) fn is_synthetic(folder: &Path) -> bool {
     let dataset = RawDataset::open(folder).ok().flatten();
     dataset.is_some_and(|dataset| {
@@ -47,7 +47,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_reports_are_rows_of_text_and_the_same_each_time() {
+    fn reports_are_rows_of_text_and_not_rewritten() {
         let folder = tempfile::tempdir().unwrap();
         let project = Project::open(Some(folder.path())).unwrap();
         let path = write_synthetic_reports(&project).unwrap();

@@ -1,4 +1,4 @@
-//! Rows of published files: Parquet, JSON lines, a JSON list, CSV; the last three also compressed with gzip.
+//! Readers of row files: Parquet, JSON lines, a JSON list, CSV; all but Parquet also compressed with gzip.
 
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read};
@@ -11,19 +11,19 @@ use parquet::file::reader::{FileReader, SerializedFileReader};
 use serde::de::{DeserializeSeed, Error as _, SeqAccess, Visitor};
 use serde_json::Value;
 
-use super::cell::{Cell, Row};
+use super::row::{Cell, Row};
 use crate::fs::open_regular;
 use crate::{Error, Result};
 
-/// A row in text may not be longer.
+/// Maximum length of a row in a text file.
 const MAX_LINE_BYTES: u64 = 16 << 20;
-/// Rows of a Parquet file that are in memory, each with its picture.
-const ROWS_AT_ONCE: usize = 32;
+/// Number of Parquet rows in memory, each with its image.
+const ROW_BATCH: usize = 32;
 
-/// What hears of each row; `None` is one that cannot be understood. `Break` ends the reading.
+/// Callback for each row; `None` is a malformed one. `Break` ends reading.
 pub(super) type OnRow<'a> = dyn FnMut(Option<Row>) -> Result<ControlFlow<()>> + 'a;
 
-/// Formats of files with rows, the best first: a `.json` beside another one only describes it.
+/// Formats of row files, preferred ones first: a `.json` beside another format usually describes it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Format {
     Parquet,
@@ -33,7 +33,7 @@ pub(super) enum Format {
 }
 
 impl Format {
-    /// By the name's suffix, and whether it is compressed.
+    /// Returns the format by the file name's suffix, and whether the file is compressed.
     pub(super) fn of(name: &str) -> Option<(Self, bool)> {
         let name = name.to_ascii_lowercase();
         let (stem, gzip) = match name.strip_suffix(".gz") {
@@ -56,7 +56,7 @@ pub(super) fn read_rows(path: &Path, on_row: &mut OnRow<'_>) -> Result<()> {
     let Some((format, gzip)) = Format::of(&name) else {
         return Err(Error::checkpoint(
             path,
-            "not a file of rows; expected .parquet, .jsonl, .json or .csv (or .gz of these)",
+            "not a row file; expected .parquet, .jsonl, .json or .csv (or .gz of these)",
         ));
     };
     let file = open_regular(path).map_err(|error| Error::io(path, error))?;
@@ -71,7 +71,7 @@ pub(super) fn read_rows(path: &Path, on_row: &mut OnRow<'_>) -> Result<()> {
     skip_byte_order_mark(&mut reader).map_err(|error| Error::io(path, error))?;
     match format {
         Format::JsonLines => json_lines(path, reader, on_row),
-        // Many a .json holds lines.
+        // Many .json files contain JSON lines.
         Format::Json if !starts_with_list(&mut reader).map_err(|error| Error::io(path, error))? => {
             json_lines(path, reader, on_row)
         }
@@ -80,7 +80,7 @@ pub(super) fn read_rows(path: &Path, on_row: &mut OnRow<'_>) -> Result<()> {
     }
 }
 
-/// How many rows the file at `path` has; where they have to be read, counted to `limit`.
+/// Counts the rows of the file at `path`; formats without a row count are read up to `limit` rows.
 pub(super) fn count_rows(path: &Path, limit: u64) -> Result<u64> {
     let name = path.to_string_lossy();
     if let Some((Format::Parquet, _)) = Format::of(&name) {
@@ -101,16 +101,19 @@ pub(super) fn count_rows(path: &Path, limit: u64) -> Result<u64> {
 }
 
 fn damaged(path: &Path, reason: impl std::fmt::Display) -> Error {
-    Error::checkpoint(path, format!("damaged, or not what its name says: {reason}"))
+    Error::checkpoint(
+        path,
+        format!("damaged, or not in the format that its suffix says: {reason}"),
+    )
 }
 
 fn parquet(path: &Path, file: File, on_row: &mut OnRow<'_>) -> Result<()> {
-    // The reader checks much and panics on some of the rest.
-    let panicked = |_| Err(damaged(path, "its structure makes no sense"));
+    // The reader panics on some malformed files.
+    let panicked = |_| Err(damaged(path, "its structure is invalid"));
     let guarded = catch_unwind(AssertUnwindSafe(|| {
         let reader = SerializedFileReader::new(file).map_err(|error| damaged(path, error))?;
         let rows = reader.get_row_iter(None).map_err(|error| damaged(path, error))?;
-        for row in rows.with_batch_size(ROWS_AT_ONCE) {
+        for row in rows.with_batch_size(ROW_BATCH) {
             let row = row.map_err(|error| damaged(path, error))?;
             if on_row(Some(Row::from(&row)))?.is_break() {
                 break;
@@ -133,7 +136,7 @@ fn json_lines(path: &Path, mut reader: impl BufRead, on_row: &mut OnRow<'_>) -> 
             return Ok(());
         }
         if read as u64 > MAX_LINE_BYTES {
-            return Err(damaged(path, "a line is longer than any row"));
+            return Err(damaged(path, "a line exceeds the maximum length"));
         }
         if line.trim_ascii().is_empty() {
             continue;
@@ -145,7 +148,7 @@ fn json_lines(path: &Path, mut reader: impl BufRead, on_row: &mut OnRow<'_>) -> 
     }
 }
 
-/// Spreadsheets begin UTF-8 text with one.
+/// Spreadsheet programs write one at the start of UTF-8 text.
 fn skip_byte_order_mark(reader: &mut impl BufRead) -> std::io::Result<()> {
     const MARK: &[u8] = b"\xef\xbb\xbf";
     let marked = reader.fill_buf()?.starts_with(MARK);
@@ -165,7 +168,7 @@ fn object(value: Value) -> Option<Row> {
     }
 }
 
-/// A list of objects, of which one is in memory at a time.
+/// Reads a list of objects, one at a time.
 fn json_list(path: &Path, reader: impl Read, on_row: &mut OnRow<'_>) -> Result<()> {
     let mut outcome = Ok(());
     let list = JsonList {
@@ -186,7 +189,7 @@ const ENOUGH: &str = "enough rows";
 
 struct JsonList<'a, 'b> {
     on_row: &'a mut OnRow<'b>,
-    /// What `on_row` said, since the parser's own error cannot hold it.
+    /// Error of `on_row`, which the parser's error type cannot hold.
     outcome: &'a mut Result<()>,
 }
 
@@ -252,7 +255,7 @@ mod tests {
 
     use super::*;
 
-    /// The `text` column of every row; none for one that cannot be understood.
+    /// Returns the `text` column of every row; `None` for malformed rows.
     fn texts(name: &str, bytes: &[u8], limit: usize) -> Result<Vec<Option<String>>> {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join(name);
@@ -279,7 +282,7 @@ mod tests {
         "{\"text\": \"one\"}\n\n[1]\n{\"text\": \"tw\u{f6}\", \"other\": 1}\n{broken\n{\"text\": \"three\"}";
 
     #[test]
-    fn json_lines_are_read_and_broken_ones_told() {
+    fn malformed_json_lines_are_reported() {
         let some = |text: &str| Some(text.to_owned());
         let expected = [some("one"), None, some("tw\u{f6}"), None, some("three")];
         assert_eq!(texts("a.jsonl", LINES.as_bytes(), 99).unwrap(), expected);
@@ -303,7 +306,7 @@ mod tests {
         let list = br#"[{"text": "one"}, 7, {"text": "two"}]"#;
         let expected = [Some("one".to_owned()), None, Some("two".to_owned())];
         assert_eq!(texts("a.json", list, 99).unwrap(), expected);
-        // What comes after the last wanted row is not even looked at.
+        // Data after the last requested row is not read.
         assert_eq!(
             texts("a.json", br#"[{"text": "one"}, broken"#, 1).unwrap(),
             expected[..1]
@@ -314,7 +317,7 @@ mod tests {
     }
 
     #[test]
-    fn csv_keeps_line_ends_within_quotes() {
+    fn csv_keeps_line_breaks_within_quotes() {
         let csv = b",text,other\n0,\"one\nline, two\",x\n1,short\n2,\"say \"\"two\"\"\",y\n";
         let expected = [
             Some("one\nline, two".to_owned()),
@@ -327,7 +330,7 @@ mod tests {
     }
 
     #[test]
-    fn other_files_are_refused() {
+    fn other_files_are_rejected() {
         for name in ["a.pkl", "a.txt", "a", "a.gz", "a.parquet.gz", "parquet"] {
             assert!(texts(name, b"x", 1).is_err(), "{name}");
         }
@@ -337,7 +340,7 @@ mod tests {
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(64))]
         #[test]
-        fn no_bytes_make_it_panic(mut bytes in any::<Vec<u8>>()) {
+        fn arbitrary_bytes_never_panic(mut bytes in any::<Vec<u8>>()) {
             for name in ["a.jsonl", "a.json", "a.csv", "a.csv.gz"] {
                 let _ = texts(name, &bytes, 50);
             }
