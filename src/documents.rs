@@ -1,4 +1,4 @@
-//! Sets of documents: the project's own test documents and evaluation cases, or any others of the same form.
+//! Fixed document sets: the built-in test documents and evaluation cases, or the user's own in the same format.
 
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
@@ -14,65 +14,65 @@ use crate::{Error, Result};
 const TEST: &str = include_str!("../datasets/documents/test_documents.json");
 const EVALUATION: &str = include_str!("../datasets/documents/evaluation_cases.json");
 const CALIBRATION: &str = include_str!("../datasets/documents/calibration_pages.json");
-/// A set may not be larger; every page of it is drawn and read.
+/// Maximum size of a set's file: every page of it is rendered and read.
 const MAX_BYTES: u64 = 16 << 20;
 
-/// A page's text, what is asked about it and what an answer must name.
+/// A page's text, a prompt about it, and the terms and values that the answer must contain.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Document {
-    /// Its name in records.
+    /// Id in records.
     pub id: String,
-    /// File name of its page, `NAME.png`.
+    /// File name of the page image, `NAME.png`.
     pub filename: String,
-    /// Heading of the page.
+    /// Title of the page.
     pub title: String,
-    /// Lines below the heading.
+    /// Lines below the title.
     pub content: Vec<String>,
-    /// What is asked.
+    /// Prompt.
     pub prompt: String,
-    /// Words that the answer must hold: drugs, diagnoses, findings, abbreviations.
+    /// Expected words: drugs, diagnoses, findings, abbreviations.
     pub expected_terms: Vec<String>,
-    /// Figures that the answer must hold, with their units and frequencies.
+    /// Expected values, with units and frequencies.
     pub expected_values: Vec<String>,
 }
 
 impl Document {
-    /// Its page: border, heading, rule, lines.
+    /// Renders the page: border, title, rule, lines.
     pub fn page(&self, size: PageSize) -> RgbPage {
         document_page(&self.title, &self.content, size)
     }
 }
 
-/// Documents that are measured together: `{"documents": [...]}`.
+/// A set of documents: `{"documents": [...]}`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DocumentSet {
-    /// One or more; ids and file names differ.
+    /// At least one; ids and file names are unique.
     pub documents: Vec<Document>,
 }
 
 impl DocumentSet {
     /// The five documents of the benchmarks.
     pub fn test() -> Self {
-        shipped(TEST)
+        built_in(TEST)
     }
 
     /// The five cases of the evaluation.
     pub fn evaluation() -> Self {
-        shipped(EVALUATION)
+        built_in(EVALUATION)
     }
 
-    /// Synthetic pages to calibrate a quantization on; nothing is expected of them, and no line is another set's.
+    /// Synthetic pages for quantization calibration, without expected terms; they share no line with the other sets.
     pub fn calibration() -> Self {
-        shipped(CALIBRATION)
+        built_in(CALIBRATION)
     }
 
-    /// The set in a file (`--documents FILE.json`); the error names the document and the key at fault.
+    /// Reads a set from a file (`--documents FILE.json`). Errors name the document and the key.
     pub fn load(path: &Path) -> Result<Self> {
         let text = read_text(path, MAX_BYTES).map_err(|error| Error::io(path, error))?;
         Self::parse(&text).map_err(|reason| Error::record(path, reason))
     }
 
-    /// Draws every page and writes it to `folder`, which is made where it is missing; the paths, in the set's order.
+    /// Renders every page to `folder`, which is created if needed; returns the paths in the set's order.
     pub fn write_pages(&self, folder: &Path, size: PageSize) -> Result<Vec<PathBuf>> {
         std::fs::create_dir_all(folder).map_err(|error| Error::io(folder, error))?;
         self.documents
@@ -127,7 +127,7 @@ impl DocumentSet {
     }
 }
 
-/// Pages are written under their file names: none may lead out of their folder or hide.
+/// Whether the file name is safe to write to: no path separators, not hidden.
 fn is_page_name(name: &str) -> bool {
     let stem = name.strip_suffix(".png").unwrap_or_default();
     name.len() <= 255
@@ -137,8 +137,8 @@ fn is_page_name(name: &str) -> bool {
         && !name.chars().any(char::is_control)
 }
 
-fn shipped(text: &str) -> DocumentSet {
-    DocumentSet::parse(text).expect("shipped documents are checked by the tests")
+fn built_in(text: &str) -> DocumentSet {
+    DocumentSet::parse(text).expect("the built-in documents are checked by the tests")
 }
 
 #[cfg(test)]
@@ -162,7 +162,7 @@ mod tests {
     }
 
     #[test]
-    fn a_set_of_the_form_is_read() {
+    fn a_valid_set_is_read() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("mine.json");
         let set = json!({"documents": [document(|_| ())], "comment": "kept by its author"});
@@ -173,7 +173,7 @@ mod tests {
     }
 
     #[test]
-    fn pages_are_written_under_their_names() {
+    fn pages_are_written_under_their_file_names() {
         let folder = tempfile::tempdir().unwrap();
         let images = folder.path().join("datasets/test_images");
         let paths = DocumentSet::test().write_pages(&images, TEST_PAGE).unwrap();
@@ -185,7 +185,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_wrong_is_named() {
+    fn errors_name_the_document_and_the_key() {
         assert!(fault(&[]).contains("empty"));
         for name in [
             "",
@@ -227,7 +227,7 @@ mod tests {
     }
 
     #[test]
-    fn a_missing_key_a_wrong_type_and_a_missing_file_are_named() {
+    fn missing_keys_wrong_types_and_missing_files_are_named() {
         for key in [
             "id",
             "filename",

@@ -1,4 +1,4 @@
-//! The fine-tuned model on the test documents.
+//! Benchmark of the fine-tuned model.
 
 use std::path::Path;
 
@@ -9,8 +9,8 @@ use crate::project::Project;
 use crate::quant::{Method, Quantization};
 use crate::records::Benchmark;
 
-/// `benchmarks/finetuned_standard_bench.json` of an evaluation's model and adapter, on the documents that the base's
-/// benchmarks read: `documents`, or the five test documents.
+/// Makes `benchmarks/finetuned_standard_bench.json`: the model and adapter of an evaluation on `documents`, or on the five test
+/// documents.
 pub fn finetuned_benchmark(
     project: &Project,
     run: &FinetunedRun<'_>,

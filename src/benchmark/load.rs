@@ -1,18 +1,18 @@
-//! Whether benchmarks that stand side by side were measured on a machine that was about as busy.
+//! Compares the machine load of benchmarks that are shown side by side.
 
 use crate::records::Benchmark;
 
-/// Other programs' shares of the processors that differ by more than this do not go side by side without a word.
-const SHARE: f64 = 0.1;
-/// The same for load averages, of one processor, where the shares are not known.
-const AVERAGE: f64 = 0.25;
+/// Maximum difference of other programs' CPU share without a note.
+const MAX_SHARE_DIFFERENCE: f64 = 0.1;
+/// The same for load averages per CPU thread, if the shares are unknown.
+const MAX_AVERAGE_DIFFERENCE: f64 = 0.25;
 
-/// A sentence where `records`, with their names, were measured under different load; what does not tell its load is left out.
+/// A note if `records` (with their names) were measured under different load. Records without load figures are ignored.
 pub fn load_note(records: &[(&str, &Benchmark)]) -> Option<String> {
     by_share(records).or_else(|| by_average(records))
 }
 
-/// The least and the most of a figure, with the names.
+/// Minimum and maximum of a figure, with their names.
 fn extremes<'a>(figures: impl Iterator<Item = (&'a str, f64)>) -> Option<[(&'a str, f64); 2]> {
     let figures: Vec<(&str, f64)> = figures.filter(|(_, figure)| figure.is_finite()).collect();
     let least = figures.iter().min_by(|a, b| a.1.total_cmp(&b.1))?;
@@ -25,10 +25,10 @@ fn by_share(records: &[(&str, &Benchmark)]) -> Option<String> {
         .iter()
         .filter_map(|(name, record)| Some((*name, record.run.as_ref()?.load?.other_cpu_share?)));
     let [(quiet, least), (busy, most)] = extremes(shares)?;
-    (most - least > SHARE).then(|| {
+    (most - least > MAX_SHARE_DIFFERENCE).then(|| {
         format!(
-            "measured under different load: other programs took {:.0} % of the processors' time while {quiet} was measured, \
-             {:.0} % while {busy} was: their times do not compare",
+            "measured under different load: other programs used {:.0} % of the CPU while {quiet} was measured, {:.0} % while \
+             {busy} was; their timings are not comparable",
             least * 100.0,
             most * 100.0
         )
@@ -43,10 +43,10 @@ fn by_average(records: &[(&str, &Benchmark)]) -> Option<String> {
         Some((*name, mean / run.cpu_threads?.max(1) as f64))
     });
     let [(quiet, least), (busy, most)] = extremes(averages)?;
-    (most - least > AVERAGE).then(|| {
+    (most - least > MAX_AVERAGE_DIFFERENCE).then(|| {
         format!(
-            "measured under different load: {least:.1} programs a thread wanted a processor while {quiet} was measured, \
-             {most:.1} while {busy} was: their times do not compare"
+            "measured under different load: load average per thread {least:.1} while {quiet} was measured, {most:.1} while \
+             {busy} was; their timings are not comparable"
         )
     })
 }

@@ -1,4 +1,4 @@
-//! One model reading the test documents: memory, load time, latency, and how much of each page is in the answer.
+//! Benchmarks of one model on the test documents: memory, load time, latency, accuracy.
 
 mod args;
 mod finetuned;

@@ -1,4 +1,4 @@
-//! Running one benchmark.
+//! Runs one benchmark.
 
 use std::fs;
 use std::ops::ControlFlow;
@@ -26,35 +26,35 @@ use crate::records::{
 use crate::torch::reset_allocator_peak;
 use crate::{Error, Result, device};
 
-/// Tokens of the reading that does not count: enough for every kernel to have run.
+/// New tokens of the warm-up page: every kernel has run by then.
 const WARM_UP_TOKENS: usize = 16;
 
-/// What to measure.
+/// What to measure, and how.
 pub struct BenchmarkRun<'a> {
-    /// Where the pages lie.
+    /// Project folder, which holds the page images.
     pub project: &'a Project,
-    /// The model.
+    /// Model folder.
     pub model: PathBuf,
-    /// Folder of the adapter that it reads with.
+    /// Folder of the adapter to attach.
     pub adapter: Option<PathBuf>,
-    /// Where it runs.
+    /// Device.
     pub selected: &'a Selected,
-    /// Number format of the computation.
+    /// Compute dtype.
     pub precision: Precision,
     /// Documents and limits.
     pub args: &'a BenchmarkArgs,
-    /// What to do where pages lie already.
+    /// Whether existing page images are kept.
     pub pages: Pages,
-    /// Told how many documents were read, none when the first begins, and how many there are.
+    /// Called with the number of documents read so far, starting with 0, and in total.
     pub progress: &'a dyn Fn(usize, usize),
-    /// Set to stop after the next token; then there is no record.
+    /// Cancels after the next token; no record is made.
     pub stop: &'a AtomicBool,
 }
 
-/// Loads the model, reads every document and says what it took.
+/// Loads the model, reads every document and measures both.
 ///
-/// The record's `precision` is the contract's "FP16" for weights that are not quantized, whatever they are computed in:
-/// `run.compute_dtype` tells.
+/// For dense weights the record's `precision` is always "FP16", as in the original project; `run.compute_dtype` is the actual
+/// dtype.
 pub fn benchmark(run: &BenchmarkRun<'_>) -> Result<Benchmark> {
     let documents = run.args.documents()?;
     let pages = run.pages.of(&documents, run.project)?;
@@ -69,7 +69,7 @@ pub fn benchmark(run: &BenchmarkRun<'_>) -> Result<Benchmark> {
         ..LoadOptions::default()
     };
     let mut reader = Reader::load(&run.model, &options)?;
-    synchronise(device);
+    synchronize(device);
     let load_time = start.elapsed().as_secs_f64();
     let post_load = stage(device);
 
@@ -80,7 +80,7 @@ pub fn benchmark(run: &BenchmarkRun<'_>) -> Result<Benchmark> {
         _ => None,
     };
     (run.progress)(0, documents.len());
-    let before = Busy::now();
+    let before = Load::now();
     let mut results = Vec::new();
     for (document, page) in documents.iter().zip(&pages) {
         let limit = run.args.max_new_tokens as usize;
@@ -88,7 +88,7 @@ pub fn benchmark(run: &BenchmarkRun<'_>) -> Result<Benchmark> {
         results.push(result(document, reading));
         (run.progress)(results.len(), documents.len());
     }
-    synchronise(device);
+    synchronize(device);
     let load = before.until_now();
     let peak = stage(device);
 
@@ -133,7 +133,7 @@ fn read(
 ) -> Result<Reading> {
     let mut request = ReadRequest::page(&document.prompt, page.clone());
     request.overrides.max_new_tokens = Some(max_new_tokens);
-    // Always the likeliest token: two runs give the same answers.
+    // Greedy, so that runs are reproducible.
     request.overrides.temperature = Some(0.0);
     let reading = reader.read(&request, &mut |_| {
         if stop.load(Ordering::Relaxed) {
@@ -204,13 +204,13 @@ fn details(run: &BenchmarkRun<'_>, results: &[InferenceResult]) -> RunDetails {
     }
 }
 
-/// Bytes of the weight files in a model folder.
+/// Size of the weight files in a model folder, bytes.
 fn weight_file_bytes(model: &Path) -> Option<u64> {
     let files = fs::read_dir(model).ok()?.flatten().filter(|entry| {
         let name = entry.file_name();
         name.as_encoded_bytes().ends_with(b".safetensors")
     });
-    // Through links, as the hub's cache lays its files out.
+    // Follows links: the hub cache consists of them.
     Some(
         files
             .filter_map(|file| fs::metadata(file.path()).ok())
@@ -219,13 +219,13 @@ fn weight_file_bytes(model: &Path) -> Option<u64> {
     )
 }
 
-/// How busy the machine is at one moment.
-struct Busy {
+/// Machine load at one moment.
+struct Load {
     times: Option<ProcessorTimes>,
     average: Option<f64>,
 }
 
-impl Busy {
+impl Load {
     fn now() -> Self {
         Self {
             times: ProcessorTimes::now(),
@@ -264,8 +264,8 @@ fn stage(device: Device) -> Stage {
     }
 }
 
-/// Waits for what was sent to a GPU.
-fn synchronise(device: Device) {
+/// Waits for all kernels on a GPU.
+fn synchronize(device: Device) {
     if let Device::Cuda(index) = device {
         tch::Cuda::synchronize(index as i64);
     }

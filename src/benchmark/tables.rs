@@ -1,11 +1,11 @@
-//! What the benchmarks print.
+//! Tables that the benchmarks print.
 
 use std::fmt::Write;
 
 use super::load::load_note;
 use crate::records::{Benchmark, GpuMemory, percent};
 
-/// One line a document, and the sums.
+/// One line per document, then totals.
 pub fn summary_table(record: &Benchmark) -> String {
     let width = record
         .inference_results
@@ -27,15 +27,15 @@ pub fn summary_table(record: &Benchmark) -> String {
             figure(result.tokens_per_second, 1),
             result
                 .completion_tokens
-                .map_or_else(|| NOT_KNOWN.to_owned(), |tokens| tokens.to_string()),
+                .map_or_else(|| UNKNOWN.to_owned(), |tokens| tokens.to_string()),
             figure(accuracy.map(|accuracy| accuracy.term_accuracy), 1),
             figure(accuracy.map(|accuracy| accuracy.value_accuracy), 1),
         );
     }
     let run = record.run.clone().unwrap_or_default();
     let resident = run.resident_memory.unwrap_or_default();
-    let device = run.device.as_deref().unwrap_or(NOT_KNOWN);
-    let dtype = run.compute_dtype.as_deref().unwrap_or(NOT_KNOWN);
+    let device = run.device.as_deref().unwrap_or(UNKNOWN);
+    let dtype = run.compute_dtype.as_deref().unwrap_or(UNKNOWN);
     let _ = writeln!(
         text,
         "{} ({}), computed in {dtype} on {device}: loaded in {} s, latency {} s on average",
@@ -67,7 +67,7 @@ pub fn summary_table(record: &Benchmark) -> String {
     text
 }
 
-/// What tables compare: name, decimals, figure.
+/// A row of the comparison tables: name, decimals, figure.
 type Row = (&'static str, usize, fn(&Benchmark) -> Option<f64>);
 
 const ROWS: [Row; 11] = [
@@ -97,7 +97,7 @@ const ROWS: [Row; 11] = [
         let run = record.run.as_ref()?;
         Some(run.time_to_first_token_stats.as_ref()?.avg_seconds)
     }),
-    ("tokens a second, mean", 1, |record| {
+    ("tokens per second, mean", 1, |record| {
         record.run.as_ref()?.avg_tokens_per_second
     }),
     ("terms and values read, %", 2, |record| {
@@ -105,7 +105,7 @@ const ROWS: [Row; 11] = [
     }),
 ];
 
-/// Two models side by side.
+/// Compares two models, with the relative change.
 pub fn comparison_table(before: (&str, &Benchmark), after: (&str, &Benchmark)) -> String {
     let ((before_name, before), (after_name, after)) = (before, after);
     let mut text = format!("{:34} {before_name:>12} {after_name:>12} {:>10}\n", "", "change");
@@ -114,14 +114,14 @@ pub fn comparison_table(before: (&str, &Benchmark), after: (&str, &Benchmark)) -
         let change = old
             .zip(new)
             .and_then(|(old, new)| percent(new - old, old))
-            .map_or_else(|| NOT_KNOWN.to_owned(), |change| format!("{change:+.1}%"));
+            .map_or_else(|| UNKNOWN.to_owned(), |change| format!("{change:+.1}%"));
         let (old, new) = (figure(old, decimals), figure(new, decimals));
         let _ = writeln!(text, "{name:34} {old:>12} {new:>12} {change:>10}");
     }
     text + &note(&[(before_name, before), (after_name, after)])
 }
 
-/// Base, quantized base and fine-tuned model side by side; "n/a" for a record that there is not.
+/// Compares base, quantized and fine-tuned model; a missing record is "n/a".
 pub fn three_way_table(
     baseline: Option<&Benchmark>,
     quantized: Option<&Benchmark>,
@@ -145,17 +145,17 @@ pub fn three_way_table(
     text + &note(&sides)
 }
 
-/// The line under a table whose sides were measured under different load.
+/// Note below a table whose columns were measured under different load.
 fn note(sides: &[(&str, &Benchmark)]) -> String {
     load_note(sides)
         .map(|note| format!("{note}\n"))
         .unwrap_or_default()
 }
 
-const NOT_KNOWN: &str = "n/a";
+const UNKNOWN: &str = "n/a";
 
 fn figure(value: Option<f64>, decimals: usize) -> String {
-    value.map_or_else(|| NOT_KNOWN.to_owned(), |value| format!("{value:.decimals$}"))
+    value.map_or_else(|| UNKNOWN.to_owned(), |value| format!("{value:.decimals$}"))
 }
 
 #[cfg(test)]
@@ -216,7 +216,7 @@ mod tests {
     }
 
     #[test]
-    fn three_models_stand_side_by_side_and_a_missing_one_is_not_made_up() {
+    fn a_missing_record_is_not_available_in_the_three_way_table() {
         let (nf4, tuned) = (record(5664.0, 15.24), record(5700.0, 15.5));
         let table = three_way_table(None, Some(&nf4), &tuned);
         let line = table
@@ -230,7 +230,7 @@ mod tests {
     }
 
     #[test]
-    fn sides_measured_under_different_load_are_named() {
+    fn a_note_names_columns_measured_under_different_load() {
         let loaded = |load: MachineLoad| Benchmark {
             run: Some(RunDetails {
                 cpu_threads: Some(2),
@@ -274,7 +274,7 @@ mod tests {
     }
 
     #[test]
-    fn memory_of_a_cpu_is_called_resident() {
+    fn cpu_memory_is_called_resident() {
         let resident = Some(GpuMemory::resident(300 << 20, 400 << 20));
         let of_cpu = Benchmark {
             vram: MemoryStages {
@@ -293,7 +293,7 @@ mod tests {
     }
 
     #[test]
-    fn columns_line_up_and_no_answer_is_shown() {
+    fn columns_are_aligned_and_answers_are_not_shown() {
         let table = summary_table(&record(1.0, 2.0));
         let mut lines = table.lines();
         let head = lines.next().unwrap();

@@ -6,8 +6,10 @@ use std::process::ExitCode;
 use crate::benchmark::{finetuned_benchmark, three_way_table};
 use crate::cli::{CommonArgs, EXIT_CODES_HELP, EXIT_OK, counted, fail, print, warn_of};
 use crate::console::{Interrupt, Level, Unit, progress, say};
-use crate::evaluation::{EvaluationArgs, FinetunedRun, HeldOut, evaluate, evaluation_table, verdict_line};
-use crate::lora::Verdict;
+use crate::evaluation::{
+    EvaluationArgs, FinetunedRun, HeldOut, evaluate, evaluation_table, recommendation_line,
+};
+use crate::lora::Recommendation;
 use crate::records::{self, Benchmark, paths};
 use crate::version::version;
 use anyhow::Context;
@@ -74,10 +76,10 @@ fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
         evaluation_table(&found.record),
         path.display()
     ))?;
-    let (Some(adapter), Some(verdict)) = (adapter, &found.verdict) else {
+    let (Some(adapter), Some(recommendation)) = (adapter, &found.recommendation) else {
         return Ok(ExitCode::from(EXIT_OK));
     };
-    keep(verdict, &adapter);
+    keep(recommendation, &adapter);
     bar.begin("loading the model", Unit::Nothing, 0);
     let record = finetuned_benchmark(&project, &run, evaluation.documents.as_deref());
     bar.finish_and_clear();
@@ -86,17 +88,17 @@ fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
     records::write(&path, &record)?;
     let table = three_way_table(baseline.as_ref(), quantized.as_ref(), &record);
     let coloured = std::io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none();
-    let verdict = verdict_line(verdict, coloured);
-    print(&format!("\n{table}written: {}\n{verdict}", path.display()))?;
+    let recommendation = recommendation_line(recommendation, coloured);
+    print(&format!("\n{table}written: {}\n{recommendation}", path.display()))?;
     Ok(ExitCode::from(EXIT_OK))
 }
 
-/// Keeps the verdict beside the adapter; where that cannot be written, the record has it all the same.
-fn keep(verdict: &Verdict, adapter: &std::path::Path) {
-    if let Err(error) = verdict.write(adapter) {
+/// Writes the recommendation to the adapter's folder; if that fails, it is still in the record.
+fn keep(recommendation: &Recommendation, adapter: &std::path::Path) {
+    if let Err(error) = recommendation.write(adapter) {
         say(
             Level::WARN,
-            &format!("cannot write the verdict to the adapter folder: {error}"),
+            &format!("cannot write the recommendation to the adapter folder: {error}"),
         );
     }
 }

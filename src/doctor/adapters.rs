@@ -10,7 +10,7 @@ use super::{
 };
 use crate::Result;
 use crate::checkpoint::Checkpoint;
-use crate::lora::{ADAPTER_CONFIG, ADAPTER_WEIGHTS, Found, LoraConfig, Verdict, find};
+use crate::lora::{ADAPTER_CONFIG, ADAPTER_WEIGHTS, Found, LoraConfig, Recommendation, find};
 use crate::project::Project;
 
 /// One adapter folder.
@@ -58,7 +58,7 @@ fn examine_folder(path: PathBuf, found: Option<&Found>, checks: &mut Checks) -> 
         recommended: None,
     };
     let name = report.path.display().to_string();
-    let (config, parameters, verdict) = match read(&report.path) {
+    let (config, parameters, recommendation) = match read(&report.path) {
         Ok(read) => read,
         Err(error) => {
             let message = format!("{name} cannot be used: {error}");
@@ -69,13 +69,15 @@ fn examine_folder(path: PathBuf, found: Option<&Found>, checks: &mut Checks) -> 
     };
     report.rank = Some(config.r);
     report.parameters = Some(parameters);
-    report.recommended = verdict.as_ref().map(|verdict| verdict.recommended);
+    report.recommended = recommendation
+        .as_ref()
+        .map(|recommendation| recommendation.recommended);
     report.base_model = config.base_model_name_or_path;
     let base = report.base_model.as_deref().unwrap_or("a model it does not name");
-    let said = match &verdict {
+    let said = match &recommendation {
         None => "not evaluated".to_owned(),
-        Some(verdict) if verdict.recommended => "recommended by its evaluation".to_owned(),
-        Some(verdict) => format!("not recommended by its evaluation ({})", verdict.reason),
+        Some(recommendation) if recommendation.recommended => "recommended by its evaluation".to_owned(),
+        Some(recommendation) => format!("not recommended by its evaluation ({})", recommendation.reason),
     };
     let used = if report.selected {
         ", used unless --adapter says otherwise"
@@ -98,8 +100,8 @@ fn examine_folder(path: PathBuf, found: Option<&Found>, checks: &mut Checks) -> 
 }
 
 /// Everything in the folder but the values.
-fn read(path: &Path) -> Result<(LoraConfig, u64, Option<Verdict>)> {
+fn read(path: &Path) -> Result<(LoraConfig, u64, Option<Recommendation>)> {
     let config = LoraConfig::read(path)?;
     let parameters = Checkpoint::open_file(&path.join(ADAPTER_WEIGHTS))?.parameters();
-    Ok((config, parameters, Verdict::read(path)?))
+    Ok((config, parameters, Recommendation::read(path)?))
 }

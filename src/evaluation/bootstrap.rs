@@ -1,4 +1,4 @@
-//! How sure a difference between two models is, by drawing the pages again and again.
+//! Paired bootstrap: confidence interval of the difference between two models' scores.
 
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{RngCore, SeedableRng};
@@ -8,23 +8,23 @@ use crate::records::round_to;
 
 const RESAMPLES: usize = 2000;
 const SEED: u64 = 42;
-/// Between these lies what is sure at 95 %.
+/// Quantiles of the 95 % confidence interval.
 const TAILS: [f64; 2] = [0.025, 0.975];
 
-/// A mean difference and the 95 % confidence interval around it.
+/// Mean paired difference with its 95 % confidence interval.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Difference {
-    /// Pairs.
+    /// Number of pairs.
     pub samples: u64,
-    /// Mean of the second ones less the first ones.
+    /// Mean of `after - before`.
     pub mean: f64,
-    /// Lower end of the 95 % interval.
+    /// Lower bound of the interval.
     pub low: f64,
-    /// Upper end.
+    /// Upper bound.
     pub high: f64,
 }
 
-/// The difference between paired scores, 4 decimals; `None` without a pair. The same scores give the same interval.
+/// Difference between paired scores, rounded to 4 decimals; `None` without pairs. Deterministic: the seed is fixed.
 pub fn paired_difference(before: &[f64], after: &[f64]) -> Option<Difference> {
     let differences: Vec<f64> = before
         .iter()
@@ -63,7 +63,7 @@ mod tests {
     use proptest::prelude::*;
 
     #[test]
-    fn equal_scores_differ_by_nothing_and_a_constant_gain_is_sure() {
+    fn equal_scores_and_constant_gains_have_no_interval() {
         let scores = [50.0, 80.0, 99.0];
         let same = paired_difference(&scores, &scores).unwrap();
         assert_eq!((same.samples, same.mean, same.low, same.high), (3, 0.0, 0.0, 0.0));
@@ -73,8 +73,8 @@ mod tests {
     }
 
     #[test]
-    fn the_interval_is_that_of_the_normal_distribution_for_many_pairs() {
-        // Differences of -1 and 1 in turn: the mean's deviation is 1/20, 95 % lie within 1.96 of it.
+    fn many_pairs_have_the_normal_distributions_interval() {
+        // Differences of -1 and 1 in turn: the mean's deviation is 1/20, 95 % is within 1.96 of it.
         let after: Vec<f64> = (0..400)
             .map(|index| if index % 2 == 0 { 1.0 } else { -1.0 })
             .collect();
@@ -87,7 +87,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn the_mean_lies_within_what_was_seen_and_the_ends_are_in_order(pairs in vec((0.0f64..100.0, 0.0f64..100.0), 1..40)) {
+        fn the_interval_is_ordered_and_within_the_observed_differences(pairs in vec((0.0f64..100.0, 0.0f64..100.0), 1..40)) {
             let (before, after): (Vec<f64>, Vec<f64>) = pairs.into_iter().unzip();
             let difference = paired_difference(&before, &after).unwrap();
             let seen: Vec<f64> = before.iter().zip(&after).map(|(before, after)| after - before).collect();

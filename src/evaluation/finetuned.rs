@@ -1,4 +1,4 @@
-//! A base model and an adapter of it on the same pages: the records and the verdict.
+//! Evaluates a base model and its adapter on the same pages.
 
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
@@ -9,17 +9,16 @@ use serde_json::{Value, json};
 
 use super::{
     Numbers, character_errors,
-    guard::{Scores, judge},
+    gate::{Scores, regression_gate},
     held_out::HeldOut,
-    paired_difference, repetition_rate, score,
-    tally::{AnswerScore, HeldOutFigures},
-    word_errors,
+    metrics::{AnswerScore, HeldOutMetrics},
+    paired_difference, repetition_rate, score, word_errors,
 };
 use crate::device::{Precision, Selected};
 use crate::documents::Document;
 use crate::engine::{LoadOptions, ReadRequest, Reader, Reading};
 use crate::generation::FinishReason;
-use crate::lora::Verdict;
+use crate::lora::Recommendation;
 use crate::processing::RgbPage;
 use crate::records::{
     Accuracy, AccuracyDelta, EvaluatedModel, EvaluationFinetuned, EvaluationResult, EvaluationSummary, Extra,
@@ -29,54 +28,55 @@ use crate::rendering::EVALUATION_PAGE;
 use crate::torch::reset_allocator_peak;
 use crate::{Error, Result};
 
-/// Most tokens of an answer about a case, as in the original, and about a held-out page, the embedded model's own limit.
+/// Maximum number of new tokens per answer: about a case, as in the original project, and about a held-out page, the embedded
+/// model's limit.
 const CASE_TOKENS: usize = 512;
 const HELD_OUT_TOKENS: usize = 640;
 
 /// What to evaluate.
 pub struct FinetunedRun<'a> {
-    /// The quantized base.
+    /// Folder of the quantized base model.
     pub base: &'a Path,
-    /// The adapter; `None` evaluates the base alone.
+    /// Folder of the adapter; `None` evaluates the base alone.
     pub adapter: Option<PathBuf>,
-    /// Where it runs.
+    /// Device.
     pub selected: &'a Selected,
-    /// Number format of the computation.
+    /// Compute dtype.
     pub precision: Precision,
     /// The evaluation cases.
     pub cases: &'a [Document],
-    /// Questions beside them.
+    /// Held-out questions.
     pub held_out: Option<&'a HeldOut>,
-    /// Most tokens of an answer; `None` for 512, and 640 for held-out pages, of which a dense one takes as many.
+    /// Maximum number of new tokens per answer; `None`: 512, for held-out pages 640, which dense ones need.
     pub max_new_tokens: Option<usize>,
-    /// Told of each answer, and how many there will be.
+    /// Called with the number of answers so far and in total.
     pub progress: &'a dyn Fn(usize, usize),
-    /// Set to stop after the next token; then there is no record.
+    /// Cancels after the next token; no record is made.
     pub stop: &'a AtomicBool,
 }
 
 impl FinetunedRun<'_> {
-    /// Most tokens of an answer about a case or a test document.
+    /// Maximum number of new tokens per answer about a case or a test document.
     pub fn case_tokens(&self) -> usize {
         self.max_new_tokens.unwrap_or(CASE_TOKENS)
     }
 }
 
-/// What an evaluation found.
+/// Result of an evaluation.
 pub struct Evaluation {
     /// `benchmarks/evaluation_finetuned.json`.
     pub record: EvaluationFinetuned,
-    /// On the adapter; `None` without one.
-    pub verdict: Option<Verdict>,
+    /// Whether to use the adapter; `None` without one.
+    pub recommendation: Option<Recommendation>,
 }
 
-/// One model's answers.
-struct Examined {
+/// Scored answers of one model.
+struct ModelAnswers {
     model: EvaluatedModel,
     held_out: Vec<AnswerScore>,
 }
 
-impl Examined {
+impl ModelAnswers {
     fn accuracies(&self, figure: fn(&Accuracy) -> f64) -> Vec<f64> {
         let accuracies = self
             .model
@@ -87,7 +87,7 @@ impl Examined {
     }
 }
 
-/// Reads every case and every held-out page with the base and then with the adapter on it.
+/// Reads every case and every held-out page with the base model, then with the adapter attached.
 pub fn evaluate(run: &FinetunedRun<'_>) -> Result<Evaluation> {
     let questions = run.held_out.map_or(0, |held_out| held_out.questions.len());
     let all = (run.cases.len() + questions) * if run.adapter.is_some() { 2 } else { 1 };
@@ -102,8 +102,8 @@ pub fn evaluate(run: &FinetunedRun<'_>) -> Result<Evaluation> {
         Some(adapter) => Some(examine(run, Some(adapter), &step)?),
         None => None,
     };
-    let verdict = tuned.as_ref().map(|tuned| verdict(&base, tuned));
-    let extra = extra(run, &base, tuned.as_ref(), verdict.as_ref());
+    let recommendation = tuned.as_ref().map(|tuned| recommendation(&base, tuned));
+    let extra = extra(run, &base, tuned.as_ref(), recommendation.as_ref());
     Ok(Evaluation {
         record: EvaluationFinetuned {
             phase: Some("evaluate_finetuned".to_owned()),
@@ -113,11 +113,11 @@ pub fn evaluate(run: &FinetunedRun<'_>) -> Result<Evaluation> {
             finetuned_model: tuned.map(|tuned| tuned.model),
             extra,
         },
-        verdict,
+        recommendation,
     })
 }
 
-fn examine(run: &FinetunedRun<'_>, adapter: Option<&Path>, step: &dyn Fn()) -> Result<Examined> {
+fn examine(run: &FinetunedRun<'_>, adapter: Option<&Path>, step: &dyn Fn()) -> Result<ModelAnswers> {
     let device = run.selected.device;
     reset_allocator_peak(device);
     let start = Instant::now();
@@ -156,13 +156,13 @@ fn examine(run: &FinetunedRun<'_>, adapter: Option<&Path>, step: &dyn Fn()) -> R
     }
     let mut extra = Extra::new();
     if let Some(kind) = kind {
-        // The memory figures are numbers, here and of each case: this says that they are no GPU's.
+        // The memory figures are plain numbers; this key says that they are not GPU memory.
         extra.insert("memory_kind".to_owned(), json!(kind));
     }
     if run.held_out.is_some() {
-        extra.insert("held_out".to_owned(), json!(HeldOutFigures::of(&held_out)));
+        extra.insert("held_out".to_owned(), json!(HeldOutMetrics::of(&held_out)));
     }
-    Ok(Examined {
+    Ok(ModelAnswers {
         model: EvaluatedModel {
             label: match adapter {
                 None => format!("Base {}", reader.info().precision),
@@ -180,7 +180,7 @@ fn examine(run: &FinetunedRun<'_>, adapter: Option<&Path>, step: &dyn Fn()) -> R
     })
 }
 
-/// Asks about one page; always the likeliest token, so that two runs answer alike.
+/// Answers one prompt greedily, so that runs are reproducible.
 fn ask(reader: &mut Reader, prompt: &str, page: RgbPage, limit: usize, stop: &AtomicBool) -> Result<Reading> {
     let mut request = ReadRequest::page(prompt, page);
     request.overrides.max_new_tokens = Some(limit);
@@ -280,7 +280,7 @@ fn delta(base: &EvaluatedModel, tuned: &EvaluatedModel) -> AccuracyDelta {
     }
 }
 
-fn verdict(base: &Examined, tuned: &Examined) -> Verdict {
+fn recommendation(base: &ModelAnswers, tuned: &ModelAnswers) -> Recommendation {
     let figures = [base, tuned].map(|examined| {
         (
             examined.accuracies(|accuracy| accuracy.combined_accuracy),
@@ -293,15 +293,15 @@ fn verdict(base: &Examined, tuned: &Examined) -> Verdict {
             values,
             held_out: &examined.held_out,
         });
-    judge(before, after)
+    regression_gate(before, after)
 }
 
-/// Keys beside the contract's: what was held out, how sure the differences are, and the verdict.
+/// Keys beyond the original project's: held-out source, confidence intervals, recommendation.
 fn extra(
     run: &FinetunedRun<'_>,
-    base: &Examined,
-    tuned: Option<&Examined>,
-    verdict: Option<&Verdict>,
+    base: &ModelAnswers,
+    tuned: Option<&ModelAnswers>,
+    recommendation: Option<&Recommendation>,
 ) -> Extra {
     let mut extra = Extra::new();
     if let Some(held_out) = run.held_out {
@@ -328,9 +328,12 @@ fn extra(
         let answers = paired_difference(&before, &after);
         extra.insert("held_out_score_difference".to_owned(), json!(answers));
     }
-    if let Some(verdict) = verdict {
-        extra.insert("recommended".to_owned(), verdict.recommended.into());
-        extra.insert("recommendation_reason".to_owned(), verdict.reason.clone().into());
+    if let Some(recommendation) = recommendation {
+        extra.insert("recommended".to_owned(), recommendation.recommended.into());
+        extra.insert(
+            "recommendation_reason".to_owned(),
+            recommendation.reason.clone().into(),
+        );
     }
     extra
 }

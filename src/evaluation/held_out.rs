@@ -1,4 +1,4 @@
-//! Questions that no training has seen: a prepared split, or generated pages where none is prepared.
+//! Held-out questions: from a prepared split, or about generated pages if none is prepared.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -12,10 +12,10 @@ use crate::records::{self, DataSample, SampleSource};
 use crate::synthetic::{self, TRANSCRIBE};
 use crate::{Error, Result};
 
-/// Which questions are asked beside the evaluation cases.
+/// Source of the held-out questions.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub enum HeldOutSplit {
-    /// The prepared test split, or generated pages where none is prepared
+    /// The prepared test split, or generated pages if none is prepared
     Test,
     /// The prepared validation split, or generated pages
     Val,
@@ -23,35 +23,36 @@ pub enum HeldOutSplit {
     None,
 }
 
-/// Seed of pages that are generated here: another than the prepared ones'.
+/// Seed of the pages generated here; differs from the seed of prepared pages.
 const SEED: u64 = 2026;
 
-/// Questions and the answers they should get.
+/// Held-out questions with their expected answers.
 pub struct HeldOut {
-    /// For the record: a file, or "generated".
+    /// Source for the record: a file, or "generated".
     pub source: String,
-    /// Questions in the split.
+    /// Number of questions in the split.
     pub available: usize,
-    /// Left out: pictures, whose answers do not stand on them.
+    /// Number of samples left out: pictures without text, whose answers cannot be scored.
     pub pictures: usize,
-    /// Those that are asked.
+    /// The questions to ask.
     pub questions: Vec<HeldOutQuestion>,
 }
 
 /// One question.
 pub struct HeldOutQuestion {
-    /// What is asked.
+    /// Prompt.
     pub prompt: String,
-    /// What should be answered.
+    /// Expected answer.
     pub expected: String,
-    /// The items of that, for a question about a part of the page.
+    /// Items of the expected answer; `None` if the whole page is asked for.
     pub items: Option<Vec<String>>,
-    /// All that stands on the page.
+    /// Full text of the page.
     pub page: String,
-    /// Its task's id.
+    /// Task id.
     pub task: String,
-    /// How the page looks: "document", "report", "typed", "scanned", or "MTSamples", with " unseen" where that is known.
-    pub look: String,
+    /// Page style: "document", "report", "typed", "scanned", or "MTSamples", with " unseen" if the base never saw it. Records
+    /// call it "look".
+    pub style: String,
     image: Image,
 }
 
@@ -61,7 +62,7 @@ enum Image {
 }
 
 impl HeldOut {
-    /// At most `limit` questions of the split, 0 for all; every task and look in turn, so that few questions are of all kinds.
+    /// Reads at most `limit` questions, 0 for all, alternating between tasks and styles. `None` for [`HeldOutSplit::None`].
     pub fn read(project: &Project, split: HeldOutSplit, limit: usize) -> Result<Option<Self>> {
         let (file, generated) = match split {
             HeldOutSplit::Test => (records::paths::TEST, synthetic::Split::Test),
@@ -93,13 +94,13 @@ impl HeldOut {
             source: file.to_owned(),
             available,
             pictures,
-            questions: in_turn(questions, limit),
+            questions: round_robin(questions, limit),
         }))
     }
 
     fn generated(split: synthetic::Split, limit: usize) -> Self {
         const PAGES: u64 = 200;
-        // Two questions a page, and some left to choose from.
+        // Two questions per page: enough to choose from.
         let pages = if limit == 0 {
             PAGES
         } else {
@@ -110,13 +111,13 @@ impl HeldOut {
             source: "generated".to_owned(),
             available: questions.len(),
             pictures: 0,
-            questions: in_turn(questions, limit),
+            questions: round_robin(questions, limit),
         }
     }
 }
 
 impl HeldOutQuestion {
-    /// The page; an error names the file at fault.
+    /// Decodes the page image; an error names the file.
     pub fn image(&self) -> Result<RgbPage> {
         let read;
         let (bytes, path) = match &self.image {
@@ -137,9 +138,9 @@ impl HeldOutQuestion {
         })
     }
 
-    /// A page that the embedded model reads almost without error.
+    /// Whether the page has a style that the embedded base model reads almost without error.
     pub fn is_clean(&self) -> bool {
-        matches!(self.look.as_str(), "document" | "report") || self.look.starts_with("MTSamples")
+        matches!(self.style.as_str(), "document" | "report") || self.style.starts_with("MTSamples")
     }
 }
 
@@ -153,7 +154,7 @@ fn question(project: &Project, sample: &DataSample) -> Option<HeldOutQuestion> {
         _ => None,
     };
     let unseen = sample.extra.get("unseen").and_then(Value::as_bool) == Some(true);
-    let look = text("look").unwrap_or_else(|| match (&sample.source, unseen) {
+    let style = text("look").unwrap_or_else(|| match (&sample.source, unseen) {
         (SampleSource::MtSamples, true) => "MTSamples unseen".to_owned(),
         (SampleSource::MtSamples, false) => "MTSamples".to_owned(),
         (other, _) => format!("{other:?}"),
@@ -164,7 +165,7 @@ fn question(project: &Project, sample: &DataSample) -> Option<HeldOutQuestion> {
         items,
         page,
         task,
-        look,
+        style,
         image: Image::File(project.file(&sample.image_path)),
     })
 }
@@ -179,36 +180,36 @@ fn of_page(split: synthetic::Split, index: u64) -> Vec<HeldOutQuestion> {
             items: (question.task != TRANSCRIBE).then(|| question.items.clone()),
             page: page.text.clone(),
             task: question.task.to_owned(),
-            look: page.style.to_owned(),
+            style: page.style.to_owned(),
             image: Image::Bytes(page.image.clone()),
         })
         .collect()
 }
 
-/// One of each kind after the other until there are enough.
-fn in_turn(questions: Vec<HeldOutQuestion>, limit: usize) -> Vec<HeldOutQuestion> {
+/// Selects `limit` questions round-robin over tasks, and over styles for transcriptions.
+fn round_robin(questions: Vec<HeldOutQuestion>, limit: usize) -> Vec<HeldOutQuestion> {
     let limit = if limit == 0 { questions.len() } else { limit };
     let mut kinds: BTreeMap<(String, String), std::collections::VecDeque<HeldOutQuestion>> = BTreeMap::new();
     for question in questions {
-        // Transcriptions differ by their pages' looks, the other tasks by what is asked.
-        let look = if question.items.is_none() {
-            question.look.clone()
+        // Transcriptions are grouped by style, other questions by task.
+        let style = if question.items.is_none() {
+            question.style.clone()
         } else {
             String::new()
         };
         kinds
-            .entry((question.task.clone(), look))
+            .entry((question.task.clone(), style))
             .or_default()
             .push_back(question);
     }
     let mut chosen = Vec::new();
     while chosen.len() < limit && !kinds.is_empty() {
-        for waiting in kinds.values_mut() {
+        for queue in kinds.values_mut() {
             if chosen.len() < limit {
-                chosen.extend(waiting.pop_front());
+                chosen.extend(queue.pop_front());
             }
         }
-        kinds.retain(|_, waiting| !waiting.is_empty());
+        kinds.retain(|_, queue| !queue.is_empty());
     }
     chosen
 }
@@ -275,7 +276,7 @@ mod tests {
             (report.prompt.as_str(), report.expected.as_str()),
             ("Read it.", "all\nof it")
         );
-        assert_eq!(report.look, "MTSamples unseen");
+        assert_eq!(report.style, "MTSamples unseen");
         assert!(report.is_clean() && !drugs.is_clean());
         assert_eq!(drugs.items.as_deref(), Some(&["A 5 mg".to_owned()][..]));
         let message = drugs.image().unwrap_err().to_string();

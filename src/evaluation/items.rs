@@ -1,29 +1,29 @@
-//! An answer as a list of items against the list that it should be.
+//! Compares the items of an answer with the expected items.
 
 use std::collections::HashMap;
 use std::ops::AddAssign;
 
 use strsim::levenshtein;
 
-use super::text::{flat, numbers};
-use crate::synthetic::empty_answer;
+use super::text::numbers;
+use crate::synthetic::{collapse_whitespace, empty_answer};
 
-/// What became of an answer's items.
+/// Counts of expected, answered, correct and hallucinated items.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct ItemScore {
-    /// There should be.
+    /// Number of expected items.
     pub expected: u64,
-    /// Lines of the answer.
+    /// Number of answered items, one per line.
     pub answered: u64,
-    /// Right in every character, letter case and spacing aside.
+    /// Exact matches, ignoring case and spacing.
     pub exact: u64,
-    /// Right in every number, and in nine of ten characters.
+    /// Exact matches, and items with all numbers and nine of ten characters correct.
     pub near: u64,
-    /// Lines of the answer that the page does not say, in whatever order.
-    pub invented: u64,
+    /// Answered items that are not on the page in any form.
+    pub hallucinated: u64,
 }
 
-/// A share of so much.
+/// `part / whole`, 0 if `whole` is 0.
 fn share(part: u64, whole: u64) -> f64 {
     if whole == 0 {
         0.0
@@ -33,36 +33,36 @@ fn share(part: u64, whole: u64) -> f64 {
 }
 
 impl ItemScore {
-    /// Of the answered items, how many are right.
+    /// Exact matches per answered item.
     pub fn precision(&self) -> f64 {
         share(self.exact, self.answered)
     }
 
-    /// Of the expected items, how many were answered.
+    /// Exact matches per expected item.
     pub fn recall(&self) -> f64 {
         share(self.exact, self.expected)
     }
 
-    /// Harmonic mean of both; 1 where nothing should be answered and nothing was.
+    /// Harmonic mean of precision and recall; 1 if no item was expected and none answered.
     pub fn f1(&self) -> f64 {
         self.f1_of(self.exact)
     }
 
-    /// The same with items that are nearly right.
+    /// The same with near matches.
     pub fn near_f1(&self) -> f64 {
         self.f1_of(self.near)
     }
 
-    fn f1_of(&self, right: u64) -> f64 {
+    fn f1_of(&self, correct: u64) -> f64 {
         match self.expected + self.answered {
             0 => 1.0,
-            both => share(2 * right, both),
+            both => share(2 * correct, both),
         }
     }
 
-    /// Of the answered items, how many are invented.
-    pub fn invented_share(&self) -> f64 {
-        share(self.invented, self.answered)
+    /// Hallucinated items per answered item.
+    pub fn hallucination_rate(&self) -> f64 {
+        share(self.hallucinated, self.answered)
     }
 }
 
@@ -72,23 +72,23 @@ impl AddAssign for ItemScore {
         self.answered += other.answered;
         self.exact += other.exact;
         self.near += other.near;
-        self.invented += other.invented;
+        self.hallucinated += other.hallucinated;
     }
 }
 
-/// An item without what makes no difference.
+/// Lower case with single spaces.
 fn plain(item: &str) -> String {
-    flat(item).to_lowercase()
+    collapse_whitespace(item).to_lowercase()
 }
 
-/// The items of an answer: its lines; none where it says that there is nothing of the kind.
+/// The items of an answer: its non-empty lines, without the answer that stands for "none".
 pub fn answered_items(answer: &str) -> Vec<String> {
     let empty = plain(empty_answer());
     let lines = answer.lines().map(plain);
     lines.filter(|line| !line.is_empty() && *line != empty).collect()
 }
 
-/// Scores an answer about a page; an item that is expected twice is to be answered twice.
+/// Scores an answer about a page. An item that is expected twice must be answered twice.
 pub fn score_items(expected: &[String], answer: &str, page: &str) -> ItemScore {
     let mut expected: Vec<String> = expected.iter().map(|item| plain(item)).collect();
     let mut answered = answered_items(answer);
@@ -104,14 +104,14 @@ pub fn score_items(expected: &[String], answer: &str, page: &str) -> ItemScore {
         if let Some(index) = expected.iter().position(|wanted| is_near(wanted, &item)) {
             expected.swap_remove(index);
             score.near += 1;
-        } else if !page.says(&item) {
-            score.invented += 1;
+        } else if !page.contains(&item) {
+            score.hallucinated += 1;
         }
     }
     score
 }
 
-/// Removes pairs of equal items from both lists and counts them.
+/// Removes equal items from both lists, pair by pair; returns their number.
 fn take_equal(expected: &mut Vec<String>, answered: &mut Vec<String>) -> u64 {
     let mut left: HashMap<&str, usize> = HashMap::new();
     for item in answered.iter() {
@@ -137,13 +137,13 @@ fn take_equal(expected: &mut Vec<String>, answered: &mut Vec<String>) -> u64 {
     count as u64
 }
 
-/// The same numbers, and one character in ten wrong at most.
+/// Whether the numbers are equal and at most one character in ten differs.
 fn is_near(expected: &str, answered: &str) -> bool {
     let most = expected.chars().count() / 10;
     numbers(expected) == numbers(answered) && levenshtein(expected, answered) <= most
 }
 
-/// What a page says, to look items up in.
+/// Text of a page, to look items up in.
 struct Page {
     text: String,
     words: Vec<String>,
@@ -156,8 +156,8 @@ impl Page {
         Self { text, words }
     }
 
-    /// The item stands on the page, or three quarters of its words do: reading errors are not inventions.
-    fn says(&self, item: &str) -> bool {
+    /// Whether the item, or three quarters of its words, are on the page: a misread item is not a hallucination.
+    fn contains(&self, item: &str) -> bool {
         if self.text.contains(item) {
             return true;
         }
@@ -170,7 +170,7 @@ impl Page {
         known * 4 >= words.len() * 3
     }
 
-    /// One letter of five may be wrong, no digit.
+    /// Whether the page has the word; one letter in five may differ, no digit.
     fn has(&self, word: &str) -> bool {
         let exact = word.contains(|character: char| character.is_ascii_digit());
         let most = if exact { 0 } else { word.chars().count() / 5 };
@@ -183,7 +183,7 @@ impl Page {
     }
 }
 
-/// A word without what stands around it.
+/// A word without the punctuation around it.
 fn bare(word: &str) -> String {
     word.trim_matches([',', ';', ':', '.', '(', ')', '[', ']'])
         .to_owned()
@@ -203,7 +203,7 @@ mod tests {
         "MEDICATIONS:\n1. Warfarin 4 mg PO daily - HOLD\n2. Carvedilol 12.5 mg PO BID\nSodium 131 mmol/L L";
 
     #[test]
-    fn items_are_counted_by_kind_of_error() {
+    fn items_are_counted_as_exact_near_or_hallucinated() {
         let expected = list(&[
             "Warfarin 4 mg PO daily",
             "Carvedilol 12.5 mg PO BID",
@@ -219,7 +219,7 @@ mod tests {
                 answered: 4,
                 exact: 1,
                 near: 2,
-                invented: 1
+                hallucinated: 1
             }
         );
         assert_eq!((score.precision(), score.recall()), (0.25, 1.0 / 3.0));
@@ -227,14 +227,14 @@ mod tests {
     }
 
     #[test]
-    fn another_number_is_no_near_miss() {
+    fn a_wrong_number_is_not_a_near_match() {
         let expected = list(&["Carvedilol 12.5 mg PO BID"]);
         let score = score_items(&expected, "Carvedilol 12.0 mg PO BID", PAGE);
         assert_eq!((score.exact, score.near), (0, 0));
     }
 
     #[test]
-    fn nothing_is_no_item_and_right_where_nothing_is_expected() {
+    fn the_empty_answer_has_no_items_and_is_correct_if_none_is_expected() {
         let score = score_items(&[], empty_answer(), PAGE);
         assert_eq!(score, ItemScore::default());
         assert_eq!(score.f1(), 1.0);
@@ -246,10 +246,10 @@ mod tests {
     }
 
     #[test]
-    fn the_whole_page_is_a_poor_answer_to_a_question_about_a_part() {
+    fn answering_with_the_whole_page_lowers_precision() {
         let score = score_items(&list(&["Sodium 131 mmol/L L"]), PAGE, PAGE);
         assert_eq!(
-            (score.recall(), score.precision(), score.invented),
+            (score.recall(), score.precision(), score.hallucinated),
             (1.0, 0.25, 0)
         );
     }
@@ -260,15 +260,15 @@ mod tests {
             let mut turned = items.clone();
             turned.rotate_left(turn % items.len());
             let score = score_items(&items, &turned.join("\n"), &items.join("\n"));
-            prop_assert_eq!((score.exact, score.near, score.invented), (items.len() as u64, items.len() as u64, 0));
+            prop_assert_eq!((score.exact, score.near, score.hallucinated), (items.len() as u64, items.len() as u64, 0));
             prop_assert_eq!(score.f1(), 1.0);
         }
 
         #[test]
-        fn counts_never_exceed_what_there_is(items in vec("[ab]{1,3}", 0..9), answer in "[ab\n]{0,40}", page in "[ab ]{0,20}") {
+        fn counts_never_exceed_the_number_of_items(items in vec("[ab]{1,3}", 0..9), answer in "[ab\n]{0,40}", page in "[ab ]{0,20}") {
             let score = score_items(&items, &answer, &page);
             prop_assert!(score.exact <= score.near && score.near <= score.expected.min(score.answered));
-            prop_assert!(score.near + score.invented <= score.answered);
+            prop_assert!(score.near + score.hallucinated <= score.answered);
             prop_assert!((0.0..=1.0).contains(&score.f1()) && score.f1() <= score.near_f1());
         }
     }

@@ -1,13 +1,13 @@
-//! How much of what a document says is in an answer.
+//! Accuracy of an answer by expected terms and values.
 
 use crate::records::{Accuracy, Extra};
 
-/// Scores an answer: a term or value counts when it occurs in it as a substring, letter case aside.
+/// Scores an answer: a term or value counts if it occurs as a substring, ignoring case.
 ///
-/// Where nothing is expected of one kind its accuracy is 0 and the combined one is the other kind's alone.
+/// If no terms (or values) are expected, their accuracy is 0 and the combined accuracy is that of the values (or terms).
 pub fn score(response: &str, terms: &[String], values: &[String]) -> Accuracy {
     let response = response.to_lowercase();
-    let (terms, values) = (Tally::of(&response, terms), Tally::of(&response, values));
+    let (terms, values) = (Hits::of(&response, terms), Hits::of(&response, values));
     let combined = match (terms.total, values.total) {
         (0, _) => values.percent(),
         (_, 0) => terms.percent(),
@@ -27,13 +27,14 @@ pub fn score(response: &str, terms: &[String], values: &[String]) -> Accuracy {
     }
 }
 
-struct Tally {
+/// Expected items found in an answer.
+struct Hits {
     found: u64,
     total: u64,
     missed: Vec<String>,
 }
 
-impl Tally {
+impl Hits {
     fn of(response: &str, expected: &[String]) -> Self {
         let mut missed: Vec<String> = expected
             .iter()
@@ -55,7 +56,7 @@ impl Tally {
     }
 }
 
-/// To 2 decimals as Python's `round` does it: by the number's exact decimal expansion, a tie to the even digit.
+/// Rounds to 2 decimals like Python's `round`: by the exact decimal expansion, ties to even.
 fn rounded(percent: f64) -> f64 {
     format!("{percent:.2}").parse().unwrap_or(percent)
 }
@@ -71,7 +72,7 @@ mod tests {
     }
 
     #[test]
-    fn hits_are_substrings_letter_case_aside() {
+    fn matching_ignores_case() {
         let terms = list(&["Metformin", "AKI", "lisinopril"]);
         let accuracy = score(
             "METFORMIN 500 mg PO BID for aki",
@@ -88,7 +89,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_missed_is_sorted_and_named_once() {
+    fn missed_items_are_sorted_without_duplicates() {
         let accuracy = score("", &list(&["b", "B", "a", "b"]), &list(&["10", "1"]));
         assert_eq!(accuracy.terms_missed, ["B", "a", "b"]);
         assert_eq!(accuracy.values_missed, ["1", "10"]);
@@ -97,7 +98,7 @@ mod tests {
     }
 
     #[test]
-    fn a_kind_of_which_nothing_is_expected_does_not_lower_the_rest() {
+    fn no_expected_values_do_not_lower_the_combined_accuracy() {
         let accuracy = score("a", &list(&["a", "x"]), &[]);
         assert_eq!((accuracy.term_accuracy, accuracy.value_accuracy), (50.0, 0.0));
         assert_eq!(accuracy.combined_accuracy, 50.0);

@@ -1,21 +1,23 @@
-//! How well an answer agrees with the text it should be: errors, numbers, repetition.
+//! Text metrics: character and word error rates, numbers, repetition.
 
 use std::collections::{HashMap, HashSet};
 use std::ops::AddAssign;
 
 use strsim::{generic_levenshtein, levenshtein};
 
-/// Edits that an answer needs, of so many characters or words that there should be.
+use crate::synthetic::collapse_whitespace;
+
+/// Edit distance and reference length, in characters or words.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Errors {
-    /// Insertions, deletions, replacements.
+pub struct ErrorRate {
+    /// Insertions, deletions and substitutions.
     pub edits: u64,
-    /// Length of what there should be.
+    /// Length of the reference.
     pub length: u64,
 }
 
-impl Errors {
-    /// Edits a character; may be above 1 where too much was answered. 0 where nothing should be and nothing is.
+impl ErrorRate {
+    /// Edits per reference character or word; above 1 if the answer is much too long, 0 if both are empty.
     pub fn rate(&self) -> f64 {
         match (self.edits, self.length) {
             (0, _) => 0.0,
@@ -24,38 +26,33 @@ impl Errors {
     }
 }
 
-impl AddAssign for Errors {
+impl AddAssign for ErrorRate {
     fn add_assign(&mut self, other: Self) {
         self.edits += other.edits;
         self.length += other.length;
     }
 }
 
-/// Runs of white space made one space, none at the ends: where lines are broken makes no error.
-pub(super) fn flat(text: &str) -> String {
-    text.split_whitespace().collect::<Vec<_>>().join(" ")
-}
-
-/// Errors in characters.
-pub fn character_errors(expected: &str, answer: &str) -> Errors {
-    let (expected, answer) = (flat(expected), flat(answer));
-    Errors {
+/// Character error rate of `answer`; line breaks and runs of spaces are ignored.
+pub fn character_errors(expected: &str, answer: &str) -> ErrorRate {
+    let (expected, answer) = (collapse_whitespace(expected), collapse_whitespace(answer));
+    ErrorRate {
         edits: levenshtein(&expected, &answer) as u64,
         length: expected.chars().count() as u64,
     }
 }
 
-/// Errors in words.
-pub fn word_errors(expected: &str, answer: &str) -> Errors {
+/// Word error rate of `answer`.
+pub fn word_errors(expected: &str, answer: &str) -> ErrorRate {
     let words = |text: &str| text.split_whitespace().map(str::to_owned).collect::<Vec<_>>();
     let (expected, answer) = (words(expected), words(answer));
-    Errors {
+    ErrorRate {
         edits: generic_levenshtein(&Words(&expected), &Words(&answer)) as u64,
         length: expected.len() as u64,
     }
 }
 
-/// What `generic_levenshtein` takes: a reference to it must be iterable.
+/// `generic_levenshtein` needs a type whose reference is iterable.
 struct Words<'a>(&'a [String]);
 
 impl<'a> IntoIterator for &Words<'a> {
@@ -67,7 +64,7 @@ impl<'a> IntoIterator for &Words<'a> {
     }
 }
 
-/// The numbers of a text in order: digits, with a point, comma, slash or colon between digits ("1,250", "7.35", "158/92").
+/// Numbers of a text in order: digits, also with a point, comma, slash or colon between digits ("1,250", "7.35", "158/92").
 pub fn numbers(text: &str) -> Vec<&str> {
     let bytes = text.as_bytes();
     let digit = |index: usize| bytes.get(index).is_some_and(u8::is_ascii_digit);
@@ -83,27 +80,27 @@ pub fn numbers(text: &str) -> Vec<&str> {
         {
             index += 1;
         }
-        // Digits and what stands between them are ASCII: both ends are characters' ends.
+        // Digits and separators are ASCII: both ends are character boundaries.
         found.push(&text[start..index]);
     }
     found
 }
 
-/// Numbers of an answer against those there should be, and those of the page.
+/// Numbers of an answer, compared with the reference and with the page.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Numbers {
-    /// There should be.
+    /// Numbers in the reference.
     pub expected: u64,
-    /// Of these, how many are in the answer, as often as they should be.
+    /// How many of them are in the answer; repeated numbers must be repeated.
     pub found: u64,
-    /// In the answer.
+    /// Numbers in the answer.
     pub answered: u64,
-    /// Of these, how many stand nowhere on the page.
+    /// How many of them are not on the page.
     pub hallucinated: u64,
 }
 
 impl Numbers {
-    /// Counts; `page` is all that could be read.
+    /// Counts the numbers of `answer`; `page` is the full text of the page.
     pub fn of(expected: &str, answer: &str, page: &str) -> Self {
         let on_page: HashSet<&str> = numbers(page).into_iter().collect();
         let answered = numbers(answer);
@@ -141,15 +138,15 @@ impl AddAssign for Numbers {
     }
 }
 
-/// The share of an answer's sequences of four words that it had said before; 0 for fewer than five words.
+/// Fraction of an answer's 4-grams of words that are repeated; 0 for fewer than five words.
 pub fn repetition_rate(answer: &str) -> f64 {
     let words: Vec<&str> = answer.split_whitespace().collect();
     let sequences = words.windows(4).count();
     if sequences < 2 {
         return 0.0;
     }
-    let different: HashSet<&[&str]> = words.windows(4).collect();
-    (sequences - different.len()) as f64 / sequences as f64
+    let distinct: HashSet<&[&str]> = words.windows(4).collect();
+    (sequences - distinct.len()) as f64 / sequences as f64
 }
 
 #[cfg(test)]
@@ -158,10 +155,10 @@ mod tests {
     use proptest::prelude::*;
 
     #[test]
-    fn errors_are_edits_of_what_there_should_be() {
+    fn error_rates_are_edits_per_reference_length() {
         assert_eq!(
             character_errors("Sodium 140", "Sodium 14"),
-            Errors { edits: 1, length: 10 }
+            ErrorRate { edits: 1, length: 10 }
         );
         assert_eq!(character_errors("a b\nc", "a  b c\n").edits, 0);
         assert_eq!(character_errors("", "").rate(), 0.0);
@@ -169,12 +166,12 @@ mod tests {
         assert_eq!(character_errors("ab", "").rate(), 1.0);
         assert_eq!(
             word_errors("take two tablets daily", "take ten tablets"),
-            Errors { edits: 2, length: 4 }
+            ErrorRate { edits: 2, length: 4 }
         );
     }
 
     #[test]
-    fn numbers_are_whole_with_what_stands_between_digits() {
+    fn numbers_include_separators_between_digits() {
         let text = "BP 158/92, K 3.5 mmol/L; 1,250 mL at 08:30. x10^3/µL 5. -2 v1.2.3 é4";
         assert_eq!(
             numbers(text),
@@ -186,7 +183,7 @@ mod tests {
     }
 
     #[test]
-    fn a_number_counts_as_often_as_it_should_be_there_and_one_that_the_page_lacks_is_hallucinated() {
+    fn repeated_numbers_count_and_numbers_that_are_not_on_the_page_are_hallucinated() {
         let score = Numbers::of(
             "5 mg, 5 mg, 10 mg",
             "5 mg 10 mg 77 mg 3",
@@ -204,7 +201,7 @@ mod tests {
     }
 
     #[test]
-    fn saying_it_again_is_repetition() {
+    fn repeated_sequences_are_counted() {
         assert_eq!(repetition_rate("one two three four five"), 0.0);
         assert_eq!(repetition_rate("a b c d"), 0.0);
         let again = "one two three four ".repeat(5);

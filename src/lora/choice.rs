@@ -3,7 +3,7 @@
 use std::iter;
 use std::path::{Path, PathBuf};
 
-use super::{config::LoraConfig, file::ADAPTER_CONFIG, verdict::Verdict};
+use super::{config::LoraConfig, file::ADAPTER_CONFIG, recommendation::Recommendation};
 use crate::project::MODEL_ID;
 use crate::project::{BASE_MODEL, EMBEDDED_MODEL, LORA_SUFFIX, Project, model_stem};
 use crate::{Error, Result};
@@ -64,14 +64,14 @@ pub fn find(project: &Project, model: &Path) -> Result<Found> {
         let reason = format!("it was trained on {base}, not on this model");
         return Ok(Found::LeftOut { dir, reason });
     }
-    Ok(match Verdict::read(&dir) {
+    Ok(match Recommendation::read(&dir) {
         Ok(
             None
-            | Some(Verdict {
+            | Some(Recommendation {
                 recommended: true, ..
             }),
         ) => Found::Fit(dir),
-        Ok(Some(Verdict { reason, .. })) => {
+        Ok(Some(Recommendation { reason, .. })) => {
             let reason = format!("not recommended by its evaluation ({reason})");
             Found::LeftOut { dir, reason }
         }

@@ -8,8 +8,8 @@ mod choice;
 mod config;
 mod file;
 mod module;
+mod recommendation;
 mod targets;
-mod verdict;
 
 pub(crate) use self::adapter::EMBEDDING_MODULE;
 pub use self::adapter::{Adapter, LoraPair};
@@ -18,5 +18,5 @@ pub use self::config::LoraConfig;
 pub(crate) use self::file::finite;
 pub use self::file::{ADAPTER_CONFIG, ADAPTER_EVALUATION, ADAPTER_WEIGHTS};
 pub use self::module::LinearModule;
+pub use self::recommendation::Recommendation;
 pub use self::targets::Targets;
-pub use self::verdict::Verdict;

@@ -47,7 +47,7 @@ impl Item {
 }
 
 /// Runs of white space as one space, none at the ends.
-pub(super) fn collapse_whitespace(text: &str) -> String {
+pub(crate) fn collapse_whitespace(text: &str) -> String {
     text.split_whitespace().collect::<Vec<_>>().join(" ")
 }
 

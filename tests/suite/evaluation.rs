@@ -1,4 +1,4 @@
-//! `evaluate_finetuned` as a user runs it, and what it makes of adapters that do harm.
+//! `evaluate_finetuned` as a user runs it, and the regression gate.
 
 use std::fs;
 use std::os::unix::fs::symlink;
@@ -10,9 +10,9 @@ use medical_vision::device::Precision;
 use medical_vision::device::{DeviceChoice, select};
 use medical_vision::documents::DocumentSet;
 use medical_vision::evaluation::{
-    AnswerScore, FinetunedRun, HeldOut, HeldOutFigures, HeldOutSplit, Scores, evaluate, judge,
+    AnswerScore, FinetunedRun, HeldOut, HeldOutMetrics, HeldOutSplit, Scores, evaluate, regression_gate,
 };
-use medical_vision::lora::{Adapter, LoraConfig, Verdict};
+use medical_vision::lora::{Adapter, LoraConfig, Recommendation};
 use medical_vision::project::Project;
 use medical_vision::qwen2_5_vl::Config;
 use medical_vision::records::{self, Benchmark, EvaluationFinetuned, paths};
@@ -61,12 +61,12 @@ fn documents(folder: &Path) -> PathBuf {
 }
 
 #[test]
-fn adapters_that_do_harm_are_refused_and_one_that_does_nothing_is_not() {
+fn harmful_adapters_are_not_recommended_and_a_neutral_one_is() {
     let folder = tempfile::tempdir().unwrap();
     let cases = DocumentSet::load(&documents(folder.path())).unwrap().documents;
     let selected = select(DeviceChoice::Cpu).unwrap();
     let (base, stop) = (nano(), AtomicBool::new(false));
-    let verdict = |name: &str, adapter: Adapter| {
+    let recommendation = |name: &str, adapter: Adapter| {
         let dir = folder.path().join(name);
         adapter.write(&dir).unwrap();
         let evaluation = evaluate(&FinetunedRun {
@@ -86,16 +86,16 @@ fn adapters_that_do_harm_are_refused_and_one_that_does_nothing_is_not() {
             .clone()
             .unwrap();
         assert_eq!(found.combined_accuracy, 100.0, "the base reads the page");
-        evaluation.verdict.unwrap()
+        evaluation.recommendation.unwrap()
     };
-    let zeroed = verdict("zeroed", adapter(0.0));
+    let zeroed = recommendation("zeroed", adapter(0.0));
     assert!(
         zeroed.recommended && zeroed.reason.contains("100.00 -> 100.00 %"),
         "{}",
         zeroed.reason
     );
     for (name, harmful) in [("noise", adapter(2.0)), ("flipped", sign_flipped(adapter(2.0)))] {
-        let refused = verdict(name, harmful);
+        let refused = recommendation(name, harmful);
         assert!(!refused.recommended, "{name}: {}", refused.reason);
         assert!(
             refused.reason.contains("accuracy on 1 evaluation cases"),
@@ -105,9 +105,9 @@ fn adapters_that_do_harm_are_refused_and_one_that_does_nothing_is_not() {
     }
 }
 
-/// The guard on held-out answers, without a model: answers as a good, a forgetful and an inventive adapter would give them.
+/// The regression gate on held-out answers, without a model: answers of a good, a forgetful and a hallucinating adapter.
 #[test]
-fn held_out_answers_count_for_the_verdict() {
+fn held_out_answers_count_for_the_recommendation() {
     let folder = tempfile::tempdir().unwrap();
     let project = Project::open(Some(folder.path())).unwrap();
     let held_out = HeldOut::read(&project, HeldOutSplit::Test, 40).unwrap().unwrap();
@@ -125,44 +125,45 @@ fn held_out_answers_count_for_the_verdict() {
         values: &[100.0, 100.0],
         held_out,
     };
-    let good = judge(scores(&base), scores(&right));
+    let good = regression_gate(scores(&base), scores(&right));
     assert!(good.recommended, "{}", good.reason);
-    let figures = HeldOutFigures::of(&right);
+    let metrics = HeldOutMetrics::of(&right);
     assert_eq!(
         (
-            figures.mean_score_pct,
-            figures.reading.unwrap().character_error_rate_pct
+            metrics.mean_score_pct,
+            metrics.reading.unwrap().character_error_rate_pct
         ),
         (100.0, 0.0)
     );
-    let instructions = figures.instructions.unwrap();
+    let instructions = metrics.instructions.unwrap();
     assert_eq!(
         (instructions.f1_pct, instructions.invented_items_pct),
         (Some(100.0), Some(0.0))
     );
     assert_eq!(instructions.nothing_expected, instructions.nothing_answered);
-    let whole = HeldOutFigures::of(&base).instructions.unwrap();
+    let whole = HeldOutMetrics::of(&base).instructions.unwrap();
     assert!(
         whole.f1_pct.unwrap() < 50.0 && whole.invented_items_pct == Some(0.0),
         "{whole:?}"
     );
 
     let forgetful = answered(&|_, question| question.expected.lines().next().unwrap_or_default().to_owned());
-    assert!(!judge(scores(&right), scores(&forgetful)).recommended);
-    let inventive = answered(&|_, question| format!("{}\nZorbamycin 7777 mg IV hourly", question.expected));
-    let refused = judge(scores(&right), scores(&inventive));
+    assert!(!regression_gate(scores(&right), scores(&forgetful)).recommended);
+    let hallucinating =
+        answered(&|_, question| format!("{}\nZorbamycin 7777 mg IV hourly", question.expected));
+    let refused = regression_gate(scores(&right), scores(&hallucinating));
     assert!(!refused.recommended, "{}", refused.reason);
-    let invented = HeldOutFigures::of(&inventive).instructions.unwrap();
+    let hallucinated = HeldOutMetrics::of(&hallucinating).instructions.unwrap();
     assert!(
-        invented.invented_items_pct.unwrap() > 5.0 && invented.hallucinated_numbers > 0,
-        "{invented:?}"
+        hallucinated.invented_items_pct.unwrap() > 5.0 && hallucinated.hallucinated_numbers > 0,
+        "{hallucinated:?}"
     );
     // Better at questions, worse at what the base does well: clean pages.
     let careless = answered(&|_, question| match question.items {
         Some(_) => question.expected.clone(),
         None => question.expected.replace('e', "c"),
     });
-    let refused = judge(scores(&base), scores(&careless));
+    let refused = regression_gate(scores(&base), scores(&careless));
     assert!(
         !refused.recommended && refused.reason.contains("clean pages"),
         "{}",
@@ -190,7 +191,7 @@ fn text(bytes: &[u8]) -> String {
 }
 
 #[test]
-fn the_records_the_tables_and_the_verdict_beside_the_adapter() {
+fn records_tables_and_recommendation_are_written() {
     let folder = tempfile::tempdir().unwrap();
     let root = folder.path();
     let evaluate = |arguments: &[&str]| run(env!("CARGO_BIN_EXE_evaluate_finetuned"), root, arguments);
@@ -257,7 +258,7 @@ fn the_records_the_tables_and_the_verdict_beside_the_adapter() {
     assert_eq!(record.extra["held_out"]["samples"], 2);
     assert_eq!(record.extra["held_out"]["source"], "generated");
     assert_eq!(record.extra["held_out_score_difference"]["mean"], 0.0);
-    let held_out: HeldOutFigures = serde_json::from_value(tuned.extra["held_out"].clone()).unwrap();
+    let held_out: HeldOutMetrics = serde_json::from_value(tuned.extra["held_out"].clone()).unwrap();
     assert!(held_out.reading.is_some() || held_out.instructions.is_some());
     let bench: Benchmark = records::read(&root.join(paths::FINETUNED_STANDARD_BENCH)).unwrap();
     assert_eq!(
@@ -265,6 +266,6 @@ fn the_records_the_tables_and_the_verdict_beside_the_adapter() {
         (1, dir.to_str())
     );
     assert_eq!(bench.quantization_method.as_deref(), Some("bitsandbytes_NF4"));
-    assert!(Verdict::read(&dir).unwrap().unwrap().recommended);
+    assert!(Recommendation::read(&dir).unwrap().unwrap().recommended);
     assert!(root.join("datasets/eval_images/first.png").is_file());
 }

@@ -5,7 +5,9 @@ use std::path::{Path, PathBuf};
 use std::process::Output;
 
 use medical_vision::engine::{LoadOptions, Reader, UNSAVED_ADAPTER};
-use medical_vision::lora::{ADAPTER_EVALUATION, ADAPTER_WEIGHTS, Adapter, Found, LoraConfig, Verdict, find};
+use medical_vision::lora::{
+    ADAPTER_EVALUATION, ADAPTER_WEIGHTS, Adapter, Found, LoraConfig, Recommendation, find,
+};
 use medical_vision::project::Project;
 use medical_vision::qwen2_5_vl::Config;
 use serde_json::Value;
@@ -95,15 +97,15 @@ fn an_adapter_of_another_model_or_without_merit_is_left_out() {
     assert!(reason().contains("models/small"));
     adapter("models/big-bnb-nf4").write(&dir).unwrap();
     assert_eq!(find(&project, &model).unwrap(), Found::Fit(dir.clone()));
-    let mut verdict = Verdict {
+    let mut recommendation = Recommendation {
         recommended: false,
         reason: "accuracy fell by 9.8 points".to_owned(),
     };
-    verdict.write(&dir).unwrap();
+    recommendation.write(&dir).unwrap();
     assert!(reason().contains("accuracy fell by 9.8 points"));
-    verdict.recommended = true;
-    verdict.write(&dir).unwrap();
-    assert_eq!(Verdict::read(&dir).unwrap(), Some(verdict));
+    recommendation.recommended = true;
+    recommendation.write(&dir).unwrap();
+    assert_eq!(Recommendation::read(&dir).unwrap(), Some(recommendation));
     assert_eq!(find(&project, &model).unwrap(), Found::Fit(dir.clone()));
     fs::write(dir.join(ADAPTER_EVALUATION), r#"{"recommended": "yes"}"#).unwrap();
     assert!(reason().contains(ADAPTER_EVALUATION));
@@ -162,11 +164,11 @@ fn extract_says_and_records_what_is_attached() {
     let record: Value = serde_json::from_str(&stdout(&none)).unwrap();
     assert_eq!(record["extracted_content"], page.text);
 
-    let verdict = Verdict {
+    let recommendation = Recommendation {
         recommended: false,
         reason: "it invents items".to_owned(),
     };
-    verdict.write(&dir).unwrap();
+    recommendation.write(&dir).unwrap();
     let left_out = unasked(&arguments);
     assert_eq!(attached(&left_out), Value::Null);
     let message = stderr(&left_out);
@@ -262,11 +264,11 @@ fn doctor_lists_adapters() {
         report.contains(&line) && report.contains("used unless --adapter"),
         "{report}"
     );
-    let verdict = Verdict {
+    let recommendation = Recommendation {
         recommended: false,
         reason: "accuracy fell".to_owned(),
     };
-    verdict.write(&dir).unwrap();
+    recommendation.write(&dir).unwrap();
     let report = doctor();
     assert!(
         report.contains("not recommended by its evaluation (accuracy fell)"),

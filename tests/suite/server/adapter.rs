@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use medical_vision::lora::{Adapter, LoraConfig, Verdict};
+use medical_vision::lora::{Adapter, LoraConfig, Recommendation};
 use medical_vision::qwen2_5_vl::Config;
 use serde_json::Value;
 
@@ -77,11 +77,11 @@ fn an_adapter_of_the_model_is_attached_and_takes_its_own_size() {
     );
     drop(server);
 
-    let verdict = Verdict {
+    let recommendation = Recommendation {
         recommended: false,
         reason: "accuracy fell".to_owned(),
     };
-    verdict.write(&dir).expect("written");
+    recommendation.write(&dir).expect("written");
     let server = start(&model, &[]);
     assert_eq!(attached(&server), Value::Null);
     let log = server.log();

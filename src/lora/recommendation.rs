@@ -1,4 +1,4 @@
-//! What the evaluation says of an adapter, kept in its folder.
+//! Recommendation of an adapter by its evaluation, stored in the adapter's folder.
 
 use std::path::Path;
 
@@ -8,18 +8,18 @@ use super::file::ADAPTER_EVALUATION;
 use crate::fs::json::{read_object, write_pretty};
 use crate::{Error, Result};
 
-/// Whether an adapter is to be used without being asked for.
+/// Whether an adapter is attached by default.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Verdict {
-    /// It reads held-out pages no worse than the base does.
+pub struct Recommendation {
+    /// It passed the regression gate: it reads no worse than its base model.
     pub recommended: bool,
-    /// Why, in one line.
+    /// Reason, in one line.
     #[serde(default)]
     pub reason: String,
 }
 
-impl Verdict {
-    /// The verdict on the adapter in `dir`; `None` where it was never evaluated.
+impl Recommendation {
+    /// Reads the recommendation of the adapter in `dir`; `None` if it was never evaluated.
     pub fn read(dir: &Path) -> Result<Option<Self>> {
         let path = dir.join(ADAPTER_EVALUATION);
         let Some(map) = read_object(&path)? else {
@@ -27,10 +27,10 @@ impl Verdict {
         };
         serde_json::from_value(map.into())
             .map(Some)
-            .map_err(|error| Error::checkpoint(path, format!("no verdict on an adapter: {error}")))
+            .map_err(|error| Error::checkpoint(path, format!("not an adapter's recommendation: {error}")))
     }
 
-    /// Writes it to the adapter's folder.
+    /// Writes it to the adapter's folder `dir`.
     pub fn write(&self, dir: &Path) -> Result<()> {
         write_pretty(&dir.join(ADAPTER_EVALUATION), self)
     }

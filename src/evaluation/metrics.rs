@@ -1,33 +1,33 @@
-//! Scores of many answers, in one set of figures.
+//! Metrics aggregated over answers.
 
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
 use super::held_out::HeldOutQuestion;
-use super::{Errors, ItemScore, Numbers, character_errors, repetition_rate, score_items, word_errors};
+use super::{ErrorRate, ItemScore, Numbers, character_errors, repetition_rate, score_items, word_errors};
 use crate::records::{percent, round_to};
 
-/// One answer's scores.
+/// Scores of one answer.
 #[derive(Debug, Clone)]
 pub struct AnswerScore {
     task: String,
-    look: String,
+    style: String,
     clean: bool,
-    characters: Errors,
-    words: Errors,
+    characters: ErrorRate,
+    words: ErrorRate,
     numbers: Numbers,
     repetition: f64,
     items: Option<ItemScore>,
 }
 
 impl AnswerScore {
-    /// Of an answer to a held-out question.
+    /// Scores `answer`.
     pub fn of(question: &HeldOutQuestion, answer: &str) -> Self {
         let (expected, page) = (&question.expected, &question.page);
         Self {
             task: question.task.clone(),
-            look: question.look.clone(),
+            style: question.style.clone(),
             clean: question.is_clean(),
             characters: character_errors(expected, answer),
             words: word_errors(expected, answer),
@@ -40,7 +40,7 @@ impl AnswerScore {
         }
     }
 
-    /// Percent: F1 of its items, or the characters that are right.
+    /// F1 of its items, or for a transcription 1 - character error rate, at least 0; percent.
     pub fn percent(&self) -> f64 {
         match &self.items {
             Some(items) => items.f1() * 100.0,
@@ -48,95 +48,95 @@ impl AnswerScore {
         }
     }
 
-    /// The whole of a clean page was asked for: what the base does well.
+    /// Whether it is a transcription of a clean page, which the base model does well.
     pub(super) fn is_clean_reading(&self) -> bool {
         self.clean && self.items.is_none()
     }
 
-    pub(super) fn characters(&self) -> Errors {
+    pub(super) fn characters(&self) -> ErrorRate {
         self.characters
     }
 }
 
-/// Whole pages, read.
+/// Metrics of transcriptions.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-pub struct ReadingFigures {
-    /// Pages.
+pub struct ReadingMetrics {
+    /// Number of pages.
     pub samples: u64,
-    /// Edits of all characters there should be.
+    /// Character error rate over all pages, percent.
     pub character_error_rate_pct: f64,
-    /// Edits of all words.
+    /// Word error rate over all pages, percent.
     pub word_error_rate_pct: f64,
-    /// Numbers that were read exactly, of all there are; null where there is none.
+    /// Recall of the pages' numbers, percent; null if there are none.
     pub exact_number_recall_pct: Option<f64>,
-    /// Numbers in the answers that stand nowhere on their pages.
+    /// Numbers in the answers that are not on their pages.
     pub hallucinated_numbers: u64,
-    /// Mean share of the answers' four-word sequences that had been said before.
+    /// Mean fraction of repeated 4-grams, percent.
     pub repetition_rate_pct: f64,
 }
 
-/// Questions about parts of pages, answered.
+/// Metrics of questions about parts of pages.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-pub struct InstructionFigures {
-    /// Questions.
+pub struct InstructionMetrics {
+    /// Number of questions.
     pub samples: u64,
-    /// Items there should be.
+    /// Number of expected items.
     pub items_expected: u64,
-    /// Items there are.
+    /// Number of answered items.
     pub items_answered: u64,
-    /// Of the answered items, exactly right.
+    /// Precision, exact matches.
     pub precision_pct: Option<f64>,
-    /// Of the expected items, exactly answered.
+    /// Recall, exact matches.
     pub recall_pct: Option<f64>,
-    /// Of both.
+    /// F1, exact matches.
     pub f1_pct: Option<f64>,
-    /// The same, with items whose numbers are right and one character in ten wrong at most.
+    /// F1 with near matches: all numbers and nine of ten characters correct.
     pub near_f1_pct: Option<f64>,
-    /// Of the answered items, not on the page in any form.
+    /// Hallucinated items: not on the page in any form, percent of answered items.
     pub invented_items_pct: Option<f64>,
-    /// Questions about what the page has nothing of.
+    /// Questions whose expected answer has no items.
     pub nothing_expected: u64,
-    /// Of these, how many were answered with no item.
+    /// How many of these were answered with no items.
     pub nothing_answered: u64,
-    /// Numbers in the answers that stand nowhere on their pages.
+    /// Numbers in the answers that are not on their pages.
     pub hallucinated_numbers: u64,
-    /// Mean share of the answers' four-word sequences that had been said before.
+    /// Mean fraction of repeated 4-grams, percent.
     pub repetition_rate_pct: f64,
 }
 
-/// All held-out answers of one model.
+/// Metrics of one model on the held-out questions.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-pub struct HeldOutFigures {
-    /// Mean over all answers of F1 (instructions) and of the characters that are right (whole pages).
+pub struct HeldOutMetrics {
+    /// Mean of [`AnswerScore::percent`].
     pub mean_score_pct: f64,
-    /// Whole pages of every look; null where none was asked for.
-    pub reading: Option<ReadingFigures>,
-    /// By the pages' look.
-    pub reading_by_look: BTreeMap<String, ReadingFigures>,
-    /// Questions about parts; null where there was none.
-    pub instructions: Option<InstructionFigures>,
+    /// Transcriptions of all styles; null if there are none.
+    pub reading: Option<ReadingMetrics>,
+    /// By page style.
+    pub reading_by_look: BTreeMap<String, ReadingMetrics>,
+    /// Questions about parts of pages; null if there are none.
+    pub instructions: Option<InstructionMetrics>,
     /// By task.
-    pub instructions_by_task: BTreeMap<String, InstructionFigures>,
+    pub instructions_by_task: BTreeMap<String, InstructionMetrics>,
 }
 
-impl HeldOutFigures {
-    /// Over all answers.
+impl HeldOutMetrics {
+    /// Aggregates the scores of all answers.
     pub fn of(scores: &[AnswerScore]) -> Self {
         let (instructions, reading): (Vec<&AnswerScore>, Vec<&AnswerScore>) =
             scores.iter().partition(|score| score.items.is_some());
         let mean = scores.iter().map(AnswerScore::percent).sum::<f64>() / scores.len().max(1) as f64;
         Self {
             mean_score_pct: round_to(mean, 2),
-            reading_by_look: grouped(&reading, |score| &score.look)
+            reading_by_look: grouped(&reading, |score| &score.style)
                 .into_iter()
-                .map(|(look, scores)| (look, reading_figures(&scores)))
+                .map(|(style, scores)| (style, reading_metrics(&scores)))
                 .collect(),
             instructions_by_task: grouped(&instructions, |score| &score.task)
                 .into_iter()
-                .map(|(task, scores)| (task, instruction_figures(&scores)))
+                .map(|(task, scores)| (task, instruction_metrics(&scores)))
                 .collect(),
-            reading: (!reading.is_empty()).then(|| reading_figures(&reading)),
-            instructions: (!instructions.is_empty()).then(|| instruction_figures(&instructions)),
+            reading: (!reading.is_empty()).then(|| reading_metrics(&reading)),
+            instructions: (!instructions.is_empty()).then(|| instruction_metrics(&instructions)),
         }
     }
 }
@@ -157,14 +157,15 @@ fn repetition(scores: &[&AnswerScore]) -> f64 {
     round_to(sum / scores.len().max(1) as f64 * 100.0, 2)
 }
 
-fn reading_figures(scores: &[&AnswerScore]) -> ReadingFigures {
-    let (mut characters, mut words, mut numbers) = (Errors::default(), Errors::default(), Numbers::default());
+fn reading_metrics(scores: &[&AnswerScore]) -> ReadingMetrics {
+    let (mut characters, mut words, mut numbers) =
+        (ErrorRate::default(), ErrorRate::default(), Numbers::default());
     for score in scores {
         characters += score.characters;
         words += score.words;
         numbers += score.numbers;
     }
-    ReadingFigures {
+    ReadingMetrics {
         samples: scores.len() as u64,
         character_error_rate_pct: round_to(characters.rate() * 100.0, 2),
         word_error_rate_pct: round_to(words.rate() * 100.0, 2),
@@ -174,12 +175,12 @@ fn reading_figures(scores: &[&AnswerScore]) -> ReadingFigures {
     }
 }
 
-fn instruction_figures(scores: &[&AnswerScore]) -> InstructionFigures {
+fn instruction_metrics(scores: &[&AnswerScore]) -> InstructionMetrics {
     let mut sum = ItemScore::default();
-    let mut figures = InstructionFigures {
+    let mut figures = InstructionMetrics {
         samples: scores.len() as u64,
         repetition_rate_pct: repetition(scores),
-        ..InstructionFigures::default()
+        ..InstructionMetrics::default()
     };
     for score in scores {
         let items = score.items.unwrap_or_default();
@@ -189,14 +190,14 @@ fn instruction_figures(scores: &[&AnswerScore]) -> InstructionFigures {
         figures.hallucinated_numbers += score.numbers.hallucinated;
     }
     let share = |part: f64, whole: u64| (whole > 0).then(|| round_to(part * 100.0, 2));
-    InstructionFigures {
+    InstructionMetrics {
         items_expected: sum.expected,
         items_answered: sum.answered,
         precision_pct: share(sum.precision(), sum.answered),
         recall_pct: share(sum.recall(), sum.expected),
         f1_pct: share(sum.f1(), sum.expected + sum.answered),
         near_f1_pct: share(sum.near_f1(), sum.expected + sum.answered),
-        invented_items_pct: share(sum.invented_share(), sum.answered),
+        invented_items_pct: share(sum.hallucination_rate(), sum.answered),
         ..figures
     }
 }

@@ -1,53 +1,53 @@
-//! Whether an adapter may be used without being asked for: it must read held-out pages no worse than its base.
+//! Regression gate: an adapter is recommended, and attached by default, only if it reads no worse than its base model.
 
-use super::{Difference, Errors, paired_difference, tally::AnswerScore};
-use crate::lora::Verdict;
+use super::{Difference, ErrorRate, metrics::AnswerScore, paired_difference};
+use crate::lora::Recommendation;
 
-/// Points of a percentage that an adapter may lose by chance.
+/// Tolerated loss, percentage points.
 const TOLERANCE: f64 = 0.5;
-/// Points that the values of the evaluation cases may lose.
+/// Tolerated loss of value accuracy on the evaluation cases, percentage points.
 const VALUE_TOLERANCE: f64 = 2.0;
-/// From so many answers on the lower end of the confidence interval counts, not the mean alone.
-const ENOUGH: u64 = 20;
+/// Minimum number of answers for which the lower bound of the confidence interval counts, too.
+const MIN_SAMPLES_FOR_INTERVAL: u64 = 20;
 
-/// Both models' scores, pair by pair.
+/// Scores of one model; those of two models are compared pairwise.
 #[derive(Debug, Clone, Copy)]
 pub struct Scores<'a> {
     /// Combined accuracy of the evaluation cases, percent.
     pub cases: &'a [f64],
-    /// Their values' accuracy.
+    /// Value accuracy of the evaluation cases, percent.
     pub values: &'a [f64],
-    /// Held-out answers.
+    /// Scores of the held-out answers.
     pub held_out: &'a [AnswerScore],
 }
 
-/// The verdict on the adapter that made `after` of `before`.
-pub fn judge(before: Scores<'_>, after: Scores<'_>) -> Verdict {
-    let mut faults = Vec::new();
-    let mut gains = Vec::new();
+/// Compares the scores without (`before`) and with the adapter (`after`).
+pub fn regression_gate(before: Scores<'_>, after: Scores<'_>) -> Recommendation {
+    let mut regressions = Vec::new();
+    let mut passed = Vec::new();
     if let Some(cases) = paired_difference(before.cases, after.cases) {
-        let said = format!(
+        let text = format!(
             "accuracy on {} evaluation cases {}",
             cases.samples,
             change(mean(before.cases), mean(after.cases))
         );
         let values = paired_difference(before.values, after.values).map_or(0.0, |values| values.mean);
         if cases.mean < -TOLERANCE {
-            faults.push(said);
+            regressions.push(text);
         } else if values < -VALUE_TOLERANCE {
-            faults.push(format!(
+            regressions.push(format!(
                 "their values {}",
                 change(mean(before.values), mean(after.values))
             ));
         } else {
-            gains.push(said);
+            passed.push(text);
         }
     }
     let clean = [before, after].map(|scores| clean_error_rate(scores.held_out));
     if let [Some(before), Some(after)] = clean
         && after - before > TOLERANCE
     {
-        faults.push(format!(
+        regressions.push(format!(
             "character errors on clean pages {}",
             change(before, after)
         ));
@@ -60,33 +60,34 @@ pub fn judge(before: Scores<'_>, after: Scores<'_>) -> Verdict {
             .collect::<Vec<_>>()
     });
     if let Some(difference) = paired_difference(&percents[0], &percents[1]) {
-        let said = format!(
+        let text = format!(
             "score of {} held-out answers {} ({:+.2} to {:+.2} points at 95 %)",
             difference.samples,
             change(mean(&percents[0]), mean(&percents[1])),
             difference.low,
             difference.high
         );
-        if is_worse(&difference) {
-            faults.push(said)
+        if is_regression(&difference) {
+            regressions.push(text)
         } else {
-            gains.push(said)
+            passed.push(text)
         }
     }
-    let recommended = faults.is_empty();
-    let reasons = if recommended { gains } else { faults };
-    Verdict {
+    let recommended = regressions.is_empty();
+    let reasons = if recommended { passed } else { regressions };
+    Recommendation {
         recommended,
         reason: reasons.join("; "),
     }
 }
 
-fn is_worse(difference: &Difference) -> bool {
-    difference.mean < -TOLERANCE || difference.samples >= ENOUGH && difference.low < -TOLERANCE
+fn is_regression(difference: &Difference) -> bool {
+    difference.mean < -TOLERANCE
+        || difference.samples >= MIN_SAMPLES_FOR_INTERVAL && difference.low < -TOLERANCE
 }
 
 fn clean_error_rate(scores: &[AnswerScore]) -> Option<f64> {
-    let mut errors = Errors::default();
+    let mut errors = ErrorRate::default();
     let mut any = false;
     for score in scores.iter().filter(|score| score.is_clean_reading()) {
         errors += score.characters();
@@ -116,22 +117,22 @@ mod tests {
     }
 
     #[test]
-    fn no_change_and_a_gain_are_recommended_and_a_loss_is_not() {
+    fn gains_are_recommended_and_losses_are_not() {
         let before = [99.0, 98.0, 100.0];
-        assert!(judge(cases(&before, &before), cases(&before, &before)).recommended);
-        let gained = judge(cases(&before, &before), cases(&[99.5, 99.0, 100.0], &before));
+        assert!(regression_gate(cases(&before, &before), cases(&before, &before)).recommended);
+        let gained = regression_gate(cases(&before, &before), cases(&[99.5, 99.0, 100.0], &before));
         assert!(
             gained.recommended && gained.reason.contains("99.00 -> 99.50 %"),
             "{}",
             gained.reason
         );
-        let lost = judge(cases(&before, &before), cases(&[99.0, 90.0, 100.0], &before));
+        let lost = regression_gate(cases(&before, &before), cases(&[99.0, 90.0, 100.0], &before));
         assert!(
             !lost.recommended && lost.reason.contains("99.00 -> 96.33 %"),
             "{}",
             lost.reason
         );
-        let values = judge(cases(&before, &before), cases(&before, &[99.0, 90.0, 100.0]));
+        let values = regression_gate(cases(&before, &before), cases(&before, &[99.0, 90.0, 100.0]));
         assert!(
             !values.recommended && values.reason.contains("their values"),
             "{}",
@@ -140,9 +141,9 @@ mod tests {
     }
 
     #[test]
-    fn a_loss_of_less_than_half_a_point_is_chance() {
+    fn a_loss_of_less_than_half_a_point_is_tolerated() {
         let before = [99.0; 5];
-        assert!(judge(cases(&before, &before), cases(&[98.6; 5], &before)).recommended);
-        assert!(!judge(cases(&before, &before), cases(&[98.4; 5], &before)).recommended);
+        assert!(regression_gate(cases(&before, &before), cases(&[98.6; 5], &before)).recommended);
+        assert!(!regression_gate(cases(&before, &before), cases(&[98.4; 5], &before)).recommended);
     }
 }
