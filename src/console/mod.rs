@@ -4,6 +4,7 @@
 
 mod countdown;
 mod interrupt;
+pub(crate) mod panics;
 mod progress;
 mod signals;
 
@@ -74,7 +75,7 @@ pub fn init(format: LogFormat, level: Level, quiet: bool) {
     let _ = tracing_subscriber::registry()
         .with(layer.with_filter(filter))
         .try_init();
-    set_panic_message();
+    panics::report();
 }
 
 /// The level for everything but the HTTP server's housekeeping, which is of no interest.
@@ -146,76 +147,9 @@ pub fn without_control_characters(text: &str) -> String {
         .collect()
 }
 
-/// A panic is a bug: says where it happened, and not its payload, which may hold a page's text.
-fn set_panic_message() {
-    std::panic::set_hook(Box::new(|panic| {
-        let place = panic.location().map_or_else(
-            || "unknown place".to_owned(),
-            |place| format!("{}:{}", source_name(place.file()), place.line()),
-        );
-        let thread = std::thread::current();
-        let name = thread.name().unwrap_or("unnamed");
-        say(
-            Level::ERROR,
-            &format!(
-                "internal error at {place} (thread {name}): this is a bug in medvision {}; please report it with this line",
-                crate::version::version()
-            ),
-        );
-    }));
-}
-
-/// A source file's name without the folders of the machine that compiled it: `crate-1.2.3/src/lib.rs`, `src/main.rs`.
-fn source_name(file: &str) -> String {
-    let parts: Vec<&str> = file.split(['/', '\\']).collect();
-    let after = |name: &str, more: usize| {
-        let at = parts.iter().rposition(|part| *part == name)?;
-        parts.get(at + more..).filter(|rest| !rest.is_empty())
-    };
-    // registry/src/INDEX/CRATE/…, rustc/HASH/library/…, git/checkouts/NAME/COMMIT/…
-    let known = parts
-        .iter()
-        .position(|part| *part == "registry")
-        .and_then(|at| parts.get(at + 3..));
-    let known = known
-        .or_else(|| after("rustc", 2))
-        .or_else(|| after("checkouts", 3));
-    let own = || match file.starts_with('/') || file.contains(":\\") {
-        true => after("src", 0).unwrap_or(&parts[parts.len().saturating_sub(2)..]),
-        false => &parts[..],
-    };
-    known
-        .filter(|rest| !rest.is_empty())
-        .unwrap_or_else(own)
-        .join("/")
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_panics_place_names_no_folder_of_the_build() {
-        for (file, shown) in [
-            (
-                "/home/me/.cargo/registry/src/index.crates.io-1949cf8c6b5b557f/actix-http-3.20.0/src/h1/decoder.rs",
-                "actix-http-3.20.0/src/h1/decoder.rs",
-            ),
-            (
-                "/rustc/0123abcd/library/core/src/option.rs",
-                "library/core/src/option.rs",
-            ),
-            (
-                "/home/me/.cargo/git/checkouts/tch-rs-1/0123abc/src/lib.rs",
-                "src/lib.rs",
-            ),
-            ("/home/me/project/src/engine/thread.rs", "src/engine/thread.rs"),
-            ("/builds/x.rs", "builds/x.rs"),
-            ("src/engine/thread.rs", "src/engine/thread.rs"),
-        ] {
-            assert_eq!(source_name(file), shown, "{file}");
-        }
-    }
 
     #[test]
     fn libraries_say_no_header_lines_whatever_the_filter() {

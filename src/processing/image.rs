@@ -6,10 +6,6 @@
 //!
 //! Rows go from the decoder through the resampler one at a time, so that a page of any size takes a few MiB.
 
-use std::cell::Cell;
-use std::panic::{self, AssertUnwindSafe};
-use std::sync::Once;
-
 use ::image::metadata::Orientation;
 use ::image::{DynamicImage, RgbImage};
 use serde::{Serialize, Serializer};
@@ -19,6 +15,7 @@ use super::{
     decoders::{self, Alpha, Format, RowSink},
     resample::{Horizontal, Taps, Vertical},
 };
+use crate::console::panics::catch_silently;
 use crate::error::ImageError;
 
 /// One page as 8-bit RGB.
@@ -192,22 +189,9 @@ pub fn decoder_memory(
 
 /// Runs a decoder; its panics become [`ImageError::Undecodable`], without a message, which could echo the input.
 ///
-/// Unwind safety: `work` reads bytes and makes new values, so nothing half-written outlives a panic.
+/// Unwind safety: `work` reads bytes and makes new values, so no half-written value outlives a panic.
 fn contain_panics<T>(work: impl FnOnce() -> Result<T, ImageError>) -> Result<T, ImageError> {
-    thread_local!(static DECODING: Cell<bool> = const { Cell::new(false) });
-    static HOOK: Once = Once::new();
-    HOOK.call_once(|| {
-        let previous = panic::take_hook();
-        panic::set_hook(Box::new(move |panic| {
-            if !DECODING.try_with(Cell::get).unwrap_or(false) {
-                previous(panic);
-            }
-        }));
-    });
-    DECODING.set(true);
-    let result = panic::catch_unwind(AssertUnwindSafe(work));
-    DECODING.set(false);
-    result.unwrap_or(Err(ImageError::Undecodable))
+    catch_silently(work).unwrap_or(Err(ImageError::Undecodable))
 }
 
 /// How a picture as stored lies in the page that it becomes.
