@@ -5,17 +5,17 @@
 //! reduction ends in `nvrtc: error: invalid value for --gpu-architecture`.
 //!
 //! **Needed** where all of this holds: the GPU's compute capability is 12.0 or higher, libtorch was built for CUDA 12.8
-//! or older (`libtorch 2.x+cu128`), and integer tensors on the GPU are multiplied up.
+//! or older (`libtorch 2.x+cu128`), and products of integer tensors are computed on the GPU.
 //!
 //! **Not needed** on any other GPU, on a CPU, for floats, or with the libtorch that `make setup` installs (CUDA 13.0,
 //! which knows them all). The detour is taken on capability 12 and higher whatever the build: the tensors in question hold
 //! a handful of sizes, a copy of which costs less than finding out.
 //!
-//! **In use**: the model multiplies the sides of its pages up here ([`TokenGrids`](crate::qwen2_5_vl::TokenGrids)), for the
+//! **In use**: the model computes the products of page sides here ([`TokenGrids`](crate::qwen2_5_vl::TokenGrids)), for the
 //! windows of the vision tower and the positions of the language model. `medvision doctor` and `validate_environment`
 //! [`check`] products on the GPU against the CPU's.
 //!
-//! The results are the same on both ways: integer products wrap around in 64 bits on either.
+//! The results are identical: integer products wrap around in 64 bits on CPU and GPU.
 
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -30,7 +30,7 @@ pub type Capability = (i32, i32);
 
 static DETOURS: AtomicU64 = AtomicU64::new(0);
 
-/// The first one whose integer reductions take the CPU.
+/// The lowest one whose integer reductions run on the CPU.
 pub const FIRST_AFFECTED: Capability = (12, 0);
 
 /// Reductions for one device.
@@ -40,7 +40,7 @@ pub struct Reductions {
 }
 
 impl Reductions {
-    /// For tensors on `device`; the driver is asked once for all GPUs.
+    /// For tensors on `device`; the driver is queried once for all GPUs.
     pub fn on(device: Device) -> Self {
         static CAPABILITIES: OnceLock<Vec<Capability>> = OnceLock::new();
         let Device::Cuda(index) = device else {
@@ -60,9 +60,9 @@ impl Reductions {
         Self { capability }
     }
 
-    /// Reductions of this kind of number take the CPU.
+    /// Whether reductions of this dtype run on the CPU.
     pub fn through_cpu(self, kind: Kind) -> bool {
-        // `prod` counts truth values as integers.
+        // `prod` treats booleans as integers.
         let integer = matches!(
             kind,
             Kind::Bool | Kind::Uint8 | Kind::Int8 | Kind::Int16 | Kind::Int | Kind::Int64
@@ -73,7 +73,7 @@ impl Reductions {
                 .is_some_and(|capability| capability >= FIRST_AFFECTED)
     }
 
-    /// Product of all numbers, or along one dimension; of integers as 64-bit integers, on the tensor's own device.
+    /// Product of all elements, or along one dimension; of integers as 64-bit integers, on the tensor's own device.
     pub fn prod(self, tensor: &Tensor, dimension: Option<i64>, keep_dimension: bool) -> Result<Tensor> {
         self.reduce(tensor, |tensor| match dimension {
             Some(dimension) => tensor.f_prod_dim_int(dimension, keep_dimension, None),
@@ -81,7 +81,7 @@ impl Reductions {
         })
     }
 
-    /// Running product along one dimension; of integers as 64-bit integers, on the tensor's own device.
+    /// Cumulative product along one dimension; of integers as 64-bit integers, on the tensor's own device.
     pub fn cumprod(self, tensor: &Tensor, dimension: i64) -> Result<Tensor> {
         self.reduce(tensor, |tensor| tensor.f_cumprod(dimension, None))
     }
@@ -100,27 +100,26 @@ impl Reductions {
     }
 }
 
-/// Reductions that took the CPU since the program began.
+/// Number of reductions that ran on the CPU since the program started.
 pub fn detours() -> u64 {
     DETOURS.load(Ordering::Relaxed)
 }
 
-/// What a trial of integer products on a device found.
+/// Result of [`check`].
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Check {
     /// The GPU's compute capability, such as "12.1"; `None` without a GPU.
     pub capability: Option<String>,
-    /// Products on the GPU itself fail or are wrong.
+    /// Products on the GPU fail or are wrong.
     pub needed: bool,
-    /// Products take the CPU.
+    /// Products run on the CPU.
     pub in_use: bool,
-    /// Products were tried as the model makes them, and are the CPU's.
+    /// Products as the model computes them equal the CPU's.
     pub checked: bool,
 }
 
-/// Tries integer `prod` and `cumprod` on `device`, directly and as `reductions` makes them, against the CPU's.
-///
-/// Without a GPU there is nothing to try.
+/// Compares integer `prod` and `cumprod` on `device`, directly and through `reductions`, with the CPU's. Does nothing without a
+/// GPU.
 pub fn check(device: Device, reductions: Reductions) -> Check {
     let Some((major, minor)) = reductions.capability else {
         return Check::default();

@@ -23,10 +23,10 @@ pub enum CudaUnavailable {
     /// The driver shows no GPU.
     #[error("the NVIDIA driver shows no GPU (is CUDA_VISIBLE_DEVICES empty?)")]
     NoGpu,
-    /// There are fewer GPUs than the index asks for.
+    /// The index is not below the number of GPUs.
     #[error("no such GPU: there {} (cuda:0{})", counted(*.count), last(*.count))]
     NoSuchIndex {
-        /// GPUs that CUDA sees.
+        /// Number of GPUs visible to CUDA.
         count: usize,
     },
     /// libtorch's CUDA part, or a library it needs, is not installed.
@@ -56,11 +56,11 @@ fn last(count: usize) -> String {
 /// One GPU.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Gpu {
-    /// Index among the GPUs that CUDA sees.
+    /// Index among the GPUs visible to CUDA.
     pub index: usize,
-    /// Its maker's name for it.
+    /// Product name.
     pub name: String,
-    /// Its memory, bytes.
+    /// Total memory, bytes.
     pub total_bytes: u64,
     /// Compute capability, such as (9, 0).
     pub compute_capability: (i32, i32),
@@ -69,19 +69,19 @@ pub struct Gpu {
 /// Memory of one GPU, all processes together; bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct GpuMemory {
-    /// All of it.
+    /// Total.
     pub total_bytes: u64,
     /// In use by any process.
     pub used_bytes: u64,
 }
 
-/// Every GPU that CUDA sees.
+/// All GPUs visible to CUDA.
 pub fn gpus() -> Result<Vec<Gpu>, CudaUnavailable> {
     let driver = Driver::get()?;
     (0..driver.count()?).map(|index| driver.gpu(index)).collect()
 }
 
-/// Memory of one GPU; makes a CUDA context on it where there is none yet (some hundred MB of its memory).
+/// Memory of one GPU. Creates a CUDA context on it if there is none (some hundred MB of its memory).
 pub fn gpu_memory(index: usize) -> Result<GpuMemory, CudaUnavailable> {
     Driver::get()?.memory(index)
 }
@@ -91,7 +91,7 @@ pub fn driver_version() -> Result<(i32, i32), CudaUnavailable> {
     Driver::get()?.version()
 }
 
-/// Makes one GPU ready: loads libtorch's CUDA part and runs one operation on the GPU.
+/// Prepares one GPU: loads libtorch's CUDA part and runs one operation on the GPU.
 pub(super) fn start(index: usize) -> Result<Gpu, CudaUnavailable> {
     let driver = Driver::get()?;
     let count = driver.count()?;
@@ -121,7 +121,7 @@ pub(super) fn start(index: usize) -> Result<Gpu, CudaUnavailable> {
     Ok(gpu)
 }
 
-/// A matrix product on the GPU: finds missing kernels and a GPU without free memory.
+/// Tries a matrix product on the GPU: detects missing kernels and a lack of free memory.
 fn try_out(index: usize) -> Result<(), tch::TchError> {
     let options = (tch::Kind::Float, tch::Device::Cuda(index));
     let ones = tch::Tensor::f_ones([16, 16], options)?;
@@ -134,12 +134,12 @@ fn try_out(index: usize) -> Result<(), tch::TchError> {
     }
 }
 
-/// Folder of the libtorch that this process runs on.
+/// Folder of the libtorch in use.
 pub fn libtorch_folder() -> Option<PathBuf> {
     folder_in_use("libtorch_cpu.so")
 }
 
-/// Folder of a library that this process uses, by the beginning of its file's name.
+/// Folder of a loaded library whose file name starts with a prefix.
 pub fn folder_in_use(name: &str) -> Option<PathBuf> {
     let maps = fs::read_to_string("/proc/self/maps").ok()?;
     let paths = maps
@@ -152,7 +152,7 @@ pub fn folder_in_use(name: &str) -> Option<PathBuf> {
     Some(paths.filter(named).find_map(Path::parent)?.to_owned())
 }
 
-/// Adds CUDA to libtorch, which registers it while the library is loaded: once, and before the first tensor.
+/// Loads libtorch's CUDA part, which registers itself on loading: once, before the first tensor.
 fn load_libtorch_cuda() -> Result<(), CudaUnavailable> {
     static LOADED: OnceLock<Result<Library, CudaUnavailable>> = OnceLock::new();
     let load = || {
@@ -182,7 +182,7 @@ const NO_DEVICE: Status = 100;
 const COMPUTE_CAPABILITY_MAJOR: c_int = 75;
 const COMPUTE_CAPABILITY_MINOR: c_int = 76;
 
-/// The part of CUDA's driver interface that is needed here (<https://docs.nvidia.com/cuda/cuda-driver-api/>).
+/// Functions of the CUDA driver API that are used here (<https://docs.nvidia.com/cuda/cuda-driver-api/>).
 struct Driver {
     get_error_string: unsafe extern "C" fn(Status, *mut *const c_char) -> Status,
     driver_get_version: unsafe extern "C" fn(*mut c_int) -> Status,
@@ -196,12 +196,12 @@ struct Driver {
     context_push: unsafe extern "C" fn(*mut c_void) -> Status,
     context_pop: unsafe extern "C" fn(*mut *mut c_void) -> Status,
     mem_get_info: unsafe extern "C" fn(*mut usize, *mut usize) -> Status,
-    /// Keeps the functions above in memory.
+    /// Keeps the functions above loaded.
     _library: Library,
 }
 
 impl Driver {
-    /// The driver, loaded and started once.
+    /// The driver, loaded and initialized once.
     fn get() -> Result<&'static Self, CudaUnavailable> {
         static DRIVER: OnceLock<Result<Driver, CudaUnavailable>> = OnceLock::new();
         DRIVER.get_or_init(Self::load).as_ref().map_err(Clone::clone)
@@ -327,7 +327,7 @@ impl Driver {
                 self.check(unsafe { (self.context_pop)(&mut context) })?;
                 result
             });
-        // SAFETY: gives back what was retained above.
+        // SAFETY: releases what was retained above.
         self.check(unsafe { (self.primary_context_release)(device) })?;
         result?;
         Ok(GpuMemory {
@@ -355,7 +355,7 @@ mod tests {
         assert_eq!(reason, "no such GPU: there are 2 (cuda:0 to cuda:1)");
     }
 
-    /// On a machine without a GPU every figure is refused; with one they make sense.
+    /// Without a GPU every query fails; with one the figures are plausible.
     #[test]
     fn figures_or_a_reason() {
         match gpus() {

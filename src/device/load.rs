@@ -1,37 +1,37 @@
-//! How busy the machine is while something is measured: times compare only where it was about as busy.
+//! CPU load during a measurement: times are comparable only under similar load.
 
 use std::fs;
 use std::time::Duration;
 
-/// Work of the machine's processors up to one moment, and of this process.
+/// Accumulated CPU time of the machine and of this process.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct ProcessorTimes {
-    /// Time that all processors have had since the machine started.
+    /// Time of all CPUs since boot.
     all: Duration,
-    /// The part of it in which they worked, or another machine did on them.
+    /// Busy time, including steal.
     busy: Duration,
-    /// The part of it that this process took.
+    /// Busy time of this process.
     own: Duration,
 }
 
-/// Shares of all processors' time, from 0 to 1.
+/// Shares of the CPU time, from 0 to 1.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct ProcessorShares {
-    /// Taken by this process.
+    /// Share of this process.
     pub own: f64,
-    /// Taken by others.
+    /// Share of other processes.
     pub others: f64,
 }
 
 impl ProcessorTimes {
-    /// Up to now; `None` without `/proc`.
+    /// The times until now; `None` without `/proc`.
     pub fn now() -> Option<Self> {
         let own = own_time()?;
         let (all, busy) = machine_times(&fs::read_to_string("/proc/stat").ok()?, ticks_per_second()?)?;
         Some(Self { all, busy, own })
     }
 
-    /// What was taken from `before` to this moment; `None` where they are too near for the system's clock.
+    /// Shares since `before`; `None` if the interval is too short for the system's clock.
     pub fn since(&self, before: &Self) -> Option<ProcessorShares> {
         let part = |of: fn(&Self) -> Duration| of(self).saturating_sub(of(before)).as_secs_f64();
         let (all, busy, own) = (part(|t| t.all), part(|t| t.busy), part(|t| t.own));
@@ -42,7 +42,7 @@ impl ProcessorTimes {
     }
 }
 
-/// Mean number of programs that wanted a processor in the last minute; `None` without `/proc`.
+/// One-minute load average; `None` without `/proc`.
 pub fn load_average() -> Option<f64> {
     let text = fs::read_to_string("/proc/loadavg").ok()?;
     text.split_whitespace().next()?.parse().ok()
@@ -70,7 +70,7 @@ fn ticks_per_second() -> Option<u64> {
     u64::try_from(ticks).ok().filter(|ticks| *ticks > 0)
 }
 
-/// All and busy time of all processors, from the first line of `/proc/stat`.
+/// Total and busy time of all CPUs, from the first line of `/proc/stat`.
 fn machine_times(stat: &str, ticks_per_second: u64) -> Option<(Duration, Duration)> {
     let line = stat.lines().next()?.strip_prefix("cpu ")?;
     // user, nice, system, idle, iowait, irq, softirq, steal; guests' time is in user's already.

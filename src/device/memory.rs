@@ -10,18 +10,18 @@ use crate::torch::{AllocatorStats, allocator_stats};
 /// Memory of this process, bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ProcessMemory {
-    /// Resident now.
+    /// Resident set size.
     pub resident_bytes: u64,
-    /// Most that was ever resident.
+    /// Peak resident set size.
     pub peak_resident_bytes: u64,
 }
 
-/// Memory of the machine, or of the control group where that is less; bytes.
+/// Memory of the machine or, if less, of the control group; bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct HostMemory {
-    /// All of it.
+    /// Total.
     pub total_bytes: u64,
-    /// What can be had without swapping.
+    /// Available without swapping.
     pub available_bytes: u64,
 }
 
@@ -45,16 +45,16 @@ pub fn host_memory() -> Option<HostMemory> {
     Some(bounded(machine, &groups, Path::new("/sys/fs/cgroup")))
 }
 
-/// Memory that a model takes.
+/// Memory use of a model.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ModelMemory {
-    /// What libtorch's allocator holds on its GPU.
+    /// Statistics of libtorch's allocator on the model's GPU.
     Gpu(AllocatorStats),
-    /// The process's, where it is on the CPU.
+    /// Memory of the process, for a model on the CPU.
     Process(ProcessMemory),
 }
 
-/// Memory that a model on `device` takes; `None` where it is not told.
+/// Memory use of a model on `device`; `None` if unknown.
 pub fn model_memory(device: Device) -> Option<ModelMemory> {
     match device {
         Device::Cuda(index) => allocator_stats(index).map(ModelMemory::Gpu),
@@ -62,8 +62,8 @@ pub fn model_memory(device: Device) -> Option<ModelMemory> {
     }
 }
 
-/// From now on memory that is given back stays with the process, whatever its size: work that takes and gives back the same
-/// large buffers again and again does not have each of them cleared by the system anew. Does nothing but with glibc.
+/// Makes the allocator keep freed memory of any size, so that large buffers which are allocated repeatedly are not mapped and
+/// zeroed by the kernel each time. glibc only.
 pub fn keep_freed_memory() {
     #[cfg(target_env = "gnu")]
     // SAFETY: sets two numbers of the allocator.
@@ -73,8 +73,7 @@ pub fn keep_freed_memory() {
     }
 }
 
-/// Gives the memory that the allocator holds free back to the system: each thread's share of it stays with the process
-/// otherwise, so that a server would keep the most that its requests ever took at once. Does nothing but with glibc.
+/// Returns the allocator's free memory to the system; otherwise per-thread arenas would keep a server at its peak. glibc only.
 pub fn return_freed_memory() {
     #[cfg(target_env = "gnu")]
     // SAFETY: takes the allocator's own locks.

@@ -31,14 +31,14 @@ pub enum DeviceChoice {
     Auto,
     /// The CPU.
     Cpu,
-    /// The first GPU; of several processes each its own.
+    /// The first GPU; with several processes, one per process.
     Gpu,
-    /// The GPU with this index among those that CUDA sees.
+    /// The GPU with this index among those visible to CUDA.
     Cuda(usize),
 }
 
 impl DeviceChoice {
-    /// Index of the GPU that was asked for.
+    /// Index of the requested GPU.
     pub fn gpu(self) -> Option<usize> {
         match self {
             Self::Auto | Self::Cpu => None,
@@ -76,21 +76,23 @@ impl fmt::Display for DeviceChoice {
     }
 }
 
-/// A device that works.
+/// A working device.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Selected {
-    /// For libtorch.
+    /// libtorch's device.
     pub device: tch::Device,
-    /// One line for the user: what it is, and why it is not a GPU.
+    /// One line for the user: the device, and why it is not a GPU.
     pub description: String,
     /// The GPU, if it is one.
     pub gpu: Option<Gpu>,
 }
 
-/// Chooses a device and makes it ready; with a GPU, loads CUDA's part of libtorch and runs one operation on it.
+/// Selects and initializes a device; for a GPU, loads CUDA's part of libtorch and runs one operation on it.
 ///
-/// Call it before the first tensor is made. [`DeviceChoice::Auto`] never fails; a GPU asked for that does not work is an
-/// [`Error::Device`] with the reason and the remedy.
+/// Call it before the first tensor is made. [`DeviceChoice::Auto`] never fails.
+///
+/// # Errors
+/// [`Error::Device`] with reason and remedy if a requested GPU does not work.
 pub fn select(choice: DeviceChoice) -> Result<Selected> {
     let asked_for = |index| {
         cuda::start(index)

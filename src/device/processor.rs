@@ -1,4 +1,4 @@
-//! What `/proc/cpuinfo` says.
+//! CPU name and features, from `/proc/cpuinfo`.
 
 use std::fs;
 

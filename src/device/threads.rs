@@ -1,13 +1,13 @@
-//! How many CPU threads to use.
+//! Number of CPU threads.
 
 use std::collections::BTreeSet;
 use std::fs;
 use std::num::NonZeroUsize;
 use std::thread::available_parallelism;
 
-/// Physical cores this process may run on; `None` where the system does not tell.
+/// Physical cores available to this process; `None` if unknown.
 ///
-/// Two hardware threads of one core share its arithmetic units, so that more threads than cores slow matrix products down.
+/// Hyper-threads share the arithmetic units of a core, so that more threads than cores slow down matrix products.
 pub fn physical_cores() -> Option<usize> {
     let status = fs::read_to_string("/proc/self/status").ok()?;
     let allowed = status
@@ -23,7 +23,7 @@ pub fn physical_cores() -> Option<usize> {
     cores.map(|cores| cores.len()).filter(|cores| *cores > 0)
 }
 
-/// The physical cores, or fewer where affinity or a control group's quota allow fewer.
+/// Number of physical cores, or fewer if CPU affinity or a control group limits them.
 pub fn default_threads() -> usize {
     let allowed = available_parallelism().map_or(1, NonZeroUsize::get);
     physical_cores().map_or(allowed, |cores| cores.min(allowed))
@@ -43,7 +43,7 @@ pub fn set_threads(threads: usize) {
     }
 }
 
-/// CPU numbers of a list such as `0-3,8`; `None` where it cannot be read.
+/// CPU numbers of a list such as `0-3,8`; `None` if it cannot be parsed.
 fn cpu_list(text: &str) -> Option<Vec<usize>> {
     let mut cpus = Vec::new();
     for part in text.trim().split(',') {

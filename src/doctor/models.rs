@@ -9,7 +9,7 @@ use tch::Device;
 use super::Choices;
 use super::{Accelerators, Checks, Machine, Status, gib};
 use crate::Result;
-use crate::checkpoint::Checkpoint;
+use crate::checkpoint::{Checkpoint, ModelFolder};
 use crate::device::{DeviceChoice, device_name};
 use crate::engine::folder_warnings;
 use crate::generation::GenerationOptions;
@@ -174,10 +174,11 @@ fn examine_folder(path: &Path, selected: bool, target: &Target, checks: &mut Che
 /// Reads everything in the folder but the weights themselves.
 fn sizes(path: &Path, target: &Target) -> Result<ModelSizes> {
     require_model(path)?;
-    let config = Config::from_dir(path)?;
-    TextProcessor::from_dir(path)?;
+    let folder = ModelFolder::new(path);
+    let config = Config::from_json(folder.config()?)?;
+    TextProcessor::from_folder(&folder)?;
     ImageProcessor::from_dir(path)?;
-    GenerationOptions::from_dir(path)?;
+    GenerationOptions::from_folder(&folder)?;
     let checkpoint = Checkpoint::open(path)?;
     let parameters = checkpoint.parameters();
     Ok(ModelSizes {

@@ -1,4 +1,4 @@
-//! What a caller may set about an answer, and how it ended.
+//! Generation options and finish reasons.
 
 use std::path::Path;
 
@@ -10,16 +10,16 @@ use crate::error::PromptError;
 use crate::fs::json as json_file;
 use crate::{Error, Result};
 
-/// Most tokens an answer may be asked to have; what fits the model's context is checked elsewhere.
+/// Upper limit of `max_new_tokens`; the model's context is checked elsewhere.
 const MAX_NEW_TOKENS: usize = 131_072;
-/// Most stop strings, and most characters of one.
+/// Maximum number of stop strings, and of characters per string.
 const MAX_STOPS: usize = 16;
 const MAX_STOP_LENGTH: usize = 256;
 const MAX_STOP_TOKENS: usize = 64;
-/// Longest pattern the guard against repetition may look for, tokens.
+/// Maximum pattern size of the repetition guard, tokens.
 const MAX_PATTERN: usize = 4096;
 
-/// How an answer ended.
+/// Why a generation ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum FinishReason {
@@ -27,14 +27,14 @@ pub enum FinishReason {
     Stop,
     /// `max_new_tokens` reached.
     Length,
-    /// The guard saw the same pattern again and again.
+    /// The repetition guard stopped it.
     Repetition,
-    /// The caller asked to stop.
+    /// Cancelled by the caller.
     Cancelled,
 }
 
 impl FinishReason {
-    /// As records and logs have it.
+    /// Name in records and logs.
     pub fn name(self) -> &'static str {
         match self {
             Self::Stop => "stop",
@@ -45,28 +45,28 @@ impl FinishReason {
     }
 }
 
-/// The guard against endless repetition; names and rule as vLLM's `repetition_detection`, plus `min_span`.
+/// Repetition guard; names and rule as vLLM's `repetition_detection`, plus `min_span`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RepetitionDetection {
-    /// Longest pattern looked for, tokens; 0 switches the guard off.
+    /// Maximum pattern size, tokens; 0 disables the guard.
     #[serde(default)]
     pub max_pattern_size: usize,
-    /// Shortest pattern looked for, tokens; 0 is 1.
+    /// Minimum pattern size, tokens; 0 means 1.
     #[serde(default)]
     pub min_pattern_size: usize,
-    /// How often a pattern must stand in a row, 2 or more.
+    /// Minimum number of consecutive repetitions, 2 or more.
     #[serde(default)]
     pub min_count: usize,
-    /// How many tokens the copies must cover together before they count as endless; shorter patterns need fewer (see
-    /// [`RepetitionGuard`](super::RepetitionGuard)). 0, also where a request leaves it out, is vLLM's rule: the count alone.
+    /// Minimum number of tokens that the repetitions cover together; shorter patterns need fewer (see
+    /// [`RepetitionGuard`](super::RepetitionGuard)). 0, the default of a request, is vLLM's rule: the count only.
     #[serde(default)]
     pub min_span: usize,
 }
 
 impl Default for RepetitionDetection {
-    /// Cuts loops and spares tables: no page repeats 640 tokens of equal rows, and a block of several lines may follow
-    /// itself three times whatever its length. A 40-row table of six "Normal" a row has 480 tokens, 30 equal lines of
+    /// Stops loops but not tables: no page repeats 640 tokens of equal rows, and a block of several lines may be repeated three
+    /// times whatever its length. A 40-row table of six "Normal" a row has 480 tokens, 30 equal lines of
     /// a medication list 400 to 570.
     fn default() -> Self {
         Self {
@@ -78,37 +78,37 @@ impl Default for RepetitionDetection {
     }
 }
 
-/// Everything that decides how an answer is generated.
+/// Generation options.
 #[derive(Debug, Clone, PartialEq)]
 pub struct GenerationOptions {
-    /// Most tokens of the answer.
+    /// Maximum number of generated tokens.
     pub max_new_tokens: usize,
-    /// 0 is greedy, and so in effect is anything below 1e-5.
+    /// Sampling temperature; below 1e-5 greedy.
     pub temperature: f64,
-    /// Only the k likeliest tokens.
+    /// Samples from the k most likely tokens.
     pub top_k: Option<usize>,
-    /// Only the likeliest tokens whose probabilities reach p together.
+    /// Nucleus sampling: the most likely tokens with a cumulative probability of p.
     pub top_p: Option<f64>,
-    /// Divides (multiplies, where negative) the logits of tokens seen before; 1 is off.
+    /// Divides positive and multiplies negative logits of earlier tokens; 1 disables it.
     pub repetition_penalty: f64,
-    /// Seed of the sampler; `None` draws one.
+    /// Seed of the sampler; `None` is random.
     pub seed: Option<u64>,
-    /// Strings that end the answer; not part of it.
+    /// Strings that end the answer, excluded from it.
     pub stop: Vec<String>,
     /// Token ids that end the answer.
     pub stop_token_ids: Vec<i64>,
-    /// The guard against endless repetition; `None` is off.
+    /// Repetition guard, if enabled.
     pub repetition_detection: Option<RepetitionDetection>,
 }
 
-/// What one request sets; `None` keeps the folder's value.
+/// A request's overrides; `None` keeps the folder's value.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct GenerationOverrides {
     /// See [`GenerationOptions::max_new_tokens`].
     pub max_new_tokens: Option<usize>,
     /// See [`GenerationOptions::temperature`].
     pub temperature: Option<f64>,
-    /// See [`GenerationOptions::top_k`]; 0 is off.
+    /// See [`GenerationOptions::top_k`]; 0 disables it.
     pub top_k: Option<usize>,
     /// See [`GenerationOptions::top_p`].
     pub top_p: Option<f64>,
@@ -118,15 +118,15 @@ pub struct GenerationOverrides {
     pub seed: Option<u64>,
     /// See [`GenerationOptions::stop`].
     pub stop: Option<Vec<String>>,
-    /// Further ids beside the folder's.
+    /// Added to the folder's.
     pub stop_token_ids: Option<Vec<i64>>,
-    /// `Some(None)` switches the guard off.
+    /// `Some(None)` disables the guard.
     pub repetition_detection: Option<Option<RepetitionDetection>>,
 }
 
 impl GenerationOptions {
-    /// Reads `generation_config.json` of a model folder; where it or a key of it is missing, transformers' default
-    /// holds, but for `max_new_tokens` (512). End tokens come from `config.json` where only that names them.
+    /// Reads `generation_config.json` of a model folder. Missing keys have transformers' defaults, except `max_new_tokens`
+    /// (512). End tokens come from `config.json` if `generation_config.json` has none.
     pub fn from_dir(dir: &Path) -> Result<Self> {
         Self::from_folder(&ModelFolder::new(dir))
     }
@@ -177,8 +177,11 @@ impl GenerationOptions {
         }
     }
 
-    /// These options with a request's own values; an error names the option outside its range. A temperature above 0
-    /// switches sampling on, with the folder's `top_k` and `top_p` unless the request has its own.
+    /// These options with a request's overrides. A temperature above 0 enables sampling, with the folder's `top_k` and `top_p`
+    /// unless the request has its own.
+    ///
+    /// # Errors
+    /// [`PromptError::Option`] names the option that is out of range.
     pub fn with(&self, overrides: &GenerationOverrides) -> Result<Self> {
         let mut options = self.clone();
         let o = overrides.clone();
@@ -202,7 +205,7 @@ impl GenerationOptions {
         }
     }
 
-    /// The first option outside its range, and the range.
+    /// Checks ranges; the error is an option and its range.
     fn check(&self) -> Result<(), (&'static str, String)> {
         let within = |ok: bool, option: &'static str, range: &str| {
             if ok {
@@ -281,7 +284,7 @@ impl<'a> File<'a> {
         Error::checkpoint(self.path, format!("\"{key}\" {reason}"))
     }
 
-    /// `key`'s value; `None` where it is absent or null.
+    /// Value of `key`; `None` if absent or null.
     fn value<T>(&self, key: &str, kind: &str, convert: impl Fn(&Value) -> Option<T>) -> Result<Option<T>> {
         let Some(value) = json_file::present(self.keys, key) else {
             return Ok(None);
@@ -315,7 +318,7 @@ impl<'a> File<'a> {
         }
     }
 
-    /// Says which keys would change answers in transformers but don't here.
+    /// Logs keys that would change answers in transformers but are not supported.
     fn warn_of_unsupported(&self) {
         let neutral = [
             ("num_beams", 1.0),

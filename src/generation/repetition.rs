@@ -1,29 +1,29 @@
-//! The guard against endless repetition.
+//! Repetition guard.
 
 use super::RepetitionDetection;
 
-/// Most columns of a line of text: a run of tokens shorter than this can be one ruled or dotted line.
+/// Maximum columns of a line of text: a shorter run of tokens can be one ruled or dotted line.
 const PAGE_COLUMNS: usize = 160;
-/// Most lines of a page: a line that follows itself less often than this can be a table.
+/// Maximum lines of a page: fewer repetitions of a line can be a table.
 const PAGE_LINES: usize = 72;
 
-/// Watches an answer's tokens for a pattern that follows itself again and again.
+/// Detects a token pattern at the end of the output that repeats endlessly.
 ///
-/// With `min_span` 0 the rule is vLLM's: some pattern of `min_pattern_size..=max_pattern_size` tokens stands at the
-/// answer's end `min_count` times in a row. That rule cuts tables whose rows rightly repeat, so `min_span` asks for
-/// more: the repeated stretch must be longer than a page can hold, which is either `min_span` tokens, or (short
-/// patterns) as many copies as a page has lines and as many tokens as a line has columns.
+/// With `min_span` 0 the rule is vLLM's: a pattern of `min_pattern_size..=max_pattern_size` tokens occurs `min_count` times in a
+/// row at the end. That rule stops tables with repeated rows, so `min_span` requires more: the repetitions must be longer than a
+/// page can be, which is `min_span` tokens or, for short patterns, as many copies as a page has lines and as many tokens as a
+/// line has columns.
 ///
 /// A token costs one comparison for each pattern size.
 pub struct RepetitionGuard {
     options: RepetitionDetection,
     tokens: Vec<i64>,
-    /// At `p - min_pattern_size`: how many of the last tokens equal the one `p` before them.
+    /// At `p - min_pattern_size`: number of last tokens that equal the token `p` positions earlier.
     runs: Vec<usize>,
 }
 
 impl RepetitionGuard {
-    /// A guard for one answer.
+    /// A guard for one generation.
     pub fn new(options: RepetitionDetection) -> Self {
         let min_pattern_size = options.min_pattern_size.max(1);
         Self {
@@ -36,7 +36,7 @@ impl RepetitionGuard {
         }
     }
 
-    /// Takes the next token; `Some(n)` says that the answer runs in circles and that its last `n` tokens repeat what stands before them.
+    /// Adds the next token; `Some(n)` if the output repeats endlessly: its last `n` tokens are repetitions.
     pub fn push(&mut self, token: i64) -> Option<usize> {
         let before = self.tokens.len();
         self.tokens.push(token);
@@ -63,7 +63,7 @@ impl RepetitionGuard {
     }
 }
 
-/// How many tokens, the first copy among them, a pattern of `size` tokens must cover to count as endless.
+/// Number of tokens, including the first copy, from which repetitions of a pattern of `size` tokens count as endless.
 fn enough(options: &RepetitionDetection, size: usize) -> usize {
     let page = PAGE_COLUMNS.max(PAGE_LINES.saturating_mul(size));
     options

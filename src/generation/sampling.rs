@@ -1,4 +1,4 @@
-//! The choice of the next token.
+//! Sampling of the next token.
 
 use std::collections::HashSet;
 
@@ -8,10 +8,10 @@ use rand_chacha::rand_core::{RngCore, SeedableRng};
 use super::GenerationOptions;
 use crate::{Error, Result};
 
-/// Below this temperature the likeliest token is taken without drawing: nothing else has a chance.
+/// Below this temperature decoding is greedy.
 const GREEDY_TEMPERATURE: f64 = 1e-5;
 
-/// Chooses tokens for one answer; keeps the history that the repetition penalty needs and the random state.
+/// Samples the tokens of one generation; holds the history for the repetition penalty and the random state.
 ///
 /// The order is transformers': repetition penalty, temperature, top-k, top-p, then one draw. Draws come from ChaCha12,
 /// so a seed gives the same answer on every platform.
@@ -28,13 +28,13 @@ pub struct Sampler {
     penalty: f32,
     seen: HashSet<usize>,
     random: ChaCha12Rng,
-    /// Room for `[vocab]` values, kept between tokens.
+    /// Scratch buffer of `[vocab]` values.
     weights: Vec<f32>,
     order: Vec<usize>,
 }
 
 impl Sampler {
-    /// A sampler for one answer to `prompt` token ids.
+    /// A sampler for one generation from `prompt` token ids.
     pub fn new(options: &GenerationOptions, prompt: &[i64]) -> Self {
         let mut sampler = Self {
             temperature: options.temperature,
@@ -54,7 +54,10 @@ impl Sampler {
         sampler
     }
 
-    /// The next token for `logits` `[vocab]` (changed in place); an error where they are not finite.
+    /// Samples the next token from `logits` `[vocab]`, which it overwrites.
+    ///
+    /// # Errors
+    /// [`Error::Numeric`] for NaN or Inf.
     pub fn next(&mut self, logits: &mut [f32]) -> Result<i64> {
         self.penalize(logits);
         let mut token = argmax(logits)?;
@@ -67,8 +70,8 @@ impl Sampler {
         Ok(token)
     }
 
-    /// What [`Sampler::next`] draws from: `logits` `[vocab]` after penalty, temperature, top-k and top-p, with removed
-    /// tokens at negative infinity. Chooses nothing and remembers nothing.
+    /// Applies penalty, temperature, top-k and top-p to `logits` `[vocab]` as [`Sampler::next`] does, removed tokens being negative
+    /// infinity. Samples nothing and keeps no history.
     pub fn process(&mut self, logits: &mut [f32]) -> Result<()> {
         self.penalize(logits);
         argmax(logits)?;
@@ -113,7 +116,7 @@ impl Sampler {
         }
     }
 
-    /// Removes what is below the k-th largest; its equals stay.
+    /// Removes logits below the k-th largest; ties are kept.
     fn keep_top_k(&mut self, logits: &mut [f32], k: usize) {
         self.weights.clear();
         self.weights.extend_from_slice(logits);
@@ -121,12 +124,12 @@ impl Sampler {
         remove(logits, |x| x < kth);
     }
 
-    /// Removes the least likely tokens whose probabilities add up to no more than 1 - p; one always stays.
+    /// Removes the least likely tokens with a cumulative probability of at most 1 - p; keeps at least one.
     fn keep_top_p(&mut self, logits: &mut [f32], p: f64) {
         let (total, left) = self.weigh(logits);
         let mut budget = (1.0 - p) * total;
-        // At most `left` tokens weigh this little, so that together they stay within the budget: only the others,
-        // few of them as a rule, need to be put in order. (The largest weight is 1 and never small.)
+        // At most `left` tokens have a weight this small, so that together they stay within the budget: only the others,
+        // usually few, need sorting. (The largest weight is 1 and never small.)
         let small = budget / left as f64;
         self.order.clear();
         for (index, &weight) in self.weights.iter().enumerate() {
@@ -149,7 +152,7 @@ impl Sampler {
         }
     }
 
-    /// One token, drawn by its probability.
+    /// Draws one token by its probability.
     fn draw(&mut self, logits: &[f32]) -> Result<usize> {
         let (total, _) = self.weigh(logits);
         if !(total.is_finite() && total > 0.0) {
@@ -170,7 +173,7 @@ impl Sampler {
         Ok(chosen)
     }
 
-    /// Puts `exp(x - max)` into `weights`; gives their sum and how many are not removed.
+    /// Writes `exp(x - max)` to `weights`; returns their sum and the number of tokens that are not removed.
     fn weigh(&mut self, logits: &[f32]) -> (f64, usize) {
         let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
         let (mut total, mut left) = (0.0, 0);
@@ -196,9 +199,9 @@ fn remove(logits: &mut [f32], condition: impl Fn(f32) -> bool) {
     }
 }
 
-/// Index of the largest logit, the first of equals; an error where one is NaN or the largest is infinite.
+/// Index of the largest logit, the first one of ties; an error if one is NaN or the largest is infinite.
 fn argmax(logits: &[f32]) -> Result<usize> {
-    /// Independent lanes let the compiler use vector instructions.
+    /// Independent lanes, so that the compiler can vectorize.
     const LANES: usize = 16;
     let mut best = [f32::NEG_INFINITY; LANES];
     let mut broken = [0_u32; LANES];

@@ -1,27 +1,27 @@
 //! Stop strings in streamed text.
 
-/// Watches streamed text for stop strings that may be split over pieces.
+/// Detects stop strings in streamed text, also if they are split over pieces.
 ///
-/// The stop string that is complete first wins, the longest where several are complete at once; so the outcome does
-/// not depend on how the text is cut into pieces.
+/// The stop string that is complete first wins, the longest of several that are complete at once, so that the result does not
+/// depend on how the text is split.
 pub struct StopStrings {
     patterns: Vec<Pattern>,
-    /// Text not released yet: at its end a stop string may have begun.
+    /// Text held back: its end may be the start of a stop string.
     held: String,
     stopped: bool,
 }
 
-/// What may be shown after one more piece of text.
+/// Result of [`StopStrings::push`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Released {
-    /// Text that no stop string can begin in any more.
+    /// Text that cannot be part of a stop string.
     pub text: String,
     /// A stop string was found; nothing follows.
     pub stopped: bool,
 }
 
 impl StopStrings {
-    /// Watches for any of `stop` (empty strings are ignored).
+    /// Detects any of `stop`; empty strings are ignored.
     pub fn new(stop: &[String]) -> Self {
         Self {
             patterns: stop
@@ -34,7 +34,7 @@ impl StopStrings {
         }
     }
 
-    /// Takes the next piece; gives what can be shown.
+    /// Adds the next piece; returns the text that can be released.
     pub fn push(&mut self, piece: &str) -> Released {
         if self.stopped {
             return self.release(0);
@@ -62,12 +62,12 @@ impl StopStrings {
         self.release(self.held.len() - begun)
     }
 
-    /// Text held back at the end of the answer.
+    /// Returns the text held back, at the end of the output.
     pub fn finish(&mut self) -> String {
         std::mem::take(&mut self.held)
     }
 
-    /// The first `length` bytes of what is held; the rest stays, unless a stop string was found.
+    /// Releases the first `length` bytes held back; the rest stays unless a stop string was found.
     fn release(&mut self, length: usize) -> Released {
         let rest = self.held.split_off(length);
         let text = std::mem::replace(&mut self.held, rest);
@@ -81,7 +81,7 @@ impl StopStrings {
     }
 }
 
-/// One stop string and how much of it stands at the end of the text (Knuth, Morris and Pratt).
+/// One stop string and the length of its prefix at the end of the text (Knuth-Morris-Pratt).
 struct Pattern {
     bytes: Vec<u8>,
     /// `fallback[n]`: length of the longest proper prefix of `bytes[..=n]` that is also its suffix.
@@ -108,7 +108,7 @@ impl Pattern {
         }
     }
 
-    /// Takes the text's next byte; whether the stop string is complete.
+    /// Adds the next byte; returns whether the stop string is complete.
     fn advance(&mut self, byte: u8) -> bool {
         while self.matched > 0 && self.bytes[self.matched] != byte {
             self.matched = self.fallback[self.matched - 1];

@@ -13,7 +13,7 @@ use super::layers::RmsNorm;
 use super::linear::{Linear, LinearRows, floats};
 use crate::Result;
 use crate::kernels::cpu::{
-    AttentionShape, Member, Partial, Shared, attend, combine, rms_norm_row, rotate_head, run, stretch,
+    AttentionShape, Member, Partial, Shared, attend, combine, kv_split, rms_norm_row, rotate_head, run,
     swiglu_row,
 };
 
@@ -372,7 +372,7 @@ impl Step<'_> {
             rotate_head(query, self.cos, self.sin);
             query.iter_mut().for_each(|q| *q *= scale);
         }
-        let positions = stretch(self.past + 1, self.splits, split);
+        let positions = kv_split(self.past + 1, self.splits, split);
         let start = head * self.capacity;
         if positions.end == self.past + 1 {
             let own = self.kv_heads * queries + head * dim;

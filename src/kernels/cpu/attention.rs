@@ -1,20 +1,20 @@
-//! Attention of one new token over cached keys and values.
+//! Decode attention: one new token over cached keys and values, in KV splits (flash decoding).
 
 use std::ops::Range;
 
 use super::lanes::{LANES, Lanes};
 use super::level::{Kernel, Level};
 
-/// Sizes of the heads.
+/// Head sizes.
 #[derive(Debug, Clone, Copy)]
 pub struct AttentionShape {
-    /// Query heads that share one key and value head.
+    /// Query heads per key and value head.
     pub group: usize,
-    /// Width of a head.
+    /// Head width.
     pub head_dim: usize,
 }
 
-/// What a stretch of positions adds to the attention of one query head: `[head_dim]` values before the division.
+/// Softmax statistics of one KV split for one query head; its `[head_dim]` outputs are not yet normalized.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Partial {
     /// Largest score.
@@ -23,7 +23,7 @@ pub struct Partial {
     pub sum: f32,
 }
 
-/// One stretch of positions of one key and value head.
+/// One KV split of one key and value head.
 struct Attend<'a> {
     shape: AttentionShape,
     queries: &'a [f32],
@@ -37,7 +37,7 @@ struct Attend<'a> {
 /// Attention of `group` queries over the positions of `keys` and `values`.
 ///
 /// `queries`: `[group, head_dim]`, scaled by 1/√head_dim already; `keys`, `values`: `[positions, head_dim]`; `scores` is
-/// scratch. `out`: `[group, head_dim]` gets Σ e^(score - largest) · value, `partials` one entry a query.
+/// scratch. `out`: `[group, head_dim]` gets Σ e^(score - largest) · value, `partials` one entry per query.
 pub fn attend(
     shape: AttentionShape,
     queries: &[f32],
@@ -76,7 +76,7 @@ impl Kernel for Attend<'_> {
             queries.len() == group * head_dim && out.len() == group * head_dim && partials.len() == group
         );
         assert_eq!(values.len(), keys.len());
-        // Whole lanes a query, so that the exponentials have no remainder.
+        // Whole lanes per query, so that the exponentials have no remainder.
         let stride = positions.next_multiple_of(LANES);
         scores.clear();
         scores.resize(group * stride, f32::NEG_INFINITY);
@@ -125,7 +125,7 @@ impl Kernel for Attend<'_> {
 #[inline(always)]
 unsafe fn exponentiate<L: Lanes>(scores: &mut [f32]) -> Partial {
     debug_assert_eq!(scores.len() % LANES, 0);
-    // SAFETY: whole lanes; the level is the caller's promise.
+    // SAFETY: whole lanes; the caller checked the level.
     unsafe {
         let mut largest = L::splat(f32::NEG_INFINITY);
         for lanes in scores.chunks_exact(LANES) {
@@ -196,9 +196,7 @@ unsafe fn dot<L: Lanes>(a: &[f32], b: &[f32]) -> f32 {
     }
 }
 
-/// Joins the stretches of one query head: `outs` holds `[stretches, head_dim]`, `out` gets the attention.
-///
-/// `stretches` picks this head's entries of `partials`, which are as many as the rows of `outs`.
+/// Combines the KV splits of one query head: `partials` and `outs`, `[splits, head_dim]`, into the attention `out`.
 pub fn combine(partials: &[Partial], outs: &[f32], out: &mut [f32]) {
     let largest = partials
         .iter()
@@ -215,9 +213,9 @@ pub fn combine(partials: &[Partial], outs: &[f32], out: &mut [f32]) {
     }
 }
 
-/// `parts` even stretches of `0..positions`; the last of them is never empty.
-pub fn stretch(positions: usize, parts: usize, index: usize) -> Range<usize> {
-    positions * index / parts..positions * (index + 1) / parts
+/// Split `index` of `0..positions` into `splits` even ranges; the last one is never empty.
+pub fn kv_split(positions: usize, splits: usize, index: usize) -> Range<usize> {
+    positions * index / splits..positions * (index + 1) / splits
 }
 
 #[cfg(test)]
@@ -253,7 +251,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn stretches_join_to_plain_attention(
+        fn splits_combine_to_plain_attention(
             group in 1usize..4,
             head_dim in prop::sample::select(vec![4usize, 12, 16, 20, 48, 64, 80, 128]),
             positions in 1usize..70,
@@ -275,7 +273,7 @@ mod tests {
                 let mut outs = vec![0.0; parts * group * head_dim];
                 let mut partials = vec![Partial { largest: 0.0, sum: 0.0 }; parts * group];
                 for part in 0..parts {
-                    let range = stretch(positions, parts, part);
+                    let range = kv_split(positions, parts, part);
                     let slice = |t: &[f32]| t[range.start * head_dim..range.end * head_dim].to_vec();
                     level.run(Attend {
                         shape,

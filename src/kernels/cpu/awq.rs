@@ -1,7 +1,7 @@
-//! Matrix-vector products over AWQ's weights: whole numbers from 0 to 15 less a zero point, a scale each group.
+//! Matrix-vector products over AWQ weights: (code - zero point) · scale, with one zero point and scale per group.
 //!
-//! The codes go through the same kernel as [`CodedMatrix`]'s, as if every zero point were eight; what the zero points differ
-//! from that is taken off by sums over the groups of the input, a hundredth of the work.
+//! The codes go through the kernel of [`CodedMatrix`] as if every zero point were 8; the difference is subtracted by way of
+//! per-group sums of the input, a hundredth of the work.
 
 use std::ops::Range;
 use std::sync::LazyLock;
@@ -10,10 +10,10 @@ use super::lanes::CodeTable;
 use super::matrix::RowProduct;
 use super::nf4::{BlockScales, CodedMatrix};
 
-/// A code's middle.
+/// The zero point that the kernel assumes.
 const MIDDLE: f32 = 8.0;
 
-/// A matrix of four-bit codes, row after row, two a byte with the first in the high half; groups lie within rows.
+/// A row-major matrix of 4-bit codes, two per byte with the first in the high nibble; groups do not straddle rows.
 #[derive(Clone, Copy)]
 pub struct GroupedMatrix<'a> {
     /// `rows * columns` codes.
@@ -22,16 +22,16 @@ pub struct GroupedMatrix<'a> {
     pub scales: BlockScales<'a>,
     /// `[rows, columns / group]`, each from 0 to 15.
     pub zeros: &'a [u8],
-    /// Codes of a group: even, and a divisor of `columns`.
+    /// Codes per group: even, and a divisor of `columns`.
     pub group: usize,
-    /// Outputs.
+    /// Number of rows (outputs).
     pub rows: usize,
-    /// Inputs.
+    /// Number of columns (inputs).
     pub columns: usize,
 }
 
 impl GroupedMatrix<'_> {
-    /// The values of `rows`: `(code - zero) * scale`, exact in f32.
+    /// Dequantizes `rows`: `(code - zero) * scale`, exact in f32.
     pub fn dequantize(&self, rows: Range<usize>, out: &mut [f32]) {
         let groups = self.columns / self.group;
         let first = rows.start * groups;
@@ -49,7 +49,7 @@ impl GroupedMatrix<'_> {
         }
     }
 
-    /// The matrix with every zero point in the middle, in units of [`MIDDLE`] scales.
+    /// The matrix with every zero point at [`MIDDLE`], in units of [`MIDDLE`] scales.
     fn centred(&self) -> CodedMatrix<'_> {
         static TABLE: LazyLock<CodeTable> =
             LazyLock::new(|| CodeTable::new(&std::array::from_fn(|code| (code as f32 - MIDDLE) / MIDDLE)));

@@ -1,4 +1,4 @@
-//! Element-wise passes over a prompt's rows, each in one reading of memory where libtorch's operations take several.
+//! Fused element-wise passes over a prompt's rows: one pass over memory each, where libtorch's operations take several.
 //!
 //! All take f32 tensors on the CPU; see [`applies`].
 
@@ -10,15 +10,15 @@ use super::shared::Shared;
 use super::team;
 use crate::Result;
 
-/// Fewer values than this are not worth waking other threads for.
+/// Fewer values than this run on one thread.
 const TEAM_VALUES: usize = 1 << 15;
 
-/// Whether these kernels can take `x`: f32, on the CPU, contiguous.
+/// Whether these kernels support `x`: f32, on the CPU, contiguous.
 pub fn applies(x: &Tensor) -> bool {
     x.kind() == Kind::Float && x.device() == Device::Cpu && x.is_contiguous()
 }
 
-/// The values of a tensor to which kernels [apply](applies).
+/// Values of a tensor that the kernels [support](applies).
 fn values(x: &Tensor) -> &[f32] {
     assert!(applies(x), "an f32 tensor on the CPU, contiguous");
     if x.numel() == 0 {
@@ -37,7 +37,7 @@ fn values_mut(x: &mut Tensor) -> &mut [f32] {
     unsafe { std::slice::from_raw_parts_mut(x.data_ptr().cast(), length) }
 }
 
-/// Runs `work` on stretches of rows, on all threads where there is enough to do.
+/// Runs `work` on ranges of rows, on all threads if there are enough values.
 fn by_rows(rows: usize, width: usize, work: impl Fn(std::ops::Range<usize>) + Sync) {
     let threads = if rows * width < TEAM_VALUES {
         1
@@ -59,7 +59,7 @@ pub fn rms_norm(x: &Tensor, weight: &Tensor, eps: f64) -> Result<Tensor> {
             x: &input[range.clone()],
             weight,
             eps: eps as f32,
-            // SAFETY: members' rows do not meet.
+            // SAFETY: threads' rows are disjoint.
             out: unsafe { target.write(range) },
         });
     });
@@ -76,7 +76,7 @@ pub fn add_rms_norm(x: &mut Tensor, delta: &Tensor, weight: &Tensor, eps: f64) -
     let target = Shared::new(values_mut(&mut out));
     by_rows(delta.len() / width, width, |rows| {
         let range = rows.start * width..rows.end * width;
-        // SAFETY: members' rows do not meet.
+        // SAFETY: threads' rows are disjoint.
         let (x, out) = unsafe { (sums.write(range.clone()), target.write(range.clone())) };
         for (x, delta) in x.iter_mut().zip(&delta[range]) {
             *x += delta;
@@ -99,14 +99,14 @@ pub fn swiglu(gate: &mut Tensor, up: &Tensor) {
     by_rows(up.len().div_ceil(LANES), LANES, |rows| {
         let range = rows.start * LANES..(rows.end * LANES).min(up.len());
         Level::best().run(SwiGlu {
-            // SAFETY: members' rows do not meet.
+            // SAFETY: threads' rows are disjoint.
             gate: unsafe { gate.write(range.clone()) },
             up: &up[range],
         });
     });
 }
 
-/// The gradient by x of [`rms_norm`], from that of its output. x, gradient: `[.., width]`; same shape out.
+/// Gradient of [`rms_norm`] with respect to x, from its output's gradient. x, gradient: `[.., width]` → same shape.
 pub fn rms_norm_backward(x: &Tensor, gradient: &Tensor, weight: &Tensor, eps: f64) -> Result<Tensor> {
     let mut out = x.f_empty_like()?;
     let (input, gradient, weight) = (values(x), values(gradient), values(weight));
@@ -120,14 +120,15 @@ pub fn rms_norm_backward(x: &Tensor, gradient: &Tensor, weight: &Tensor, eps: f6
             gradient: &gradient[range.clone()],
             weight,
             eps: eps as f32,
-            // SAFETY: members' rows do not meet.
+            // SAFETY: threads' rows are disjoint.
             out: unsafe { target.write(range) },
         });
     });
     Ok(out)
 }
 
-/// x with a `part` of its values zero and the others scaled up. Which ones is a function of seed and place alone.
+/// Dropout with probability `part`: dropped values are zero, the others divided by 1 - `part`. The mask depends only on the
+/// seed and the index of a value.
 pub fn dropout(x: &Tensor, seed: u64, part: f64) -> Result<Tensor> {
     let mut out = x.f_empty_like()?;
     let input = values(x);
@@ -140,25 +141,25 @@ pub fn dropout(x: &Tensor, seed: u64, part: f64) -> Result<Tensor> {
             seed: [seed as u32, (seed >> 32) as u32],
             least: (part * f64::from(u32::MAX)) as u32,
             scale: (1.0 / (1.0 - part)) as f32,
-            // SAFETY: members' rows do not meet.
+            // SAFETY: threads' rows are disjoint.
             out: unsafe { target.write(range) },
         });
     });
     Ok(out)
 }
 
-/// Heads to rotate inside wider rows.
+/// Heads at the start of each row.
 #[derive(Debug, Clone, Copy)]
 pub struct Heads {
-    /// Heads to rotate, from the start of each row.
+    /// Number of heads.
     pub count: usize,
-    /// Width of a head.
+    /// Head width.
     pub dim: usize,
 }
 
-/// Rotates the first `heads` of each row in place: x · cos + rotate_half(x) · sin.
+/// Applies rotary embeddings to the first `heads` of each row in place: x · cos + rotate_half(x) · sin.
 ///
-/// x: `[rows, ..]` with at least `heads.count * heads.dim` values a row; cos, sin: `[rows, heads.dim]`.
+/// x: `[rows, ..]` with at least `heads.count * heads.dim` values per row; cos, sin: `[rows, heads.dim]`.
 pub fn rotate_halves(x: &mut Tensor, heads: Heads, cos: &Tensor, sin: &Tensor) {
     let (cos, sin) = (values(cos), values(sin));
     let rows = cos.len() / heads.dim;
@@ -167,7 +168,7 @@ pub fn rotate_halves(x: &mut Tensor, heads: Heads, cos: &Tensor, sin: &Tensor) {
     assert!(width >= heads.count * heads.dim, "rows hold the heads");
     by_rows(rows, width, |rows| {
         for row in rows {
-            // SAFETY: members' rows do not meet.
+            // SAFETY: threads' rows are disjoint.
             let x = unsafe { data.write(row * width..row * width + heads.count * heads.dim) };
             let turn = row * heads.dim..(row + 1) * heads.dim;
             for head in x.chunks_exact_mut(heads.dim) {
@@ -177,7 +178,7 @@ pub fn rotate_halves(x: &mut Tensor, heads: Heads, cos: &Tensor, sin: &Tensor) {
     });
 }
 
-/// Rotates one head in place.
+/// Applies a rotary embedding to one head in place.
 #[inline]
 pub fn rotate_head(head: &mut [f32], cos: &[f32], sin: &[f32]) {
     let half = head.len() / 2;
@@ -191,7 +192,7 @@ pub fn rotate_head(head: &mut [f32], cos: &[f32], sin: &[f32]) {
     }
 }
 
-/// One row's norm, for a single thread.
+/// RMSNorm of one row, single-threaded.
 pub(crate) fn rms_norm_row(x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]) {
     Level::best().run(RmsNorm { x, weight, eps, out });
 }
@@ -243,7 +244,7 @@ impl Kernel for RmsNorm<'_> {
     }
 }
 
-/// gate = silu(gate) · up for one stretch of values, on a single thread.
+/// gate = silu(gate) · up, single-threaded.
 pub(crate) fn swiglu_row(gate: &mut [f32], up: &[f32]) {
     Level::best().run(SwiGlu { gate, up });
 }
@@ -292,7 +293,7 @@ impl Kernel for RmsNormBackward<'_> {
         let (width, weight) = (self.weight.len(), self.weight);
         let rows = self.x.chunks_exact(width).zip(self.gradient.chunks_exact(width));
         for ((x, gradient), out) in rows.zip(self.out.chunks_exact_mut(width)) {
-            // Sums by lane, so that the compiler may make vectors of them.
+            // Sums per lane, so that the compiler can vectorize.
             let (mut squares, mut along) = ([0f32; LANES], [0f32; LANES]);
             let parts = x
                 .chunks(LANES)
@@ -316,10 +317,10 @@ impl Kernel for RmsNormBackward<'_> {
 
 struct Dropout<'a> {
     x: &'a [f32],
-    /// Place of the first value.
+    /// Index of the first value.
     first: u32,
     seed: [u32; 2],
-    /// Values whose draw is below this are dropped.
+    /// Values whose hash is below this are dropped.
     least: u32,
     scale: f32,
     out: &'a mut [f32],
@@ -330,7 +331,7 @@ impl Kernel for Dropout<'_> {
 
     #[inline(always)]
     unsafe fn run<L: Lanes>(self) {
-        // Murmur's finalizer of place and seed, twice; the compiler makes vectors of it.
+        // Murmur's finalizer of index and seed, twice; the compiler vectorizes it.
         let mixed = |mut h: u32| {
             h = (h ^ (h >> 16)).wrapping_mul(0x85EB_CA6B);
             h = (h ^ (h >> 13)).wrapping_mul(0xC2B2_AE35);

@@ -1,4 +1,4 @@
-//! Which instructions to use: every kernel is written once over [`Lanes`] and compiled for each level.
+//! SIMD levels: every kernel is written once over [`Lanes`], compiled for each level and dispatched at run time.
 
 use std::sync::OnceLock;
 
@@ -6,10 +6,10 @@ use std::sync::OnceLock;
 use super::lanes::{Avx2, Avx512, Sse41};
 use super::lanes::{Lanes, Portable};
 
-/// Instructions that kernels may use.
+/// SIMD instructions that kernels may use.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Level {
-    /// Those of any processor the program runs on.
+    /// The baseline of the target.
     Portable,
     /// SSE4.1.
     Sse41,
@@ -19,12 +19,12 @@ pub enum Level {
     Avx512,
 }
 
-/// Work that is compiled for each level.
+/// A kernel that is compiled for each level.
 pub trait Kernel {
-    /// What comes out.
+    /// Result of the kernel.
     type Output;
 
-    /// Does it; must be `#[inline(always)]`, as must everything it calls that handles `L`.
+    /// Runs the kernel; must be `#[inline(always)]`, as must everything it calls that handles `L`.
     ///
     /// # Safety
     /// The processor must have the instructions of `L`.
@@ -32,7 +32,7 @@ pub trait Kernel {
 }
 
 impl Level {
-    /// The best that this processor has; `MVP_CPU_LEVEL` (`portable`, `sse4.1`, `avx2`, `avx512`) may lower it.
+    /// The best level of this processor; `MVP_CPU_LEVEL` (`portable`, `sse4.1`, `avx2`, `avx512`) may lower it.
     pub fn best() -> Self {
         static BEST: OnceLock<Level> = OnceLock::new();
         *BEST.get_or_init(|| {
@@ -45,13 +45,13 @@ impl Level {
         })
     }
 
-    /// All that this processor has, the best last.
+    /// All levels of this processor, the best last.
     pub fn available() -> Vec<Self> {
         let all = [Self::Portable, Self::Sse41, Self::Avx2, Self::Avx512];
         all.into_iter().filter(|level| level.is_available()).collect()
     }
 
-    /// Whether this processor has it: after the first time a load and a test.
+    /// Whether this processor supports it; cached.
     #[inline]
     fn is_available(self) -> bool {
         #[cfg(target_arch = "x86_64")]
@@ -79,7 +79,7 @@ impl Level {
         }
     }
 
-    /// Runs `kernel` with this level's instructions; where the processor lacks them, with portable ones.
+    /// Runs `kernel` at this level, or portably if the processor does not support it.
     #[inline]
     pub fn run<K: Kernel>(self, kernel: K) -> K::Output {
         #[cfg(target_arch = "x86_64")]

@@ -1,4 +1,4 @@
-//! Matrix-vector products over weights as they are stored: the whole cost of decoding is reading them.
+//! Matrix-vector products over dense weights in their storage format; decoding is bound by reading them.
 
 use std::ops::Range;
 
@@ -9,15 +9,15 @@ use super::level::{Kernel, Level};
 
 /// A weight matrix that can be multiplied with one vector, a range of rows at a time.
 pub trait RowProduct: Sync {
-    /// Rows: outputs.
+    /// Number of rows (outputs).
     fn rows(&self) -> usize;
-    /// Columns: inputs.
+    /// Number of columns (inputs).
     fn columns(&self) -> usize;
-    /// `out[i] = Σ_j w[rows.start + i, j] · x[j]` in f32; `x` has [`Self::columns`] values, `out` one a row of the range.
+    /// `out[i] = Σ_j w[rows.start + i, j] · x[j]` in f32; `x` has [`Self::columns`] values, `out` one per row of the range.
     fn product(&self, x: &[f32], rows: Range<usize>, out: &mut [f32]);
 }
 
-/// A dense matrix, row after row.
+/// A dense row-major matrix.
 #[derive(Clone, Copy)]
 pub enum Matrix<'a> {
     /// 32-bit floats: values, columns.
@@ -49,9 +49,9 @@ impl RowProduct for Matrix<'_> {
     }
 }
 
-/// A stored number format.
+/// A stored dtype.
 pub(super) trait Element: Copy {
-    /// Its value.
+    /// The value in f32.
     fn widen(self) -> f32;
     /// Sixteen values.
     ///
@@ -67,7 +67,7 @@ impl Element for f32 {
     }
     #[inline(always)]
     unsafe fn load<L: Lanes>(from: *const Self) -> L {
-        // SAFETY: the caller's.
+        // SAFETY: as the caller's.
         unsafe { L::load(from) }
     }
 }
@@ -79,7 +79,7 @@ impl Element for bf16 {
     }
     #[inline(always)]
     unsafe fn load<L: Lanes>(from: *const Self) -> L {
-        // SAFETY: the caller's; bf16 is a transparent u16.
+        // SAFETY: as the caller's; bf16 is a transparent u16.
         unsafe { L::load_bf16(from.cast()) }
     }
 }
@@ -123,7 +123,7 @@ impl<E: Element> Kernel for Dense<'_, E> {
 unsafe fn dots<L: Lanes, E: Element, const N: usize>(values: &[E], x: &[f32]) -> [f32; N] {
     let columns = x.len();
     debug_assert_eq!(values.len(), N * columns);
-    // SAFETY: every index is below `columns`, a row's length; the level is the caller's promise.
+    // SAFETY: every index is below `columns`, a row's length; the caller checked the level.
     unsafe {
         let mut even = [L::splat(0.0); N];
         let mut odd = [L::splat(0.0); N];

@@ -10,7 +10,7 @@ mod nf4;
 mod shared;
 mod team;
 
-pub use self::attention::{AttentionShape, Partial, attend, combine, stretch};
+pub use self::attention::{AttentionShape, Partial, attend, combine, kv_split};
 pub use self::awq::GroupedMatrix;
 pub use self::fused::{
     Heads, add_rms_norm, applies, dropout, rms_norm, rms_norm_backward, rotate_halves, rotate_head, swiglu,

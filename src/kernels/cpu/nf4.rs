@@ -1,4 +1,4 @@
-//! Matrix-vector products over weights in four bits: sixteen values looked up inside the processor, a scale each block.
+//! Matrix-vector products over NF4 and FP4 weights: code values from a table in a SIMD register, one scale per block.
 
 use std::cell::RefCell;
 use std::ops::Range;
@@ -15,24 +15,24 @@ const HALF: usize = CODES / 2;
 /// Rows that share the loads of `x`.
 const ROWS: usize = 4;
 
-/// Scales of blocks.
+/// Scales of the blocks.
 #[derive(Clone, Copy)]
 pub enum BlockScales<'a> {
-    /// One number each.
+    /// f32, one per block.
     Plain(&'a [f32]),
-    /// The same in half precision.
+    /// f16, one per block.
     Half(&'a [f16]),
-    /// Quantized themselves: `map[code] * absmax + offset`.
+    /// Double quantization: `map[code] * absmax + offset`.
     Nested {
-        /// One a block.
+        /// One per block.
         codes: &'a [u8],
-        /// One for each run of `blocksize` codes.
+        /// One per `blocksize` codes.
         absmax: &'a [f32],
-        /// What the codes stand for.
+        /// Values of the codes.
         map: &'a [f32; 256],
-        /// The mean that was taken off.
+        /// Mean of the scales.
         offset: f32,
-        /// Codes of a run.
+        /// Codes per `absmax`.
         blocksize: usize,
     },
 }
@@ -53,7 +53,7 @@ impl BlockScales<'_> {
         }
     }
 
-    /// The scales of the blocks from `first` on.
+    /// Writes the scales of the blocks from `first` on.
     pub fn read(&self, first: usize, out: &mut [f32]) {
         match self {
             Self::Plain(scales) => out.copy_from_slice(&scales[first..first + out.len()]),
@@ -80,25 +80,25 @@ impl BlockScales<'_> {
     }
 }
 
-/// A matrix of four-bit codes, row after row, two a byte with the first in the high half; blocks are cut without regard to rows.
+/// A row-major matrix of 4-bit codes, two per byte with the first in the high nibble; blocks may straddle rows.
 #[derive(Clone, Copy)]
 pub struct CodedMatrix<'a> {
     /// `rows * columns` codes.
     pub packed: &'a [u8],
-    /// What the codes stand for.
+    /// Values of the codes.
     pub table: &'a CodeTable,
-    /// One a block.
+    /// One per block.
     pub scales: BlockScales<'a>,
-    /// Codes of a block; even.
+    /// Codes per block; even.
     pub blocksize: usize,
-    /// Outputs.
+    /// Number of rows (outputs).
     pub rows: usize,
-    /// Inputs.
+    /// Number of columns (inputs).
     pub columns: usize,
 }
 
 impl CodedMatrix<'_> {
-    /// The values of `range`, flat, as they were quantized: `value * scale` in f32.
+    /// Dequantizes `range` of the flat matrix: `value * scale` in f32.
     pub fn dequantize(&self, range: Range<usize>, out: &mut [f32]) {
         let pairs = self.table.pairs();
         let (mut at, mut out) = (range.start, &mut out[..range.len()]);
@@ -125,7 +125,7 @@ impl CodedMatrix<'_> {
         }
     }
 
-    /// Blocks lie within rows and are not cut by half a chunk.
+    /// Whether blocks do not straddle rows or half chunks.
     fn is_regular(&self) -> bool {
         self.columns.is_multiple_of(self.blocksize) && self.blocksize.is_multiple_of(HALF)
     }
@@ -168,16 +168,16 @@ impl RowProduct for CodedMatrix<'_> {
     }
 }
 
-/// Buffers of a thread.
+/// Scratch buffers of a thread.
 #[derive(Default)]
 struct Room {
-    /// `x` as whole numbers, in the order that codes are looked up in, filled up with zeros to whole chunks.
+    /// `x` quantized to integers, in the order of code look-ups, padded with zeros to whole chunks.
     x: Vec<CodeFactors>,
-    /// What 1 stands for, each half of a chunk of `x`, over [`CODE_UNIT`].
+    /// Scale of each half chunk of `x`, divided by [`CODE_UNIT`].
     units: Vec<f32>,
-    /// Products of scales and units of [`ROWS`] rows.
+    /// Products of weight scales and `x` scales of [`ROWS`] rows.
     scales: Vec<f32>,
-    /// A row's values, where blocks do not fit rows.
+    /// A dequantized row, if blocks straddle rows.
     values: Vec<f32>,
 }
 
@@ -213,7 +213,7 @@ impl Kernel for Regular<'_> {
                 }
             }
             let codes = &self.matrix.packed[row * row_bytes..(row + out.len()) * row_bytes];
-            // SAFETY: the level is the caller's promise.
+            // SAFETY: the caller checked the level.
             unsafe {
                 match <&mut [f32; ROWS]>::try_from(&mut *out) {
                     Ok(out) => *out = dots::<L, ROWS>(codes, self.matrix.table, scales, x),
@@ -229,11 +229,11 @@ impl Kernel for Regular<'_> {
     }
 }
 
-/// `x` as whole numbers up to [`CODE_FACTOR`], each half of a chunk in units of its own, in the order of
+/// Quantizes `x` to integers up to [`CODE_FACTOR`] with one scale per half chunk, in the order of
 /// [`Lanes::code_dots`].
 ///
-/// Fourteen bits of a half chunk's largest value: some twenty times finer than bf16. What is not a number makes its unit
-/// one, and so every product.
+/// 14 bits relative to a half chunk's largest value: some twenty times finer than bf16. A NaN makes its scale NaN, and so every
+/// product.
 #[inline(always)]
 fn round<L: Lanes>(x: &[f32], out: &mut Vec<CodeFactors>, units: &mut Vec<f32>) {
     out.resize(x.len().div_ceil(CODES), CodeFactors([0; CODES]));
@@ -263,7 +263,7 @@ fn round<L: Lanes>(x: &[f32], out: &mut Vec<CodeFactors>, units: &mut Vec<f32>) 
     }
 }
 
-/// The scales of `row`, one each half of a chunk.
+/// Scales of `row`, one per half chunk.
 #[inline(always)]
 fn read_row_scales(matrix: &CodedMatrix<'_>, row: usize, out: &mut [f32]) {
     let blocks = matrix.columns / matrix.blocksize;
@@ -277,7 +277,7 @@ fn read_row_scales(matrix: &CodedMatrix<'_>, row: usize, out: &mut [f32]) {
     }
 }
 
-/// Dot products of `N` rows of `codes` with `x`, which is in order; `scales` holds two a chunk for each row.
+/// Dot products of `N` rows of `codes` with `x`, which is in order; `scales` holds two per chunk and row.
 ///
 /// # Safety
 /// The processor has the instructions of `L`.
@@ -291,14 +291,14 @@ unsafe fn dots<L: Lanes, const N: usize>(
     const BYTES: usize = CODES / 2;
     let (row_bytes, halves) = (codes.len() / N, 2 * x.len());
     assert!(scales.len() >= N * halves && x.len() == row_bytes.div_ceil(BYTES));
-    // SAFETY: a chunk has BYTES bytes of each row, but the last, which is copied; the level is the caller's promise.
+    // SAFETY: a chunk has BYTES bytes of each row, but the last, which is copied; the caller checked the level.
     unsafe {
         let mut sums = [L::splat(0.0); N];
         let whole = row_bytes / BYTES;
         for (chunk, x) in x[..whole].iter().enumerate() {
             for (row, sum) in sums.iter_mut().enumerate() {
                 let product = L::code_dots(codes.as_ptr().add(row * row_bytes + chunk * BYTES), x, table);
-                // The next rows, in the order of memory: the processor itself does not see that rows follow each other.
+                // Prefetches the next rows: the hardware prefetcher does not detect the row order.
                 L::prefetch(
                     codes
                         .as_ptr()

@@ -1,4 +1,4 @@
-//! A buffer that the members of a team write to, each its own part.
+//! A buffer of which each thread of a team writes its own part.
 
 use std::marker::PhantomData;
 use std::ops::Range;
@@ -10,13 +10,13 @@ pub struct Shared<'a, T> {
     _borrow: PhantomData<&'a mut [T]>,
 }
 
-// SAFETY: access goes through unsafe methods whose callers promise that threads do not meet.
+// SAFETY: access goes through unsafe methods whose callers ensure that threads use disjoint parts.
 unsafe impl<T: Send> Sync for Shared<'_, T> {}
 // SAFETY: as a `&mut [T]`.
 unsafe impl<T: Send> Send for Shared<'_, T> {}
 
 impl<'a, T> Shared<'a, T> {
-    /// Lends `data` out.
+    /// Shares `data`.
     pub fn new(data: &'a mut [T]) -> Self {
         Self {
             data: data.as_mut_ptr(),
@@ -25,37 +25,37 @@ impl<'a, T> Shared<'a, T> {
         }
     }
 
-    /// Values in the whole buffer.
+    /// Length of the buffer.
     pub fn len(&self) -> usize {
         self.length
     }
 
-    /// No values at all.
+    /// Whether the buffer is empty.
     pub fn is_empty(&self) -> bool {
         self.length == 0
     }
 
-    /// A part to read.
+    /// A part for reading.
     ///
     /// # Safety
-    /// Nobody writes to `range` while the slice lives.
+    /// No thread may write to `range` while the slice lives.
     pub unsafe fn read(&self, range: Range<usize>) -> &[T] {
         self.check(&range);
-        // SAFETY: in bounds; the rest is the caller's promise.
+        // SAFETY: in bounds; the caller ensures the rest.
         unsafe { std::slice::from_raw_parts(self.data.add(range.start), range.len()) }
     }
 
-    /// A part to write.
+    /// A part for writing.
     ///
     /// # Safety
-    /// Nobody else reads or writes `range` while the slice lives.
+    /// No other thread may read or write `range` while the slice lives.
     #[expect(
         clippy::mut_from_ref,
         reason = "threads share it; the caller keeps their parts apart"
     )]
     pub unsafe fn write(&self, range: Range<usize>) -> &mut [T] {
         self.check(&range);
-        // SAFETY: in bounds; the rest is the caller's promise.
+        // SAFETY: in bounds; the caller ensures the rest.
         unsafe { std::slice::from_raw_parts_mut(self.data.add(range.start), range.len()) }
     }
 

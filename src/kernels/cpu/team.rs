@@ -1,7 +1,7 @@
-//! The threads that libtorch's CPU operations run on, for our own kernels.
+//! Thread teams with barriers, on the threads that libtorch's CPU operations use.
 //!
-//! libtorch's team is OpenMP's: after an operation its threads spin for a while, so that a second pool of threads beside
-//! it would fight it for the cores. Where libtorch was built with another runtime than GNU's, rayon's pool is used.
+//! libtorch uses OpenMP's team, whose threads spin for a while after each operation, so that a second thread pool would compete
+//! with it for the cores. If libtorch was built with another runtime than GNU's, rayon's pool is used.
 
 use std::ffi::{c_int, c_uint, c_void};
 use std::ops::Range;
@@ -13,35 +13,35 @@ use libloading::os::unix::Library;
 
 /// One thread of a running team.
 pub struct Member<'a> {
-    /// From 0.
+    /// Index of the thread, from 0.
     pub index: usize,
-    /// Threads of the team.
+    /// Number of threads.
     pub count: usize,
     barrier: &'a Barrier,
 }
 
 impl Member<'_> {
-    /// This member's part of `0..items` in steps of `grain`; the parts of all members cover it once.
+    /// This thread's share of `0..items` in multiples of `grain`; the shares of all threads cover it exactly once.
     pub fn share(&self, items: usize, grain: usize) -> Range<usize> {
         let steps = items.div_ceil(grain);
         let bound = |index: usize| (steps * index / self.count * grain).min(items);
         bound(self.index)..bound(self.index + 1)
     }
 
-    /// Waits until every member has come here; what they wrote before is seen by all after.
+    /// Barrier: waits for all threads; their earlier writes are visible to all afterwards.
     pub fn wait(&self) {
         self.barrier.wait(self.count);
     }
 }
 
-/// Spins first, since the parts between two meetings take microseconds, then sleeps: a member that waits for one whose
-/// core other programs have must not keep a core itself.
+/// Spins first, since the work between two barriers takes microseconds, then sleeps, so that a thread that waits for a
+/// preempted one does not occupy a core.
 #[derive(Default)]
 struct Barrier {
     arrived: AtomicU32,
     round: AtomicU32,
     sleepers: AtomicU32,
-    /// A member panicked: nobody waits for it.
+    /// A thread panicked: the others must not wait for it.
     broken: AtomicBool,
 }
 
@@ -77,7 +77,7 @@ impl Barrier {
 
     fn next_round(&self) {
         self.round.fetch_add(1, Ordering::SeqCst);
-        // A member that counts itself after this look finds the new round and does not sleep.
+        // A thread that counts itself after this check finds the new round and does not sleep.
         if self.sleepers.load(Ordering::SeqCst) > 0 {
             atomic_wait::wake_all(&self.round);
         }
@@ -102,7 +102,7 @@ fn gnu_open_mp() -> Option<&'static OpenMp> {
     static OPEN_MP: OnceLock<Option<OpenMp>> = OnceLock::new();
     OPEN_MP
         .get_or_init(|| {
-            // libtorch_cpu is linked to it, so that it is among this program's own symbols.
+            // libtorch_cpu links to it, so its symbols are among this program's.
             let program = Library::this();
             // SAFETY: the types are the functions' C signatures, which GCC keeps stable.
             unsafe {
@@ -140,7 +140,7 @@ impl Job<'_> {
 
 /// Runs `work` once on each thread of a team of at most `threads`; returns when all are done.
 ///
-/// A panic of a member comes out here. Teams do not nest: a team inside a member has one thread.
+/// Propagates a thread's panic. Teams do not nest: a team inside a team has one thread.
 pub fn run(threads: usize, work: impl Fn(&Member<'_>) + Sync) {
     let job = Job {
         work: &work,
@@ -164,7 +164,7 @@ pub fn run(threads: usize, work: impl Fn(&Member<'_>) + Sync) {
             // SAFETY: `body` has the expected signature and does not unwind; it uses the job by shared reference.
             unsafe { (open_mp.parallel)(body, data, threads, 0) }
         }
-        // Of the global pool; a member that is not one of its threads waits for them.
+        // On the global pool; a caller outside of it waits for its threads.
         None => {
             rayon::broadcast(|context| job.take_part(context.index(), context.num_threads()));
         }

@@ -1,4 +1,4 @@
-//! NVRTC: CUDA C++ → machine code for one kind of GPU.
+//! NVRTC: CUDA C++ → machine code for one compute capability.
 
 use std::ffi::{CString, c_char, c_int, c_void};
 use std::fs;
@@ -12,7 +12,7 @@ use crate::device::{folder_in_use, libtorch_folder};
 type Status = c_int;
 type Program = *mut c_void;
 
-/// The part of NVRTC that is needed here (<https://docs.nvidia.com/cuda/nvrtc/>).
+/// Functions of NVRTC that are used here (<https://docs.nvidia.com/cuda/nvrtc/>).
 struct Nvrtc {
     create_program: unsafe extern "C" fn(
         *mut Program,
@@ -28,7 +28,7 @@ struct Nvrtc {
     get_cubin_size: unsafe extern "C" fn(Program, *mut usize) -> Status,
     get_cubin: unsafe extern "C" fn(Program, *mut c_char) -> Status,
     destroy_program: unsafe extern "C" fn(*mut Program) -> Status,
-    /// Keep the functions above in memory; the second holds what the compiler itself looks for by name.
+    /// Keep the functions above loaded; the second is a library that the compiler loads by name.
     _libraries: (Library, Option<Library>),
 }
 

@@ -1,5 +1,5 @@
-// What libtorch needs several passes over memory for, in one: rotary positions and gated activations. Each step is rounded as
-// libtorch's operations round it. 16-bit values alone; a thread takes eight neighbours.
+// Fused rotary embeddings and gated activations, for which libtorch needs several passes over memory. Each step is rounded as
+// by libtorch's operations. 16-bit values only; eight adjacent values per thread.
 
 #if VALUE_TYPE != 0
 struct Eight {
@@ -78,7 +78,7 @@ extern "C" __global__ void __launch_bounds__(256) gated(const uint4* gate, const
   y[i] = packed(made);
 }
 
-// The gradient of silu(gate) * up -> those of gate and up.
+// Gradient of silu(gate) * up -> gradients of gate and up.
 extern "C" __global__ void __launch_bounds__(256) gated_backward(
     const uint4* gradient, const uint4* gate, const uint4* up, uint4* for_gate, uint4* for_up, u64 n) {
   const u64 i = (u64)blockIdx.x * 256 + threadIdx.x;

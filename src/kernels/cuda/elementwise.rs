@@ -1,4 +1,4 @@
-//! Rotary positions and gated activations of 16-bit values, each one pass over memory.
+//! Rotary embeddings and gated activations in 16 bits, one pass over memory each.
 
 use tch::{Kind, Tensor};
 
@@ -8,28 +8,28 @@ use crate::Result;
 use crate::kernels::cpu::Heads;
 
 const THREADS: u32 = 256;
-/// Neighbours that a thread takes.
+/// Adjacent values per thread.
 const EIGHT: i64 = 8;
 
-/// Turns the first `heads` of each row by the row's angle.
+/// Rotary embedding of the first `heads` of each row.
 pub struct Rotation<'a> {
-    /// Which.
+    /// Heads to rotate.
     pub heads: Heads,
     /// f32 `[rows, dim]`.
     pub cos: &'a Tensor,
     /// f32 `[rows, dim]`.
     pub sin: &'a Tensor,
-    /// By minus the angle: what gradients need.
+    /// Rotates by the negative angle, for gradients.
     pub back: bool,
 }
 
 impl Rotation<'_> {
-    /// x `[rows, ..]`, rotated in place; `false` where there is no kernel for it.
+    /// x `[rows, ..]`, rotated in place; `false` if no kernel supports it.
     pub fn in_place(&self, x: &Tensor) -> Result<bool> {
         Ok(self.fits(x) && self.run(x, x)?)
     }
 
-    /// x `[rows, ..]` rotated, and its other columns as they are; `None` where there is no kernel for it.
+    /// x `[rows, ..]` rotated, and its other columns as they are; `None` if no kernel supports it.
     pub fn of(&self, x: &Tensor) -> Result<Option<Tensor>> {
         if !self.fits(x) {
             return Ok(None);
@@ -56,7 +56,7 @@ impl Rotation<'_> {
             && table(self.sin)
     }
 
-    /// `from` fits, `to` is it or one like it.
+    /// `to` is `from` or has its shape.
     fn run(&self, from: &Tensor, to: &Tensor) -> Result<bool> {
         let eights = |columns: i64| (columns / EIGHT) as i32;
         let Heads { count, dim } = self.heads;
@@ -84,7 +84,7 @@ impl Rotation<'_> {
     }
 }
 
-/// silu(gate) · up, of the same shape; `None` where there is no kernel for it.
+/// silu(gate) · up, of the same shape; `None` if no kernel supports it.
 pub fn gated(gate: &Tensor, up: &Tensor) -> Result<Option<Tensor>> {
     if !alike(&[gate, up]) {
         return Ok(None);
@@ -101,7 +101,7 @@ pub fn gated(gate: &Tensor, up: &Tensor) -> Result<Option<Tensor>> {
     Ok(launch(gate, |half| half.gated, n, &arguments)?.then_some(y))
 }
 
-/// The gradient of silu(gate) · up → those of gate and up; `None` where there is no kernel for it.
+/// Gradient of silu(gate) · up → gradients of gate and up; `None` if no kernel supports it.
 pub fn gated_backward(gradient: &Tensor, gate: &Tensor, up: &Tensor) -> Result<Option<(Tensor, Tensor)>> {
     if !alike(&[gradient, gate, up]) {
         return Ok(None);
@@ -115,12 +115,12 @@ pub fn gated_backward(gradient: &Tensor, gate: &Tensor, up: &Tensor) -> Result<O
     Ok(made.then_some((for_gate, for_up)))
 }
 
-/// Of a row.
+/// Values per row.
 fn columns(x: &Tensor) -> i64 {
     x.numel() as i64 / x.size()[0].max(1)
 }
 
-/// Of one shape and dtype, on one GPU, in eights.
+/// Whether shapes, dtypes and devices are equal, and rows are multiples of eight values.
 fn alike(tensors: &[&Tensor]) -> bool {
     let first = tensors[0];
     tensors.iter().all(|tensor| {
@@ -132,12 +132,12 @@ fn alike(tensors: &[&Tensor]) -> bool {
     })
 }
 
-/// As a kernel walks through it.
+/// Layout for the kernel.
 fn whole(tensor: &Tensor) -> bool {
     tensor.device().is_cuda() && tensor.numel() > 0 && tensor.is_contiguous() && aligned(tensor)
 }
 
-/// A thread for each of `items`; `false` where there is no kernel for x's dtype, or there are too many.
+/// Launches one thread per item; `false` if no kernel supports x's dtype, or there are too many items.
 fn launch(
     x: &Tensor,
     kernel: impl Fn(HalfKernels) -> Kernel,

@@ -1,4 +1,4 @@
-//! Machine code on a GPU: loading it there and starting it on libtorch's stream.
+//! Loads compiled kernels and launches them on libtorch's stream.
 
 use std::collections::HashMap;
 use std::ffi::{c_char, c_int, c_uint, c_void};
@@ -11,7 +11,7 @@ use tch::{Device, Kind, Tensor};
 use super::compiler::compile;
 use crate::{Error, Result};
 
-/// The kernels.
+/// Sources of the kernels.
 pub(super) const SOURCE: &str = concat!(
     include_str!("values.cu"),
     include_str!("nf4.cu"),
@@ -26,10 +26,10 @@ const COMPUTE_CAPABILITY_MAJOR: c_int = 75;
 const COMPUTE_CAPABILITY_MINOR: c_int = 76;
 const MAX_SHARED_MEMORY_PER_BLOCK_OPTIN: c_int = 97;
 const MAX_DYNAMIC_SHARED_SIZE_BYTES: c_int = 8;
-/// The oldest GPUs whose bf16 the kernels use.
+/// Minimum compute capability.
 const OLDEST: (i32, i32) = (8, 0);
 
-/// The part of CUDA's driver interface that starts kernels.
+/// Functions of the CUDA driver API that launch kernels.
 struct Driver {
     get: unsafe extern "C" fn(*mut c_int, c_int) -> Status,
     attribute: unsafe extern "C" fn(*mut c_int, c_int, c_int) -> Status,
@@ -53,7 +53,7 @@ struct Driver {
         *mut *mut c_void,
         *mut *mut c_void,
     ) -> Status,
-    /// Keeps the functions above in memory.
+    /// Keeps the functions above loaded.
     _library: Library,
 }
 
@@ -90,7 +90,7 @@ fn check(what: &str, status: Status) -> Result<(), String> {
     }
 }
 
-/// An argument of a kernel, which must live until the kernel is started.
+/// A kernel argument, which must live until the launch.
 pub(super) struct Argument<'a>(*mut c_void, PhantomData<&'a ()>);
 
 impl<'a> Argument<'a> {
@@ -105,15 +105,15 @@ pub(super) struct Kernels {
     driver: &'static Driver,
     context: Handle,
     pub(super) dequantize: Kernel,
-    /// Those that compute with 16 bits.
+    /// Kernels for 16-bit values.
     pub(super) half: Option<HalfKernels>,
-    /// Of the GPU.
+    /// Multiprocessors of the GPU.
     pub(super) multiprocessors: u32,
-    /// Most that a block may use.
+    /// Maximum shared memory per block.
     pub(super) most_shared_bytes: u32,
 }
 
-/// What there is for 16-bit values alone.
+/// Kernels for 16-bit values only.
 #[derive(Clone, Copy)]
 pub(super) struct HalfKernels {
     pub(super) product: Kernel,
@@ -134,7 +134,7 @@ unsafe impl Sync for Kernels {}
 type Loaded = HashMap<(usize, &'static str), Option<Arc<Kernels>>>;
 
 impl Kernels {
-    /// Those for `kind` on `device`, compiled at the first call; `None` where it cannot be, of which the log says why.
+    /// Kernels for `kind` on `device`, compiled at the first call; `None` if that fails, with the reason in the log.
     pub(super) fn of(device: Device, kind: Kind) -> Option<Arc<Self>> {
         static LOADED: LazyLock<Mutex<Loaded>> = LazyLock::new(Mutex::default);
         let Device::Cuda(index) = device else {
@@ -156,7 +156,7 @@ impl Kernels {
         kernels.clone()
     }
 
-    /// Those that compute with 16 bits, for x's device and dtype.
+    /// Kernels for 16-bit values, for x's device and dtype.
     pub(super) fn half(x: &Tensor) -> Option<(Arc<Self>, HalfKernels)> {
         let kernels = Self::of(x.device(), x.kind())?;
         let half = kernels.half?;
@@ -235,7 +235,7 @@ impl Kernels {
         })
     }
 
-    /// Starts a kernel after what libtorch has sent to the GPU; `(blocks, threads, shared)`: the last in bytes.
+    /// Launches a kernel on libtorch's stream; `(blocks, threads, shared memory in bytes)`.
     pub(super) fn launch(
         &self,
         kernel: Kernel,

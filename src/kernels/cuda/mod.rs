@@ -1,9 +1,8 @@
-//! Kernels for NVIDIA GPUs, compiled when they are first wanted.
+//! Kernels for NVIDIA GPUs, compiled on first use.
 //!
-//! `nf4.cu` restores NF4 and FP4 weights in one pass, and multiplies them with one row without restoring them;
-//! `elementwise.cu` has rotary positions and gated activations. NVRTC, which comes with libtorch's CUDA libraries, compiles
-//! them for the GPU that is there: no nvcc, no list of GPUs. Where that fails, it is logged once, and libtorch's own
-//! operations do the work.
+//! `nf4.cu` dequantizes NF4 and FP4 weights in one pass, and multiplies them with one row without dequantizing them first;
+//! `elementwise.cu` has rotary embeddings and gated activations. NVRTC, which comes with libtorch's CUDA libraries, compiles
+//! them for the GPU at hand, without nvcc or a list of GPUs. A failure is logged once, and libtorch's operations are used.
 
 mod compiler;
 mod elementwise;
@@ -15,13 +14,13 @@ pub use self::elementwise::{Rotation, gated, gated_backward};
 use self::launch::{Argument, Kernels};
 use crate::Result;
 
-/// Threads of a block of `dequantize`, each of which restores eight values.
+/// Threads per block of `dequantize`; each dequantizes eight values.
 const DEQUANTIZE_THREADS: u32 = 256;
-/// Threads of a block of `product`, a warp for each row at a time.
+/// Threads per block of `product`; one warp per row at a time.
 const PRODUCT_THREADS: u32 = 512;
-/// Bytes that `product` keeps of the codes' values in shared memory.
+/// Shared memory of `product` for the code values, bytes.
 const TABLE_BYTES: u32 = 256 * 32 * 4;
-/// Columns that a warp takes at a time; two bytes of shared memory each.
+/// Columns per step of a warp; two bytes of shared memory each.
 const TILE: u32 = 1024;
 
 /// Weights `[rows, columns]` in 4 bits as bitsandbytes stores them, all on one GPU.
@@ -29,11 +28,11 @@ const TILE: u32 = 1024;
 pub struct CodedTensor<'a> {
     /// u8, two codes each, the first in the high half.
     pub packed: &'a Tensor,
-    /// f32 `[256, 2]`: what the codes of each byte stand for.
+    /// f32 `[256, 2]`: values of the two codes of each byte.
     pub pairs: &'a Tensor,
-    /// What a block's codes are multiplied with.
+    /// Scales of the blocks.
     pub scales: Scales<'a>,
-    /// Values that share a scale.
+    /// Values per scale.
     pub blocksize: usize,
     /// Rows.
     pub rows: usize,
@@ -44,24 +43,24 @@ pub struct CodedTensor<'a> {
 /// Scales of the blocks.
 #[derive(Clone, Copy)]
 pub enum Scales<'a> {
-    /// f32, one a block.
+    /// f32, one per block.
     Plain(&'a Tensor),
-    /// In 8 bits: `map[code] * absmax + offset`.
+    /// Double quantization: `map[code] * absmax + offset`.
     Nested {
-        /// u8, one a block.
+        /// u8, one per block.
         codes: &'a Tensor,
-        /// f32, one for each run of `blocksize` codes.
+        /// f32, one per `blocksize` codes.
         absmax: &'a Tensor,
         /// f32 `[256]`.
         map: &'a Tensor,
         /// Added to every scale.
         offset: f32,
-        /// Codes that share an `absmax`.
+        /// Codes per `absmax`.
         blocksize: usize,
     },
 }
 
-/// As in `nf4.cu`.
+/// Layout of the struct in `nf4.cu`.
 #[repr(C)]
 struct Coded {
     packed: u64,
@@ -78,7 +77,7 @@ struct Coded {
 
 impl CodedTensor<'_> {
     /// Writes the values, `code * scale` in f32 and then in `out`'s dtype, into `out`: contiguous, `[rows, columns]`, f32, bf16
-    /// or f16. `false` where there is no kernel for it.
+    /// or f16. `false` if no kernel supports it.
     pub fn dequantize(&self, out: &Tensor) -> Result<bool> {
         let Some(coded) = self.coded().filter(|_| self.blocksize.is_multiple_of(8)) else {
             return Ok(false);
@@ -99,15 +98,15 @@ impl CodedTensor<'_> {
         Ok(true)
     }
 
-    /// `W x + bias` for one row `x`: `[.., columns]` in bf16 or f16 → `[.., rows]`, added up in f32. `None` where there is no
-    /// kernel for it.
+    /// `W x + bias` for one row `x`: `[.., columns]` in bf16 or f16 → `[.., rows]`, accumulated in f32. `None` if no kernel
+    /// supports it.
     pub fn product(&self, x: &Tensor, bias: Option<&Tensor>) -> Result<Option<Tensor>> {
         let fits = x.numel() == self.columns
             && x.is_contiguous()
             && aligned(x)
             && matches!(x.kind(), Kind::BFloat16 | Kind::Half)
             && bias.is_none_or(|bias| bias.kind() == x.kind() && bias.is_contiguous());
-        // A lane's 32 values lie in one block and start at a multiple of 16 bytes.
+        // The 32 values of a lane are in one block and 16-byte aligned.
         if !fits || !self.columns.is_multiple_of(32) || !self.blocksize.is_multiple_of(32) {
             return Ok(None);
         }
@@ -135,7 +134,7 @@ impl CodedTensor<'_> {
         Ok(Some(y))
     }
 
-    /// As the kernels take it; `None` where a size is beyond them.
+    /// The kernel argument; `None` if a size is unsupported.
     fn coded(&self) -> Option<Coded> {
         let shift = |size: usize| size.is_power_of_two().then(|| size.trailing_zeros() as i32);
         let (codes, absmax, map, offset, nested) = match self.scales {
@@ -163,17 +162,17 @@ impl CodedTensor<'_> {
     }
 }
 
-/// Whether a GPU's kernels can be compiled and run: for those who compare them with libtorch's operations.
+/// Whether the kernels can be compiled and run on a GPU; for comparisons with libtorch's operations.
 pub fn available(device: Device, kind: Kind) -> bool {
     Kernels::of(device, kind).is_some()
 }
 
-/// Where a tensor's values lie on the GPU.
+/// Device pointer of a tensor's values.
 fn address(tensor: &Tensor) -> u64 {
     tensor.data_ptr() as u64
 }
 
-/// At a multiple of 16 bytes, as the kernels read and write.
+/// Whether it is 16-byte aligned, as the kernels require.
 fn aligned(tensor: &Tensor) -> bool {
     address(tensor).is_multiple_of(16)
 }

@@ -1,25 +1,25 @@
-// NF4 and FP4 weights in bitsandbytes' layout: their values, and their product with one row.
+// NF4 and FP4 weights in bitsandbytes' layout: dequantization, and the product with one row.
 
 struct Coded {
-  const u8* packed;      // two codes a byte, the first in the high half
-  const u8* codes;       // a block's scale in 8 bits, or null where `absmax` holds the scales themselves
-  const float* absmax;   // one for each run of scales, or one a block
-  const float* map;      // [256], what the 8-bit scales stand for
-  const float* pairs;    // [256, 2], what the two codes of a byte stand for
+  const u8* packed;      // two codes per byte, the first in the high nibble
+  const u8* codes;       // 8-bit scale of each block, or null if `absmax` holds the scales
+  const float* absmax;   // one per group of scales, or one per block
+  const float* map;      // [256], values of the 8-bit scales
+  const float* pairs;    // [256, 2], values of the two codes of a byte
   float offset;
-  int block_shift;       // log2 of a block's values
-  int nested_shift;      // log2 of a run's blocks
+  int block_shift;       // log2 of the values per block
+  int nested_shift;      // log2 of the blocks per group of scales
   int rows;
   int columns;
 };
 
-// In the order that libtorch's operations compute it, each rounded.
+// In the order of libtorch's operations, each rounded.
 __device__ __forceinline__ float scale_of(const Coded& w, u64 block) {
   if (w.codes == nullptr) return w.absmax[block];
   return __fadd_rn(__fmul_rn(w.map[w.codes[block]], w.absmax[block >> w.nested_shift]), w.offset);
 }
 
-// Every thread restores the eight values of four bytes. Blocks hold multiples of eight values.
+// Each thread dequantizes the eight values of four bytes. Block sizes are multiples of eight.
 extern "C" __global__ void __launch_bounds__(256) dequantize(Coded w, void* out) {
   __shared__ float2 pairs[256];
   pairs[threadIdx.x] = reinterpret_cast<const float2*>(w.pairs)[threadIdx.x];
@@ -55,7 +55,7 @@ extern "C" __global__ void __launch_bounds__(256) dequantize(Coded w, void* out)
 }
 
 #if VALUE_TYPE != 0
-// y = W x + bias for one x. A warp takes a row at a time, a lane 32 neighbouring values of it, which lie in one block.
+// y = W x + bias for one x. One warp per row at a time, 32 adjacent values per lane, which are in one block.
 //
 // Shared memory: the values of every byte as f16, 32 times over so that each lane reads a bank of its own (NF4's values lie
 // in [-1, 1]: f16 is finer there than bf16); then x, in the order in which lanes read it, 16 bytes a lane.

@@ -1,4 +1,4 @@
-//! A weight at rest in AWQ's four bits, and its values when they are wanted.
+//! AWQ weights: loading and dequantization.
 
 use half::f16;
 use rayon::prelude::*;
@@ -11,29 +11,29 @@ use crate::kernels::cpu::{BlockScales, GroupedMatrix, Shared, run};
 use crate::quant::Awq;
 use crate::{Error, Result};
 
-/// Values that are restored at a time where libtorch does it.
+/// Values per chunk if libtorch dequantizes.
 const CHUNK_VALUES: usize = 4 << 20;
-/// Words that are turned at a time: a cache line of each row.
+/// Words per step of the transposition: a cache line of each row.
 const TILE_WORDS: usize = 16;
 
-/// A weight `[rows, columns]` in AWQ's codes.
+/// A weight `[rows, columns]` in AWQ codes.
 ///
-/// The folder's layout has an input's codes of all outputs side by side, as a CUDA kernel wants them; here an output's codes
-/// of all inputs are, as every other weight has them. The size is the same.
+/// AutoAWQ stores codes input-major for its CUDA kernel; here they are transposed to row-major, like every other weight. The
+/// size is the same.
 pub struct AwqWeight {
     rows: usize,
     columns: usize,
     group: usize,
-    /// u8 `[rows, columns / 2]`: two codes each, the first in the high half.
+    /// u8 `[rows, columns / 2]`: two codes per byte, the first in the high nibble.
     packed: Tensor,
-    /// `[rows, columns / group]`: f16, or f32 where that is too narrow for what is stored.
+    /// `[rows, columns / group]`: f16, or f32 if the stored scales do not fit f16.
     scales: Tensor,
     /// u8 `[rows, columns / group]`.
     zeros: Tensor,
 }
 
 impl AwqWeight {
-    /// The weight of canonical `name` (`….weight`), which must be `[rows, columns]`, on `device`; `None` where it is not
+    /// Loads the weight of canonical `name` (`….weight`), which must be `[rows, columns]`, on `device`; `None` if it is not
     /// quantized.
     pub fn load(
         checkpoint: &Checkpoint,
@@ -92,7 +92,7 @@ impl AwqWeight {
         (self.rows as i64, self.columns as i64)
     }
 
-    /// The weight as CPU kernels multiply with it; it must be on the CPU.
+    /// A view for the CPU kernels; the weight must be on the CPU.
     pub fn matrix(&self) -> GroupedMatrix<'_> {
         GroupedMatrix {
             packed: slice(&self.packed, Kind::Uint8),
@@ -107,8 +107,8 @@ impl AwqWeight {
         }
     }
 
-    /// Writes the values, `(code - zero) * scale` in f32 and then in `out`'s dtype, into `out`: contiguous
-    /// `[rows, columns]` on the weight's device.
+    /// Dequantizes into `out`, contiguous `[rows, columns]` on the weight's device: `(code - zero) * scale` in f32, then
+    /// `out`'s dtype.
     ///
     /// Reference: [`dequantize_gemm`](https://github.com/casper-hansen/AutoAWQ/blob/88e4c76b20755db275574e6a03c83c84ba3bece5/awq/utils/packing_utils.py#L87-L102).
     pub fn dequantize_into(&self, out: &mut Tensor) -> Result<()> {
@@ -128,7 +128,7 @@ impl AwqWeight {
         let out = Shared::new(out);
         run(tch::get_num_threads().max(1) as usize, |member| {
             let share = member.share(rows, 1);
-            // SAFETY: shares do not meet.
+            // SAFETY: shares are disjoint.
             let out = unsafe { out.write(share.start * columns..share.end * columns) };
             matrix.dequantize(share, out);
         });
@@ -159,7 +159,7 @@ impl AwqWeight {
     }
 }
 
-/// The bytes of the tensor of canonical `name`, which must be `shape` of `dtype`.
+/// Bytes of the tensor of canonical `name`, which must have `shape` and `dtype`.
 fn bytes(checkpoint: &Checkpoint, name: &str, dtype: Dtype, shape: [usize; 2]) -> Result<MappedBytes> {
     let (path, found, found_shape, bytes) = checkpoint.bytes(name)?;
     if found != dtype || found_shape != shape {
@@ -170,7 +170,7 @@ fn bytes(checkpoint: &Checkpoint, name: &str, dtype: Dtype, shape: [usize; 2]) -
     Ok(bytes)
 }
 
-/// The scales of canonical `name`, `[groups, rows]`: f16 or bf16 as stored, in f16 where every one of them is one.
+/// The scales of canonical `name`, `[groups, rows]`: f16 or bf16 as stored; converted to f16 if all of them fit.
 fn scales(checkpoint: &Checkpoint, name: &str, shape: [usize; 2]) -> Result<Tensor> {
     let (path, dtype, found, stored) = checkpoint.bytes(name)?;
     let kind = match dtype {
@@ -201,7 +201,7 @@ fn integers(bytes: &[u8]) -> Vec<i32> {
     words.map(|&word| i32::from_le_bytes(word)).collect()
 }
 
-/// Words `[columns, rows / 8]` → two codes a byte, `[rows, columns / 2]`.
+/// Words `[columns, rows / 8]` → two codes per byte, `[rows, columns / 2]`.
 fn turn(words: &[u8], rows: usize, columns: usize) -> Vec<u8> {
     let (words, per_row) = (words.as_chunks::<4>().0, rows / PER_WORD);
     let row_bytes = columns / 2;
@@ -223,7 +223,7 @@ fn turn(words: &[u8], rows: usize, columns: usize) -> Vec<u8> {
     out
 }
 
-/// The values of a tensor of `kind`, which must be T's, on the CPU.
+/// Values of a CPU tensor of `kind`, which must be T's.
 fn slice<T>(tensor: &Tensor, kind: Kind) -> &[T] {
     assert!(tensor.kind() == kind && tensor.device() == Device::Cpu && tensor.is_contiguous());
     if tensor.numel() == 0 {

@@ -1,4 +1,4 @@
-//! A weight at rest in four bits, and its values when they are wanted.
+//! NF4 and FP4 weights: loading, dequantization, and the GPU product with one row.
 
 use tch::{Device, Kind, Tensor};
 
@@ -12,33 +12,33 @@ use crate::kernels::cuda;
 use crate::quant::Part;
 use crate::{Error, Result};
 
-/// Values that are restored at a time where libtorch does it: the indices and products of a chunk take 50 MB.
+/// Values per chunk if libtorch dequantizes: the indices and products of a chunk take 50 MB.
 const CHUNK_VALUES: usize = 4 << 20;
-/// Values that a thread restores at a time.
+/// Values per step of a thread.
 const GRAIN_VALUES: usize = 1 << 14;
-/// How far a folder's table of values may be from this crate's: roundings differ between bitsandbytes' versions.
+/// Tolerance between a folder's code table and this crate's: rounding differs between versions of bitsandbytes.
 const TABLE_TOLERANCE: f32 = 1e-5;
 
-/// A weight `[rows, columns]` as bitsandbytes stores it.
+/// A weight `[rows, columns]` in the format of bitsandbytes.
 pub struct Nf4Weight {
     quant_type: QuantType,
     rows: usize,
     columns: usize,
     blocksize: usize,
-    /// u8, two codes each.
+    /// u8, two codes per byte.
     packed: Tensor,
     scales: Scales,
-    /// f32 `[256, 2]`, on the weight's device: what the codes of each byte stand for.
+    /// f32 `[256, 2]`, on the weight's device: values of the two codes of each byte.
     pairs: Tensor,
 }
 
 enum Scales {
-    /// f32, one a block.
+    /// f32, one per block.
     Plain(Tensor),
     Nested {
-        /// u8, one a block.
+        /// u8, one per block.
         codes: Tensor,
-        /// f32, one for each run of `blocksize` codes.
+        /// f32, one per `blocksize` codes.
         absmax: Tensor,
         /// f32 `[256]`, on the weight's device.
         map: Tensor,
@@ -48,7 +48,7 @@ enum Scales {
 }
 
 impl Nf4Weight {
-    /// The weight of canonical `name`, which must be `[rows, columns]`, on `device`; `None` where it is not quantized.
+    /// Loads the weight of canonical `name`, which must be `[rows, columns]`, on `device`; `None` if it is not quantized.
     pub fn load(
         checkpoint: &Checkpoint,
         name: &str,
@@ -98,7 +98,7 @@ impl Nf4Weight {
         (self.rows as i64, self.columns as i64)
     }
 
-    /// The weight as CPU kernels multiply with it; it must be on the CPU.
+    /// A view for the CPU kernels; the weight must be on the CPU.
     pub fn matrix(&self) -> CodedMatrix<'_> {
         CodedMatrix {
             packed: slice(&self.packed, Kind::Uint8),
@@ -125,8 +125,7 @@ impl Nf4Weight {
         }
     }
 
-    /// Writes the values, `code * scale` in f32 and then in `out`'s dtype, into `out`: contiguous `[rows, columns]` on the
-    /// weight's device.
+    /// Dequantizes into `out`, contiguous `[rows, columns]` on the weight's device: `code * scale` in f32, then `out`'s dtype.
     ///
     /// Reference: [`dequantize_4bit`](https://github.com/bitsandbytes-foundation/bitsandbytes/blob/37d2a9387f7146ccb85517ff45c665d345bfda79/bitsandbytes/backends/default/ops.py#L263-L285).
     pub fn dequantize_into(&self, out: &mut Tensor) -> Result<()> {
@@ -143,7 +142,7 @@ impl Nf4Weight {
         self.restore_with_tensors(out)
     }
 
-    /// `W x + bias` for one row `x` on a GPU, without restoring the weight; `None` where that cannot be.
+    /// `W x + bias` for one row `x` on a GPU, without dequantizing the weight first; `None` if no kernel supports it.
     pub fn product(&self, x: &Tensor, bias: Option<&Tensor>) -> Result<Option<Tensor>> {
         match self.on_gpu() {
             Some(coded) if x.numel() == self.columns => coded.product(x, bias),
@@ -182,13 +181,13 @@ impl Nf4Weight {
         let out = Shared::new(out);
         run(tch::get_num_threads().max(1) as usize, |member| {
             let share = member.share(n, GRAIN_VALUES);
-            // SAFETY: shares do not meet.
+            // SAFETY: shares are disjoint.
             let out = unsafe { out.write(share.clone()) };
             matrix.dequantize(share, out);
         });
     }
 
-    /// What [`Self::dequantize_into`] does, by libtorch's operations: the plain reference of the kernels.
+    /// [`Self::dequantize_into`] with libtorch's operations: the reference of the kernels.
     pub fn restore_with_tensors(&self, out: &mut Tensor) -> Result<()> {
         let (n, blocksize) = (self.rows * self.columns, self.blocksize);
         let scales = self.scale_tensor()?;
@@ -212,7 +211,7 @@ impl Nf4Weight {
         Ok(())
     }
 
-    /// f32, one a block.
+    /// f32, one per block.
     fn scale_tensor(&self) -> Result<Tensor> {
         match &self.scales {
             Scales::Plain(scales) => Ok(scales.shallow_clone()),
@@ -233,11 +232,11 @@ impl Nf4Weight {
     }
 }
 
-/// The tensors of one weight in a folder.
+/// The stored tensors of one weight.
 struct Parts<'a> {
     checkpoint: &'a Checkpoint,
     name: &'a str,
-    /// As the weight's state asks for them.
+    /// Expected shapes and dtypes, from the weight's state.
     wanted: Vec<Part>,
 }
 
@@ -262,7 +261,7 @@ impl Parts<'_> {
         Ok(state)
     }
 
-    /// The bytes of the part `suffix`.
+    /// Bytes of the part `suffix`.
     fn bytes(&self, suffix: &str) -> Result<MappedBytes> {
         let dot = if suffix.is_empty() { "" } else { "." };
         let name = format!("{}{dot}{suffix}", self.name);
@@ -284,7 +283,7 @@ impl Parts<'_> {
         Ok(Tensor::f_from_data_size(&bytes, &[values as i64], kind)?.f_to_device(device)?)
     }
 
-    /// The table in the folder must be the one that this crate computes with.
+    /// Checks that the folder's code table is this crate's.
     fn check_table(&self, suffix: &str, table: &[f32]) -> Result<()> {
         let bytes = self.bytes(suffix)?;
         let values = bytes
@@ -304,7 +303,7 @@ impl Parts<'_> {
     }
 }
 
-/// The values of a tensor of `kind`, which must be T's, on the CPU.
+/// Values of a CPU tensor of `kind`, which must be T's.
 fn slice<T>(tensor: &Tensor, kind: Kind) -> &[T] {
     assert!(tensor.kind() == kind && tensor.device() == Device::Cpu && tensor.is_contiguous());
     if tensor.numel() == 0 {
@@ -315,7 +314,7 @@ fn slice<T>(tensor: &Tensor, kind: Kind) -> &[T] {
     unsafe { std::slice::from_raw_parts(tensor.data_ptr().cast(), tensor.numel()) }
 }
 
-/// The values of an f32 tensor on the CPU that nobody else looks at.
+/// Mutable values of an f32 CPU tensor without other views in use.
 fn slice_mut(tensor: &mut Tensor) -> &mut [f32] {
     let length = slice::<f32>(tensor, Kind::Float).len();
     if length == 0 {

@@ -1,4 +1,4 @@
-//! Sixteen f32 at a time, whatever the processor calls them.
+//! SIMD vectors of sixteen f32.
 
 mod portable;
 #[cfg(target_arch = "x86_64")]
@@ -8,7 +8,7 @@ pub(super) use self::portable::Portable;
 #[cfg(target_arch = "x86_64")]
 pub(super) use self::x86::{Avx2, Avx512, Sse41};
 
-/// Numbers in one [`Lanes`].
+/// f32 values per [`Lanes`].
 pub const LANES: usize = 16;
 
 /// Sixteen f32 values; every method works lane by lane.
@@ -53,11 +53,11 @@ pub unsafe trait Lanes: Copy {
     unsafe fn sum(self) -> f32;
     /// `low` in the lower eight lanes, `high` in the upper eight.
     unsafe fn halves(low: f32, high: f32) -> Self;
-    /// Sums of products of the values of the 128 four-bit codes in the 64 bytes at `codes` with `x`, whose numbers stand
-    /// where [`Self::code_place`] says: those of codes 0 to 63 in the lower eight lanes, those of the rest in the upper
+    /// Dot products of the values of the 128 4-bit codes in the 64 bytes at `codes` with `x`, whose numbers are ordered by
+    /// [`Self::code_place`]: those of codes 0 to 63 in the lower eight lanes, those of the rest in the upper
     /// eight. The values are in units of 1 / [`CODE_UNIT`].
     unsafe fn code_dots(codes: *const u8, x: &CodeFactors, table: &CodeTable) -> Self;
-    /// Asks for the 64 bytes at `from`, which need not exist, to be brought near.
+    /// Prefetches the 64 bytes at `from`, which need not be mapped.
     unsafe fn prefetch(from: *const u8);
     /// Which of the 128 codes is multiplied with number `i`; the first code of a byte is its high half.
     fn code_place(i: usize) -> usize;
@@ -94,24 +94,24 @@ pub unsafe trait Lanes: Copy {
     }
 }
 
-/// What 1 is in [`CodeTable`].
+/// The representation of 1 in [`CodeTable`].
 pub const CODE_UNIT: f32 = 16384.0;
-/// Largest magnitude of a number that is multiplied with a [`CodeTable`]'s value: eight products fit in 32 bits.
+/// Maximum magnitude of an integer multiplied with a [`CodeTable`] value: eight products fit in 32 bits.
 pub const CODE_FACTOR: f32 = 16383.0;
 
-/// Codes that [`Lanes::code_dots`] looks up at a time.
+/// Codes per [`Lanes::code_dots`].
 pub const CODES: usize = 128;
 
-/// Whole numbers, no larger than [`CODE_FACTOR`], to multiply the values of codes with.
+/// Integers of at most [`CODE_FACTOR`], to be multiplied with code values.
 #[derive(Debug, Clone, Copy)]
 #[repr(C, align(64))]
 pub struct CodeFactors(pub [i16; CODES]);
 
-/// The sixteen values from -1 to 1 that four-bit codes stand for, in the forms that processors look things up.
+/// The sixteen values in [-1, 1] of the 4-bit codes, in the layouts of the SIMD look-ups.
 #[derive(Debug, Clone)]
 #[repr(C, align(64))]
 pub struct CodeTable {
-    /// Twice, since the processor heeds five bits of a place.
+    /// Twice, because the look-up uses five index bits.
     words: [[i16; 16]; 2],
     /// Lower and upper byte of each.
     bytes: [[u8; 16]; 2],
@@ -139,7 +139,7 @@ impl CodeTable {
         &self.values
     }
 
-    /// What the codes in the high and in the low half of each byte stand for.
+    /// Values of the codes in the high and the low nibble of each byte.
     pub fn pairs(&self) -> &[[f32; 2]; 256] {
         &self.pairs
     }

@@ -1,4 +1,4 @@
-//! The lanes of any processor, in plain Rust.
+//! Portable lanes in plain Rust.
 
 use super::{CodeFactors, CodeTable, LANES, Lanes};
 
