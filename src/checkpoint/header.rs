@@ -107,12 +107,24 @@ impl Header {
     }
 }
 
-/// libtorch's name of a stored number format that weights are read in; `None` for the others.
+/// libtorch's name of a stored dtype; `None` for dtypes that weights are not read in.
 pub(crate) fn weight_kind(dtype: safetensors::Dtype) -> Option<Kind> {
     match dtype {
         safetensors::Dtype::F32 => Some(Kind::Float),
         safetensors::Dtype::F16 => Some(Kind::Half),
         safetensors::Dtype::BF16 => Some(Kind::BFloat16),
+        _ => None,
+    }
+}
+
+/// The dtype in which a tensor of `kind` is stored; `None` for kinds that are never written.
+pub(super) fn stored_dtype(kind: Kind) -> Option<safetensors::Dtype> {
+    match kind {
+        Kind::Float => Some(safetensors::Dtype::F32),
+        Kind::Half => Some(safetensors::Dtype::F16),
+        Kind::BFloat16 => Some(safetensors::Dtype::BF16),
+        Kind::Int => Some(safetensors::Dtype::I32),
+        Kind::Int64 => Some(safetensors::Dtype::I64),
         _ => None,
     }
 }

@@ -27,7 +27,7 @@ pub(crate) use self::names::{EMBEDDING, HEAD};
 pub use self::names::{canonical_name, transformers_name};
 pub use self::raw::{MappedBytes, StoredTensor};
 use self::shard::Shard;
-pub use self::writer::{MAX_NOTE_BYTES, TensorFile, TensorPlan};
+pub use self::writer::{MAX_NOTE_BYTES, TensorFile, TensorPlan, tensor_bytes, write_tensors};
 use crate::fs::read_bounded;
 use crate::{Error, Result};
 

@@ -1,7 +1,7 @@
-//! Writing one safetensors file of any size in little memory: tensors go to their places in any order, the header last.
+//! Writing one safetensors file of any size in little memory: tensors are written in any order, the header last.
 
 use std::collections::HashMap;
-use std::fs::{File, OpenOptions};
+use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
@@ -10,8 +10,11 @@ use rustix::fs::FallocateFlags;
 use rustix::io::Errno;
 use safetensors::Dtype;
 use serde_json::json;
+use tch::{Device, Tensor};
+use tempfile::NamedTempFile;
 
-use crate::fs::{FileDigest, HALF_WRITTEN, digest_of};
+use super::header::stored_dtype;
+use crate::fs::{FileDigest, digest_of, persist, temporary_file};
 use crate::{Error, Result};
 
 /// A tensor that a file will hold.
@@ -19,13 +22,25 @@ use crate::{Error, Result};
 pub struct TensorPlan {
     /// Its name.
     pub name: String,
-    /// Its number format.
+    /// Its dtype.
     pub dtype: Dtype,
     /// Its shape.
     pub shape: Vec<usize>,
 }
 
 impl TensorPlan {
+    /// The plan to store `tensor` as it is.
+    pub fn of(name: &str, tensor: &Tensor) -> Result<Self> {
+        let kind = tensor.f_kind()?;
+        let dtype = stored_dtype(kind)
+            .ok_or_else(|| Error::Numeric(format!("tensor \"{name}\" of {kind:?} cannot be written")))?;
+        Ok(Self {
+            name: name.to_owned(),
+            dtype,
+            shape: tensor.size().iter().map(|&length| length as usize).collect(),
+        })
+    }
+
     /// Bytes of its values.
     pub fn bytes(&self) -> u64 {
         let values: usize = self.shape.iter().product();
@@ -33,27 +48,43 @@ impl TensorPlan {
     }
 }
 
-/// Longest note; see [`TensorFile::create`].
+/// Writes a file with `tensors`, from any device; `path` is left as it was if that fails.
+pub fn write_tensors(path: &Path, tensors: &[(String, Tensor)]) -> Result<FileDigest> {
+    let plans = tensors.iter().map(|(name, tensor)| TensorPlan::of(name, tensor));
+    let file = TensorFile::create(path, plans.collect::<Result<_>>()?, Vec::new())?;
+    for (name, tensor) in tensors {
+        file.write(name, 0, &tensor_bytes(tensor)?)?;
+    }
+    file.finish(&[])
+}
+
+/// The values of a tensor on any device as bytes, in row-major order.
+pub fn tensor_bytes(tensor: &Tensor) -> Result<Vec<u8>> {
+    let tensor = tensor.f_detach()?.f_to_device(Device::Cpu)?.f_contiguous()?;
+    let mut bytes = vec![0; tensor.numel() * tensor.f_kind()?.elt_size_in_bytes()];
+    tensor.f_copy_data_u8(&mut bytes, tensor.numel())?;
+    Ok(bytes)
+}
+
+/// Maximum length of a note; see [`TensorFile::create`].
 pub const MAX_NOTE_BYTES: usize = 999;
 
-/// A safetensors file in the making, under a temporary name until it is whole.
+/// A safetensors file that is being written, under a temporary name until it is complete.
 ///
-/// The widest number formats lie first, so that every tensor is aligned, as readers expect.
+/// Tensors are stored in descending order of their dtype's width, so that each is aligned, as readers expect.
 pub struct TensorFile {
     path: PathBuf,
-    temporary: PathBuf,
-    file: File,
+    temporary: NamedTempFile,
     tensors: Vec<(TensorPlan, u64)>,
     places: HashMap<String, usize>,
     notes: Vec<String>,
     data_start: u64,
     data_end: u64,
-    finished: bool,
 }
 
 impl TensorFile {
-    /// Begins `path` with room for `tensors`, and for byte tensors of at most [`MAX_NOTE_BYTES`] bytes named `notes`,
-    /// whose length is known only at the end. Takes the room on the disk at once.
+    /// Starts the file `path` with space for `tensors`, and for byte tensors of at most [`MAX_NOTE_BYTES`] bytes named `notes`,
+    /// whose length is known only at the end. Allocates the space on the disk at once.
     pub fn create(path: &Path, mut tensors: Vec<TensorPlan>, notes: Vec<String>) -> Result<Self> {
         tensors.sort_by_key(|tensor| std::cmp::Reverse(tensor.dtype.bitsize()));
         let mut data_end = 0;
@@ -73,42 +104,36 @@ impl TensorFile {
         // Digits never get fewer than with the longest notes.
         let longest: Vec<(&str, usize)> = notes.iter().map(|name| (name.as_str(), MAX_NOTE_BYTES)).collect();
         let data_start = 8 + header(&tensors, data_end, &longest).len().next_multiple_of(8) as u64;
-        let name = path.file_name().unwrap_or_default().to_string_lossy();
-        let temporary = path.with_file_name(format!("{HALF_WRITTEN}{name}"));
-        let file = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .create(true)
-            .truncate(true)
-            .open(&temporary)
-            .map_err(|error| Error::io(&temporary, error))?;
+        let temporary = temporary_file(path).map_err(|error| Error::io(path, error))?;
         let this = Self {
             path: path.to_owned(),
             temporary,
-            file,
             tensors,
             places,
             notes,
             data_start,
             data_end,
-            finished: false,
         };
-        reserve(&this.file, data_start + data_end).map_err(|error| this.failed(error))?;
+        reserve(this.file(), data_start + data_end).map_err(|error| this.failed(error))?;
         Ok(this)
     }
 
-    /// Writes `bytes` of the tensor `name`, from its byte `offset` on. Any thread may.
+    fn file(&self) -> &File {
+        self.temporary.as_file()
+    }
+
+    /// Writes `bytes` of the tensor `name` at its byte `offset`. Can be called from any thread.
     pub fn write(&self, name: &str, offset: u64, bytes: &[u8]) -> Result<()> {
         let (tensor, start) = &self.tensors[self.places[name]];
         assert!(offset + bytes.len() as u64 <= tensor.bytes(), "within the tensor");
-        self.file
+        self.file()
             .write_all_at(bytes, self.data_start + start + offset)
             .map_err(|error| self.failed(error))
     }
 
-    /// Writes the notes, in the order of their names, and the header; syncs; gives the file its name.
-    pub fn finish(mut self, notes: &[Vec<u8>]) -> Result<FileDigest> {
-        assert_eq!(notes.len(), self.notes.len(), "one text a note");
+    /// Writes the notes, in the order of their names, and the header; syncs the file and renames it.
+    pub fn finish(self, notes: &[Vec<u8>]) -> Result<FileDigest> {
+        assert_eq!(notes.len(), self.notes.len(), "one text per note");
         let named: Vec<(&str, usize)> = self
             .notes
             .iter()
@@ -124,15 +149,15 @@ impl TensorFile {
         let all = notes.concat();
         let end = self.data_start + self.data_end;
         let write = || -> io::Result<()> {
-            self.file.write_all_at(&all, end)?;
-            self.file.set_len(end + all.len() as u64)?;
-            self.file.write_all_at(&start, 0)?;
-            self.file.sync_all()
+            self.file().write_all_at(&all, end)?;
+            self.file().set_len(end + all.len() as u64)?;
+            self.file().write_all_at(&start, 0)?;
+            self.file().sync_all()
         };
         write().map_err(|error| self.failed(error))?;
-        let digest = digest_of(&self.temporary)?;
-        crate::fs::rename(&self.temporary, &self.path).map_err(|error| self.failed(error))?;
-        self.finished = true;
+        let digest = digest_of(self.temporary.path())?;
+        let Self { path, temporary, .. } = self;
+        persist(temporary, &path).map_err(|error| Error::io(&path, error))?;
         Ok(digest)
     }
 
@@ -141,16 +166,7 @@ impl TensorFile {
     }
 }
 
-impl Drop for TensorFile {
-    fn drop(&mut self) {
-        if !self.finished {
-            // The next run removes what cannot be removed now.
-            let _ = std::fs::remove_file(&self.temporary);
-        }
-    }
-}
-
-/// The header: tensors at their places, then the notes.
+/// The header: tensors at their offsets, then the notes.
 fn header(tensors: &[(TensorPlan, u64)], data_end: u64, notes: &[(&str, usize)]) -> String {
     let mut map = serde_json::Map::new();
     map.insert("__metadata__".to_owned(), json!({"format": "pt"}));

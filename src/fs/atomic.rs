@@ -4,6 +4,8 @@ use std::fs::{self, File};
 use std::io::{self, BufWriter, Write};
 use std::path::Path;
 
+use tempfile::NamedTempFile;
+
 use super::temporary::temporary_file;
 use crate::{Error, Result};
 
@@ -13,7 +15,9 @@ pub fn write_atomically(
     write: impl FnOnce(&mut BufWriter<File>) -> io::Result<()>,
 ) -> Result<()> {
     let attempt = || {
-        write_and_rename(path, write, File::sync_all)?;
+        let temporary = write_temporary(path, write)?;
+        temporary.as_file().sync_all()?;
+        persist(temporary, path)?;
         sync_parent(path)
     };
     attempt().map_err(|source| Error::io(path, source))
@@ -21,7 +25,9 @@ pub fn write_atomically(
 
 /// As [`write_atomically`] without the syncs: for many files, which [`sync_file_system`] forces to the disk together.
 pub(crate) fn write_unsynced(path: &Path, bytes: &[u8]) -> Result<()> {
-    write_and_rename(path, |file| file.write_all(bytes), |_| Ok(())).map_err(|source| Error::io(path, source))
+    write_temporary(path, |file| file.write_all(bytes))
+        .and_then(|temporary| persist(temporary, path))
+        .map_err(|source| Error::io(path, source))
 }
 
 /// Forces everything that was written to the file system of `folder` to the disk.
@@ -30,19 +36,19 @@ pub(crate) fn sync_file_system(folder: &Path) -> Result<()> {
     attempt().map_err(|source: io::Error| Error::io(folder, source))
 }
 
-fn write_and_rename(
+fn write_temporary(
     path: &Path,
     write: impl FnOnce(&mut BufWriter<File>) -> io::Result<()>,
-    sync: impl FnOnce(&File) -> io::Result<()>,
-) -> io::Result<()> {
-    if fs::metadata(path).is_ok_and(|found| !found.is_file()) {
-        return Err(io::Error::other("not a regular file; nothing was written"));
-    }
-    let temporary = temporary_file(parent_folder(path))?;
+) -> io::Result<NamedTempFile> {
+    let temporary = temporary_file(path)?;
     let mut writer = BufWriter::new(temporary.as_file().try_clone()?);
     write(&mut writer)?;
     writer.flush()?;
-    sync(temporary.as_file())?;
+    Ok(temporary)
+}
+
+/// Renames a temporary file to `path`.
+pub(crate) fn persist(temporary: NamedTempFile, path: &Path) -> io::Result<()> {
     #[cfg(test)]
     failpoint::pass();
     temporary.persist(path)?;

@@ -14,16 +14,16 @@ mod temporary;
 #[cfg(test)]
 pub(crate) use self::atomic::failpoint;
 pub(crate) use self::atomic::{
-    parent_folder, remove_if_present, rename, sync_file_system, sync_parent, write_atomically, write_unsynced,
+    parent_folder, persist, remove_if_present, rename, sync_file_system, sync_parent, write_atomically,
+    write_unsynced,
 };
 pub(crate) use self::directory::{Old, remove_replaced, replace_folder, update_folder};
 pub use self::disk::disk_free;
 pub(crate) use self::disk::{Shortage, shortage};
 pub(crate) use self::files::*;
 pub use self::lock::RunLock;
-pub(crate) use self::staging::HALF_WRITTEN;
 pub use self::staging::{Staged, Staging};
-pub(crate) use self::temporary::{TemporaryFolder, is_temporary};
+pub(crate) use self::temporary::{TemporaryFolder, is_temporary, temporary_file};
 
 pub(crate) use self::manifest::hex;
 pub use self::manifest::{FileDigest, MANIFEST, Manifest, Origin, digest_of, revision};

@@ -18,9 +18,6 @@ use super::{
 };
 use crate::{Error, Result};
 
-/// Names of files that are being written begin with this.
-pub(crate) const HALF_WRITTEN: &str = ".partial-";
-
 /// What runs in a staging directory, for the error of a second run.
 const WORK: &str = "run";
 

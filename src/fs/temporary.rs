@@ -12,12 +12,18 @@ use std::sync::{Mutex, PoisonError};
 
 use tempfile::{NamedTempFile, TempDir};
 
+use super::atomic::parent_folder;
+
 const PREFIX: &str = ".medvision-";
 const FILE_SUFFIX: &str = ".tmp";
 const FOLDER_SUFFIX: &str = ".partial";
 
-/// An empty file in `folder`, removed on drop unless it is renamed.
-pub(super) fn temporary_file(folder: &Path) -> io::Result<NamedTempFile> {
+/// An empty file in the folder of `path`, which it will replace; removed on drop unless it is renamed.
+pub(crate) fn temporary_file(path: &Path) -> io::Result<NamedTempFile> {
+    if fs::metadata(path).is_ok_and(|found| !found.is_file()) {
+        return Err(io::Error::other("not a regular file; nothing was written"));
+    }
+    let folder = parent_folder(path);
     remove_stale(folder);
     loop {
         let file = tempfile::Builder::new()
@@ -113,7 +119,7 @@ mod tests {
     #[test]
     fn what_a_dead_process_left_is_removed_and_what_a_live_one_writes_is_not() {
         let folder = tempfile::tempdir().unwrap();
-        let live = temporary_file(folder.path()).unwrap();
+        let live = temporary_file(&folder.path().join("file")).unwrap();
         let live_folder = TemporaryFolder::new_in(folder.path()).unwrap();
         let stale = folder.path().join(".medvision-a.tmp");
         let stale_folder = folder.path().join(".medvision-b.partial");

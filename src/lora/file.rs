@@ -4,17 +4,14 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use safetensors::Dtype;
-use tch::{Device, Kind, Tensor};
+use tch::{Device, Tensor};
 
 use super::{
     adapter::{Adapter, EMBEDDING_MODULE, LoraPair},
     config::LoraConfig,
     targets::Matcher,
 };
-use crate::checkpoint::{
-    Checkpoint, StoredTensor, TensorFile, TensorPlan, canonical_name, transformers_name,
-};
+use crate::checkpoint::{Checkpoint, StoredTensor, canonical_name, transformers_name, write_tensors};
 use crate::checkpoint::{EMBEDDING, HEAD};
 use crate::fs::{Old, TemporaryFolder, json::write_pretty, parent_folder, replace_folder};
 use crate::processing::{ImageProcessor, PREPROCESSOR_CONFIG};
@@ -126,33 +123,19 @@ impl Adapter {
             let path = format!("{PREFIX}{}{kept}.weight", transformers_name(module));
             tensors.push((path, tensor.shallow_clone()));
         }
-        let plans = tensors
-            .iter()
-            .map(|(name, tensor)| {
-                Ok(TensorPlan {
-                    name: name.clone(),
-                    dtype: dtype(tensor.kind())?,
-                    shape: tensor.size().iter().map(|&n| n as usize).collect(),
-                })
-            })
-            .collect::<Result<Vec<_>>>()?;
-        let file = TensorFile::create(&dir.join(ADAPTER_WEIGHTS), plans, Vec::new())?;
-        for (name, tensor) in &tensors {
-            file.write(name, 0, &bytes(tensor)?)?;
-        }
-        file.finish(&[])?;
+        write_tensors(&dir.join(ADAPTER_WEIGHTS), &tensors)?;
         if let Some(images) = &self.images {
             write_pretty(&dir.join(PREPROCESSOR_CONFIG), &images.settings())?;
         }
         write_pretty(&dir.join(ADAPTER_CONFIG), &self.config.to_json())
     }
 
-    /// An adapter with values that are no numbers is never written.
+    /// An adapter with NaN or Inf is never written.
     fn check_finite(&self) -> Result<()> {
         for (name, pair) in &self.pairs {
             if !(finite(&pair.a)? && finite(&pair.b)?) {
                 return Err(Error::Numeric(format!(
-                    "the adapter of \"{name}\" holds values that are no finite numbers; it was not written"
+                    "the adapter of \"{name}\" has non-finite values (NaN/Inf); it was not written"
                 )));
             }
         }
@@ -349,7 +332,7 @@ fn load(stored: &Checkpoint, file: &Path, tensor: &StoredTensor) -> Result<Tenso
         return Err(Error::checkpoint(
             file,
             format!(
-                "tensor \"{}\" holds values that are no finite numbers: the training that made it failed",
+                "tensor \"{}\" has non-finite values (NaN/Inf): the training that wrote it failed",
                 tensor.name
             ),
         ));
@@ -387,28 +370,10 @@ fn pair(
     Ok(LoraPair { a, b, scale })
 }
 
-/// Whether all values are numbers.
+/// Whether all values are finite.
 ///
-/// Both ends tell, which no-numbers spread to: a tensor of answers would leave a hole in memory that no adapter fills.
+/// NaN and Inf propagate to the minimum and the maximum. A mask of all values would fragment the allocator's memory.
 pub(crate) fn finite(tensor: &Tensor) -> Result<bool> {
-    let is_number = |end: Tensor| -> Result<bool> { Ok(end.f_double_value(&[])?.is_finite()) };
-    Ok(tensor.numel() == 0 || (is_number(tensor.f_max()?)? && is_number(tensor.f_min()?)?))
-}
-
-fn dtype(kind: Kind) -> Result<Dtype> {
-    match kind {
-        Kind::Float => Ok(Dtype::F32),
-        Kind::BFloat16 => Ok(Dtype::BF16),
-        Kind::Half => Ok(Dtype::F16),
-        other => Err(Error::Numeric(format!(
-            "an adapter of {other:?} cannot be written"
-        ))),
-    }
-}
-
-fn bytes(tensor: &Tensor) -> Result<Vec<u8>> {
-    let tensor = tensor.detach().f_to_device(Device::Cpu)?.f_contiguous()?;
-    let mut bytes = vec![0; tensor.numel() * tensor.kind().elt_size_in_bytes()];
-    tensor.f_copy_data_u8(&mut bytes, tensor.numel())?;
-    Ok(bytes)
+    let is_finite = |end: Tensor| -> Result<bool> { Ok(end.f_double_value(&[])?.is_finite()) };
+    Ok(tensor.numel() == 0 || (is_finite(tensor.f_max()?)? && is_finite(tensor.f_min()?)?))
 }

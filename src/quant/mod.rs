@@ -4,9 +4,11 @@ pub mod awq;
 mod config;
 pub mod nf4;
 mod parts;
+mod weight;
 
 pub use self::config::{Awq, BitsAndBytes, Quantization};
 pub(crate) use self::parts::{Part, Storage};
+pub use self::weight::QuantizedWeight;
 
 use serde::{Deserialize, Serialize};
 

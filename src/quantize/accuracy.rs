@@ -160,7 +160,7 @@ pub fn measure_with(
     let accuracy = sums.figures(pages.len());
     if !accuracy.mean_loss.is_finite() {
         return Err(Error::Numeric(
-            "the model's answers to the calibration pages are no numbers".to_owned(),
+            "the loss on the calibration pages is NaN or infinite".to_owned(),
         ));
     }
     Ok(Measured { accuracy, hidden })

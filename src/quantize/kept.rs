@@ -6,18 +6,16 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::PathBuf;
 
-use safetensors::Dtype;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
-use tch::{Kind, Tensor};
+use tch::Tensor;
 
 use crate::Result;
-use crate::checkpoint::{TensorFile, TensorPlan};
+use crate::checkpoint::write_tensors;
 use crate::fs::{FileDigest, digest_of, hex, json::write_pretty};
 use crate::project::Project;
-use crate::quantize::tensor_bytes;
 
 /// The figures.
 const FIGURES: &str = "benchmarks/.quantization_measured.json";
@@ -97,25 +95,14 @@ impl Kept {
 
     /// Keeps hidden states, a page each, on the CPU.
     pub(super) fn keep_states(&mut self, states: &[Tensor]) -> Result<()> {
-        let names: Vec<String> = (0..states.len()).map(|page| format!("page.{page:05}")).collect();
-        let plan = |(name, tensor): (&String, &Tensor)| TensorPlan {
-            name: name.clone(),
-            dtype: match tensor.kind() {
-                Kind::BFloat16 => Dtype::BF16,
-                Kind::Half => Dtype::F16,
-                _ => Dtype::F32,
-            },
-            shape: tensor.size().iter().map(|&n| n as usize).collect(),
-        };
+        let named = states.iter().enumerate();
+        let named: Vec<_> = named
+            .map(|(page, states)| (format!("page.{page:05}"), states.shallow_clone()))
+            .collect();
         if let Some(folder) = self.states.parent() {
             fs::create_dir_all(folder).map_err(|error| crate::Error::io(folder, error))?;
         }
-        let plans = names.iter().zip(states).map(plan).collect();
-        let file = TensorFile::create(&self.states, plans, Vec::new())?;
-        for (name, tensor) in names.iter().zip(states) {
-            file.write(name, 0, &tensor_bytes(tensor)?)?;
-        }
-        let digest = file.finish(&[])?;
+        let digest = write_tensors(&self.states, &named)?;
         self.content.states = Some((digest.bytes, digest.sha256));
         self.write()
     }
@@ -138,6 +125,8 @@ impl Kept {
 
 #[cfg(test)]
 mod tests {
+    use tch::Kind;
+
     use super::*;
 
     #[test]

@@ -16,13 +16,13 @@ pub mod nf4;
 mod options;
 mod run;
 mod select;
+mod shards;
 mod source;
 
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use serde::Serialize;
-use tch::{Kind, Tensor};
 
 pub use self::accuracy::{Measured, OutputError, PageAccuracy, measure, measure_with};
 pub use self::documents::DocumentAccuracy;
@@ -100,15 +100,6 @@ pub struct Outcome {
 
 /// The stage in which a model's files are hashed.
 const CHECKING: &str = "checking the model's files";
-
-/// The bytes of a tensor on the CPU.
-fn tensor_bytes(tensor: &Tensor) -> Result<Vec<u8>> {
-    let bytes = tensor.f_contiguous()?.f_view([-1])?.f_view_dtype(Kind::Uint8)?;
-    let mut buffer = vec![0u8; bytes.numel()];
-    let length = buffer.len();
-    bytes.f_copy_data_u8(&mut buffer, length)?;
-    Ok(buffer)
-}
 
 /// A file of a quantized folder, as text.
 fn json_text(value: &impl Serialize) -> String {

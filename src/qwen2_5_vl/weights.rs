@@ -14,7 +14,7 @@ use super::{
 use crate::blackwell_compat::Reductions;
 use crate::checkpoint::{Checkpoint, EMBEDDING, HEAD};
 use crate::lora::{Adapter, LoraPair};
-use crate::quant::{Quantization, awq::AwqWeight, nf4::Nf4Weight};
+use crate::quant::{Quantization, QuantizedWeight};
 use crate::{Error, Result};
 
 /// Loads the tensors of a model, in the dtype and on the device that it computes with.
@@ -182,19 +182,14 @@ impl Weights<'_> {
         if let Some(weight) = self.replaced(name, &shape, self.device)? {
             return Ok(LinearWeight::Dense(weight));
         }
-        let quantized = match self.quantization {
-            Quantization::None => None,
-            Quantization::BitsAndBytes(_) => {
-                Nf4Weight::load(self.checkpoint, name, shape, self.device)?.map(LinearWeight::Nf4)
-            }
-            Quantization::Awq(settings) => {
-                AwqWeight::load(self.checkpoint, settings, name, shape, self.device)?.map(LinearWeight::Awq)
-            }
-        };
-        match quantized {
-            Some(weight) => Ok(weight),
-            None => Ok(LinearWeight::Dense(self.matrix(name, &shape)?)),
-        }
+        let stored = self
+            .quantization
+            .load_weight(self.checkpoint, name, shape, self.device)?;
+        Ok(match stored {
+            Some(QuantizedWeight::Nf4(weight)) => LinearWeight::Nf4(weight),
+            Some(QuantizedWeight::Awq(weight)) => LinearWeight::Awq(weight),
+            None => LinearWeight::Dense(self.matrix(name, &shape)?),
+        })
     }
 
     pub(super) fn rms_norm(&self, name: &str, width: usize, eps: f64) -> Result<RmsNorm> {

@@ -1,13 +1,10 @@
 //! `medvision trace`: the tensors of every stage, for whoever compares two implementations.
 
-use std::borrow::Cow;
-use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::Context;
-use safetensors::tensor::{Dtype, View};
-use tch::{Device, Kind, Tensor};
+use tch::{Kind, Tensor};
 
 use super::{
     inputs::Source,
@@ -15,10 +12,11 @@ use super::{
     options::{FileArgs, PixelArgs},
     prompt_or_default,
 };
+use crate::checkpoint::write_tensors;
 use crate::cli::{AdapterArgs, CommonArgs, EXIT_CODES_HELP, EXIT_OK, free_text};
 use crate::console::{self, Level};
 use crate::engine::ReadRequest;
-use crate::fs::write_atomically;
+use crate::fs::parent_folder;
 use crate::generation::GenerationOverrides;
 use crate::processing::{Content, DecodeLimits, Message, RgbPage, Role, decode};
 use crate::{Error, Result};
@@ -84,7 +82,7 @@ pub(super) fn run(args: &TraceArgs) -> anyhow::Result<ExitCode> {
         .collect::<anyhow::Result<Vec<_>>>()?;
     let mut reader = load_model(&model.path, adapter.as_deref(), &args.common, &args.pixels)?;
     let tensors = reader.trace(&request(prompt, images))?;
-    write_tensors(&args.out, &tensors)?;
+    write(&args.out, &tensors)?;
     let names: Vec<String> = tensors
         .iter()
         .map(|(name, tensor)| format!("{name} {:?}", tensor.size()))
@@ -119,9 +117,8 @@ fn request(prompt: String, images: Vec<RgbPage>) -> ReadRequest {
 
 /// Finds out before the work is done that its result cannot be written.
 fn check_place(out: &Path) -> Result<()> {
-    let folder = out.parent().filter(|folder| !folder.as_os_str().is_empty());
-    match folder {
-        Some(folder) if !folder.is_dir() => {
+    match parent_folder(out) {
+        folder if !folder.is_dir() => {
             let reason = std::io::Error::other("no such folder; --out needs one that is there");
             Err(Error::io(folder, reason))
         }
@@ -133,59 +130,23 @@ fn check_place(out: &Path) -> Result<()> {
     }
 }
 
-/// One tensor in the CPU's memory: whole numbers as i64, all others as f32.
-struct Plain {
-    tensor: Tensor,
-    shape: Vec<usize>,
-    dtype: Dtype,
-}
-
-impl Plain {
-    fn new(tensor: &Tensor) -> Result<Self> {
-        let (kind, dtype) = match tensor.f_kind()? {
-            Kind::Int64 | Kind::Int => (Kind::Int64, Dtype::I64),
-            _ => (Kind::Float, Dtype::F32),
+/// Writes integers as i64 and everything else as f32.
+fn write(path: &Path, tensors: &[(String, Tensor)]) -> Result<()> {
+    let converted = tensors.iter().map(|(name, tensor)| {
+        let kind = match tensor.f_kind()? {
+            Kind::Int64 | Kind::Int => Kind::Int64,
+            _ => Kind::Float,
         };
-        let tensor = tensor.f_to_device(Device::Cpu)?.f_to_kind(kind)?.f_contiguous()?;
-        let shape = tensor.size().iter().map(|&length| length as usize).collect();
-        Ok(Self { tensor, shape, dtype })
-    }
-}
-
-impl View for &Plain {
-    fn dtype(&self) -> Dtype {
-        self.dtype
-    }
-
-    fn shape(&self) -> &[usize] {
-        &self.shape
-    }
-
-    fn data(&self) -> Cow<'_, [u8]> {
-        let mut bytes = vec![0; self.data_len()];
-        self.tensor.copy_data_u8(&mut bytes, self.tensor.numel());
-        bytes.into()
-    }
-
-    fn data_len(&self) -> usize {
-        self.tensor.numel() * self.tensor.kind().elt_size_in_bytes()
-    }
-}
-
-/// Writes a safetensors file, or leaves `path` as it was.
-fn write_tensors(path: &Path, tensors: &[(String, Tensor)]) -> Result<()> {
-    let plain = tensors
-        .iter()
-        .map(|(name, tensor)| Ok((name, Plain::new(tensor)?)))
-        .collect::<Result<Vec<_>>>()?;
-    let views = plain.iter().map(|(name, tensor)| (name, tensor));
-    let bytes =
-        safetensors::serialize(views, None).map_err(|error| Error::io(path, std::io::Error::other(error)))?;
-    write_atomically(path, |file| file.write_all(&bytes))
+        Ok((name.clone(), tensor.f_to_kind(kind)?))
+    });
+    write_tensors(path, &converted.collect::<Result<Vec<_>>>()?).map(drop)
 }
 
 #[cfg(test)]
 mod tests {
+    use safetensors::Dtype;
+    use tch::Device;
+
     use super::*;
 
     #[test]
@@ -194,7 +155,7 @@ mod tests {
         let path = folder.path().join("trace.safetensors");
         let halves = Tensor::from_slice(&[0.5f32, -2.0]).to_kind(Kind::BFloat16);
         let transposed = Tensor::arange(6, (Kind::Int64, Device::Cpu)).view([2, 3]).tr();
-        write_tensors(
+        write(
             &path,
             &[("ids".to_owned(), transposed), ("logits".to_owned(), halves)],
         )

@@ -67,9 +67,7 @@ impl AwqWeight {
         if scales.f_isfinite()?.f_all()?.f_int64_value(&[])? == 0 {
             return Err(Error::checkpoint(
                 checkpoint.dir(),
-                format!(
-                    "tensor \"{module}.scales\" holds values that are no finite numbers: the folder is damaged"
-                ),
+                format!("tensor \"{module}.scales\" has non-finite values (NaN/Inf): the folder is damaged"),
             ));
         }
         let place = |tensor: Tensor| tensor.f_contiguous()?.f_to_device(device);

@@ -8,26 +8,28 @@ use std::path::Path;
 use safetensors::Dtype;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
-use tch::{Device, Kind, Tensor};
+use tch::{Device, Kind};
 
 use super::{
     calibration,
     decoder::DecoderLayer,
-    layer::{self, LinearError, QuantizedLayer},
+    layer::{self, LinearError},
     shapes::Shapes,
 };
-use crate::checkpoint::{StoredTensor, TensorFile, TensorPlan};
+use crate::checkpoint::{StoredTensor, TensorFile, TensorPlan, tensor_bytes, write_tensors};
 use crate::console::Unit;
 use crate::data::CalibrationPage;
-use crate::fs::{FileDigest, Manifest, Origin, Staged, Staging, read_bounded};
+use crate::fs::{Manifest, Origin, Staged, Staging, read_bounded};
 use crate::quant::Method;
-use crate::quantize::{CHECKING, MAX_REPORT_BYTES, Outcome, Source, Watch, json_text, tensor_bytes};
+use crate::quantize::{
+    CHECKING, MAX_REPORT_BYTES, Outcome, Source, Watch, json_text,
+    shards::{INDEX, index as index_text, shard_name},
+};
 use crate::qwen2_5_vl::Config;
 use crate::{Error, Result};
 
 /// The error of every quantized Linear on the calibration pages, beside the weights.
 pub const REPORT: &str = "quantization_report.json";
-const INDEX: &str = "model.safetensors.index.json";
 
 /// How to quantize.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -175,7 +177,7 @@ impl<'a> Job<'a> {
 
     /// Files hold one layer each, and one all the rest.
     fn file(&self, index: usize) -> String {
-        format!("model-{:05}-of-{:05}.safetensors", index + 1, self.layers() + 1)
+        shard_name(index, self.layers() + 1)
     }
 
     /// Bytes of the source's layer `index`.
@@ -238,7 +240,7 @@ impl<'a> Job<'a> {
             } else {
                 let (file, rows) = (self.file(index), self.options.rows as i64);
                 let made = layer::quantize(&layer()?, &mut prompts, &self.shapes, rows, watch)?;
-                let digest = write_layer(&staging.dir().join(&file), &made)?;
+                let digest = write_tensors(&staging.dir().join(&file), &made.tensors)?;
                 staging.add_with(&file, digest, json!(made.errors))?;
                 errors.extend(made.errors);
             }
@@ -293,9 +295,7 @@ impl<'a> Job<'a> {
                 total += bytes;
             }
         }
-        Ok(json_text(
-            &json!({"metadata": {"total_size": total}, "weight_map": map}),
-        ))
+        Ok(index_text(&map, total))
     }
 
     fn quantization_config(&self) -> Map<String, Value> {
@@ -345,22 +345,6 @@ fn tensor_sizes(file: &mut std::fs::File) -> std::io::Result<Vec<(String, u64)>>
         .filter(|(name, _)| *name != "__metadata__")
         .map(|(name, value)| (name.clone(), size(value)))
         .collect())
-}
-
-fn write_layer(path: &Path, layer: &QuantizedLayer) -> Result<FileDigest> {
-    let plan = |(name, tensor): &(String, Tensor)| TensorPlan {
-        name: name.clone(),
-        dtype: match tensor.kind() {
-            Kind::Int => Dtype::I32,
-            _ => Dtype::F16,
-        },
-        shape: tensor.size().iter().map(|&n| n as usize).collect(),
-    };
-    let out = TensorFile::create(path, layer.tensors.iter().map(plan).collect(), Vec::new())?;
-    for (name, tensor) in &layer.tensors {
-        out.write(name, 0, &tensor_bytes(tensor)?)?;
-    }
-    out.finish(&[])
 }
 
 /// The config with half precision as the number format: AWQ's kernels in other engines compute in nothing else.

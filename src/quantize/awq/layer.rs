@@ -359,7 +359,7 @@ impl Task<'_> {
         let mut weight = self.scaled()?;
         if weight.f_isfinite()?.f_all()?.f_int64_value(&[])? == 0 {
             return Err(Error::Numeric(format!(
-                "tensor \"{}.weight\" holds values that are no numbers",
+                "tensor \"{}.weight\" has non-finite values (NaN/Inf)",
                 self.name
             )));
         }

@@ -8,14 +8,15 @@ use tch::{Device, Kind, Tensor};
 use crate::checkpoint::{Checkpoint, MappedTensor, StoredTensor, transformers_name};
 use crate::checkpoint::{EMBEDDING, HEAD};
 use crate::lora::Adapter;
-use crate::quant::{Quantization, nf4::Nf4Weight};
+use crate::quant::Quantization;
 use crate::qwen2_5_vl::{Config, Tying};
 use crate::{Error, Result};
 
 /// A model folder whose weights are numbers, or four bits that numbers are restored from.
 pub(super) struct Base {
     checkpoint: Checkpoint,
-    /// Sizes of the linear layers' weights: what is packed does not tell.
+    quantization: Quantization,
+    /// Shapes of the linear layers' weights, which packed tensors do not have.
     shapes: HashMap<String, [usize; 2]>,
     tying: Tying,
 }
@@ -24,14 +25,15 @@ pub(super) struct Base {
 pub(super) enum Weight {
     /// As stored, `[rows, columns]`.
     Mapped(MappedTensor, [i64; 2]),
-    /// From four bits, f32 `[rows, columns]`.
-    Restored(Tensor),
+    /// f32 `[rows, columns]`.
+    Dequantized(Tensor),
 }
 
 impl Base {
     pub(super) fn open(dir: &Path) -> Result<Self> {
         let config = Config::from_dir(dir)?;
-        if let Quantization::Awq(_) = Quantization::from_dir(dir)? {
+        let quantization = Quantization::from_dir(dir)?;
+        if let Quantization::Awq(_) = quantization {
             return Err(Error::checkpoint(
                 dir,
                 "is quantized with AWQ; an adapter is merged into the original or into its NF4 form",
@@ -42,6 +44,7 @@ impl Base {
         Ok(Self {
             tying: Tying::of(&checkpoint, &config)?.0,
             checkpoint,
+            quantization,
             shapes: modules
                 .map(|module| (format!("{}.weight", module.name), [module.outputs, module.inputs]))
                 .collect(),
@@ -120,7 +123,7 @@ impl Base {
                 ),
             ));
         }
-        Ok(Weight::Restored(tensor.f_to_kind(Kind::Float)?))
+        Ok(Weight::Dequantized(tensor.f_to_kind(Kind::Float)?))
     }
 
     /// The tensor of canonical `name` and `shape`.
@@ -130,11 +133,11 @@ impl Base {
             _ => name,
         };
         if let Some(&shape) = self.shapes.get(name)
-            && let Some(packed) = Nf4Weight::load(&self.checkpoint, name, shape, Device::Cpu)?
+            && let Some(weight) = self
+                .quantization
+                .load_weight(&self.checkpoint, name, shape, Device::Cpu)?
         {
-            let mut values = Tensor::f_empty(shape.map(|n| n as i64), (Kind::Float, Device::Cpu))?;
-            packed.dequantize_into(&mut values)?;
-            return Ok(Weight::Restored(values));
+            return Ok(Weight::Dequantized(weight.dequantize(Device::Cpu)?));
         }
         let mapped = self.checkpoint.mapped(name, shape)?;
         let values = mapped.tensor.numel() as i64;
@@ -151,7 +154,7 @@ impl Weight {
     pub(super) fn size(&self) -> [i64; 2] {
         match self {
             Self::Mapped(_, size) => *size,
-            Self::Restored(values) => {
+            Self::Dequantized(values) => {
                 let size = values.size();
                 [size[0], size[1]]
             }
@@ -162,7 +165,7 @@ impl Weight {
     pub(super) fn rows(&self, start: i64, count: i64) -> Result<Tensor> {
         let all = match self {
             Self::Mapped(mapped, size) => mapped.tensor.f_view(*size)?,
-            Self::Restored(values) => values.shallow_clone(),
+            Self::Dequantized(values) => values.shallow_clone(),
         };
         Ok(all.f_narrow(0, start, count)?.f_to_kind(Kind::Float)?.copy())
     }

@@ -10,18 +10,20 @@ use serde_json::{Value, json};
 use tch::{Kind, Tensor};
 
 use self::base::{Base, Weight};
-use crate::checkpoint::{StoredTensor, TensorFile, TensorPlan};
+use crate::checkpoint::{StoredTensor, TensorFile, TensorPlan, tensor_bytes};
 use crate::console::Unit;
 use crate::fs::{FileDigest, Manifest, Origin, Staged, Staging, json::read_object, revision};
 use crate::lora::{ADAPTER_CONFIG, Adapter, EMBEDDING_MODULE, LoraPair};
 use crate::processing::PREPROCESSOR_CONFIG;
-use crate::quantize::{Outcome, Source, Watch};
+use crate::quantize::{
+    Outcome, Source, Watch, json_text,
+    shards::{INDEX, Shard, index},
+};
 use crate::qwen2_5_vl::Config;
 use crate::{Error, Result};
 
 /// Where transformers 5 keeps the image processor's settings.
 const PROCESSOR_CONFIG: &str = "processor_config.json";
-const INDEX: &str = "model.safetensors.index.json";
 /// Bytes of weights that go into one file: a killed run loses no more work than this.
 const FILE_BYTES: u64 = 2 << 30;
 /// Values that are merged at a time.
@@ -55,7 +57,8 @@ pub fn merge_folder(base: &Path, adapter: &Adapter, target: &Path, watch: Watch<
         .any(|end| adapter.pairs.contains_key(*end));
     let untied = opened.untied().filter(|_| adapted);
     let apart = untied.is_some() || !opened.is_tied();
-    let files = plan(&opened, untied);
+    let tensors = opened.tensors().into_iter().chain(untied);
+    let files = Shard::plan(tensors, FILE_BYTES, |(_, shape)| bytes(shape));
     let origin = Origin {
         method: "lora_merge".to_owned(),
         options: json!({"adapter_revision": adapter_revision(adapter)?}),
@@ -77,7 +80,7 @@ pub fn merge_folder(base: &Path, adapter: &Adapter, target: &Path, watch: Watch<
         Staged::UpToDate(manifest) => return Ok(outcome(&manifest, true)),
         Staged::Work(staging) => staging,
     };
-    watch.begin("merging", Unit::Bytes, files.iter().map(PlannedFile::bytes).sum())?;
+    watch.begin("merging", Unit::Bytes, files.iter().map(Shard::bytes).sum())?;
     let (dir, base) = (base, opened);
     for file in &files {
         if staging.has(&file.name) {
@@ -88,7 +91,12 @@ pub fn merge_folder(base: &Path, adapter: &Adapter, target: &Path, watch: Watch<
         staging.add(&file.name, digest)?;
     }
     if files.len() > 1 {
-        staging.write(INDEX, index(&files).as_bytes())?;
+        let entries = files.iter().flat_map(|file| {
+            let names = file.tensors.iter().map(|(stored, _)| stored.name.clone());
+            names.map(|name| (name, file.name.clone()))
+        });
+        let total = files.iter().map(Shard::bytes).sum();
+        staging.write(INDEX, index(&entries.collect(), total).as_bytes())?;
     }
     source.copy_side_files(&mut staging)?;
     if let Some(images) = &adapter.images {
@@ -175,38 +183,12 @@ fn adapter_revision(adapter: &Adapter) -> Result<String> {
     revision(&files)
 }
 
-struct PlannedFile {
-    name: String,
-    tensors: Vec<(StoredTensor, Vec<usize>)>,
-}
-
-fn plan(base: &Base, untied: Option<(StoredTensor, Vec<usize>)>) -> Vec<PlannedFile> {
-    let mut files: Vec<PlannedFile> = Vec::new();
-    for tensor in base.tensors().into_iter().chain(untied) {
-        match files.last_mut() {
-            Some(file) if file.bytes() + bytes(&tensor.1) <= FILE_BYTES => file.tensors.push(tensor),
-            _ => files.push(PlannedFile {
-                name: String::new(),
-                tensors: vec![tensor],
-            }),
-        }
-    }
-    let count = files.len();
-    for (i, file) in files.iter_mut().enumerate() {
-        file.name = match count {
-            1 => "model.safetensors".to_owned(),
-            _ => format!("model-{:05}-of-{count:05}.safetensors", i + 1),
-        };
-    }
-    files
-}
-
 /// Of a tensor in bf16.
 fn bytes(shape: &[usize]) -> u64 {
     2 * shape.iter().product::<usize>() as u64
 }
 
-impl PlannedFile {
+impl Shard<(StoredTensor, Vec<usize>)> {
     fn bytes(&self) -> u64 {
         self.tensors.iter().map(|(_, shape)| bytes(shape)).sum()
     }
@@ -235,25 +217,13 @@ impl PlannedFile {
                     let reason = format!("tensor \"{}\" is not finite in bf16 once merged", stored.name);
                     return Err(Error::checkpoint(&stored.file, reason));
                 }
-                let mut buffer = vec![0; merged.numel() * 2];
-                merged.f_copy_data_u8(&mut buffer, merged.numel())?;
-                out.write(&stored.name, (start * columns) as u64 * 2, &buffer)?;
-                watch.done(buffer.len() as u64)?;
+                let merged = tensor_bytes(&merged)?;
+                out.write(&stored.name, (start * columns) as u64 * 2, &merged)?;
+                watch.done(merged.len() as u64)?;
             }
         }
         out.finish(&[])
     }
-}
-
-fn index(files: &[PlannedFile]) -> String {
-    let mut map = serde_json::Map::new();
-    for file in files {
-        for (stored, _) in &file.tensors {
-            map.insert(stored.name.clone(), json!(file.name));
-        }
-    }
-    let total: u64 = files.iter().map(PlannedFile::bytes).sum();
-    text(&json!({"metadata": {"total_size": total}, "weight_map": map}))
 }
 
 /// `config.json` without a quantization and with bf16 as its number format; `apart`: embedding and head are two tensors.
@@ -276,9 +246,5 @@ fn merged_config(config: &str, apart: bool) -> Result<String> {
             }
         }
     }
-    Ok(text(&value))
-}
-
-fn text(value: &Value) -> String {
-    format!("{value:#}\n")
+    Ok(json_text(&value))
 }

@@ -24,13 +24,16 @@ use crate::quant::{
         quantize_scales, total,
     },
 };
-use crate::quantize::{CHECKING, Outcome, Source, Watch, json_text, source::FileValues};
+use crate::quantize::{
+    CHECKING, Outcome, Source, Watch, json_text,
+    shards::{INDEX, Shard, index},
+    source::FileValues,
+};
 use crate::records::{self, Nf4Config, Nf4QuantizationConfig};
 use crate::{Error, Result};
 
 /// The errors of every weight, beside the weights.
 pub const REPORT: &str = "quantization_report.json";
-const INDEX: &str = "model.safetensors.index.json";
 /// Bytes copied at a time.
 const COPY_BYTES: usize = 4 << 20;
 
@@ -132,7 +135,7 @@ pub fn quantize_folder(
         .iter()
         .filter(|file| staging.note(&file.name).is_none());
     staging.check_space(missing.map(|file| file.bytes()).sum())?;
-    let bytes = plan.files.iter().map(PlannedFile::source_bytes).sum();
+    let bytes = plan.files.iter().map(Shard::source_bytes).sum();
     watch.begin("quantizing to NF4", Unit::Bytes, bytes)?;
     let mut errors = BTreeMap::new();
     for file in &plan.files {
@@ -192,14 +195,9 @@ fn earlier_errors(staging: &Staging, file: &str) -> Option<BTreeMap<String, Weig
 
 /// Which tensors become what, in which files.
 struct Plan {
-    files: Vec<PlannedFile>,
+    files: Vec<Shard<PlannedTensor>>,
     /// Modules left as they are, as transformers calls them.
     skipped: Vec<String>,
-}
-
-struct PlannedFile {
-    name: String,
-    tensors: Vec<PlannedTensor>,
 }
 
 struct PlannedTensor {
@@ -243,34 +241,16 @@ impl Plan {
         }
         skipped.sort();
         skipped.dedup();
-        let mut files: Vec<PlannedFile> = Vec::new();
-        let mut room = 0;
-        for stored in stored {
-            let kept = linear_name(&stored).is_none_or(|module| skipped.contains(&transformers_name(module)));
-            let bytes = stored.place.len();
-            if files.is_empty() || bytes > room {
-                room = options.file_mib.saturating_mul(1 << 20);
-                files.push(PlannedFile {
-                    name: String::new(),
-                    tensors: Vec::new(),
-                });
-            }
-            room = room.saturating_sub(bytes);
-            let tensor = PlannedTensor {
-                quantize: (!kept).then(|| Layout::new(&stored, options)),
+        let tensors = stored.into_iter().map(|stored| {
+            let module = linear_name(&stored).map(transformers_name);
+            let quantized = module.is_some_and(|module| !skipped.contains(&module));
+            PlannedTensor {
+                quantize: quantized.then(|| Layout::new(&stored, options)),
                 stored,
-            };
-            if let Some(file) = files.last_mut() {
-                file.tensors.push(tensor);
             }
-        }
-        let count = files.len();
-        for (i, file) in files.iter_mut().enumerate() {
-            file.name = match count {
-                1 => "model.safetensors".to_owned(),
-                _ => format!("model-{:05}-of-{count:05}.safetensors", i + 1),
-            };
-        }
+        });
+        let limit = (options.file_mib as u64).saturating_mul(1 << 20);
+        let files = Shard::plan(tensors, limit, |tensor| tensor.stored.place.len() as u64);
         Ok(Self { files, skipped })
     }
 
@@ -280,10 +260,9 @@ impl Plan {
         for file in &self.files {
             let (tensors, notes) = file.plans();
             let names = tensors.into_iter().map(|tensor| tensor.name).chain(notes);
-            map.extend(names.map(|name| (name, file.name.as_str())));
+            map.extend(names.map(|name| (name, file.name.clone())));
         }
-        let total: u64 = self.files.iter().map(PlannedFile::bytes).sum();
-        json_text(&json!({"metadata": {"total_size": total}, "weight_map": map}))
+        index(&map, self.files.iter().map(Shard::bytes).sum())
     }
 }
 
@@ -351,7 +330,7 @@ impl Layout {
     }
 }
 
-impl PlannedFile {
+impl Shard<PlannedTensor> {
     fn source_bytes(&self) -> u64 {
         self.tensors
             .iter()
@@ -443,9 +422,7 @@ impl PlannedTensor {
         })?;
         let made = quantize(&values, options.quant_type, options.blocksize)?;
         if made.absmax.iter().any(|scale| !scale.is_finite()) {
-            return Err(fault(
-                "holds values that are no finite numbers: the model is damaged",
-            ));
+            return Err(fault("has non-finite values (NaN/Inf): the model is damaged"));
         }
         let write = |suffix: &str, bytes: &[u8]| out.write(&format!("{}{suffix}", stored.name), 0, bytes);
         write("", &made.packed)?;
