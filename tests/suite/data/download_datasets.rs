@@ -321,7 +321,7 @@ fn pickled_rows_are_refused() {
 fn a_file_that_is_broken_on_the_hub_is_told_from_one_broken_on_the_way() {
     let (hub, root) = everything();
     let file = "data/train-00000-of-00001.parquet";
-    hub.fail(file, [Fault::Garble, Fault::Truncate(100)]);
+    hub.fail(file, [Fault::Corrupt, Fault::Truncate(100)]);
     succeed(&mut download(root.path(), &hub, &["mtsamples"]));
     let mut broken = fixture("reports.parquet");
     let middle = broken.len() / 2;

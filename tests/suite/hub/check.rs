@@ -258,7 +258,7 @@ fn a_published_model_is_known_by_some_hundred_kilobytes() {
         let resolved = |file: &str| {
             requests
                 .iter()
-                .filter(|request| request.names(file) && !request.is_for_storage())
+                .filter(|request| request.is_for(file) && !request.is_for_storage())
                 .count()
         };
         assert!(

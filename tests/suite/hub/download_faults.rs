@@ -73,12 +73,15 @@ fn transient_faults_are_retried() {
     // An expired signed URL: the hub gives a new one.
     hub.fail(
         "model-00002-of-00002.safetensors",
-        [status(403, &[]), Fault::LieLength(7), Fault::Garble],
+        [status(403, &[]), Fault::WrongLength(7), Fault::Corrupt],
     );
-    hub.fail("config.json", [Fault::Garble, Fault::Truncate(3), Fault::Garble]);
+    hub.fail(
+        "config.json",
+        [Fault::Corrupt, Fault::Truncate(3), Fault::Corrupt],
+    );
     succeed(download_model(root.path(), &hub).args(["--retries", "8"]));
     assert_complete(&folder(root.path()), &files);
-    assert_eq!(hub.faults_left(), 0);
+    assert_eq!(hub.pending_faults(), 0);
 }
 
 #[test]
@@ -129,7 +132,7 @@ fn a_redirect_loop_ends_with_an_error() {
 #[test]
 fn corrupt_files_never_reach_their_final_path() {
     let (hub, root, files) = published();
-    for fault in [Fault::Garble, Fault::LieLength(1)] {
+    for fault in [Fault::Corrupt, Fault::WrongLength(1)] {
         hub.fail_always(SHARD, fault);
         fail(
             &mut download_model(root.path(), &hub),
@@ -137,7 +140,7 @@ fn corrupt_files_never_reach_their_final_path() {
         );
         assert!(!folder(root.path()).exists());
     }
-    hub.mend();
+    hub.clear_faults();
     hub.announce_size(MODEL, "config.json", 5);
     fail(
         &mut download_model(root.path(), &hub),
@@ -159,7 +162,7 @@ fn a_run_that_exhausts_its_retries_is_resumed_by_the_next() {
         &[SHARD, "HTTP 503", "run the same command to resume"],
     );
     assert!(!folder(root.path()).exists());
-    hub.mend();
+    hub.clear_faults();
     hub.take_requests();
     succeed(&mut download_model(root.path(), &hub));
     assert_complete(&folder(root.path()), &files);
@@ -253,7 +256,7 @@ fn a_second_run_for_the_same_folder_is_refused() {
     fail(&mut download_model(root.path(), &hub), &["another download"]);
     first.kill().unwrap();
     first.wait().unwrap();
-    hub.mend();
+    hub.clear_faults();
     succeed(&mut download_model(root.path(), &hub));
     assert_complete(&folder(root.path()), &files);
 }

@@ -297,7 +297,7 @@ fn a_wrong_setting_is_named() {
 #[test]
 fn a_hub_that_lists_names_alone_is_asked_for_each_checksum() {
     let (hub, root, files) = published();
-    hub.be_terse(MODEL);
+    hub.list_names_only(MODEL);
     succeed(&mut download_model(root.path(), &hub));
     assert_complete(&folder(root.path()), &files);
     let requests = hub.take_requests();

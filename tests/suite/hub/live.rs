@@ -64,7 +64,7 @@ fn an_exhausted_rate_limit_pauses_all_transfers_and_is_shown_once() {
     ] {
         assert!(lines[0].contains(part), "{text}");
     }
-    assert_eq!(hub.faults_left(), 0);
+    assert_eq!(hub.pending_faults(), 0);
     assert_complete(&folder(root.path()), &files);
 }
 
@@ -141,7 +141,7 @@ fn two_thousand_pictures_of_archives_are_some_dozen_requests() {
     assert_eq!(count(root.path()), 2000);
     let requests = hub.take_requests();
     for archive in ["images_0.zip", "images_1.zip"] {
-        let asked = requests.iter().filter(|request| request.names(archive));
+        let asked = requests.iter().filter(|request| request.is_for(archive));
         let (storage, resolved): (Vec<_>, Vec<_>) = asked.partition(|request| request.is_for_storage());
         assert_eq!(resolved.len(), 1, "the signed address is kept");
         assert!(storage.len() <= 20, "{} requests", storage.len());
@@ -152,13 +152,13 @@ fn two_thousand_pictures_of_archives_are_some_dozen_requests() {
 fn an_address_that_runs_out_is_asked_for_anew() {
     let (hub, root) = (FakeHub::start(), tempfile::tempdir().unwrap());
     archives(&hub, 200, 100_000);
-    hub.sign_for(3);
+    hub.expire_urls_after(3);
     succeed(pubmed(root.path(), &hub).args(["--retries", "0"]));
     assert_eq!(count(root.path()), 200);
     let requests = hub.take_requests();
     let resolved = requests
         .iter()
-        .filter(|request| request.names("images_0.zip") && !request.is_for_storage());
+        .filter(|request| request.is_for("images_0.zip") && !request.is_for_storage());
     assert!(resolved.count() > 1);
 }
 
@@ -243,7 +243,7 @@ fn a_repository_that_moved_and_a_mirror_are_followed() {
     succeed(download_model(root.path(), &hub).env("MVP_MODEL_ID", "old/name"));
     assert_complete(&root.path().join("models/name"), &files);
     let (hub, root, files) = published();
-    hub.be_a_mirror("/huggingface");
+    hub.act_as_mirror("/huggingface");
     let mut command = download_model(root.path(), &hub);
     command.env("HF_ENDPOINT", format!("{}/huggingface/", hub.endpoint()));
     succeed(&mut command);
