@@ -69,7 +69,7 @@ fn png(grey: u8) -> Vec<u8> {
     bytes
 }
 
-/// A zip archive of pictures, of which the last is damaged.
+/// Returns a zip archive of images, the last of which is damaged.
 fn archive(entries: &[(&str, Vec<u8>)], damaged: &str) -> Vec<u8> {
     let mut cursor = std::io::Cursor::new(Vec::new());
     let mut writer = zip::ZipWriter::new(&mut cursor);
@@ -92,7 +92,7 @@ fn conversation(image: &str, answer: Value) -> Value {
         {"from": "human", "value": "<image>\nWhat is shown?"}, {"from": "gpt", "value": answer}]})
 }
 
-/// A hub with every data set: of the radiology, ROCO is not there and PathVQA is.
+/// Starts a hub with every data set; ROCO is missing, its fallback PathVQA exists.
 fn everything() -> (FakeHub, tempfile::TempDir) {
     let hub = FakeHub::start();
     let pictures = fixture("pictures.parquet");
@@ -134,7 +134,7 @@ fn everything() -> (FakeHub, tempfile::TempDir) {
 }
 
 #[test]
-fn every_data_set_comes_as_published_and_checked_row_by_row() {
+fn every_data_set_is_downloaded_and_checked_row_by_row() {
     let (hub, root) = everything();
     let root = root.path();
     let table = succeed(&mut download(root, &hub, &[]));
@@ -220,7 +220,7 @@ fn every_data_set_comes_as_published_and_checked_row_by_row() {
     assert_eq!(summary["datasets"][0]["count"], 6);
     assert_eq!(summary["datasets"][0]["error"], Value::Null);
 
-    // Of the large archive only the wanted pieces were fetched, and of the rest nothing twice.
+    // Only the needed ranges of the large archive were downloaded, and nothing was downloaded twice.
     hub.take_requests();
     let again = succeed(&mut download(root, &hub, &[]));
     assert!(again.contains("12 samples"), "{again}");
@@ -232,7 +232,7 @@ fn every_data_set_comes_as_published_and_checked_row_by_row() {
 }
 
 #[test]
-fn the_first_rows_are_taken_and_no_more_files_than_they_need() {
+fn a_row_limit_downloads_only_the_files_that_it_needs() {
     let (hub, root) = everything();
     hub.publish(
         ROCO,
@@ -257,10 +257,10 @@ fn the_first_rows_are_taken_and_no_more_files_than_they_need() {
             .iter()
             .any(|request| request.is_for("train-1.parquet"))
     );
-    // Another limit is another data set.
+    // Another limit downloads the data set again.
     succeed(download(root.path(), &hub, &["roco"]).args(["--limit", "9"]));
     assert_eq!(raw(root.path(), "roco").manifest().rows, 9);
-    // What is damaged on disk is made anew.
+    // A damaged data set is downloaded again.
     fs::remove_file(root.path().join("datasets/raw/roco/images/000000.jpg")).unwrap();
     let output = download(root.path(), &hub, &["roco"])
         .args(["--limit", "9"])
@@ -275,7 +275,7 @@ fn the_first_rows_are_taken_and_no_more_files_than_they_need() {
 }
 
 #[test]
-fn two_of_three_are_enough_and_one_is_not() {
+fn two_of_three_data_sets_are_enough_and_one_is_not() {
     let (hub, root) = everything();
     hub.refuse(PUBMED, 403, "GatedRepo");
     let output = download(root.path(), &hub, &[]).output().unwrap();
@@ -302,7 +302,7 @@ fn two_of_three_are_enough_and_one_is_not() {
 }
 
 #[test]
-fn pickled_rows_are_refused() {
+fn pickled_rows_are_rejected() {
     let (hub, root) = everything();
     hub.publish(REPORTS, 'e', &[("data.pkl", b"pickle".to_vec())]);
     fail(
@@ -318,7 +318,7 @@ fn pickled_rows_are_refused() {
 }
 
 #[test]
-fn a_file_that_is_broken_on_the_hub_is_told_from_one_broken_on_the_way() {
+fn corruption_in_transit_is_retried_and_corruption_on_the_hub_is_an_error() {
     let (hub, root) = everything();
     let file = "data/train-00000-of-00001.parquet";
     hub.fail(file, [Fault::Corrupt, Fault::Truncate(100)]);
@@ -331,11 +331,11 @@ fn a_file_that_is_broken_on_the_hub_is_told_from_one_broken_on_the_way() {
         &mut download(root.path(), &hub, &["mtsamples"]),
         &["train-00000-of-00001.parquet", "damaged"],
     );
-    // The data set that was there is still there.
+    // The existing data set is unchanged.
     assert!(is_complete(root.path(), "mtsamples"));
 }
 
-/// `raw`, but while a run has left its parts.
+/// Like `raw`, but allows the staging folder of an interrupted run.
 fn is_complete(root: &Path, name: &str) -> bool {
     let folder = root.join("datasets/raw").join(name);
     let found = RawDataset::open(&folder).unwrap();
@@ -345,7 +345,7 @@ fn is_complete(root: &Path, name: &str) -> bool {
 }
 
 #[test]
-fn killed_at_any_moment_the_next_run_goes_on() {
+fn a_killed_run_is_resumed_by_the_next() {
     let (hub, root) = everything();
     for file in [
         "data/train-00000-of-00002.parquet",
@@ -378,7 +378,7 @@ fn killed_at_any_moment_the_next_run_goes_on() {
 }
 
 #[test]
-fn a_full_disk_is_said_and_leaves_nothing_half() {
+fn a_full_disk_is_an_error_and_leaves_no_partial_data_set() {
     let (hub, root) = everything();
     let mut command = download(root.path(), &hub, &["roco"]);
     with_full_disk(&mut command, 1000);
@@ -389,7 +389,7 @@ fn a_full_disk_is_said_and_leaves_nothing_half() {
 }
 
 #[test]
-fn offline_what_is_there_is_checked() {
+fn offline_runs_verify_existing_data_sets() {
     let (hub, root) = everything();
     let offline = || {
         let mut command = download(root.path(), &hub, &["mtsamples"]);
@@ -418,7 +418,7 @@ fn gzip(text: &str) -> Vec<u8> {
     encoder.finish().unwrap()
 }
 
-/// Published lines like those of the collection: five reports, one blank, one line broken.
+/// Returns JSON lines as published: five reports, a blank one and a malformed line.
 fn synthetic_reports() -> Vec<u8> {
     let mut text = String::new();
     for number in 0..5 {
@@ -433,7 +433,7 @@ fn synthetic_reports() -> Vec<u8> {
 }
 
 #[test]
-fn a_local_copy_is_read_as_it_is_published() {
+fn a_local_copy_is_read_like_the_published_data_set() {
     let hub = FakeHub::start();
     let root = tempfile::tempdir().unwrap();
     let real = Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared/data/mtsamples.jsonl.gz");
@@ -461,7 +461,7 @@ fn a_local_copy_is_read_as_it_is_published() {
         "SUBJECTIVE: report 0 with 12.5 mg b.i.d.\n\nPLAN: none."
     );
     assert_eq!(first.specialty.as_deref(), Some("Letters"));
-    // The folder that holds it will do as well; nothing is made anew.
+    // The folder that contains it is accepted, too; nothing is rebuilt.
     let written = fs::metadata(dataset.folder()).unwrap().modified().unwrap();
     run(root.path());
     assert_eq!(
@@ -481,7 +481,7 @@ fn a_local_copy_is_read_as_it_is_published() {
 }
 
 #[test]
-fn local_folders_csv_and_wrong_names() {
+fn local_folders_csv_files_and_unknown_names() {
     let hub = FakeHub::start();
     let root = tempfile::tempdir().unwrap();
     let write = |name: &str, bytes: &[u8]| -> PathBuf {

@@ -32,7 +32,7 @@ fn command(root: &Path, arguments: &[&str]) -> Command {
             command.env_remove(name);
         }
     }
-    // The samples of the raw data sets alone, unless a test asks for generated ones.
+    // Samples of the raw data sets only, unless a test enables generated ones.
     command.env("MVP_CLINICAL", "0");
     command
 }
@@ -50,7 +50,7 @@ fn stderr(output: &Output) -> String {
     String::from_utf8(output.stderr.clone()).unwrap()
 }
 
-/// A report that differs from every other one's.
+/// Returns a report whose text is distinct from that of every other number.
 fn report(number: usize) -> String {
     let words = [
         "pain", "fever", "cough", "edema", "rash", "nausea", "tremor", "syncope",
@@ -107,7 +107,7 @@ fn raw(root: &Path, name: &str, label: &str, rows: Vec<(RawRecord, Option<Vec<u8
     folder
 }
 
-/// A project with `different` reports, every third of which occurs twice.
+/// Creates a project with `different` reports, every third of which occurs twice.
 fn project(different: usize) -> TempDir {
     let folder = tempfile::tempdir().unwrap();
     let again = (0..different).step_by(3);
@@ -136,7 +136,7 @@ fn summary(root: &Path) -> Value {
     json(root.join("datasets/formatted/data_summary.json"))
 }
 
-/// Every file below `datasets/formatted`, by name.
+/// Returns every file below `datasets/formatted`, by name.
 fn formatted(root: &Path) -> BTreeMap<String, Vec<u8>> {
     let folder = root.join("datasets/formatted");
     let mut files = BTreeMap::new();
@@ -153,7 +153,7 @@ fn formatted(root: &Path) -> BTreeMap<String, Vec<u8>> {
 }
 
 #[test]
-fn reports_become_pages_prompts_and_answers_in_three_splits() {
+fn reports_become_pages_prompts_and_responses_in_three_splits() {
     let folder = project(300);
     let root = folder.path();
     let said = stdout_of_success(&prepare(root, &[]));
@@ -197,7 +197,7 @@ fn reports_become_pages_prompts_and_answers_in_three_splits() {
 }
 
 #[test]
-fn the_first_hundred_different_texts_are_tested_on_and_counted_alone() {
+fn the_first_hundred_distinct_texts_are_held_out_and_counted_separately() {
     let folder = project(300);
     let root = folder.path();
     stdout_of_success(&prepare(root, &[]));
@@ -232,7 +232,7 @@ fn the_first_hundred_different_texts_are_tested_on_and_counted_alone() {
 }
 
 #[test]
-fn the_original_split_lets_texts_leak_and_says_how_many() {
+fn the_original_split_reports_its_leakage() {
     let folder = project(300);
     let root = folder.path();
     let said = stdout_of_success(&prepare(root, &["--split", "original"]));
@@ -258,7 +258,7 @@ fn the_original_split_lets_texts_leak_and_says_how_many() {
 }
 
 #[test]
-fn the_same_input_gives_the_same_bytes_whatever_the_threads() {
+fn output_is_identical_for_any_number_of_threads() {
     let (one, two) = (project(60), project(60));
     stdout_of_success(&prepare(one.path(), &["--threads", "1"]));
     stdout_of_success(&prepare(two.path(), &["--threads", "4"]));
@@ -278,7 +278,7 @@ fn the_same_input_gives_the_same_bytes_whatever_the_threads() {
 }
 
 #[test]
-fn a_run_after_a_kill_keeps_what_was_made_and_ends_as_an_undisturbed_one() {
+fn a_run_after_a_kill_reuses_images_and_gives_the_same_output() {
     let undisturbed = project(240);
     stdout_of_success(&prepare(undisturbed.path(), &[]));
     let expected = formatted(undisturbed.path());
@@ -308,7 +308,7 @@ fn a_run_after_a_kill_keeps_what_was_made_and_ends_as_an_undisturbed_one() {
         run.kill().unwrap();
         killed += usize::from(run.wait().unwrap().code().is_none());
         for (name, bytes) in formatted(folder.path()) {
-            // What has its final name is whole.
+            // A file with its final name is complete.
             if name.ends_with(".png") {
                 assert_eq!(bytes, expected[&name], "{name}");
             }
@@ -326,7 +326,7 @@ fn a_run_after_a_kill_keeps_what_was_made_and_ends_as_an_undisturbed_one() {
 }
 
 #[test]
-fn what_was_damaged_or_removed_is_made_again() {
+fn damaged_and_missing_images_are_created_again() {
     let folder = project(40);
     let root = folder.path();
     stdout_of_success(&prepare(root, &[]));
@@ -350,17 +350,17 @@ fn what_was_damaged_or_removed_is_made_again() {
         b"not ours"
     );
     assert_eq!(found, expected);
-    // A summary that cannot be read is no reason to stop.
+    // An unreadable summary does not stop the run.
     fs::write(root.join("datasets/formatted/data_summary.json"), "{").unwrap();
     stdout_of_success(&prepare(root, &[]));
     assert_eq!(summary(root)["total_samples"], 54);
 }
 
 #[test]
-fn a_full_disk_is_told_and_leaves_nothing_half_written() {
+fn a_full_disk_is_an_error_and_leaves_no_partial_files() {
     let folder = project(30);
     let mut limited = command(folder.path(), &[]);
-    // SAFETY: between fork and exec only two system calls are made, which allocate nothing.
+    // SAFETY: between fork and exec there are only two system calls, which do not allocate.
     unsafe {
         limited.pre_exec(|| {
             let limit = libc::rlimit {
@@ -386,7 +386,7 @@ fn a_full_disk_is_told_and_leaves_nothing_half_written() {
 }
 
 #[test]
-fn rows_without_text_and_broken_pictures_are_left_out_and_counted() {
+fn rows_without_text_and_corrupt_images_are_skipped_and_counted() {
     let folder = tempfile::tempdir().unwrap();
     let root = folder.path();
     let caption = |number: usize| {
@@ -446,12 +446,12 @@ fn rows_without_text_and_broken_pictures_are_left_out_and_counted() {
             "a question of its own goes first"
         );
     }
-    // Two questions on one picture are one group.
+    // Two questions about one image are one group.
     assert_eq!(summary["different_texts"], 4);
 }
 
 #[test]
-fn a_broken_raw_dataset_is_named_with_what_to_do() {
+fn an_invalid_raw_data_set_is_named_with_the_next_step() {
     let folder = tempfile::tempdir().unwrap();
     let output = prepare(folder.path(), &[]);
     assert_eq!(output.status.code(), Some(1));
@@ -482,7 +482,7 @@ fn a_broken_raw_dataset_is_named_with_what_to_do() {
 }
 
 #[test]
-fn a_second_run_beside_the_first_is_refused() {
+fn a_second_concurrent_run_is_refused() {
     let folder = project(5);
     let formatted = folder.path().join("datasets/formatted");
     fs::create_dir_all(&formatted).unwrap();
@@ -497,9 +497,9 @@ fn a_second_run_beside_the_first_is_refused() {
     );
 }
 
-/// The reports that the embedded model was not trained on are found by their text, and they are the first hundred of the file.
+/// The reports that the embedded model was not trained on are recognized by their text: the first hundred of the file.
 #[test]
-fn of_the_real_collection_the_first_hundred_texts_are_unseen() {
+fn the_first_hundred_texts_of_the_published_collection_are_unseen() {
     let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared/data/mtsamples.jsonl.gz");
     let Ok(file) = fs::File::open(file) else { return };
     let mut text = String::new();
@@ -523,7 +523,7 @@ fn of_the_real_collection_the_first_hundred_texts_are_unseen() {
         }
     }
     let folder = tempfile::tempdir().unwrap();
-    // Backwards: neither the order nor the place of a report matters.
+    // Reversed: the order of the reports does not matter.
     let rows = texts
         .iter()
         .rev()
@@ -542,7 +542,7 @@ fn of_the_real_collection_the_first_hundred_texts_are_unseen() {
 }
 
 #[test]
-fn clinical_pages_are_generated_without_any_data_set_and_questions_have_exact_answers() {
+fn clinical_pages_need_no_data_set_and_have_exact_answers() {
     let folder = tempfile::tempdir().unwrap();
     let root = folder.path();
     let said = stdout_of_success(&prepare(root, &["--only-clinical", "--clinical", "40"]));
@@ -577,7 +577,7 @@ fn clinical_pages_are_generated_without_any_data_set_and_questions_have_exact_an
                     items.join("\n")
                 };
                 assert_eq!(response, answer);
-                // A label may say less than a page, which is as high as this at least.
+                // A label may have less text than a page, which has at least this height.
                 let least = if page.height >= 560 { 4 } else { 0 };
                 assert!(sample["text"].as_str().unwrap().lines().count() > least);
             }
@@ -586,7 +586,7 @@ fn clinical_pages_are_generated_without_any_data_set_and_questions_have_exact_an
             samples
                 .iter()
                 .map(|sample| sample["response"].as_str().unwrap().to_owned())
-                // Headings are everybody's, and may be all that a label says.
+                // Headings are shared, and may be all the text of a label.
                 .filter(|text| text != empty_answer() && text.len() > 40)
                 .collect(),
         );
@@ -599,7 +599,7 @@ fn clinical_pages_are_generated_without_any_data_set_and_questions_have_exact_an
 }
 
 #[test]
-fn clinical_pages_stand_among_the_others_and_any_number_of_threads_makes_the_same() {
+fn clinical_pages_are_shuffled_among_the_others_for_any_number_of_threads() {
     let (one, two) = (project(30), project(30));
     stdout_of_success(&prepare(one.path(), &["--clinical", "20", "--threads", "1"]));
     stdout_of_success(&prepare(two.path(), &["--clinical", "20", "--threads", "3"]));
@@ -615,7 +615,7 @@ fn clinical_pages_stand_among_the_others_and_any_number_of_threads_makes_the_sam
     let half = generated(&train[..train.len() / 2]);
     assert!((16..=64).contains(&half), "mixed, not appended: {half}");
     for sample in train.iter().filter(|sample| sample["source"] == "MTSamples") {
-        // By the contract the response is the report's beginning; what the page shows is kept beside it.
+        // By the contract the response is the start of the report; the page's text is stored separately.
         assert_eq!(sample["task"], "transcribe");
         let sample: DataSample = serde_json::from_value(sample.clone()).unwrap();
         let (asked, answer) = sample.exchange();
@@ -623,7 +623,7 @@ fn clinical_pages_stand_among_the_others_and_any_number_of_threads_makes_the_sam
         let shown = text_lines(&sample.response).join("\n");
         assert_eq!(answer, shown);
     }
-    // Another count makes others anew and takes the old ones away.
+    // Another count generates other pages and removes the old ones.
     stdout_of_success(&prepare(one.path(), &["--clinical", "0"]));
     let left = formatted(one.path());
     assert!(left.keys().all(|name| !name.contains("clinical_")));

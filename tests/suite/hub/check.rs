@@ -23,7 +23,7 @@ const CORPUS: [(&str, usize, usize, u64); 9] = [
     ("3b-bnb-plain", 1580, 1, 252),
 ];
 
-/// A tensor of a file: name, dtype, shape, and its bytes where they matter.
+/// A tensor of a file: name, dtype, shape, and its bytes if they matter.
 #[derive(Clone, Debug)]
 struct Tensor {
     name: String,
@@ -82,7 +82,7 @@ impl Folder {
         }
     }
 
-    /// The tensor `name`, to be changed.
+    /// Returns the tensor `name` for changes.
     fn tensor(&mut self, name: &str) -> &mut Tensor {
         let mut all = self.files.iter_mut().flat_map(|(_, tensors)| tensors);
         all.find(|tensor| tensor.name == name).unwrap()
@@ -119,7 +119,7 @@ impl Folder {
         files
     }
 
-    /// Writes it with files of weights that are zero but for their headers and states, and take no room on the disk.
+    /// Writes the folder with sparse weight files: zero except for headers and states.
     fn write(&self, folder: &Path) {
         fs::create_dir_all(folder).unwrap();
         for (name, bytes) in self.small_files() {
@@ -159,7 +159,7 @@ fn expanded(pattern: &str) -> Vec<String> {
         .collect()
 }
 
-/// The beginning of a file with these tensors, one behind the other, and its size.
+/// Returns the start of a file with these tensors, stored one after the other, and its size.
 fn header(tensors: &[Tensor]) -> (Vec<u8>, u64) {
     let (mut entries, mut at) = (Map::new(), 0);
     entries.insert("__metadata__".to_owned(), json!({"format": "pt"}));
@@ -190,7 +190,7 @@ fn found(output: &Output) -> Value {
     serde_json::from_slice(&output.stdout).unwrap_or_else(|error| panic!("{error}: {}", stderr(output)))
 }
 
-/// What `--check --json` says of the local copy `folder`.
+/// Returns the output of `--check --json` for the local copy `folder`.
 fn local(root: &Path, folder: &Folder) -> Value {
     let path = root.join("copy");
     if path.exists() {
@@ -213,7 +213,7 @@ fn local(root: &Path, folder: &Folder) -> Value {
 }
 
 #[test]
-fn every_published_folder_fits() {
+fn every_published_folder_can_be_loaded() {
     let root = tempfile::tempdir().unwrap();
     for (name, tensors, files, quantized) in CORPUS {
         let found = local(root.path(), &Folder::read(name));
@@ -232,7 +232,7 @@ fn every_published_folder_fits() {
 }
 
 #[test]
-fn a_published_model_is_known_by_some_hundred_kilobytes() {
+fn checking_a_published_model_takes_a_few_hundred_kilobytes() {
     let hub = FakeHub::start();
     let root = tempfile::tempdir().unwrap();
     for (name, most) in [("7b", 400_000), ("7b-bnb", 700_000)] {
@@ -254,7 +254,7 @@ fn a_published_model_is_known_by_some_hundred_kilobytes() {
         let bytes = found["fetched_bytes"].as_u64().unwrap();
         assert!(bytes < most, "{name}: {bytes}");
         let requests = hub.take_requests();
-        // Of each large file the address is asked for once.
+        // The URL of each large file is requested once.
         let resolved = |file: &str| {
             requests
                 .iter()
@@ -278,7 +278,7 @@ fn a_published_model_is_known_by_some_hundred_kilobytes() {
     }
 }
 
-/// The misfit of the tensor that `part` is in the name of.
+/// Returns the mismatch of the tensor whose name contains `part`.
 #[track_caller]
 fn misfit<'a>(found: &'a Value, part: &str) -> &'a Value {
     let misfits = found["tensors"]["misfits"].as_array().unwrap();
@@ -289,7 +289,7 @@ fn misfit<'a>(found: &'a Value, part: &str) -> &'a Value {
 }
 
 #[test]
-fn what_does_not_fit_is_said_by_tensor() {
+fn mismatches_are_reported_per_tensor() {
     let root = tempfile::tempdir().unwrap();
     let root = root.path();
     let good = Folder::read("3b");
@@ -322,7 +322,7 @@ fn what_does_not_fit_is_said_by_tensor() {
     wrong.remove(query);
     assert_eq!(misfit(&local(root, &wrong), query)["found"], "nothing");
 
-    // A layer more than the configuration has: it is of another model.
+    // A layer beyond the configuration belongs to another model.
     let mut wrong = good.clone();
     wrong.config["num_hidden_layers"] = json!(35);
     let one = local(root, &wrong);
@@ -332,7 +332,7 @@ fn what_does_not_fit_is_said_by_tensor() {
         "{one}"
     );
 
-    // What nothing reads is said, and no fault.
+    // Unused tensors are reported, but are not an error.
     let mut more = good.clone();
     let extra = Tensor {
         name: "visual.rotary_pos_emb.inv_freq".to_owned(),
@@ -356,7 +356,7 @@ fn what_does_not_fit_is_said_by_tensor() {
     wrong.files[1].1.push(twice);
     misfit(&local(root, &wrong), "norm.weight");
 
-    // A head of its own is fine where the tables are tied, and so is the head alone.
+    // With tied embeddings a separate head is accepted, and so is the head alone.
     let mut other = good.clone();
     let head = Tensor {
         name: "lm_head.weight".to_owned(),
@@ -369,7 +369,7 @@ fn what_does_not_fit_is_said_by_tensor() {
 }
 
 #[test]
-fn what_is_wrong_with_a_file_is_said_by_file() {
+fn file_errors_are_reported_per_file() {
     let root = tempfile::tempdir().unwrap();
     let root = root.path();
     let hub = FakeHub::start();
@@ -388,7 +388,7 @@ fn what_is_wrong_with_a_file_is_said_by_file() {
         text.contains(&format!("{second}: this shard is missing")),
         "{text}"
     );
-    // What it would hold is missing, too; not every line of it is printed.
+    // Its tensors are missing, too; the output is shortened.
     assert!(text.contains("and ") && text.lines().count() < 30, "{text}");
     let size = fs::metadata(copy.join("model-00001-of-00002.safetensors"))
         .unwrap()
@@ -429,7 +429,7 @@ fn what_is_wrong_with_a_file_is_said_by_file() {
 }
 
 #[test]
-fn four_bits_are_checked_part_by_part() {
+fn quantized_weights_are_checked_part_by_part() {
     let root = tempfile::tempdir().unwrap();
     let root = root.path();
     let good = Folder::read("7b-bnb");
@@ -476,7 +476,7 @@ fn four_bits_are_checked_part_by_part() {
     let mut wrong = good.clone();
     wrong.remove(&format!("{weight}.absmax"));
     assert_eq!(misfit(&local(root, &wrong), ".absmax")["found"], "nothing");
-    // Without its state a packed weight is no weight.
+    // A packed weight without its state is incomplete.
     let mut wrong = good.clone();
     wrong.remove(&format!("{weight}.quant_state.bitsandbytes__nf4"));
     assert!(
@@ -496,7 +496,7 @@ fn four_bits_are_checked_part_by_part() {
 }
 
 #[test]
-fn without_network_the_models_own_folder_is_checked() {
+fn offline_the_local_folder_is_checked() {
     let (hub, root) = (FakeHub::start(), tempfile::tempdir().unwrap());
     Folder::read("3b").write(&root.path().join("models/tiny"));
     let mut command = download_model(root.path(), &hub);

@@ -22,7 +22,7 @@ fn json(path: std::path::PathBuf) -> Value {
 }
 
 #[test]
-fn a_model_comes_whole_with_its_manifest_and_record() {
+fn a_download_writes_all_files_a_manifest_and_a_record() {
     let (hub, root, files) = published();
     let summary = succeed(download_model(root.path(), &hub).env("HF_TOKEN", "hf_secret"));
     assert!(summary.contains("models/tiny: 6 files"), "{summary}");
@@ -73,7 +73,7 @@ fn a_model_comes_whole_with_its_manifest_and_record() {
 }
 
 #[test]
-fn what_is_there_is_checked_and_not_fetched_again() {
+fn existing_files_are_verified_and_not_downloaded_again() {
     let (hub, root, mut files) = published();
     succeed(&mut download_model(root.path(), &hub));
     hub.take_requests();
@@ -81,7 +81,7 @@ fn what_is_there_is_checked_and_not_fetched_again() {
     assert!(summary.contains("0.00 GiB downloaded"), "{summary}");
     assert_eq!(hub.take_requests().len(), 1, "the description alone");
 
-    // One file is damaged here, one changed on the hub, one is gone there: the first two are fetched.
+    // One file is damaged locally, one changed on the hub, one was removed there: the first two are downloaded.
     fs::write(
         folder(root.path()).join("config.json"),
         "{\"model_type\": \"timy\"}",
@@ -101,7 +101,7 @@ fn what_is_there_is_checked_and_not_fetched_again() {
         .into_iter()
         .map(|request| request.path)
         .collect();
-    // The list, two files, and where each of them lies.
+    // The description, and per file the redirect and the content.
     assert_eq!(fetched.len(), 1 + 2 + 2, "{fetched:?}");
 
     fail(
@@ -111,7 +111,7 @@ fn what_is_there_is_checked_and_not_fetched_again() {
 }
 
 #[test]
-fn a_refusal_is_told_from_an_absence_with_the_next_step() {
+fn access_errors_say_the_cause_and_the_next_step() {
     let (hub, root, _) = published();
     let attempt = |token: &str, parts: &[&str]| {
         hub.take_requests();
@@ -145,7 +145,7 @@ fn a_refusal_is_told_from_an_absence_with_the_next_step() {
 }
 
 #[test]
-fn offline_nothing_is_asked_and_what_is_there_is_checked() {
+fn offline_runs_send_no_request_and_verify_local_files() {
     let (hub, root, _) = published();
     let mut offline = download_model(root.path(), &hub);
     offline.env("HF_HUB_OFFLINE", "1");
@@ -165,9 +165,9 @@ fn offline_nothing_is_asked_and_what_is_there_is_checked() {
 }
 
 #[test]
-fn a_local_copy_is_checked_by_what_the_hubs_tools_noted() {
+fn a_local_copy_is_verified_by_the_metadata_of_the_hubs_tools() {
     let (hub, root, files) = published();
-    // The hub's cache: links to blobs that are named by their checksums.
+    // The hub's cache: links to blobs named by their checksums.
     let cache = root.path().join("cache");
     let (blobs, snapshot) = (cache.join("blobs"), cache.join("snapshots/abc"));
     fs::create_dir_all(&blobs).unwrap();
@@ -199,7 +199,7 @@ fn a_local_copy_is_checked_by_what_the_hubs_tools_noted() {
 }
 
 #[test]
-fn a_copy_without_notes_must_at_least_be_a_whole_model() {
+fn a_copy_without_metadata_is_verified_by_its_structure() {
     let (hub, root, files) = published();
     let source = root.path().join("copy");
     for (name, bytes) in &files {
@@ -219,7 +219,7 @@ fn a_copy_without_notes_must_at_least_be_a_whole_model() {
 }
 
 #[test]
-fn pickle_is_refused_and_other_models_are_not_replaced() {
+fn pickle_is_rejected_and_other_models_are_not_replaced() {
     let (hub, root, _) = published();
     let pickle = [
         ("config.json", b"{}".to_vec()),
@@ -247,7 +247,7 @@ fn pickle_is_refused_and_other_models_are_not_replaced() {
 }
 
 #[test]
-fn names_that_leave_the_folder_are_refused_before_anything_is_written() {
+fn unsafe_names_are_rejected_before_anything_is_written() {
     let (hub, root, files) = published();
     for name in ["../evil.json", "/tmp/evil.json", "a/../../evil.json"] {
         let mut files = files.clone();
@@ -263,7 +263,7 @@ fn names_that_leave_the_folder_are_refused_before_anything_is_written() {
 }
 
 #[test]
-fn the_disk_must_take_all_of_it() {
+fn too_little_disk_space_is_an_error_before_the_download() {
     let (hub, root, _) = published();
     hub.announce_size(MODEL, "config.json", 1 << 60);
     fail(
@@ -274,7 +274,7 @@ fn the_disk_must_take_all_of_it() {
 }
 
 #[test]
-fn a_wrong_setting_is_named() {
+fn an_invalid_setting_is_named() {
     let (hub, root, _) = published();
     for endpoint in ["not an address", "ftp://hub", "http://user:secret@hub"] {
         let text = fail(
@@ -295,7 +295,7 @@ fn a_wrong_setting_is_named() {
 }
 
 #[test]
-fn a_hub_that_lists_names_alone_is_asked_for_each_checksum() {
+fn checksums_missing_from_the_list_are_requested_per_file() {
     let (hub, root, files) = published();
     hub.list_names_only(MODEL);
     succeed(&mut download_model(root.path(), &hub));
@@ -309,7 +309,7 @@ fn a_hub_that_lists_names_alone_is_asked_for_each_checksum() {
 }
 
 #[test]
-fn neither_the_token_nor_a_signed_address_is_shown() {
+fn neither_the_token_nor_a_signed_url_is_shown() {
     let (hub, root, _) = published();
     hub.fail_always("model-00001-of-00002.safetensors", Fault::Truncate(5));
     let mut command = download_model(root.path(), &hub);

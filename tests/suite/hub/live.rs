@@ -82,7 +82,7 @@ fn a_wait_of_a_whole_window_is_accepted() {
     assert!(line.contains("next attempt in 301 s"), "{line}");
 }
 
-/// Rows that name `pictures` pictures, and two archives that hold them, each with as much beside it.
+/// Publishes rows that refer to `pictures` images in two archives, each image followed by `beside` other bytes.
 fn archives(hub: &FakeHub, pictures: usize, beside: usize) {
     let mut picture = Vec::new();
     let mut encoder = png::Encoder::new(&mut picture, 8, 8);
@@ -103,7 +103,7 @@ fn archives(hub: &FakeHub, pictures: usize, beside: usize) {
         }
         writer.finish().unwrap().into_inner()
     };
-    // In no order: rows seldom are in the archive's.
+    // Shuffled: rows are seldom in the order of the archive.
     let rows: Vec<Value> = (0..pictures)
         .map(|i| (i * 7919) % pictures)
         .map(|i| {
@@ -134,7 +134,7 @@ fn count(root: &Path) -> Value {
 }
 
 #[test]
-fn two_thousand_pictures_of_archives_are_some_dozen_requests() {
+fn two_thousand_archived_images_take_a_few_dozen_requests() {
     let (hub, root) = (FakeHub::start(), tempfile::tempdir().unwrap());
     archives(&hub, 2000, 20_000);
     succeed(&mut pubmed(root.path(), &hub));
@@ -149,7 +149,7 @@ fn two_thousand_pictures_of_archives_are_some_dozen_requests() {
 }
 
 #[test]
-fn an_address_that_runs_out_is_asked_for_anew() {
+fn an_expired_signed_url_is_requested_again() {
     let (hub, root) = (FakeHub::start(), tempfile::tempdir().unwrap());
     archives(&hub, 200, 100_000);
     hub.expire_urls_after(3);
@@ -163,10 +163,10 @@ fn an_address_that_runs_out_is_asked_for_anew() {
 }
 
 #[test]
-fn a_failure_ends_every_reader_and_nothing_panics() {
+fn a_failure_cancels_all_readers_without_a_panic() {
     let (hub, root) = (FakeHub::start(), tempfile::tempdir().unwrap());
     archives(&hub, 100, 1000);
-    // One waits for minutes before its next attempt, the other cannot be had at all.
+    // One archive waits minutes for its next attempt, the other does not exist.
     hub.fail_always("images_0.zip", Fault::Reset);
     let gone = Fault::Status(404, vec![("X-Error-Code", "EntryNotFound".to_owned())]);
     hub.fail_always("resolve images_1.zip", gone);
@@ -184,11 +184,11 @@ fn a_failure_ends_every_reader_and_nothing_panics() {
     );
 }
 
-/// An address that takes no connection and says nothing: its queue is full.
+/// An address that never accepts a connection: its backlog is full.
 fn black_hole() -> (String, Vec<std::net::TcpStream>, TcpListener) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();
-    // SAFETY: a system call on a socket that is open; the queue becomes the shortest there is.
+    // SAFETY: a system call on an open socket; it sets the smallest backlog.
     assert_eq!(unsafe { libc::listen(listener.as_raw_fd(), 0) }, 0);
     let mut queue = Vec::new();
     while let Ok(stream) = std::net::TcpStream::connect_timeout(&address, Duration::from_millis(200)) {
@@ -226,18 +226,18 @@ fn without_network_one_line_says_what_to_do() {
             ] {
                 assert!(text.contains(part), "no {part} in: {text}");
             }
-            // 5 s on an idle machine; 30 s is how long one connection may be silent.
+            // 5 s on an idle machine; the stall timeout is 30 s.
             assert!(elapsed < Duration::from_secs(25), "{elapsed:?}: {text}");
         }
     }
-    // A proxy that is not there is no network, too.
+    // An unreachable proxy counts as no network.
     let mut command = download_model(root.path(), &hub);
     command.env("http_proxy", format!("http://{refused}"));
     fail(&mut command, &["cannot be reached", "HTTPS_PROXY"]);
 }
 
 #[test]
-fn a_repository_that_moved_and_a_mirror_are_followed() {
+fn redirects_of_renamed_repositories_and_mirrors_are_followed() {
     let (hub, root, files) = published();
     hub.rename("old/name", "owner/tiny");
     succeed(download_model(root.path(), &hub).env("MVP_MODEL_ID", "old/name"));
@@ -251,7 +251,7 @@ fn a_repository_that_moved_and_a_mirror_are_followed() {
 }
 
 #[test]
-fn a_refusal_is_told_in_the_hubs_own_words() {
+fn errors_quote_the_hubs_own_message() {
     let (hub, root, _) = published();
     hub.refuse(MODEL, 401, "");
     let mut command = download_model(root.path(), &hub);
@@ -275,7 +275,7 @@ fn a_refusal_is_told_in_the_hubs_own_words() {
 }
 
 #[test]
-fn programs_and_hidden_files_are_not_fetched() {
+fn programs_and_hidden_files_are_not_downloaded() {
     let (hub, root, files) = published();
     let mut more = files.clone();
     for name in [
@@ -297,7 +297,7 @@ fn programs_and_hidden_files_are_not_fetched() {
     );
 }
 
-/// A folder as the hub's tools keep it: `models--owner--tiny`.
+/// A folder in the layout of the hub's cache: `models--owner--tiny`.
 fn cache(root: &Path, files: &[(&'static str, Vec<u8>)]) -> PathBuf {
     let cache = root.join("hub/models--owner--tiny");
     let snapshot = cache.join("snapshots").join("c".repeat(40));
@@ -316,7 +316,7 @@ fn cache(root: &Path, files: &[(&'static str, Vec<u8>)]) -> PathBuf {
 }
 
 #[test]
-fn a_folder_of_the_hubs_cache_is_understood() {
+fn a_folder_of_the_hubs_cache_is_a_local_copy() {
     let (hub, root, files) = published();
     let cache = cache(root.path(), &files);
     succeed(download_model(root.path(), &hub).args(["--source", "hub/models--owner--tiny"]));
@@ -327,13 +327,13 @@ fn a_folder_of_the_hubs_cache_is_understood() {
     assert_eq!(manifest["commit"], "c".repeat(40));
     assert_eq!(manifest["checked_against"], "notes of the local copy");
     assert!(hub.take_requests().is_empty());
-    // As a model it is read in place: what is wrong is said of a file in its snapshot.
+    // As --model it is read in place: errors name the file in the snapshot.
     let mut check = program(env!("CARGO_BIN_EXE_download_model"), root.path(), &hub);
     fail(
         check.args(["--check", "--model", "hub/models--owner--tiny"]),
         &["snapshots/cccc", "config.json", "model_type"],
     );
-    // A damaged blob is not what its name says.
+    // A damaged blob does not match its name.
     fs::remove_dir_all(folder(root.path())).unwrap();
     let blob = fs::read_link(cache.join("snapshots").join("c".repeat(40)).join(SHARDS[0])).unwrap();
     let mut bytes = fs::read(&blob).unwrap();
@@ -346,7 +346,7 @@ fn a_folder_of_the_hubs_cache_is_understood() {
 }
 
 #[test]
-fn a_pipe_in_a_files_place_is_refused_and_not_waited_for() {
+fn a_named_pipe_is_rejected_without_blocking() {
     let (hub, root, files) = published();
     let copy = root.path().join("copy");
     fs::create_dir(&copy).unwrap();

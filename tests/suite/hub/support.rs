@@ -1,4 +1,4 @@
-//! The programs as a user runs them, and a model small enough to download often.
+//! Runs the programs as a user does, and publishes a small model.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -9,7 +9,7 @@ use super::fake::FakeHub;
 /// The model that the tests publish.
 pub const MODEL: &str = "models/owner/tiny";
 
-/// A program in the project folder `root`, with no variables of the caller and no patience for pauses.
+/// Returns a command in the project folder `root`, without the caller's variables and with short retry delays.
 pub fn program(binary: &str, root: &Path, hub: &FakeHub) -> Command {
     let mut command = Command::new(binary);
     command
@@ -44,7 +44,7 @@ pub fn folder(root: &Path) -> PathBuf {
     root.join("models/tiny")
 }
 
-/// Ends well.
+/// Runs `command`, which must succeed. Returns its standard output.
 #[track_caller]
 pub fn succeed(command: &mut Command) -> String {
     let output = command.output().unwrap();
@@ -53,7 +53,7 @@ pub fn succeed(command: &mut Command) -> String {
     String::from_utf8(output.stdout).unwrap()
 }
 
-/// Ends with exit code 1 and an error that holds every one of `parts`.
+/// Runs `command`, which must fail with exit code 1 and an error that contains all `parts`. Returns its standard error.
 #[track_caller]
 pub fn fail(command: &mut Command, parts: &[&str]) -> String {
     let output = command.output().unwrap();
@@ -69,7 +69,7 @@ pub fn stderr(output: &Output) -> String {
     String::from_utf8_lossy(&output.stderr).into_owned()
 }
 
-/// `size` bytes that differ with `seed`.
+/// Returns `size` pseudo-random bytes.
 pub fn bytes(size: usize, seed: u64) -> Vec<u8> {
     let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
     let mut next = || {
@@ -91,7 +91,7 @@ pub fn safetensors(name: &str, size: usize, seed: u64) -> Vec<u8> {
     file
 }
 
-/// The files of a model in two shards, documentation and pickle among them.
+/// Returns the files of a model in two shards, with documentation and pickle.
 pub fn model_files() -> Vec<(&'static str, Vec<u8>)> {
     let (one, two) = (
         "model-00001-of-00002.safetensors",
@@ -112,14 +112,14 @@ pub fn model_files() -> Vec<(&'static str, Vec<u8>)> {
     ]
 }
 
-/// What is to be on disk after a download of `files`.
+/// Returns those of `files` that a download writes.
 pub fn wanted<'a>(files: &'a [(&'static str, Vec<u8>)]) -> impl Iterator<Item = &'a (&'static str, Vec<u8>)> {
     let skipped =
         |name: &str| ["README.md", "LICENSE", ".gitattributes", "training_args.bin"].contains(&name);
     files.iter().filter(move |(name, _)| !skipped(name))
 }
 
-/// The folder holds exactly `files` and their manifest, and nothing is left beside it.
+/// Asserts that the folder contains exactly `files` and their manifest, without staging folders beside it.
 #[track_caller]
 pub fn assert_complete(folder: &Path, files: &[(&'static str, Vec<u8>)]) {
     assert_holds(folder, files);
@@ -129,7 +129,7 @@ pub fn assert_complete(folder: &Path, files: &[(&'static str, Vec<u8>)]) {
     assert_eq!(left, Vec::<String>::new());
 }
 
-/// The folder holds exactly `files` and their manifest.
+/// Asserts that the folder contains exactly `files` and their manifest.
 #[track_caller]
 pub fn assert_holds(folder: &Path, files: &[(&'static str, Vec<u8>)]) {
     for (name, bytes) in wanted(files) {
@@ -155,7 +155,7 @@ fn list(root: &Path, folder: &Path, found: &mut Vec<String>) {
     }
 }
 
-/// Runs `command` with a limit on the size of the files it writes: the disk is full after `bytes`.
+/// Limits the size of files that `command` writes to `bytes`, as if the disk were full.
 pub fn with_full_disk(command: &mut Command, bytes: u64) {
     use std::os::unix::process::CommandExt;
     let limit = move || {
@@ -163,7 +163,7 @@ pub fn with_full_disk(command: &mut Command, bytes: u64) {
             rlim_cur: bytes,
             rlim_max: bytes,
         };
-        // SAFETY: both calls are async-signal-safe and change this new process alone; the limit is a valid struct.
+        // SAFETY: both calls are async-signal-safe and affect only the new process; the limit is a valid struct.
         let failed = unsafe {
             libc::signal(libc::SIGXFSZ, libc::SIG_IGN);
             libc::setrlimit(libc::RLIMIT_FSIZE, &limit)
