@@ -12,8 +12,7 @@ use crate::version::version;
 use anyhow::Context;
 use clap::Parser;
 
-const STOPPING: &str =
-    "stopping after the next token, no record will be written; press Ctrl-C again to stop immediately";
+const STOPPING: &str = "stopping after the next token, no record will be written";
 
 /// Benchmark a quantized model on the test documents and compare it with the base model
 ///

@@ -3,11 +3,12 @@
 use std::process::ExitCode;
 
 use crate::cli::{CommonArgs, EXIT_CODES_HELP, EXIT_FAILURE, EXIT_OK, fail, print};
-use crate::console::{Level, say};
+use crate::console::{Level, exit_on_signal, say};
 use crate::data::{DATASETS, Dataset, DatasetsRequest, LocalSource, download_datasets};
 use crate::hub::HubArgs;
 use crate::records::{self, DownloadSummary};
 use crate::version::version;
+use anyhow::Context;
 use clap::Parser;
 use clap::builder::PossibleValuesParser;
 
@@ -64,6 +65,8 @@ pub fn main() -> ExitCode {
 }
 
 fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
+    exit_on_signal("interrupted; downloaded data is kept, run the same command to continue")
+        .context("cannot install the signal handler")?;
     let project = arguments.common.project()?;
     let all = || DATASETS.iter().map(|dataset| dataset.name);
     let chosen =

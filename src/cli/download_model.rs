@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use crate::checkpoint::LocalFolder;
 use crate::cli::{CommonArgs, EXIT_CODES_HELP, EXIT_FAILURE, EXIT_OK, fail, print};
-use crate::console::{Level, say, without_control_characters};
+use crate::console::{Level, exit_on_signal, say, without_control_characters};
 use crate::engine::FolderCheck;
 use crate::hub::{
     HubArgs, ModelDownload, ModelRequest, RemoteFolder, Repository, RepositoryKind, download_model,
@@ -16,6 +16,7 @@ use crate::project::MODEL_ID;
 use crate::project::{Project, resolved_folder};
 use crate::records;
 use crate::version::version;
+use anyhow::Context;
 use clap::Parser;
 use clap::builder::FalseyValueParser;
 
@@ -67,6 +68,8 @@ pub fn main() -> ExitCode {
 }
 
 fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
+    exit_on_signal("interrupted; downloaded data is kept, run the same command to continue")
+        .context("cannot install the signal handler")?;
     let project = arguments.common.project()?;
     if arguments.check {
         return check(arguments, &project);

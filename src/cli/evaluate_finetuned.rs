@@ -15,8 +15,7 @@ use crate::version::version;
 use anyhow::Context;
 use clap::Parser;
 
-const STOPPING: &str =
-    "stopping after the next token, no record will be written; press Ctrl-C again to stop immediately";
+const STOPPING: &str = "stopping after the next token, no record will be written";
 
 /// Evaluate the fine-tuned model against its base
 ///

@@ -10,8 +10,7 @@ use crate::version::version;
 use anyhow::Context;
 use clap::Parser;
 
-const STOPPING: &str =
-    "stopping after the current weight; finished work is kept. Press Ctrl-C again to stop immediately";
+const STOPPING: &str = "stopping after the current weight, finished work is kept";
 
 /// Quantize the base model to 4 bits
 ///

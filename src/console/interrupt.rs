@@ -1,6 +1,9 @@
-//! Ctrl-C: once to stop as soon as what is finished is kept, twice to stop at once. SIGTERM, which Slurm and Kubernetes send
-//! before they end a process, does the same.
+//! Ctrl-C and SIGTERM, which Slurm, Kubernetes and systemd send before they kill a process: the same handling for both.
+//!
+//! A program either finishes a step first ([`Interrupt`]) or exits at once ([`exit_on_signal`]). Its exit code is
+//! [`EXIT_INTERRUPTED`] either way.
 
+use std::io;
 use std::process;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -8,60 +11,84 @@ use std::thread;
 
 use crate::console::{self, EXIT_INTERRUPTED, Level, StopSignals};
 
-/// Tells whether Ctrl-C was pressed, or SIGTERM sent.
-#[derive(Debug, Clone)]
+/// Tells whether the program was asked to stop. The second signal ends the process at once.
+#[derive(Debug, Clone, Default)]
 pub struct Interrupt {
-    pressed: Arc<AtomicBool>,
-    /// Nothing would be lost: the first Ctrl-C ends the process.
-    at_once: Arc<AtomicBool>,
+    requested: Arc<AtomicBool>,
+    /// The first signal ends the process, too.
+    immediate: Arc<AtomicBool>,
 }
 
 impl Interrupt {
-    /// From now on Ctrl-C and SIGTERM no longer end the process at once; the second one does.
+    /// Installs the signal handler. The first signal prints `notice`, which says what is finished before the program stops.
     ///
-    /// `notice` is what the first one is answered with.
-    pub fn install(notice: &'static str) -> std::io::Result<Self> {
-        let pressed = Arc::new(AtomicBool::new(false));
-        let at_once = Arc::new(AtomicBool::new(false));
-        let interrupt = Self { pressed, at_once };
+    /// # Errors
+    /// The operating system's, if the handler cannot be installed.
+    pub fn install(notice: &'static str) -> io::Result<Self> {
+        let interrupt = Self::default();
         let this = interrupt.clone();
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_io()
-            .build()?;
-        // The handler is set here, on the caller's thread, so that no Ctrl-C falls between this call and the thread's start.
-        let guard = runtime.enter();
-        let mut signals = StopSignals::listen()?;
-        drop(guard);
-        thread::Builder::new().name("ctrl-c".to_owned()).spawn(move || {
-            runtime.block_on(signals.next());
-            this.pressed.store(true, Ordering::SeqCst);
-            if !this.at_once.load(Ordering::SeqCst) {
-                console::say(Level::WARN, notice);
-                runtime.block_on(signals.next());
+        handle_signals(move |next| {
+            next();
+            this.requested.store(true, Ordering::SeqCst);
+            if !this.immediate.load(Ordering::SeqCst) {
+                console::say(
+                    Level::WARN,
+                    &format!("{notice}; press Ctrl-C again to stop immediately"),
+                );
+                next();
             }
-            process::exit(i32::from(EXIT_INTERRUPTED));
         })?;
         Ok(interrupt)
     }
 
-    /// Runs what may wait for ever and can be left at any time, as reading from a pipe can: Ctrl-C ends the process.
-    pub fn leaving_at_once<T>(&self, wait: impl FnOnce() -> T) -> T {
-        self.at_once.store(true, Ordering::SeqCst);
-        if self.pressed() {
+    /// Runs `work`, which may block forever and loses nothing when it is aborted, such as reading from a pipe: a signal
+    /// ends the process at once.
+    pub fn exiting_immediately<T>(&self, work: impl FnOnce() -> T) -> T {
+        self.immediate.store(true, Ordering::SeqCst);
+        if self.stop_requested() {
             process::exit(i32::from(EXIT_INTERRUPTED));
         }
-        let result = wait();
-        self.at_once.store(false, Ordering::SeqCst);
+        let result = work();
+        self.immediate.store(false, Ordering::SeqCst);
         result
     }
 
-    /// Ctrl-C was pressed.
-    pub fn pressed(&self) -> bool {
-        self.pressed.load(Ordering::SeqCst)
+    /// Whether a signal has arrived.
+    pub fn stop_requested(&self) -> bool {
+        self.requested.load(Ordering::SeqCst)
     }
 
-    /// Set when Ctrl-C is pressed.
+    /// The flag behind [`Self::stop_requested`], for library functions that poll it.
     pub fn flag(&self) -> &AtomicBool {
-        &self.pressed
+        &self.requested
     }
+}
+
+/// Ends the process at the first signal, after printing `notice`: for programs whose files are valid at any time.
+///
+/// # Errors
+/// The operating system's, if the handler cannot be installed.
+pub fn exit_on_signal(notice: &'static str) -> io::Result<()> {
+    handle_signals(move |next| {
+        next();
+        console::say(Level::WARN, notice);
+    })
+}
+
+/// Runs `handle` on a thread of its own; its argument waits for the next signal. The process ends when it returns.
+fn handle_signals(handle: impl FnOnce(&mut dyn FnMut()) + Send + 'static) -> io::Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_io()
+        .build()?;
+    // Installed on the caller's thread: a signal between this call and the start of the thread is not lost.
+    let guard = runtime.enter();
+    let mut signals = StopSignals::listen()?;
+    drop(guard);
+    thread::Builder::new().name("signals".to_owned()).spawn(move || {
+        handle(&mut || {
+            runtime.block_on(signals.next());
+        });
+        process::exit(i32::from(EXIT_INTERRUPTED));
+    })?;
+    Ok(())
 }

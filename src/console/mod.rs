@@ -20,7 +20,7 @@ use tracing_subscriber::util::SubscriberInitExt;
 pub use tracing::Level;
 
 pub use self::countdown::{Countdown, countdown};
-pub use self::interrupt::Interrupt;
+pub use self::interrupt::{Interrupt, exit_on_signal};
 pub use self::progress::{Bars, Progress, Unit, progress, progress_of, spinner, transfer_bars};
 pub use self::signals::StopSignals;
 

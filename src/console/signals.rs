@@ -6,20 +6,23 @@ use std::task::Poll;
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-/// SIGINT (Ctrl-C) and SIGTERM, which systemd, Docker, Kubernetes and Slurm send before they end a process.
+/// A stream of SIGINT (Ctrl-C) and SIGTERM.
 pub struct StopSignals([(SignalKind, Signal); 2]);
 
 impl StopSignals {
-    /// From now on neither ends the process by itself. Needs tokio's runtime around it.
+    /// Replaces the default action of both signals. Call inside a tokio runtime.
+    ///
+    /// # Errors
+    /// The operating system's, if a handler cannot be installed.
     pub fn listen() -> io::Result<Self> {
-        let heard = |kind| Ok::<_, io::Error>((kind, signal(kind)?));
+        let listener = |kind| Ok::<_, io::Error>((kind, signal(kind)?));
         Ok(Self([
-            heard(SignalKind::interrupt())?,
-            heard(SignalKind::terminate())?,
+            listener(SignalKind::interrupt())?,
+            listener(SignalKind::terminate())?,
         ]))
     }
 
-    /// Waits for the next of them; its number.
+    /// Waits for the next signal and returns its number.
     pub async fn next(&mut self) -> i32 {
         poll_fn(|context| {
             let mut signals = self.0.iter_mut();

@@ -17,7 +17,7 @@ use super::{
     names::PARTS,
     transfer::{fetch, fetched_before},
 };
-use crate::console::{self, Bars, EXIT_INTERRUPTED, Level};
+use crate::console::{self, Bars};
 use crate::error::HubError;
 use crate::fs::{
     Old, RunLock, Shortage, parent_folder, remove_if_present, remove_replaced, rename, replace_folder,
@@ -25,8 +25,9 @@ use crate::fs::{
 };
 use crate::{Error, Result};
 
-/// Runs `work` on a runtime of its own; Ctrl-C ends the process, which loses nothing: every file says by its name
-/// whether it is complete.
+/// Runs `work` on a runtime of its own.
+///
+/// The process may be killed at any time: complete files are told apart by their names, partial ones are resumed.
 pub fn run<T>(work: impl Future<Output = Result<T>>) -> Result<T> {
     let runtime = runtime()?;
     let outcome = runtime.block_on(work);
@@ -35,21 +36,13 @@ pub fn run<T>(work: impl Future<Output = Result<T>>) -> Result<T> {
     outcome
 }
 
-/// A runtime on which Ctrl-C ends the process.
+/// Returns a runtime for transfers.
 pub(super) fn runtime() -> Result<tokio::runtime::Runtime> {
-    let runtime = tokio::runtime::Builder::new_multi_thread()
+    tokio::runtime::Builder::new_multi_thread()
         .worker_threads(4)
         .enable_all()
         .build()
-        .map_err(|error| Error::io("the asynchronous runtime", error))?;
-    runtime.spawn(async {
-        if tokio::signal::ctrl_c().await.is_ok() {
-            let message = "interrupted; what is there is kept, and the same command goes on from it";
-            console::say(Level::WARN, message);
-            std::process::exit(i32::from(EXIT_INTERRUPTED));
-        }
-    });
-    Ok(runtime)
+        .map_err(|error| Error::io("the asynchronous runtime", error))
 }
 
 /// The hidden folder `.NAME.incoming` beside a target, in which its files are collected; locked by this process.

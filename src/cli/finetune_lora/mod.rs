@@ -15,7 +15,7 @@ use clap::Parser;
 
 use self::flags::TrainingArgs;
 
-const STOPPING: &str = "stopping after the current step; a checkpoint will be saved (continue with --resume). Press Ctrl-C again to stop immediately";
+const STOPPING: &str = "stopping after the current step, a checkpoint will be saved (continue with --resume)";
 
 /// Fine-tune the model with LoRA on the prepared pages
 ///

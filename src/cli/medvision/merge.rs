@@ -23,7 +23,7 @@ use crate::quantize::{
 };
 use crate::records::{self, seconds};
 
-const STOPPING: &str = "stopping; finished files are kept, run the same command to continue. Press Ctrl-C again to stop immediately";
+const STOPPING: &str = "stopping, finished files are kept: run the same command to continue";
 
 /// Merge an adapter into its base model, for programs without adapter support
 ///

@@ -9,7 +9,7 @@ use crate::cli::{self, CommonArgs, EXIT_CODES_HELP, EXIT_FAILURE, EXIT_OK};
 use crate::console::{self, EXIT_INTERRUPTED, Interrupt, Level};
 use crate::pipeline::{Ended, Pipeline, PipelineArgs, Step};
 
-const STOPPING: &str = "stopping; finished work is kept, run the same command to continue. Press Ctrl-C again to stop immediately";
+const STOPPING: &str = "stopping, finished work is kept: run the same command to continue";
 
 /// Run all phases in order, from environment check to report
 ///

@@ -1,12 +1,14 @@
 //! `download_model` under faults: interrupted transfers, corrupt files, rate limits, kills.
 
 use std::fs;
+use std::path::Path;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::fake::{FakeHub, Fault};
 use super::support::{
-    MODEL, assert_complete, assert_holds, download_model, fail, folder, model_files, succeed, with_full_disk,
+    MODEL, assert_complete, assert_holds, download_model, fail, folder, model_files, stderr, succeed,
+    with_full_disk,
 };
 
 const SHARD: &str = "model-00001-of-00002.safetensors";
@@ -261,15 +263,44 @@ fn a_second_run_for_the_same_folder_is_refused() {
     assert_complete(&folder(root.path()), &files);
 }
 
+/// Whether `folder` has a file of `size` bytes, at any depth.
+fn has_file_of(folder: &Path, size: u64) -> bool {
+    let entries = fs::read_dir(folder).into_iter().flatten().flatten();
+    entries.map(|entry| entry.path()).any(|path| match path.is_dir() {
+        true => has_file_of(&path, size),
+        false => fs::metadata(&path).is_ok_and(|metadata| metadata.len() == size),
+    })
+}
+
 #[test]
-fn ctrl_c_ends_the_run_with_exit_code_130() {
-    let (hub, root, _) = published();
-    hub.fail_always(SHARD, Fault::Stall(100_000));
-    let child = download_model(root.path(), &hub).spawn().unwrap();
-    hub.wait_for("/storage/");
-    // SAFETY: the process is a child of this one and has not been waited for.
-    unsafe { libc::kill(child.id() as i32, libc::SIGINT) };
-    let output = child.wait_with_output().unwrap();
-    assert_eq!(output.status.code(), Some(130));
-    assert!(super::support::stderr(&output).contains("interrupted"));
+fn ctrl_c_and_sigterm_exit_with_130_and_the_next_run_resumes() {
+    for signal in [libc::SIGINT, libc::SIGTERM] {
+        let (hub, root, files) = published();
+        hub.fail_always(SHARD, Fault::Stall(100_000));
+        let child = download_model(root.path(), &hub).spawn().unwrap();
+        let deadline = Instant::now() + Duration::from_secs(60);
+        while !has_file_of(&root.path().join("models"), 100_000) {
+            assert!(Instant::now() < deadline, "no partial file");
+            thread::sleep(Duration::from_millis(5));
+        }
+        // SAFETY: the process is a child of this one and has not been waited for.
+        unsafe { libc::kill(child.id() as i32, signal) };
+        let output = child.wait_with_output().unwrap();
+        let messages = stderr(&output);
+        assert_eq!(output.status.code(), Some(130), "signal {signal}: {messages}");
+        assert!(messages.contains("interrupted"), "{messages}");
+        assert!(!folder(root.path()).exists());
+
+        hub.clear_faults();
+        hub.take_requests();
+        succeed(&mut download_model(root.path(), &hub));
+        assert_complete(&folder(root.path()), &files);
+        let requests = hub.take_requests();
+        assert!(
+            requests
+                .iter()
+                .any(|request| request.path.contains(SHARD) && request.range_start() == Some(100_000)),
+            "not resumed"
+        );
+    }
 }

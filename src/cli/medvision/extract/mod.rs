@@ -109,7 +109,7 @@ pub(super) fn run(args: &ExtractArgs) -> anyhow::Result<ExitCode> {
 }
 
 /// What Ctrl-C is answered with.
-const STOPPING: &str = "stopping after the next token; press Ctrl-C again to stop immediately";
+const STOPPING: &str = "stopping after the next token";
 
 /// A model ready to read.
 struct Loaded {
@@ -183,13 +183,13 @@ impl Extraction<'_> {
         if self
             .loaded
             .as_ref()
-            .is_some_and(|loaded| loaded.interrupt.pressed())
+            .is_some_and(|loaded| loaded.interrupt.stop_requested())
         {
             return Ok(Outcome::Interrupted);
         }
         let read = || source.read(self.args.files.limit());
         let bytes = match &self.loaded {
-            Some(loaded) => loaded.interrupt.leaving_at_once(read),
+            Some(loaded) => loaded.interrupt.exiting_immediately(read),
             None => read(),
         };
         let bytes = match bytes {
@@ -209,7 +209,7 @@ impl Extraction<'_> {
             Some(loaded) => loaded,
             None => self.load()?,
         };
-        if loaded.interrupt.pressed() {
+        if loaded.interrupt.stop_requested() {
             return Ok(Outcome::Interrupted);
         }
         let outcome = self.read(&mut loaded, &name, &request, &warnings, out);
@@ -243,7 +243,7 @@ impl Extraction<'_> {
         let mut written = Ok(());
         let result = read_safely(reader, request, &mut |piece| {
             written = out.piece(piece);
-            if written.is_err() || interrupt.pressed() {
+            if written.is_err() || interrupt.stop_requested() {
                 ControlFlow::Break(())
             } else {
                 ControlFlow::Continue(())
@@ -255,7 +255,7 @@ impl Extraction<'_> {
                 out.end(&PageRecord::new(name, &reading, warnings, reader.info()))
                     .context(STDOUT)?;
                 self.bar.suspend(|| report(name, &reading, warnings));
-                Ok(if interrupt.pressed() {
+                Ok(if interrupt.stop_requested() {
                     Outcome::Interrupted
                 } else {
                     Outcome::Read
