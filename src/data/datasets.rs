@@ -138,6 +138,16 @@ impl Dataset {
     }
 }
 
+/// Returns the image prefix of the publication with `label`. Unknown labels, of raw data sets that others wrote, get that of
+/// the first publication.
+pub(super) fn image_prefix(label: &str) -> &'static str {
+    let publications = || DATASETS.iter().flat_map(|dataset| dataset.publications);
+    let found = publications().find(|publication| publication.label == label);
+    found
+        .or(publications().next())
+        .map_or("", |publication| publication.image_prefix)
+}
+
 /// The columns of a row that are used.
 #[derive(Debug, PartialEq)]
 pub(super) struct Sample<'a> {

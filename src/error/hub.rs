@@ -1,53 +1,53 @@
-//! What can go wrong between here and the hub; each text ends with what to do next.
+//! Errors of downloads from a hub; each message ends with the next step.
 
 use std::time::Duration;
 
 use crate::error::excerpt;
 
-/// Why something could not be had from the hub.
+/// An error of a download from a hub.
 #[derive(Debug, thiserror::Error)]
 pub enum HubError {
-    /// The name is not that of a repository.
+    /// Not a valid repository id.
     #[error("{0:?} is not the name of a repository on the hub; expected OWNER/NAME")]
     RepositoryName(String),
-    /// `HF_ENDPOINT` or `HF_TOKEN` cannot be used.
+    /// `HF_ENDPOINT` or `HF_TOKEN` is not valid.
     #[error("{variable}: {reason}")]
     Setting {
         /// The environment variable.
         variable: &'static str,
-        /// What is wrong with it; never its value where that is secret.
+        /// What is wrong with it, without secret values.
         reason: String,
     },
-    /// The owner lets only approved accounts in.
+    /// Only approved accounts have access.
     #[error("{repository} is gated: {}", gated_help(.page, *.with_token))]
     Gated {
-        /// What was asked for.
+        /// Requested repository.
         repository: String,
-        /// Its page on the hub.
+        /// Its web page on the hub.
         page: String,
-        /// A token was sent.
+        /// Whether a token was sent.
         with_token: bool,
     },
-    /// The hub wants to know who asks, or does not let them in.
+    /// Authentication or authorization failed.
     #[error("{repository}: the hub refused the request (HTTP {status}{message}): {}", refused_help(*.with_token))]
     Refused {
-        /// What was asked for.
+        /// Requested repository.
         repository: String,
         /// 401 or 403.
         status: u16,
         /// The hub's own message, quoted after a space; may be empty.
         message: String,
-        /// A token was sent.
+        /// Whether a token was sent.
         with_token: bool,
     },
     /// No such repository, or a private one.
     #[error("{repository}: no such repository on {endpoint}{}; check the name", private_help(*.with_token))]
     NoRepository {
-        /// What was asked for.
+        /// Requested repository.
         repository: String,
-        /// The hub.
+        /// URL of the hub.
         endpoint: String,
-        /// A token was sent.
+        /// Whether a token was sent.
         with_token: bool,
     },
     /// No such branch, tag or commit.
@@ -55,10 +55,10 @@ pub enum HubError {
     NoRevision {
         /// The repository.
         repository: String,
-        /// What was asked for.
+        /// Requested revision.
         revision: String,
     },
-    /// The repository's list names a file that is not there.
+    /// The hub lists a file that it does not serve.
     #[error(
         "{repository}: the hub lists \"{}\" but does not serve it; retry, or choose another --revision",
         excerpt(.file)
@@ -69,48 +69,48 @@ pub enum HubError {
         /// The file.
         file: String,
     },
-    /// The network must not be used.
+    /// Files are missing in offline mode.
     #[error(
         "offline mode (--offline, HF_HUB_OFFLINE), and {0}; run once online, or pass a local copy with --source"
     )]
     Offline(String),
-    /// The hub took no connection and never answered in this run.
+    /// No connection, and no response from the hub in this run.
     #[error("{endpoint} cannot be reached: {reason}; {NO_NETWORK}")]
     NoNetwork {
-        /// The hub.
+        /// URL of the hub.
         endpoint: String,
-        /// The last attempt's failure.
+        /// Failure of the last attempt.
         reason: String,
     },
-    /// Every attempt failed.
+    /// All attempts failed.
     #[error("{what}: {reason} ({attempts} attempts); {NEXT_TIME}")]
     Unreachable {
-        /// What was asked for.
+        /// Repository or file.
         what: String,
-        /// The last attempt's failure.
+        /// Failure of the last attempt.
         reason: String,
-        /// How many there were.
+        /// Number of attempts.
         attempts: u32,
     },
-    /// The hub asks to wait longer than anyone would want to.
+    /// The hub requests a wait beyond the limit.
     #[error("{what}: rate limited, retry after {} s (HTTP {status}); {NEXT_TIME}", .wait.as_secs())]
-    Wait {
-        /// What was asked for.
+    RetryAfter {
+        /// Repository or file.
         what: String,
         /// 429 or 503.
         status: u16,
-        /// How long.
+        /// Requested wait.
         wait: Duration,
     },
     /// The response is not one of a Hugging Face hub.
     #[error("{what}: {reason}; is HF_ENDPOINT the address of a Hugging Face hub?")]
     InvalidResponse {
-        /// What was asked for.
+        /// Repository or file.
         what: String,
-        /// What is wrong with the answer.
+        /// What is wrong with the response.
         reason: String,
     },
-    /// The repository's list holds a name that would lie outside the folder, or that cannot be told from another.
+    /// The hub lists a file name that leaves the folder or collides with another.
     #[error("{repository} lists a file named \"{}\", which is refused ({reason}); nothing was downloaded", excerpt(.name))]
     UnsafeName {
         /// The repository.
@@ -120,39 +120,39 @@ pub enum HubError {
         /// The rule it breaks.
         reason: &'static str,
     },
-    /// A repository without the files that were wanted.
+    /// The repository does not contain suitable files.
     #[error("{repository}: {reason}")]
     Unsuitable {
         /// The repository.
         repository: String,
-        /// What is missing, or too much.
+        /// What is missing or unsupported.
         reason: String,
     },
-    /// Other bytes than the hub itself announces.
+    /// The content differs from the announced size or checksum.
     #[error("{file}: {reason}, {attempts} times; the copy was discarded. {CORRUPTION}")]
     Corrupt {
         /// The file.
         file: String,
-        /// How it differs.
+        /// The difference.
         reason: String,
-        /// How often it was fetched from its first byte.
+        /// Number of downloads from the first byte.
         attempts: u32,
     },
-    /// Not enough room on the disk, found before anything was fetched.
+    /// Not enough disk space; checked before the download.
     #[error(
         "{folder}: not enough disk space: {needed} needed, {free} free; free some, or choose another folder with --root"
     )]
     NoSpace {
-        /// Where it would go.
+        /// Destination.
         folder: String,
-        /// For people.
+        /// Needed space, formatted.
         needed: String,
-        /// For people.
+        /// Free space, formatted.
         free: String,
     },
 }
 
-const NO_NETWORK: &str = "without network, give a local copy with --source, or check what is there with --offline; behind a proxy, set HTTPS_PROXY (HTTP_PROXY, ALL_PROXY, NO_PROXY)";
+const NO_NETWORK: &str = "without network, give a local copy with --source, or verify local files with --offline; behind a proxy, set HTTPS_PROXY (HTTP_PROXY, ALL_PROXY, NO_PROXY)";
 const NEXT_TIME: &str = "partial downloads are kept; run the same command to resume";
 const CORRUPTION: &str = "A proxy or mirror modifies the data, or the hub's copy is corrupt";
 
@@ -170,7 +170,7 @@ fn refused_help(with_token: bool) -> &'static str {
     if with_token {
         "HF_TOKEN is not valid or may not read this repository; make a read token at the hub's /settings/tokens"
     } else {
-        "check the name; where it is right, set HF_TOKEN to a read token from the hub's /settings/tokens"
+        "check the name; if it is right, set HF_TOKEN to a read token from the hub's /settings/tokens"
     }
 }
 

@@ -61,7 +61,7 @@ impl<'a> Backoff<'a> {
             .into());
         }
         if let Some(Wait { status, time, .. }) = wait.filter(|wait| wait.time > MAX_WAIT) {
-            return Err(HubError::Wait {
+            return Err(HubError::RetryAfter {
                 what: subject.name(),
                 status: status.as_u16(),
                 wait: time,

@@ -10,7 +10,8 @@ use super::{
     images::{ImageSource, Written},
 };
 use crate::Result;
-use crate::data::{Dataset, Publication, RawDataset, RawRecord};
+use crate::data::datasets::image_prefix;
+use crate::data::{RawDataset, RawRecord};
 use crate::prompts::PROMPTS;
 use crate::records::SampleSource;
 
@@ -58,7 +59,7 @@ pub(super) fn collect(datasets: &[RawDataset], seed: u64) -> Result<Collected> {
         let label = &dataset.manifest().label;
         let origin = Origin {
             source: SampleSource::new(label),
-            image_prefix: image_prefix(&dataset.manifest().name, label),
+            image_prefix: image_prefix(label),
         };
         for record in dataset.records()? {
             let record = record?;
@@ -73,14 +74,6 @@ pub(super) fn collect(datasets: &[RawDataset], seed: u64) -> Result<Collected> {
 struct Origin {
     source: SampleSource,
     image_prefix: &'static str,
-}
-
-/// Returns the image prefix of the publication with `label`, else that of the data set's first publication.
-fn image_prefix(name: &str, label: &str) -> &'static str {
-    let publications: &[Publication] = Dataset::named(name).map_or(&[], |dataset| dataset.publications);
-    let labelled = publications.iter().find(|publication| publication.label == label);
-    let publication = labelled.or(publications.first());
-    publication.map_or("other", |publication| publication.image_prefix)
 }
 
 impl Collected {
