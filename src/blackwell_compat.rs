@@ -153,12 +153,12 @@ fn is_right(device: Device, reductions: Reductions) -> bool {
     products(device, reductions).is_ok_and(|found| found == expected)
 }
 
-/// [`Reductions::prod`] for the tensor's device.
+/// [`Reductions::prod`] for the tensor's device; part of the library's contract, the model itself uses [`Reductions`].
 pub fn prod(tensor: &Tensor, dimension: Option<i64>, keep_dimension: bool) -> Result<Tensor> {
     Reductions::on(tensor.device()).prod(tensor, dimension, keep_dimension)
 }
 
-/// [`Reductions::cumprod`] for the tensor's device.
+/// [`Reductions::cumprod`] for the tensor's device; part of the library's contract, the model itself uses [`Reductions`].
 pub fn cumprod(tensor: &Tensor, dimension: i64) -> Result<Tensor> {
     Reductions::on(tensor.device()).cumprod(tensor, dimension)
 }

@@ -1,6 +1,6 @@
 //! CUDA without linking to it: the driver's library lists the GPUs; libtorch's CUDA part is loaded if there is one.
 //!
-//! The binaries link against `libtorch_cpu` alone, so that one build serves machines with and without a GPU.
+//! The binaries link against `libtorch_cpu` only, so that one build serves machines with and without a GPU.
 
 use std::ffi::{CStr, c_char, c_int, c_uint, c_void};
 use std::fs;
@@ -9,6 +9,7 @@ use std::sync::OnceLock;
 
 use libloading::os::unix::{Library, RTLD_GLOBAL, RTLD_NOW};
 
+use super::device_name;
 use crate::torch::attention::disable_cudnn_attention;
 
 /// Why a GPU cannot be used, and what to do.
@@ -47,7 +48,7 @@ fn counted(count: usize) -> String {
 
 fn last(count: usize) -> String {
     if count > 1 {
-        format!(" to cuda:{}", count - 1)
+        format!(" to {}", device_name(tch::Device::Cuda(count - 1)))
     } else {
         String::new()
     }

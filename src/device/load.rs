@@ -65,7 +65,7 @@ fn own_time() -> Option<Duration> {
 }
 
 fn ticks_per_second() -> Option<u64> {
-    // SAFETY: asks for a number.
+    // SAFETY: returns a number.
     let ticks = unsafe { libc::sysconf(libc::_SC_CLK_TCK) };
     u64::try_from(ticks).ok().filter(|ticks| *ticks > 0)
 }

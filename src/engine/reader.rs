@@ -25,7 +25,7 @@ use crate::{Error, Result};
 /// How to load a model folder.
 #[derive(Debug, Clone)]
 pub struct LoadOptions {
-    /// Where the model runs.
+    /// Device of the model.
     pub device: tch::Device,
     /// Dtype of activations.
     pub precision: Precision,
@@ -332,7 +332,7 @@ impl Reader {
             .prefill_cancellable((ids, features.as_ref(), grids), cache, LogitsToKeep::Last, cancel)
     }
 
-    /// Checks the request's limits, then makes token ids and patches.
+    /// Checks the request's limits, then computes token ids and patches.
     fn prepare(&self, request: &ReadRequest, new_tokens: usize) -> Result<Prepared> {
         let characters = request
             .messages

@@ -39,8 +39,8 @@ impl KvCache {
         })
     }
 
-    /// Writes the keys and values of new tokens, `[1, kv_heads, rows, head_dim]`, behind those of `layer`; returns all of the
-    /// layer's, the new ones last. [`Self::length`] stays as it is until all layers are written.
+    /// Writes the keys and values of new tokens, `[1, kv_heads, rows, head_dim]`, after those of `layer`; returns all keys and
+    /// values of the layer. [`Self::length`] stays as it is until all layers are written.
     pub(super) fn append(&self, layer: usize, k: &Tensor, v: &Tensor) -> Result<(Tensor, Tensor)> {
         let (keys, values) = &self.layers[layer];
         let (past, rows) = (self.length, k.size()[2]);

@@ -1,4 +1,4 @@
-//! Linear layers over dense, NF4 and AWQ weights, with a LoRA pair beside them.
+//! Linear layers over dense, NF4 and AWQ weights, with an optional LoRA pair.
 
 use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};

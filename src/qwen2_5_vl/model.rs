@@ -62,7 +62,7 @@ pub(super) fn check_cancelled(cancel: &mut CancelCheck<'_>) -> Result<()> {
 pub struct ModelOptions<'a> {
     /// Dtype of the computation.
     pub kind: Kind,
-    /// Where it computes.
+    /// Device of the computation.
     pub device: Device,
     /// LoRA adapter, applied unmerged. Its tensors are shared if device and dtype allow it; tensors that require gradients
     /// are always shared, so that training them trains the model.
@@ -146,7 +146,7 @@ impl Model {
         self.vision.token_grids.reductions()
     }
 
-    /// Where it computes.
+    /// The device that it computes on.
     pub fn device(&self) -> Device {
         self.language.device
     }

@@ -42,7 +42,7 @@ pub struct Yarn {
 }
 
 impl Rope {
-    /// From `rope_scaling` (and `rope_theta` beside it) or transformers 5's `rope_parameters` in `s`.
+    /// Reads `rope_scaling` and `rope_theta`, or transformers 5's `rope_parameters`, in `s`.
     pub(super) fn read(s: &Section<'_>, head_dim: usize, max_positions: usize) -> Result<Self> {
         let is_there = |key| {
             s.present(key)

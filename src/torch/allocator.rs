@@ -50,7 +50,7 @@ pub fn reset_allocator_peak(device: Device) {
     if let Device::Cuda(index) = device
         && let Some(index) = gpu_index(index)
     {
-        // SAFETY: takes a plain number and throws nothing. Where there is no such GPU there is no peak either.
+        // SAFETY: takes a plain number and throws nothing. Without such a GPU there is no peak to reset.
         unsafe { medvision_reset_peak(index) };
     }
 }

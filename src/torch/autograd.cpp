@@ -1,5 +1,5 @@
-// What tch does not bind: autograd nodes with a backward function of the caller's, the fused AdamW step, and the backward of
-// the fused RMSNorm.
+// Autograd nodes with a backward function of the caller's, the fused AdamW step, and the backward of the fused RMSNorm, which
+// tch does not bind.
 //
 // Only device-neutral headers: nothing here needs CUDA to compile or link. No exception leaves.
 

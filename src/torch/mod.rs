@@ -1,4 +1,4 @@
-//! What tch does not bind: C++ that `build.rs` compiles, and its Rust side in the file of the same name.
+//! Functions of libtorch that tch does not bind: C++ that `build.rs` compiles, with its Rust side in the file of the same name.
 //!
 //! No C++ function throws; each returns an error message instead.
 

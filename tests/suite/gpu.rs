@@ -175,7 +175,7 @@ fn load(checkpoint: &Checkpoint, config: &Config, kind: Kind, device: Device) ->
 }
 
 #[test]
-fn sequences_with_a_common_beginning_are_computed_as_alone() {
+fn sequences_with_a_shared_prefix_are_computed_as_alone() {
     let Some(device) = gpu() else { return };
     let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/qwen25-vl-nano");
     let config = Config::from_dir(&dir).unwrap();
@@ -183,11 +183,11 @@ fn sequences_with_a_common_beginning_are_computed_as_alone() {
     let model = load(&checkpoint, &config, Kind::BFloat16, device);
     let grid = Grid { t: 1, h: 8, w: 12 };
     let pixels = Tensor::randn([96, 1176], (Kind::Float, device));
-    let mut beginning = vec![5i64, 6, 7];
-    beginning.extend(vec![config.image_token_id; 24]);
+    let mut prefix = vec![5i64, 6, 7];
+    prefix.extend(vec![config.image_token_id; 24]);
     let sequences: Vec<Vec<i64>> = [&[8i64, 9, 10, 11][..], &[12, 13], &[14; 9]]
         .iter()
-        .map(|rest| [&beginning[..], rest].concat())
+        .map(|rest| [&prefix[..], rest].concat())
         .collect();
     let hidden = |some: &[Vec<i64>]| {
         let some: Vec<Sequence<'_>> = some.iter().map(|ids| Sequence { ids, pages: &[0] }).collect();

@@ -64,7 +64,7 @@ impl Nvrtc {
     fn load_from(folder: &Path) -> Result<Self, String> {
         let open = |prefix: &str| {
             let path = file(folder, prefix).ok_or_else(|| format!("no {prefix} in {}", folder.display()))?;
-            // SAFETY: NVIDIA's own library, beside the CUDA runtime that this process already uses.
+            // SAFETY: NVIDIA's own library, next to the CUDA runtime that this process already uses.
             unsafe { Library::open(Some(&path), RTLD_NOW | RTLD_GLOBAL) }.map_err(|error| error.to_string())
         };
         let builtins = open("libnvrtc-builtins.so.").ok();
@@ -136,18 +136,18 @@ impl Nvrtc {
         let mut length = 0;
         // SAFETY: the program lives and the pointer is valid for the call.
         if unsafe { size(program, &mut length) } != 0 {
-            return Err("NVRTC does not tell what it made".to_owned());
+            return Err("NVRTC does not return the size of its output".to_owned());
         }
         let mut bytes = vec![0u8; length];
         // SAFETY: as many bytes as NVRTC asked for.
         match unsafe { get(program, bytes.as_mut_ptr().cast()) } {
             0 => Ok(bytes),
-            status => Err(format!("NVRTC does not hand over what it made (error {status})")),
+            status => Err(format!("NVRTC does not return its output (error {status})")),
         }
     }
 }
 
-/// Where PyPI's wheels put CUDA's libraries beside libtorch.
+/// Folders of CUDA's libraries next to libtorch in PyPI's wheels.
 fn wheels() -> Option<PathBuf> {
     let site = libtorch_folder()?.parent()?.parent()?.join("nvidia");
     let folders = fs::read_dir(site).ok()?.flatten();

@@ -29,7 +29,7 @@ impl Rotation<'_> {
         Ok(self.fits(x) && self.run(x, x)?)
     }
 
-    /// x `[rows, ..]` rotated, and its other columns as they are; `None` if no kernel supports it.
+    /// x `[rows, ..]` rotated, with its other columns unchanged; `None` if no kernel supports it.
     pub fn of(&self, x: &Tensor) -> Result<Option<Tensor>> {
         if !self.fits(x) {
             return Ok(None);

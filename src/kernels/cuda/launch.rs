@@ -9,6 +9,7 @@ use libloading::os::unix::{Library, RTLD_NOW};
 use tch::{Device, Kind, Tensor};
 
 use super::compiler::compile;
+use crate::device::device_name;
 use crate::{Error, Result};
 
 /// Sources of the kernels.
@@ -149,7 +150,7 @@ impl Kernels {
         let mut loaded = LOADED.lock().unwrap_or_else(PoisonError::into_inner);
         let kernels = loaded.entry((index, value_type)).or_insert_with(|| {
             Self::load(index, value_type)
-                .inspect_err(|reason| tracing::warn!("no kernels of our own on cuda:{index}: {reason}"))
+                .inspect_err(|reason| tracing::warn!("no kernels of our own on {}: {reason}", device_name(device)))
                 .ok()
                 .map(Arc::new)
         });

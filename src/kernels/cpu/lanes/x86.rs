@@ -100,7 +100,7 @@ unsafe impl Lanes for Avx512 {
         unsafe {
             let codes = _mm512_loadu_si512(codes.cast());
             let table = _mm512_load_si512(table.words.as_ptr().cast());
-            // The lookup heeds the low five bits of each word alone.
+            // The look-up uses the low five bits of each word only.
             macro_rules! product {
                 ($part:literal, $codes:expr) => {
                     _mm512_madd_epi16(
@@ -157,8 +157,7 @@ impl Avx2 {
         }
     }
 
-    /// Sums of products of the values of 32 codes, one a byte, with `x`. Each value is put together from its two bytes:
-    /// the processor looks up bytes.
+    /// Dot products of the values of 32 codes, one per byte, with `x`. Each value is combined from two byte look-ups.
     #[inline(always)]
     unsafe fn byte_dots(codes: __m256i, x: *const i16, table: &CodeTable) -> __m256i {
         // SAFETY: AVX2, as the callers'; the tables are sixteen bytes each, `x` holds 32 numbers, aligned.
@@ -387,7 +386,7 @@ impl Sse41 {
         }
     }
 
-    /// Sums of products of the values of 16 codes, one a byte, with `x`; as [`Avx2::byte_dots`].
+    /// Dot products of the values of 16 codes, one per byte, with `x`; as [`Avx2::byte_dots`].
     #[inline(always)]
     unsafe fn byte_dots(codes: __m128i, x: *const i16, table: &CodeTable) -> __m128i {
         // SAFETY: SSE4.1, as the callers'; the tables are sixteen bytes each, `x` holds 16 numbers, aligned.
