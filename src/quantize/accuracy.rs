@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use tch::{Device, Kind, Tensor};
 
 use super::Watch;
-use crate::checkpoint::Checkpoint;
+use crate::checkpoint::{Checkpoint, ModelFolder};
 use crate::data::CalibrationPage;
 use crate::device::Precision;
 use crate::lora::Adapter;
@@ -76,10 +76,10 @@ pub(super) struct Encoded {
 }
 
 impl Encoder {
-    pub(super) fn new(dir: &Path, config: &Config) -> Result<Self> {
+    pub(super) fn new(folder: &ModelFolder, config: &Config) -> Result<Self> {
         Ok(Self {
-            text: TextProcessor::from_dir(dir)?,
-            images: ImageProcessor::from_dir(dir)?,
+            text: TextProcessor::from_folder(folder)?,
+            images: ImageProcessor::from_dir(folder.dir())?,
             most_tokens: config.text.max_position_embeddings,
         })
     }
@@ -128,14 +128,15 @@ pub fn measure_with(
     original: Option<&[Tensor]>,
     watch: Watch<'_>,
 ) -> Result<Measured> {
-    let config = Config::from_dir(dir)?;
-    let encoder = Encoder::new(dir, &config)?;
+    let folder = ModelFolder::new(dir);
+    let config = Config::from_json(folder.config()?)?;
+    let encoder = Encoder::new(&folder, &config)?;
     let kind = Precision::Auto.kind(device);
     let options = ModelOptions {
         adapter,
         ..ModelOptions::new(kind, device)
     };
-    let quantization = Quantization::from_dir(dir)?;
+    let quantization = Quantization::from_json(folder.config()?)?;
     let model = Model::load(&Checkpoint::open(dir)?, &config, &quantization, &options)?;
     let (mut sums, mut hidden) = (Sums::default(), Vec::new());
     for (i, page) in pages.iter().enumerate() {

@@ -150,7 +150,9 @@ impl Kernels {
         let mut loaded = LOADED.lock().unwrap_or_else(PoisonError::into_inner);
         let kernels = loaded.entry((index, value_type)).or_insert_with(|| {
             Self::load(index, value_type)
-                .inspect_err(|reason| tracing::warn!("no kernels of our own on {}: {reason}", device_name(device)))
+                .inspect_err(|reason| {
+                    tracing::warn!("no kernels of our own on {}: {reason}", device_name(device))
+                })
                 .ok()
                 .map(Arc::new)
         });

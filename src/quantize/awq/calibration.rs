@@ -4,6 +4,7 @@ use sha2::{Digest, Sha256};
 use tch::{Device, Kind};
 
 use super::{decoder::Rotary, layer::Prompt};
+use crate::checkpoint::ModelFolder;
 use crate::data::CalibrationPage;
 use crate::fs::hex;
 use crate::quantize::{Source, Watch, accuracy::Encoder};
@@ -18,7 +19,7 @@ pub fn prompts(
     device: Device,
     watch: Watch<'_>,
 ) -> Result<Vec<Prompt>> {
-    let encoder = Encoder::new(source.dir(), config)?;
+    let encoder = Encoder::new(&ModelFolder::new(source.dir()), config)?;
     let embedder = InputEmbedder::load(source.checkpoint(), config, Kind::Float, device)?;
     pages
         .iter()

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use tch::{Device, Kind, Tensor};
 
-use crate::checkpoint::{Checkpoint, MappedTensor, StoredTensor, transformers_name};
+use crate::checkpoint::{Checkpoint, MappedTensor, ModelFolder, StoredTensor, transformers_name};
 use crate::checkpoint::{EMBEDDING, HEAD};
 use crate::lora::Adapter;
 use crate::quant::Quantization;
@@ -31,8 +31,9 @@ pub(super) enum Weight {
 
 impl Base {
     pub(super) fn open(dir: &Path) -> Result<Self> {
-        let config = Config::from_dir(dir)?;
-        let quantization = Quantization::from_dir(dir)?;
+        let folder = ModelFolder::new(dir);
+        let config = Config::from_json(folder.config()?)?;
+        let quantization = Quantization::from_json(folder.config()?)?;
         if let Quantization::Awq(_) = quantization {
             return Err(Error::checkpoint(
                 dir,

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use tch::{Device, Kind, Tensor};
 
 use crate::Result;
-use crate::checkpoint::Checkpoint;
+use crate::checkpoint::{Checkpoint, ModelFolder};
 use crate::data::CalibrationPage;
 use crate::device::Precision;
 use crate::prompts::EXTRACTION_PROMPT;
@@ -91,15 +91,21 @@ fn inputs(
     device: Device,
     watch: Watch<'_>,
 ) -> Result<BTreeMap<String, Tensor>> {
-    let config = Config::from_dir(dir)?;
-    let encoder = Encoder::new(dir, &config)?;
+    let folder = ModelFolder::new(dir);
+    let config = Config::from_json(folder.config()?)?;
+    let encoder = Encoder::new(&folder, &config)?;
     let kind = Precision::Auto.kind(device);
     let samples = Arc::new(InputSamples::new(ROWS, pages.len()));
     let options = ModelOptions {
         samples: Some(Arc::clone(&samples)),
         ..ModelOptions::new(kind, device)
     };
-    let model = Model::load(weights, &config, &Quantization::from_dir(dir)?, &options)?;
+    let model = Model::load(
+        weights,
+        &config,
+        &Quantization::from_json(folder.config()?)?,
+        &options,
+    )?;
     for page in pages {
         let encoded = encoder.encode(page, EXTRACTION_PROMPT)?;
         let pixels = encoded.pixels.f_to_device(device)?;
