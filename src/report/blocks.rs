@@ -1,30 +1,30 @@
-//! A page as headings, paragraphs, lists, tables and figures, and how it becomes Markdown and HTML.
+//! A page as headings, paragraphs, lists, tables and figures, rendered as Markdown and HTML.
 
 use std::fmt::Write;
 
 use crate::console::without_control_characters;
 
-/// One part of a page. Texts are plain: each form escapes them in its own way.
+/// One part of a page. Texts are plain; each renderer escapes them.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) enum Block {
     /// Level 1 is the title.
     Heading(u8, String),
     Paragraph(String),
     List(Vec<String>),
-    /// The first column holds words, the others figures.
+    /// The first column is left-aligned text, the others are right-aligned figures.
     Table {
         head: Vec<String>,
         rows: Vec<Vec<String>>,
     },
     Figure {
-        /// Path as seen from the Markdown file.
+        /// Path relative to the Markdown file.
         file: String,
         caption: String,
         svg: String,
     },
 }
 
-/// The page as GitHub's Markdown.
+/// Renders GitHub-flavoured Markdown.
 pub(super) fn markdown(page: &[Block]) -> String {
     let mut text = String::new();
     for block in page {
@@ -66,7 +66,7 @@ fn markdown_table(text: &mut String, head: &[String], rows: &[Vec<String>]) -> s
     rows.iter().try_for_each(|row| writeln!(text, "{}", line(row)))
 }
 
-/// Plain text inside Markdown: nothing in it is markup, and it stays on its line.
+/// Escapes plain text for Markdown, on one line.
 fn for_markdown(text: &str) -> String {
     let mut escaped = String::with_capacity(text.len());
     for character in one_line(text).chars() {
@@ -84,6 +84,7 @@ fn for_markdown(text: &str) -> String {
     escaped
 }
 
+/// Escapes plain text for HTML, on one line.
 fn for_html(text: &str) -> String {
     let mut escaped = String::with_capacity(text.len());
     for character in one_line(text).chars() {
@@ -98,7 +99,7 @@ fn for_html(text: &str) -> String {
     escaped
 }
 
-/// `text` without line ends and control characters.
+/// `text` without line breaks and control characters.
 pub(super) fn one_line(text: &str) -> String {
     let words: Vec<&str> = text.split_whitespace().collect();
     without_control_characters(&words.join(" "))
@@ -117,7 +118,7 @@ figure{margin:1rem 0}figure svg{max-width:100%;height:auto}figcaption{color:#526
 @media print{body{margin:0}h2{break-after:avoid}figure,tr{break-inside:avoid}}
 ";
 
-/// The page as one HTML file that needs no other: style and plots are in it, scripts are not.
+/// Renders one self-contained HTML file: inline style and plots, no scripts.
 pub(super) fn html(page: &[Block]) -> String {
     let title = page.iter().find_map(|block| match block {
         Block::Heading(1, heading) => Some(for_html(heading)),
@@ -193,7 +194,7 @@ mod tests {
     }
 
     #[test]
-    fn a_page_in_both_forms() {
+    fn a_page_is_rendered_as_markdown_and_html() {
         let expected = "# text\n\ntext\n\n- text\n\n| what | how much |\n| --- | ---: |\n| text | 1 |\n\n![text](plots/memory.svg)\n";
         assert_eq!(markdown(&page("text")), expected);
         let html = html(&page("text"));

@@ -1,4 +1,4 @@
-//! Records → `FINAL_REPORT.json`.
+//! Compiles the records into `FINAL_REPORT.json`.
 
 use serde_json::{Value, json};
 use utoipa::OpenApi;
@@ -13,7 +13,7 @@ use crate::records::{
 };
 use crate::server::ApiDoc;
 
-/// The report: every figure is a record's, or computed from records, or `None`.
+/// Compiles the report; figures without a record are `None`.
 pub fn compile(sources: &Sources) -> FinalReport {
     FinalReport {
         report_metadata: metadata(sources),
@@ -29,7 +29,7 @@ pub fn compile(sources: &Sources) -> FinalReport {
     }
 }
 
-/// Keys of ours: those with a value.
+/// Keys beyond the original project's, without null values.
 fn extra<const N: usize>(entries: [(&str, Value); N]) -> Extra {
     entries
         .into_iter()
@@ -53,7 +53,7 @@ fn metadata(sources: &Sources) -> ReportMetadata {
     }
 }
 
-/// What a reader must know to take the figures right.
+/// Notes that a reader needs to interpret the figures.
 fn notes(sources: &Sources) -> Vec<String> {
     let mut notes = Vec::new();
     if let Some(baseline) = &sources.baseline {
@@ -62,7 +62,7 @@ fn notes(sources: &Sources) -> Vec<String> {
                 continue;
             };
             notes.push(format!(
-                "{label} was measured on {} and the baseline on {}: they are not compared",
+                "{label} was measured on {} and the baseline on {}: not comparable",
                 other.model_name, baseline.model_name
             ));
         }
@@ -72,9 +72,9 @@ fn notes(sources: &Sources) -> Vec<String> {
             continue;
         };
         if run.device.as_deref() == Some("cpu") {
-            let dtype = run.compute_dtype.as_deref().unwrap_or("an unknown format");
+            let dtype = run.compute_dtype.as_deref().unwrap_or("an unknown dtype");
             notes.push(format!(
-                "{label} ran on a CPU in {dtype}: its memory is the process's resident memory, not a GPU's"
+                "{label} ran on a CPU in {dtype}: memory is the process's resident memory, not GPU memory"
             ));
         }
     }
@@ -85,8 +85,7 @@ fn notes(sources: &Sources) -> Vec<String> {
         .collect();
     notes.extend(load_note(&measured));
     if sources.synthetic_reports {
-        let note =
-            "MTSamples stands for a few synthetic reports that come with the program: nothing was downloaded";
+        let note = "\"MTSamples\" are a few built-in synthetic reports: nothing was downloaded";
         notes.push(note.to_owned());
     }
     notes
@@ -157,7 +156,7 @@ fn quantization(sources: &Sources) -> QuantizationFigures {
         };
     };
     let awq = &record.awq_attempt;
-    // The record tells a method that nobody asked for by the beginning of its error.
+    // In the record, the error of a method that was not requested starts with "not attempted".
     let reason = awq.error.as_deref().unwrap_or("not attempted");
     let failed = !awq.success && !reason.starts_with("not attempted");
     QuantizationFigures {
@@ -199,7 +198,7 @@ fn fine_tuning(record: &TrainingMetrics) -> FineTuning {
     }
 }
 
-/// How much less `after` is than `before`, percent.
+/// Reduction from `before` to `after`, percent of `before`.
 fn reduction(before: Option<f64>, after: Option<f64>) -> Option<f64> {
     percent(before? - after?, before?)
 }
@@ -215,7 +214,7 @@ fn performance_comparison(sources: &Sources) -> PerformanceComparison {
     }
 }
 
-/// Memory and time of one model.
+/// Memory and latency of one model.
 fn performance(record: &Benchmark) -> Performance {
     let latency = latency(record);
     let run = record.run.clone().unwrap_or_default();
@@ -266,7 +265,7 @@ fn performance(record: &Benchmark) -> Performance {
     }
 }
 
-/// The record's latencies; from its readings where it has no summary.
+/// The record's latency statistics, or those of its results if it has none.
 pub(super) fn latency(record: &Benchmark) -> Option<LatencyStats> {
     record.latency_stats.clone().or_else(|| {
         let latencies: Vec<f64> = record
@@ -291,7 +290,7 @@ fn improvements(sources: &Sources) -> Improvements {
         let memory = record.as_ref()?.vram.post_load_mb.as_ref()?;
         Some(memory.memory_kind().map(str::to_owned))
     };
-    // Resident memory on one side and a GPU's on the other are no two figures of one kind.
+    // Resident and GPU memory are not comparable.
     let vram_against = |record: &Option<Benchmark>| {
         against(record, vram).filter(|_| kind(&sources.baseline) == kind(record))
     };
@@ -384,7 +383,7 @@ fn averages(model: &EvaluatedModel) -> AccuracyAverages {
     }
 }
 
-/// Mean accuracies over a benchmark's documents; `None` where it has no scores, as the original's.
+/// Mean accuracies over a benchmark's documents; `None` without scores, as in records of the original project.
 pub(super) fn benchmark_accuracy(record: &Benchmark) -> Option<AccuracyAverages> {
     let scores: Vec<_> = record
         .inference_results
@@ -404,7 +403,7 @@ pub(super) fn benchmark_accuracy(record: &Benchmark) -> Option<AccuracyAverages>
 }
 
 fn datasets(record: &DataSummary) -> DatasetFigures {
-    // The record counts every source: one it doesn't name has no samples.
+    // A source that the record does not name has no samples.
     let count = |source: SampleSource| {
         let name = serde_json::to_value(source).ok()?;
         Some(record.source_counts.get(name.as_str()?).copied().unwrap_or(0))

@@ -1,7 +1,7 @@
-//! Every record of a project in one report: `FINAL_REPORT.json`, Markdown, a self-contained HTML page and plots.
+//! Report over all records of a project: `FINAL_REPORT.json`, Markdown, a self-contained HTML page and plots.
 //!
-//! Each figure is a record's, or computed from records; where there is no record it is `null` in the JSON and "n/a" in the
-//! text. A record that cannot be read costs its own figures alone and is named with the reason.
+//! Every figure is taken or computed from a record; without a record it is `null` in the JSON and "n/a" in the text. A record
+//! that cannot be read is listed with the reason; the other figures are not affected.
 
 mod blocks;
 mod compile;
@@ -20,26 +20,29 @@ use crate::project::Project;
 use crate::records::{self, FinalReport, paths};
 use crate::{Error, Result};
 
-/// The report for people, below the project folder; the HTML page lies beside it.
+/// Path of the Markdown report, relative to the project folder.
 pub const MARKDOWN: &str = "docs/BENCHMARK_REPORT.md";
-/// The same with its plots inside, for a browser or a mail.
+/// Path of the HTML report, which embeds the plots.
 pub const HTML: &str = "docs/BENCHMARK_REPORT.html";
-/// Folder of the plots, beside the Markdown.
+/// Folder of the plots, next to the Markdown report.
 pub const PLOTS: &str = "docs/plots";
 
-/// What was written.
+/// A generated report.
 #[derive(Debug)]
-pub struct Written {
+pub struct GeneratedReport {
     /// The report.
     pub report: FinalReport,
     /// Records that could not be read.
     pub problems: Vec<Problem>,
-    /// Files, in the order they were written.
+    /// Files written, in order.
     pub files: Vec<PathBuf>,
 }
 
-/// Reads the records of `project` and writes the report; an error is one of writing.
-pub fn generate(project: &Project) -> Result<Written> {
+/// Reads the records of `project` and writes the report.
+///
+/// # Errors
+/// Only if a file cannot be written; unreadable records are listed in the report.
+pub fn generate(project: &Project) -> Result<GeneratedReport> {
     let sources = Sources::read(project);
     let report = compile(&sources);
     let plots = plots::draw(&sources);
@@ -49,17 +52,17 @@ pub fn generate(project: &Project) -> Result<Written> {
         let path = project.file(PLOTS).join(format!("{name}.svg"));
         match plots.iter().find(|plot| plot.name == name) {
             Some(plot) => write_text(&mut files, path, &plot.svg)?,
-            // An older report's: its figures are no longer in the records.
+            // Left over from an earlier report: the records have no such figures any more.
             None => remove(&path)?,
         }
     }
     write_text(&mut files, project.file(MARKDOWN), &blocks::markdown(&page))?;
     write_text(&mut files, project.file(HTML), &blocks::html(&page))?;
-    // Last, so that it is never newer than what it is the summary of.
+    // Last: it must not be newer than the files it summarizes.
     let path = project.file(paths::FINAL_REPORT);
     records::write(&path, &report)?;
     files.push(path);
-    Ok(Written {
+    Ok(GeneratedReport {
         report,
         problems: sources.problems,
         files,

@@ -1,13 +1,13 @@
-//! The report as a page for people.
+//! The report as a page: blocks for Markdown and HTML.
 
 use super::blocks::Block;
 use super::plots::Plot;
 use super::sources::Sources;
 use crate::records::{AccuracyAverages, Benchmark, FinalReport, Performance, mib};
 
-const NOT_KNOWN: &str = "n/a";
+const UNKNOWN: &str = "n/a";
 
-/// The page's blocks; what no record tells is "n/a".
+/// The blocks of the page; figures without a record are "n/a".
 pub(super) fn page(report: &FinalReport, sources: &Sources, plots: &[Plot]) -> Vec<Block> {
     let mut page = vec![heading(1, "Benchmark report"), introduction(report)];
     let notes = strings(report.report_metadata.extra.get("notes"));
@@ -35,8 +35,8 @@ fn heading(level: u8, text: &str) -> Block {
 fn introduction(report: &FinalReport) -> Block {
     let metadata = &report.report_metadata;
     Block::Paragraph(format!(
-        "{}, measured on {}. Made {} by {} {} from {} records. Every figure is a record's or computed from records; {NOT_KNOWN} \
-         stands where no record tells.",
+        "{}, measured on {}. Generated {} by {} {} from {} records. Every figure is taken or computed from a record; \
+         {UNKNOWN} means that there is no record.",
         report.model.name.as_deref().unwrap_or("No model"),
         report
             .environment
@@ -51,10 +51,10 @@ fn introduction(report: &FinalReport) -> Block {
     ))
 }
 
-/// A figure for people: thousands apart, `decimals` places.
+/// Formats a figure with thousands separators and `decimals` places.
 fn number(value: Option<f64>, decimals: usize) -> String {
     let Some(value) = value.filter(|value| value.is_finite()) else {
-        return NOT_KNOWN.to_owned();
+        return UNKNOWN.to_owned();
     };
     let text = format!("{value:.decimals$}");
     let (sign, text) = text
@@ -68,7 +68,7 @@ fn number(value: Option<f64>, decimals: usize) -> String {
         }
         grouped.push(digit);
     }
-    // "-0.0" is no figure.
+    // Never "-0.0".
     let sign = if value == 0.0 { "" } else { sign };
     if fraction.is_empty() {
         format!("{sign}{grouped}")
@@ -82,13 +82,13 @@ fn count(value: Option<u64>) -> String {
 }
 
 fn text(value: Option<&str>) -> String {
-    value.unwrap_or(NOT_KNOWN).to_owned()
+    value.unwrap_or(UNKNOWN).to_owned()
 }
 
 fn percent(value: Option<f64>, decimals: usize) -> String {
     match value {
         Some(_) => format!("{} %", number(value, decimals)),
-        None => NOT_KNOWN.to_owned(),
+        None => UNKNOWN.to_owned(),
     }
 }
 
@@ -100,16 +100,16 @@ fn strings(value: Option<&serde_json::Value>) -> Vec<String> {
         .collect()
 }
 
-fn added(performance: &Performance, key: &str) -> Option<f64> {
+fn extra_figure(performance: &Performance, key: &str) -> Option<f64> {
     performance.extra.get(key)?.as_f64()
 }
 
-/// Whether the memory figures are a GPU's; else they are the process's resident memory.
-fn is_gpus(performance: &Performance) -> bool {
+/// Whether the memory figures are GPU memory; otherwise they are the process's resident memory.
+fn is_gpu_memory(performance: &Performance) -> bool {
     performance.extra.get("memory_kind").is_none()
 }
 
-/// The models of the performance section: the contract's three, and AWQ where there is a record of it.
+/// The models of the performance section: the original project's three, and AWQ if there is a record.
 fn models(report: &FinalReport) -> Vec<(&'static str, Performance)> {
     let comparison = &report.performance_comparison;
     let mut models = vec![
@@ -126,26 +126,29 @@ fn models(report: &FinalReport) -> Vec<(&'static str, Performance)> {
 
 fn performance(page: &mut Vec<Block>, report: &FinalReport, sources: &Sources) {
     let models = models(report);
-    page.push(heading(2, "Memory and time"));
+    page.push(heading(2, "Memory and latency"));
     let row = |name: &str, cell: &dyn Fn(&Performance) -> String| {
         let cells = models.iter().map(|(_, performance)| cell(performance));
         std::iter::once(name.to_owned()).chain(cells).collect::<Vec<_>>()
     };
-    let figure = |key: &'static str, decimals| move |p: &Performance| number(added(p, key), decimals);
+    let figure = |key: &'static str, decimals| move |p: &Performance| number(extra_figure(p, key), decimals);
     let word = |key: &'static str| move |p: &Performance| text(p.extra.get(key).and_then(|v| v.as_str()));
     let rows = vec![
         row("GPU memory after loading, MiB", &|p| {
-            number(p.vram_post_load_mb.filter(|_| is_gpus(p)), 1)
+            number(p.vram_post_load_mb.filter(|_| is_gpu_memory(p)), 1)
         }),
         row("GPU memory, peak, MiB", &|p| {
-            number(added(p, "vram_peak_mb").filter(|_| is_gpus(p)), 1)
+            number(extra_figure(p, "vram_peak_mb").filter(|_| is_gpu_memory(p)), 1)
         }),
         row(
             "Resident memory after loading, MiB",
             &figure("resident_post_load_mb", 1),
         ),
         row("Weight files, MiB", &|p| {
-            number(added(p, "weight_file_bytes").map(|bytes| mib(bytes as u64)), 1)
+            number(
+                extra_figure(p, "weight_file_bytes").map(|bytes| mib(bytes as u64)),
+                1,
+            )
         }),
         row("Load time, s", &|p| number(p.load_time_seconds, 2)),
         row("Latency, mean, s", &|p| number(p.avg_latency_seconds, 2)),
@@ -155,9 +158,9 @@ fn performance(page: &mut Vec<Block>, report: &FinalReport, sources: &Sources) {
             "Time to first token, mean, s",
             &figure("avg_time_to_first_token_seconds", 3),
         ),
-        row("Tokens a second, mean", &figure("avg_tokens_per_second", 1)),
+        row("Tokens per second, mean", &figure("avg_tokens_per_second", 1)),
         row("Device", &word("device")),
-        row("Computed in", &word("compute_dtype")),
+        row("Compute dtype", &word("compute_dtype")),
     ];
     let head = std::iter::once("")
         .chain(models.iter().map(|(name, _)| *name))
@@ -175,7 +178,7 @@ fn improvements(page: &mut Vec<Block>, report: &FinalReport, sources: &Sources) 
         std::iter::once(name.to_owned()).chain(cells).collect::<Vec<_>>()
     };
     let comparison = &report.performance_comparison;
-    let on_gpu = |value: Option<f64>| value.filter(|_| is_gpus(&comparison.fp16_baseline));
+    let on_gpu = |value: Option<f64>| value.filter(|_| is_gpu_memory(&comparison.fp16_baseline));
     let mut rows = vec![row(
         "NF4",
         on_gpu(improvements.vram_reduction_nf4_vs_fp16_pct),
@@ -200,7 +203,7 @@ fn improvements(page: &mut Vec<Block>, report: &FinalReport, sources: &Sources) 
         None,
     ));
     page.push(Block::Paragraph(
-        "Less than the baseline takes (negative: more):".to_owned(),
+        "Reduction relative to the baseline (negative: increase):".to_owned(),
     ));
     let head = ["", "GPU memory", "Latency", "Resident memory", "Weight files"];
     page.push(Block::Table {
@@ -220,7 +223,7 @@ fn figures(plots: &[Plot], names: &[&str]) -> Vec<Block> {
         .collect()
 }
 
-/// Latency by document; rows are the documents of all benchmarks in the order they occur.
+/// Latency by document: one row per document of any benchmark, in order of occurrence.
 fn latencies(page: &mut Vec<Block>, sources: &Sources) {
     let benchmarks: Vec<(&str, &Benchmark)> = sources
         .benchmarks()
@@ -262,13 +265,13 @@ fn latencies(page: &mut Vec<Block>, sources: &Sources) {
 
 fn accuracy(page: &mut Vec<Block>, report: &FinalReport) {
     let accuracy = &report.medical_accuracy;
-    page.push(heading(2, "What is read right"));
+    page.push(heading(2, "Accuracy"));
     let cases = match accuracy.test_cases {
         Some(cases) => format!("{cases} evaluation cases: {}.", accuracy.test_types.join(", ")),
         None => "The evaluation cases were not run.".to_owned(),
     };
     page.push(Block::Paragraph(format!(
-        "Share of the expected terms and values that occur in the answers. {cases}"
+        "Percentage of the expected terms and values that occur in the answers. {cases}"
     )));
     let row = |name: &str, averages: &AccuracyAverages| {
         vec![
@@ -326,9 +329,9 @@ fn model(page: &mut Vec<Block>, report: &FinalReport) {
     let (model, quantization) = (&report.model, &report.quantization);
     let awq = match (&quantization.awq_attempted, &quantization.awq_failed_reason) {
         (Some(true), Some(reason)) => format!("failed: {reason}"),
-        (Some(true), None) => "works".to_owned(),
-        (Some(false), _) => "not tried".to_owned(),
-        (None, _) => NOT_KNOWN.to_owned(),
+        (Some(true), None) => "successful".to_owned(),
+        (Some(false), _) => "not attempted".to_owned(),
+        (None, _) => UNKNOWN.to_owned(),
     };
     let rows = vec![
         ("Base model", text(model.name.as_deref())),
@@ -336,7 +339,7 @@ fn model(page: &mut Vec<Block>, report: &FinalReport) {
         ("Size, GiB", number(model.size_gb, 2)),
         ("Download, s", number(model.download_time_seconds, 1)),
         ("Parameters", count(model.total_parameters)),
-        ("Quantization in use", text(quantization.method.as_deref())),
+        ("Active quantization", text(quantization.method.as_deref())),
         ("NF4 settings", text(quantization.details.as_deref())),
         ("AWQ", awq),
     ];
@@ -347,27 +350,27 @@ fn fine_tuning(page: &mut Vec<Block>, report: &FinalReport) {
     let tuning = &report.fine_tuning;
     if tuning.method.is_none() {
         page.push(heading(2, "Fine-tuning"));
-        page.push(Block::Paragraph("No record: nothing was trained.".to_owned()));
+        page.push(Block::Paragraph("No record of a training run.".to_owned()));
         return;
     }
     let rows = vec![
         ("Method", text(tuning.method.as_deref())),
         ("LoRA rank", count(tuning.lora_rank)),
         ("LoRA alpha", number(tuning.lora_alpha, 0)),
-        ("Trained parameters", count(tuning.trainable_params)),
-        ("Their share", percent(tuning.trainable_pct, 2)),
+        ("Trainable parameters", count(tuning.trainable_params)),
+        ("Trainable share", percent(tuning.trainable_pct, 2)),
         ("Training samples", count(tuning.training_samples)),
         ("Epochs", number(tuning.epochs, 1)),
-        ("Samples an update", count(tuning.effective_batch_size)),
+        ("Effective batch size", count(tuning.effective_batch_size)),
         (
             "Learning rate",
             tuning
                 .learning_rate
-                .map_or_else(|| NOT_KNOWN.to_owned(), |rate| rate.to_string()),
+                .map_or_else(|| UNKNOWN.to_owned(), |rate| rate.to_string()),
         ),
         ("Time, minutes", number(tuning.training_time_minutes, 1)),
-        ("Loss at the start", number(tuning.initial_loss, 4)),
-        ("Loss at the end", number(tuning.final_loss, 4)),
+        ("Initial loss", number(tuning.initial_loss, 4)),
+        ("Final loss", number(tuning.final_loss, 4)),
         ("Loss reduction", percent(tuning.loss_reduction_pct, 1)),
     ];
     pairs(page, "Fine-tuning", rows);
@@ -383,7 +386,7 @@ fn data(page: &mut Vec<Block>, report: &FinalReport, sources: &Sources) {
             count(pubmedvision.and_then(|value| value.as_u64())),
         ),
         ("MTSamples", count(data.mtsamples_formatted)),
-        ("All", count(data.total_formatted)),
+        ("Total", count(data.total_formatted)),
         ("Training", count(data.train_split)),
         ("Validation", count(data.val_split)),
         ("Test", count(data.test_split)),
@@ -397,7 +400,7 @@ fn data(page: &mut Vec<Block>, report: &FinalReport, sources: &Sources) {
         .filter(|dataset| !dataset.success)
         .map(|dataset| {
             let reason = dataset.error.as_deref().unwrap_or("no reason was recorded");
-            format!("{} could not be had: {reason}", dataset.name)
+            format!("{} could not be downloaded: {reason}", dataset.name)
         })
         .collect();
     if !failed.is_empty() {
@@ -425,7 +428,7 @@ fn environment(page: &mut Vec<Block>, report: &FinalReport) {
         (
             "Packages",
             if packages.is_empty() {
-                NOT_KNOWN.to_owned()
+                UNKNOWN.to_owned()
             } else {
                 packages.join(", ")
             },
@@ -449,12 +452,12 @@ fn origins(page: &mut Vec<Block>, report: &FinalReport, sources: &Sources) {
             .iter()
             .map(|problem| format!("{}: not used: {}", problem.file, problem.reason)),
     );
-    items.extend(sources.missing.iter().map(|file| format!("{file}: not there")));
+    items.extend(sources.missing.iter().map(|file| format!("{file}: missing")));
     items.extend(
         sources
             .others
             .iter()
-            .map(|file| format!("{file}: not one of the records, not used")),
+            .map(|file| format!("{file}: not a known record, not used")),
     );
     page.push(Block::List(items));
 }
@@ -464,7 +467,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn figures_for_people() {
+    fn numbers_are_grouped_and_missing_ones_are_not_available() {
         assert_eq!(number(Some(15820.1), 1), "15,820.1");
         assert_eq!(number(Some(1_234_567.0), 0), "1,234,567");
         assert_eq!(number(Some(-999.999), 2), "-1,000.00");

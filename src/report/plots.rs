@@ -1,4 +1,4 @@
-//! The report's plots, as SVG: memory, latency, accuracy and loss.
+//! The report's plots as SVG: memory, latency, accuracy and loss.
 
 use plotters::coord::Shift;
 use plotters::prelude::*;
@@ -9,11 +9,11 @@ use super::compile::benchmark_accuracy;
 use super::sources::Sources;
 use crate::records::Benchmark;
 
-/// Every plot there may be; a plot without figures is not drawn.
+/// All plots; one without figures is not drawn.
 pub(super) const NAMES: [&str; 4] = ["memory", "latency", "accuracy", "loss"];
 
 const SIZE: (u32, u32) = (880, 340);
-/// Distinct also for eyes that take red for green (Okabe and Ito's palette).
+/// Okabe and Ito's palette, which is distinguishable with colour blindness.
 const COLOURS: [RGBColor; 4] = [
     RGBColor(0, 114, 178),
     RGBColor(230, 159, 0),
@@ -29,16 +29,16 @@ pub(super) struct Plot {
     pub svg: String,
 }
 
-/// Bars in groups: a group a place on the x axis, in it one bar a series.
+/// Grouped bar chart: one group per x position, one bar per series in it.
 #[derive(Debug, Default)]
 struct Bars {
     groups: Vec<String>,
-    /// Name and a figure for each group.
+    /// Name and one figure per group.
     series: Vec<(String, Vec<Option<f64>>)>,
 }
 
 impl Bars {
-    /// Leaves out series and groups without a figure above zero.
+    /// Removes series and groups without a figure above zero.
     fn compact(mut self) -> Self {
         let shown = |value: &Option<f64>| value.is_some_and(|value| value.is_finite() && value > 0.0);
         self.series.retain(|(_, values)| values.iter().any(shown));
@@ -58,7 +58,7 @@ impl Bars {
     }
 }
 
-/// Draws the plots that there are figures for.
+/// Draws all plots that have figures.
 pub(super) fn draw(sources: &Sources) -> Vec<Plot> {
     let benchmarks: Vec<(&str, &Benchmark)> = sources
         .benchmarks()
@@ -75,7 +75,7 @@ pub(super) fn draw(sources: &Sources) -> Vec<Plot> {
     add("memory", caption, bars(&memory(&benchmarks).compact(), "MiB"));
     let caption = "Latency of each document, s";
     add("latency", caption, bars(&latency(&benchmarks).compact(), "s"));
-    let caption = "Expected terms and values that were read, percent";
+    let caption = "Accuracy on expected terms and values, percent";
     add(
         "accuracy",
         caption,
@@ -88,7 +88,7 @@ pub(super) fn draw(sources: &Sources) -> Vec<Plot> {
         .filter(|point| point.loss.is_finite())
         .map(|point| (point.step as f64, point.loss))
         .collect();
-    add("loss", "Training loss by update", line(&history));
+    add("loss", "Training loss by step", line(&history));
     plots
 }
 
@@ -193,7 +193,7 @@ fn accuracy(sources: &Sources, benchmarks: &[(&str, &Benchmark)]) -> Bars {
 type Canvas<'a> = DrawingArea<SVGBackend<'a>, Shift>;
 type Drawn = Result<(), DrawingAreaErrorKind<std::io::Error>>;
 
-/// Draws on a canvas of the plots' size; `None` where that fails, which leaves out a plot and not the report.
+/// Draws on a canvas of the plots' size; `None` if that fails, in which case only the plot is missing.
 fn svg(paint: impl FnOnce(&Canvas<'_>) -> Drawn) -> Option<String> {
     let mut text = String::new();
     let drawn = {
@@ -268,7 +268,7 @@ fn bars(bars: &Bars, unit: &str) -> Option<String> {
     })
 }
 
-/// The series' names above the plot, each behind a square of its colour.
+/// Legend above the plot: the names of the series with their colours.
 fn legend(canvas: &Canvas<'_>, bars: &Bars) -> Drawn {
     let mut x = 88;
     for (index, (name, _)) in bars.series.iter().enumerate() {
@@ -299,7 +299,7 @@ fn line(points: &[(f64, f64)]) -> Option<String> {
             .configure_mesh()
             .light_line_style(TRANSPARENT)
             .bold_line_style(RGBColor(217, 226, 236))
-            .x_desc("update")
+            .x_desc("step")
             .y_desc("loss")
             .label_style(font(13))
             .axis_desc_style(font(13))
@@ -312,7 +312,7 @@ fn line(points: &[(f64, f64)]) -> Option<String> {
     })
 }
 
-/// A figure with three significant digits, or as a whole number.
+/// A figure with three significant digits, or as an integer.
 fn short(value: f64) -> String {
     let magnitude = value.abs();
     let decimals = if magnitude == 0.0 || magnitude >= 100.0 {
@@ -348,7 +348,7 @@ mod tests {
     }
 
     #[test]
-    fn what_has_no_figure_takes_no_room() {
+    fn groups_and_series_without_figures_are_removed() {
         let compacted = Bars {
             groups: vec!["a".to_owned(), "b".to_owned()],
             series: vec![

@@ -16,55 +16,55 @@ use crate::records::{
 /// A record that could not be read.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Problem {
-    /// The record, below the project folder.
+    /// Path of the record, relative to the project folder.
     pub file: String,
-    /// What is wrong with it and what to do.
+    /// What is wrong, and what to do.
     pub reason: String,
 }
 
-/// Every record of a project; `None` is one that is not there or cannot be read.
+/// All records of a project; `None` is a missing or unreadable one.
 #[derive(Debug, Default)]
 pub struct Sources {
-    /// The machine.
+    /// Environment check.
     pub environment: Option<Environment>,
-    /// The base model's origin.
+    /// Download of the base model.
     pub download: Option<DownloadInfo>,
-    /// The base model on the test documents.
+    /// Benchmark of the base model.
     pub baseline: Option<Benchmark>,
-    /// Both quantizations.
+    /// Quantization, both methods.
     pub quantization: Option<QuantizationInfo>,
-    /// The NF4 folder's settings.
+    /// Settings of the NF4 folder.
     pub nf4_config: Option<Nf4QuantizationConfig>,
-    /// The NF4 model on the test documents.
+    /// Benchmark of the NF4 model.
     pub nf4: Option<Benchmark>,
-    /// The AWQ model on the test documents.
+    /// Benchmark of the AWQ model.
     pub awq: Option<Benchmark>,
-    /// The data sets' origin.
+    /// Download of the data sets.
     pub downloads: Option<DownloadSummary>,
-    /// The training data.
+    /// Prepared training data.
     pub data: Option<DataSummary>,
     /// Fine-tuning.
     pub training: Option<TrainingMetrics>,
-    /// Base and fine-tuned model on the evaluation cases.
+    /// Evaluation of base and fine-tuned model.
     pub evaluation: Option<EvaluationFinetuned>,
-    /// The fine-tuned model on the test documents.
+    /// Benchmark of the fine-tuned model.
     pub finetuned: Option<Benchmark>,
-    /// Records that were read, below the project folder.
+    /// Records that were read, relative to the project folder.
     pub files: Vec<String>,
-    /// Records that are not there.
+    /// Missing records.
     pub missing: Vec<String>,
     /// Records that could not be read.
     pub problems: Vec<Problem>,
-    /// Other JSON files among the records, which no figure comes from.
+    /// Other JSON files in the records' folder; not used.
     pub others: Vec<String>,
-    /// The project has a Dockerfile.
+    /// Whether the project has a Dockerfile.
     pub dockerfile: bool,
-    /// The reports among the data are the synthetic ones that come with the program.
+    /// Whether the reports in the data are the built-in synthetic ones.
     pub synthetic_reports: bool,
 }
 
 impl Sources {
-    /// Reads what is there.
+    /// Reads all records.
     pub fn read(project: &Project) -> Self {
         let mut sources = Self {
             dockerfile: project.file("Dockerfile").is_file(),
@@ -112,14 +112,14 @@ impl Sources {
         }
     }
 
-    /// Name of the NF4 folder under models/. Records of another machine hold its paths: the name is what counts.
+    /// Name of the NF4 folder under models/. Only the name counts: records may be from another machine.
     fn nf4_folder(&self) -> Option<String> {
         let setup = &self.quantization.as_ref()?.bnb_setup;
         let name = Path::new(setup.output_dir.as_deref()?).file_name()?;
         Some(name.to_string_lossy().into_owned())
     }
 
-    /// JSON files in benchmarks/ that are none of the records; in alphabetical order.
+    /// JSON files in benchmarks/ that are not records, sorted.
     fn others(&self, project: &Project) -> Vec<String> {
         let known = |file: &String| {
             file == paths::FINAL_REPORT
@@ -137,7 +137,7 @@ impl Sources {
         others
     }
 
-    /// The benchmarks with the names they go by in the report, in the order of the pipeline.
+    /// The benchmarks with their labels, in pipeline order.
     pub(super) fn benchmarks(&self) -> [(&'static str, Option<&Benchmark>); 4] {
         [
             ("FP16 baseline", self.baseline.as_ref()),
@@ -148,7 +148,7 @@ impl Sources {
     }
 }
 
-/// The base model that a record's model comes from: its name without folders and without what the pipeline adds.
+/// Name of the base model that a record's model derives from: without folders and the pipeline's suffixes.
 pub(super) fn base_name(model_name: &str) -> &str {
     let name = model_name.rsplit('/').next().unwrap_or(model_name);
     [NF4_SUFFIX, AWQ_SUFFIX, LORA_SUFFIX, "-base"]
@@ -162,7 +162,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_derived_model_has_its_bases_name() {
+    fn derived_models_have_the_name_of_their_base() {
         for name in [
             "qwen25-vl-7b-base",
             "qwen25-vl-7b-bnb-nf4",

@@ -163,10 +163,10 @@ fn the_originals_records_are_digested_without_loss() {
         "| NF4 | 64.2 % | 51.0 % | n/a | n/a |",
         "| Evaluation cases, base NF4 | 86.00 % | 81.60 % | 83.49 % |",
         "| Evaluation cases, NF4 + LoRA | 75.00 % | 72.00 % | 73.70 % |",
-        "| Loss at the start | n/a |",
+        "| Initial loss | n/a |",
         "| patient_diagnosis.png | 28.41 | 13.90 | 22.10 |",
         "failed: cannot import name 'PytorchGELUTanh'",
-        "pubmedvision could not be had: no image column",
+        "pubmedvision could not be downloaded: no image column",
         "![Memory of each model, MiB](plots/memory.svg)",
     ] {
         assert!(markdown.contains(figure), "{figure} is missing in\n{markdown}");
