@@ -215,7 +215,7 @@ fn quantized_beside_it(root: &Path, flags: &[&str]) {
         "{page}"
     );
     assert!(row("Resident memory after loading, MiB").contains(|c: char| c.is_ascii_digit()));
-    assert!(page.contains("resident memory, not a GPU's"), "{page}");
+    assert!(page.contains("resident memory, not GPU memory"), "{page}");
 }
 
 #[test]
