@@ -8,6 +8,7 @@ mod blackwell;
 mod cli;
 mod data;
 mod distributed;
+mod docs;
 mod doctor;
 mod documents;
 mod evaluation;
