@@ -21,7 +21,7 @@ use crate::console::{self, Level, Notify, Progress, Unit};
 use crate::error::HubError;
 use crate::hub::{
     CancelGuard, Hub, HubSettings, Incoming, RemoteFile, RemoteReader, Repository, RepositoryKind, Snapshot,
-    fetch_all, is_left_out, is_pickle, name_fault,
+    fetch_all, is_excluded, is_pickle, name_fault,
 };
 use crate::records::{DatasetDownload, DownloadSummary};
 use crate::{Error, Result, hub, records};
@@ -220,7 +220,7 @@ impl Job<'_> {
             return Ok(existing);
         }
         let names = snapshot.files.iter().map(|file| file.path.as_str());
-        let wanted = publication.row_files(names.filter(|name| !is_left_out(name)));
+        let wanted = publication.row_files(names.filter(|name| !is_excluded(name)));
         if wanted.is_empty() {
             let pickled = snapshot.files.iter().any(|file| is_pickle(&file.path));
             let reason = if pickled { PICKLE } else { NO_ROWS };
@@ -303,7 +303,7 @@ async fn fetch_images(hub: &Arc<Hub>, snapshot: &Arc<Snapshot>, source: &SourceD
     let named = block_in_place(|| referenced_images(source))?;
     let named: Vec<String> = named
         .into_iter()
-        .filter(|name| name_fault(name).is_none() && !is_left_out(name))
+        .filter(|name| name_fault(name).is_none() && !is_excluded(name))
         .collect();
     let (plain, archived): (Vec<String>, Vec<String>) = named.into_iter().partition(|name| {
         snapshot

@@ -33,7 +33,7 @@ pub(crate) use self::local::files_below;
 pub(crate) use self::manifest::tool_version;
 pub use self::manifest::{DOWNLOAD_MANIFEST, DownloadManifest, ManifestFile};
 pub use self::model::{ModelDownload, ModelRequest, download_model, model_name};
-pub(crate) use self::model::{is_left_out, is_pickle};
+pub(crate) use self::model::{is_excluded, is_pickle};
 pub(crate) use self::names::name_fault;
 pub(crate) use self::range::{CancelGuard, RemoteReader, hub_error};
 pub use self::remote_folder::RemoteFolder;

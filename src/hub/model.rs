@@ -193,7 +193,7 @@ fn verified(copy: LocalCopy, wanted: &[String], request: &ModelRequest) -> Resul
 /// [`HubError::Unsuitable`], if no model is left.
 fn wanted<'a>(origin: &str, names: impl Iterator<Item = &'a str>, notify: Notify<'_>) -> Result<Vec<String>> {
     let (pickles, others): (Vec<&str>, Vec<&str>) = names
-        .filter(|name| !is_documentation(name) && !is_left_out(name))
+        .filter(|name| !is_documentation(name) && !is_excluded(name))
         .partition(|name| is_pickle(name));
     let has = |wanted: fn(&str) -> bool| others.iter().any(|name| wanted(name));
     let unsuitable = |reason: String| {
@@ -230,7 +230,7 @@ fn is_documentation(path: &str) -> bool {
 }
 
 /// Returns whether a file is hidden, in a hidden folder such as `.git`, or a program: a model needs none of these.
-pub(crate) fn is_left_out(path: &str) -> bool {
+pub(crate) fn is_excluded(path: &str) -> bool {
     const PROGRAMS: [&str; 12] = [
         "py", "pyc", "pyi", "pyx", "ipynb", "sh", "bat", "cmd", "ps1", "exe", "dll", "so",
     ];

@@ -162,7 +162,7 @@ fn trains_as_long_as_it_is_told_to(root: &Path) {
 }
 
 #[test]
-fn a_training_that_takes_hours_is_left_out_unless_it_is_asked_for() {
+fn a_training_that_takes_hours_is_excluded_unless_it_is_asked_for() {
     let folder = tempfile::tempdir().unwrap();
     let other = folder.path().join("models/other-base");
     fs::create_dir_all(&other).unwrap();

@@ -111,7 +111,7 @@ mod tests {
     }
 
     #[test]
-    fn other_sizes_get_smaller_groups_before_anything_is_left_out() {
+    fn other_sizes_get_smaller_groups_before_anything_is_excluded() {
         assert_eq!(shapes(192, 320, (4, 2)).group, 64);
         assert_eq!(shapes(64, 96, (4, 2)).group, 32);
         let ragged = shapes(256, 700, (4, 2));

@@ -81,7 +81,7 @@ fn the_embedded_model_s_adapter_is_found_where_it_comes_with_the_program() {
 }
 
 #[test]
-fn an_adapter_of_another_model_or_without_merit_is_left_out() {
+fn an_adapter_of_another_model_or_without_merit_is_excluded() {
     let root = tempfile::tempdir().unwrap();
     let project = Project::open(Some(root.path())).unwrap();
     let dir = root.path().join("models/big-medical-lora");
