@@ -7,14 +7,14 @@
 
 mod accuracy;
 pub mod awq;
-mod documents;
-mod kept;
 #[cfg(test)]
-mod kills;
+mod crash_tests;
+mod documents;
 mod merge;
 pub mod nf4;
 mod options;
 mod run;
+mod saved;
 mod select;
 mod shards;
 mod source;

@@ -7,9 +7,9 @@ use std::time::Instant;
 use super::{
     MAX_REPORT_BYTES, Outcome, Watch,
     awq::{self, AwqOptions, AwqReport},
-    kept::Kept,
     nf4::{Nf4Options, REPORT, quantize_folder},
-    select::{Calibration, choose},
+    saved::SavedMeasurements,
+    select::{Candidate, choose, measure_candidates},
 };
 use crate::benchmark::BenchmarkArgs;
 use crate::console::Unit;
@@ -75,22 +75,24 @@ pub fn quantize_base(run: &BaseRun<'_>, watch: Watch<'_>) -> Result<Quantization
     let path = run.project.file(records::paths::QUANTIZATION_INFO);
     let earlier = earlier(run, &path);
     let pages = calibration_pages(run.project, run.pages);
-    let mut bnb_setup = match earlier.as_ref().map(|info| info.bnb_setup.clone()) {
-        Some(setup) if !run.wants(Method::Nf4) => setup,
-        _ => nf4(run, watch)?,
+    let (mut bnb_setup, mut nf4) = match earlier.as_ref().map(|info| info.bnb_setup.clone()) {
+        Some(setup) if !run.wants(Method::Nf4) => {
+            let candidate = Candidate::of_record(Method::Nf4, setup.success, &setup.extra);
+            (setup, candidate)
+        }
+        _ => run_nf4(run, watch)?,
     };
-    let mut awq_attempt = match earlier.as_ref().map(|info| info.awq_attempt.clone()) {
-        Some(attempt) if !run.wants(Method::Awq) => attempt,
-        _ => awq(run, pages.as_ref(), watch)?,
+    let (mut awq_attempt, mut awq) = match earlier.as_ref().map(|info| info.awq_attempt.clone()) {
+        Some(attempt) if !run.wants(Method::Awq) => {
+            let candidate = Candidate::of_record(Method::Awq, attempt.success, &attempt.extra);
+            (attempt, candidate)
+        }
+        _ => run_awq(run, pages.as_ref(), watch)?,
     };
-    let calibration = Calibration::new(
-        run,
-        &pages,
-        earlier.as_ref(),
-        watch,
-        (&mut bnb_setup, &mut awq_attempt),
-    )?;
-    let active = choose(run.method, &bnb_setup, &awq_attempt);
+    let calibration = measure_candidates(run, &pages, earlier.as_ref(), watch, [&mut nf4, &mut awq])?;
+    nf4.write_figures(&mut bnb_setup.extra);
+    awq.write_figures(&mut awq_attempt.extra);
+    let active = choose(run.method, &nf4, &awq);
     let info = QuantizationInfo {
         active_method: active.as_ref().map(|(method, _)| method.name().to_owned()),
         bnb_setup,
@@ -102,7 +104,7 @@ pub fn quantize_base(run: &BaseRun<'_>, watch: Watch<'_>) -> Result<Quantization
         })),
     };
     records::write(&path, &info)?;
-    Kept::forget(run.project);
+    SavedMeasurements::remove(run.project);
     Ok(info)
 }
 
@@ -114,7 +116,12 @@ fn earlier(run: &BaseRun<'_>, path: &Path) -> Option<QuantizationInfo> {
         .then_some(info)
 }
 
-fn awq(run: &BaseRun<'_>, pages: Result<&CalibrationPages, &Error>, watch: Watch<'_>) -> Result<AwqAttempt> {
+fn run_awq(
+    run: &BaseRun<'_>,
+    pages: Result<&CalibrationPages, &Error>,
+    watch: Watch<'_>,
+) -> Result<(AwqAttempt, Candidate)> {
+    let mut candidate = Candidate::new(Method::Awq);
     let mut attempt = AwqAttempt {
         method: Method::Awq.name().to_owned(),
         success: false,
@@ -125,14 +132,15 @@ fn awq(run: &BaseRun<'_>, pages: Result<&CalibrationPages, &Error>, watch: Watch
     };
     if !run.wants(Method::Awq) {
         attempt.error = Some("not attempted: --method nf4".to_owned());
-        return Ok(attempt);
+        return Ok((attempt, candidate));
     }
     attempt.error = match pages {
-        Ok(pages) => failure(|| make_awq(run, pages, watch, &mut attempt))?,
+        Ok(pages) => failure(|| make_awq(run, pages, watch, &mut attempt, &mut candidate))?,
         Err(error) => Some(error.to_string()),
     };
     attempt.success = attempt.error.is_none();
-    Ok(attempt)
+    candidate.success = attempt.success;
+    Ok((attempt, candidate))
 }
 
 fn make_awq(
@@ -140,6 +148,7 @@ fn make_awq(
     pages: &CalibrationPages,
     watch: Watch<'_>,
     attempt: &mut AwqAttempt,
+    candidate: &mut Candidate,
 ) -> Result<()> {
     let start = Instant::now();
     let folder = run.folder(Method::Awq);
@@ -151,6 +160,7 @@ fn make_awq(
         run.selected.device,
         watch,
     )?;
+    (candidate.rewritten, candidate.output_bytes) = (!made.up_to_date, Some(made.bytes));
     attempt.time_seconds = Some(seconds(start.elapsed().as_secs_f64()));
     attempt.extra = extra(json!({
         "up_to_date": made.up_to_date,
@@ -180,7 +190,8 @@ fn failure(work: impl FnOnce() -> Result<()>) -> Result<Option<String>> {
     }
 }
 
-fn nf4(run: &BaseRun<'_>, watch: Watch<'_>) -> Result<BnbSetup> {
+fn run_nf4(run: &BaseRun<'_>, watch: Watch<'_>) -> Result<(BnbSetup, Candidate)> {
+    let mut candidate = Candidate::new(Method::Nf4);
     let mut setup = BnbSetup {
         method: Method::Nf4.name().to_owned(),
         success: false,
@@ -194,16 +205,23 @@ fn nf4(run: &BaseRun<'_>, watch: Watch<'_>) -> Result<BnbSetup> {
     };
     if !run.wants(Method::Nf4) {
         setup.error = Some("not attempted: --method awq".to_owned());
-        return Ok(setup);
+        return Ok((setup, candidate));
     }
-    setup.error = failure(|| make_nf4(run, watch, &mut setup))?;
+    setup.error = failure(|| make_nf4(run, watch, &mut setup, &mut candidate))?;
     setup.success = setup.error.is_none();
-    Ok(setup)
+    candidate.success = setup.success;
+    Ok((setup, candidate))
 }
 
-fn make_nf4(run: &BaseRun<'_>, watch: Watch<'_>, setup: &mut BnbSetup) -> Result<()> {
+fn make_nf4(
+    run: &BaseRun<'_>,
+    watch: Watch<'_>,
+    setup: &mut BnbSetup,
+    candidate: &mut Candidate,
+) -> Result<()> {
     let (start, before) = (Instant::now(), process_memory());
     let made = quantize_folder(run.model, &run.folder(Method::Nf4), &run.nf4, watch)?;
+    (candidate.rewritten, candidate.output_bytes) = (!made.up_to_date, Some(made.bytes));
     setup.time_seconds = Some(seconds(start.elapsed().as_secs_f64()));
     setup.total_params = Some(made.parameters);
     let peak = process_memory().zip(before);

@@ -10,171 +10,238 @@ use super::{
     PageAccuracy, Watch,
     awq::pages_digest,
     documents::{DocumentAccuracy, document_accuracy, documents_digest},
-    kept::Kept,
     measure_with,
-    nf4::output_errors,
+    nf4::{LayerOutputErrors, output_errors},
     run::BaseRun,
+    saved::SavedMeasurements,
 };
 use crate::console::Unit;
 use crate::data::{CalibrationPage, CalibrationPages};
 use crate::fs::Manifest;
 use crate::quant::Method;
-use crate::records::{AwqAttempt, BnbSetup, Extra, QuantizationInfo, mib};
+use crate::records::{Extra, QuantizationInfo, mib};
 use crate::{Error, Result};
 
 /// The original's name in stages and errors.
 const ORIGINAL: &str = "the original";
 
 /// Key of a method's [`PageAccuracy`] in the record.
-const FIGURES: &str = "calibration";
+const PAGES: &str = "calibration";
 /// Key of its [`DocumentAccuracy`].
 const DOCUMENTS: &str = "documents";
-/// Key of its [`LayerOutputErrors`](super::nf4::LayerOutputErrors).
+/// Key of its [`LayerOutputErrors`].
 const LAYER_OUTPUTS: &str = "layer_outputs";
 
-/// What models are measured on, and what the original makes of it.
+/// What the models are measured on, and the original's figures.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Calibration {
     /// Where the pages come from.
     pub source: String,
-    /// How many AWQ was calibrated on.
+    /// Number of pages that AWQ was calibrated on.
     #[serde(default)]
     pub calibration_pages: usize,
-    /// How many of them, evenly spread, all models were measured on.
+    /// Number of those, evenly spaced, that all models were measured on.
     #[serde(default)]
     pub measured_pages: usize,
-    /// sha256 over those.
+    /// sha256 over the measured pages.
     pub pages_sha256: String,
     /// sha256 over the documents.
     #[serde(default)]
     pub documents_sha256: String,
-    /// The model before quantization on the pages; null where it could not be measured.
+    /// The model before quantization on the pages; null if measuring failed.
     pub base: Option<PageAccuracy>,
     /// The same on the documents.
     #[serde(default)]
     pub base_documents: Option<DocumentAccuracy>,
-    /// What went wrong in measuring, word for word.
+    /// Errors of measuring, verbatim.
     pub error: Option<String>,
 }
 
-impl Calibration {
-    /// Measures the methods that worked, and notes each one's figures in its part of the record.
-    ///
-    /// Nothing is measured where nothing has changed since the `earlier` record. What fails here costs no method its success.
-    pub(super) fn new(
-        run: &BaseRun<'_>,
-        pages: &Result<CalibrationPages>,
-        earlier: Option<&QuantizationInfo>,
-        watch: Watch<'_>,
-        (nf4, awq): (&mut BnbSetup, &mut AwqAttempt),
-    ) -> Result<Option<Self>> {
-        let Ok(calibration) = pages else {
-            return Ok(None);
-        };
-        let pages = &spread(&calibration.pages, run.measured_pages);
-        if pages.is_empty() {
-            return Ok(None);
+/// What was measured of a method; `None` where that failed.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct Figures {
+    pages: Option<PageAccuracy>,
+    documents: Option<DocumentAccuracy>,
+    /// NF4's only.
+    layers: Option<LayerOutputErrors>,
+}
+
+impl Figures {
+    /// Those of an earlier run in its record of a method.
+    fn read(extra: &Extra) -> Option<Self> {
+        fn part<T: serde::de::DeserializeOwned>(extra: &Extra, key: &str) -> Option<T> {
+            serde_json::from_value(extra.get(key)?.clone()).ok()
         }
-        let mut this = Self {
-            source: calibration.source.to_owned(),
-            calibration_pages: calibration.pages.len(),
-            measured_pages: pages.len(),
-            pages_sha256: pages_digest(pages),
-            documents_sha256: documents_digest(run)?,
-            base: None,
-            base_documents: None,
-            error: None,
-        };
-        let earlier = earlier.filter(|info| this.same_pages(info));
-        let made = [
-            (
-                Method::Nf4,
-                nf4.success,
-                earlier.map(|info| &info.bnb_setup.extra),
-                &mut nf4.extra,
-            ),
-            (
-                Method::Awq,
-                awq.success,
-                earlier.map(|info| &info.awq_attempt.extra),
-                &mut awq.extra,
-            ),
-        ];
-        let mut to_measure = Vec::new();
-        for (method, success, earlier, extra) in made {
-            let earlier = earlier.filter(|extra| figures(extra).is_some()).cloned();
-            let changed = extra.get("up_to_date") == Some(&json!(false)) && run.wants(method);
-            for key in [FIGURES, DOCUMENTS, LAYER_OUTPUTS] {
-                extra.remove(key);
-                if let Some(value) = earlier.as_ref().and_then(|extra| extra.get(key))
-                    && success
-                    && !changed
-                {
-                    extra.insert(key.to_owned(), value.clone());
-                }
-            }
-            if success && (changed || earlier.is_none()) {
-                to_measure.push((method, extra));
-            }
-        }
-        if to_measure.is_empty() {
-            let earlier = earlier.and_then(Self::of);
-            this.base_documents = earlier
-                .as_ref()
-                .and_then(|earlier| earlier.base_documents.clone());
-            this.base = earlier.and_then(|earlier| earlier.base);
-            return Ok(Some(this));
-        }
-        this.measure(run, pages, watch, to_measure)?;
-        Ok(Some(this))
+        extra.contains_key(PAGES).then(|| Self {
+            pages: part(extra, PAGES),
+            documents: part(extra, DOCUMENTS),
+            layers: part(extra, LAYER_OUTPUTS),
+        })
     }
 
-    /// Measures the original, then each method beside it; what a killed run finished is not measured again.
+    fn write(&self, method: Method, extra: &mut Extra) {
+        extra.insert(PAGES.to_owned(), json!(self.pages));
+        extra.insert(DOCUMENTS.to_owned(), json!(self.documents));
+        if method == Method::Nf4 {
+            extra.insert(LAYER_OUTPUTS.to_owned(), json!(self.layers));
+        }
+    }
+}
+
+/// A method in this run.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct Candidate {
+    pub(super) method: Method,
+    /// Its folder is complete and loads.
+    pub(super) success: bool,
+    /// This run wrote its folder.
+    pub(super) rewritten: bool,
+    /// Bytes of its folder's weights.
+    pub(super) output_bytes: Option<u64>,
+    pub(super) figures: Option<Figures>,
+}
+
+impl Candidate {
+    /// One that this run has not written yet.
+    pub(super) fn new(method: Method) -> Self {
+        Self {
+            method,
+            success: false,
+            rewritten: false,
+            output_bytes: None,
+            figures: None,
+        }
+    }
+
+    /// One that this run leaves as an earlier run's record describes it.
+    pub(super) fn of_record(method: Method, success: bool, extra: &Extra) -> Self {
+        Self {
+            success,
+            output_bytes: extra.get("output_bytes").and_then(Value::as_u64),
+            figures: Figures::read(extra),
+            ..Self::new(method)
+        }
+    }
+
+    /// Writes its figures, and no earlier ones, to its part of the record.
+    pub(super) fn write_figures(&self, extra: &mut Extra) {
+        for key in [PAGES, DOCUMENTS, LAYER_OUTPUTS] {
+            extra.remove(key);
+        }
+        if let Some(figures) = &self.figures {
+            figures.write(self.method, extra);
+        }
+    }
+
+    fn pages(&self) -> Option<&PageAccuracy> {
+        self.figures.as_ref()?.pages.as_ref()
+    }
+}
+
+/// Measures the candidates that have a folder beside the original; `None` without calibration pages.
+///
+/// A candidate keeps the figures of the `earlier` record if neither its folder nor pages and documents have changed. An error of
+/// measuring is noted in the result.
+pub(super) fn measure_candidates(
+    run: &BaseRun<'_>,
+    pages: &Result<CalibrationPages>,
+    earlier: Option<&QuantizationInfo>,
+    watch: Watch<'_>,
+    candidates: [&mut Candidate; 2],
+) -> Result<Option<Calibration>> {
+    let Ok(calibration) = pages else {
+        return Ok(None);
+    };
+    let pages = &spread(&calibration.pages, run.measured_pages);
+    if pages.is_empty() {
+        return Ok(None);
+    }
+    let mut result = Calibration {
+        source: calibration.source.to_owned(),
+        calibration_pages: calibration.pages.len(),
+        measured_pages: pages.len(),
+        pages_sha256: pages_digest(pages),
+        documents_sha256: documents_digest(run)?,
+        base: None,
+        base_documents: None,
+        error: None,
+    };
+    let earlier = earlier.filter(|info| result.same_pages(info));
+    let mut to_measure = Vec::new();
+    for candidate in candidates {
+        let extra = earlier.map(|info| match candidate.method {
+            Method::Nf4 => &info.bnb_setup.extra,
+            Method::Awq => &info.awq_attempt.extra,
+        });
+        let figures = extra.and_then(Figures::read);
+        candidate.figures =
+            figures.filter(|figures| figures.pages.is_some() && candidate.success && !candidate.rewritten);
+        if candidate.success && candidate.figures.is_none() {
+            to_measure.push(candidate);
+        }
+    }
+    if to_measure.is_empty() {
+        if let Some(earlier) = earlier.and_then(Calibration::of) {
+            (result.base, result.base_documents) = (earlier.base, earlier.base_documents);
+        }
+    } else {
+        result.measure(run, pages, watch, to_measure)?;
+    }
+    Ok(Some(result))
+}
+
+impl Calibration {
+    /// Measures the original, then each candidate. What a killed run finished is not measured again.
     fn measure(
         &mut self,
         run: &BaseRun<'_>,
         pages: &[CalibrationPage],
         watch: Watch<'_>,
-        methods: Vec<(Method, &mut Extra)>,
+        candidates: Vec<&mut Candidate>,
     ) -> Result<()> {
         let device = run.selected.device;
-        let mut kept = Kept::open(run.project, &self.identity(run)?);
+        let mut saved = SavedMeasurements::open(run.project, &self.identity(run)?);
         let page_count = pages.len() as u64;
-        let on_pages = |kept: &mut Kept, who: &str, dir: &Path, original: Option<&[Tensor]>| {
-            kept.or_measure(&format!("{who}, pages"), || {
+        let on_pages = |saved: &mut SavedMeasurements, who: &str, dir: &Path, original: Option<&[Tensor]>| {
+            saved.or_measure(&format!("{who}, pages"), || {
                 watch.begin(&format!("measuring {who}"), Unit::Of("pages"), page_count)?;
                 Ok(measure_with(dir, None, pages, device, original, watch)?.accuracy)
             })
         };
-        let on_documents = |kept: &mut Kept, who: &str, dir: &Path| {
-            kept.or_measure(&format!("{who}, documents"), || {
+        let on_documents = |saved: &mut SavedMeasurements, who: &str, dir: &Path| {
+            saved.or_measure(&format!("{who}, documents"), || {
                 watch.begin(&format!("{who} reads the documents"), Unit::Of("documents"), 0)?;
                 document_accuracy(run, dir, watch)
             })
         };
-        let original = self.note(ORIGINAL, original(&mut kept, run.model, pages, device, watch))?;
-        self.base_documents = self.note(ORIGINAL, on_documents(&mut kept, ORIGINAL, run.model))?;
-        for (method, extra) in methods {
-            let (name, folder) = (method.name(), run.folder(method));
+        let original = self.note(ORIGINAL, original(&mut saved, run.model, pages, device, watch))?;
+        self.base_documents = self.note(ORIGINAL, on_documents(&mut saved, ORIGINAL, run.model))?;
+        for candidate in candidates {
+            let (name, folder) = (candidate.method.name(), run.folder(candidate.method));
             let states = original.as_ref().map(|(_, states)| &states[..]);
-            let accuracy = self.note(name, on_pages(&mut kept, name, &folder, states))?;
-            extra.insert(FIGURES.to_owned(), json!(accuracy));
-            let documents = self.note(name, on_documents(&mut kept, name, &folder))?;
-            extra.insert(DOCUMENTS.to_owned(), json!(documents));
-            if method == Method::Nf4 {
-                let errors = kept.or_measure("layers", || {
-                    watch.begin("comparing the layers' outputs", Unit::Of("pages"), page_count)?;
-                    output_errors(run.model, &folder, pages, device, watch)
-                });
-                let errors = self.note(name, errors)?;
-                extra.insert(LAYER_OUTPUTS.to_owned(), json!(errors));
-            }
+            let on_pages = self.note(name, on_pages(&mut saved, name, &folder, states))?;
+            let on_documents = self.note(name, on_documents(&mut saved, name, &folder))?;
+            let layers = match candidate.method {
+                Method::Awq => None,
+                Method::Nf4 => {
+                    let errors = saved.or_measure("layers", || {
+                        watch.begin("comparing the layers' outputs", Unit::Of("pages"), page_count)?;
+                        output_errors(run.model, &folder, pages, device, watch)
+                    });
+                    self.note(name, errors)?
+                }
+            };
+            candidate.figures = Some(Figures {
+                pages: on_pages,
+                documents: on_documents,
+                layers,
+            });
         }
         self.base = original.map(|(accuracy, _)| accuracy);
         Ok(())
     }
 
-    /// All that the figures depend on.
+    /// Everything that the figures depend on.
     fn identity(&self, run: &BaseRun<'_>) -> Result<Value> {
         let manifest =
             |method| Manifest::read(&run.folder(method)).map(|manifest| (manifest.origin, manifest.files));
@@ -189,9 +256,9 @@ impl Calibration {
         }))
     }
 
-    /// What an earlier record holds.
+    /// That of an earlier record.
     fn of(info: &QuantizationInfo) -> Option<Self> {
-        serde_json::from_value(info.extra.get(FIGURES)?.clone()).ok()
+        serde_json::from_value(info.extra.get("calibration")?.clone()).ok()
     }
 
     /// Whether an earlier record's figures are of the same pages and documents.
@@ -201,7 +268,7 @@ impl Calibration {
         })
     }
 
-    /// The figure, or a note of the error.
+    /// The figure; an error is noted.
     fn note<T>(&mut self, name: &str, measured: Result<T>) -> Result<Option<T>> {
         match measured {
             Ok(measured) => Ok(Some(measured)),
@@ -216,16 +283,16 @@ impl Calibration {
     }
 }
 
-/// What the original makes of the pages: its figures, and its hidden states, which the others' are compared with.
+/// The original's figures on the pages and its hidden states, which the others' are compared with.
 fn original(
-    kept: &mut Kept,
+    saved: &mut SavedMeasurements,
     model: &Path,
     pages: &[CalibrationPage],
     device: Device,
     watch: Watch<'_>,
 ) -> Result<(PageAccuracy, Vec<Tensor>)> {
     let name = format!("{ORIGINAL}, pages");
-    if let (Some(figures), Some(states)) = (kept.get(&name), kept.states()) {
+    if let (Some(figures), Some(states)) = (saved.get(&name), saved.states()) {
         return Ok((figures, states));
     }
     watch.begin(
@@ -234,12 +301,12 @@ fn original(
         pages.len() as u64,
     )?;
     let measured = measure_with(model, None, pages, device, None, watch)?;
-    kept.keep_states(&measured.hidden)?;
-    kept.put(&name, &measured.accuracy)?;
+    saved.save_states(&measured.hidden)?;
+    saved.save(&name, &measured.accuracy)?;
     Ok((measured.accuracy, measured.hidden))
 }
 
-/// `count` of `pages`, evenly spread.
+/// `count` of `pages`, evenly spaced.
 fn spread(pages: &[CalibrationPage], count: usize) -> Vec<CalibrationPage> {
     let count = count.min(pages.len());
     (0..count)
@@ -247,31 +314,30 @@ fn spread(pages: &[CalibrationPage], count: usize) -> Vec<CalibrationPage> {
         .collect()
 }
 
-/// A method's figures in its part of the record.
-fn figures(extra: &Extra) -> Option<PageAccuracy> {
-    serde_json::from_value(extra.get(FIGURES)?.clone()).ok()
-}
-
-/// The method to use, and why: the more accurate one, unless `asked` names one that was made.
-pub(super) fn choose(asked: Option<Method>, nf4: &BnbSetup, awq: &AwqAttempt) -> Option<(Method, String)> {
-    match (asked, nf4.success, awq.success) {
+/// The method to use, and why: the more accurate one, unless `requested` is one that succeeded.
+pub(super) fn choose(
+    requested: Option<Method>,
+    nf4: &Candidate,
+    awq: &Candidate,
+) -> Option<(Method, String)> {
+    match (requested, nf4.success, awq.success) {
         (Some(Method::Nf4), true, _) => Some((Method::Nf4, "asked for with --method".to_owned())),
         (Some(Method::Awq), _, true) => Some((Method::Awq, "asked for with --method".to_owned())),
         (_, true, false) => Some((Method::Nf4, "the only one that was made".to_owned())),
         (_, false, true) => Some((Method::Awq, "the only one that was made".to_owned())),
-        (_, true, true) => Some(more_accurate(&nf4.extra, &awq.extra)),
+        (_, true, true) => Some(more_accurate(nf4, awq)),
         (_, false, false) => None,
     }
 }
 
-fn more_accurate(nf4: &Extra, awq: &Extra) -> (Method, String) {
-    let (Some(a), Some(b)) = (figures(nf4), figures(awq)) else {
+fn more_accurate(nf4: &Candidate, awq: &Candidate) -> (Method, String) {
+    let (Some(a), Some(b)) = (nf4.pages(), awq.pages()) else {
         return (Method::Nf4, "the accuracy of both was not measured".to_owned());
     };
     let wrong = |figures: &PageAccuracy| (1.0 - figures.token_accuracy_pct / 100.0) * figures.tokens as f64;
-    let fewer = wrong(&a) - wrong(&b);
+    let fewer = wrong(a) - wrong(b);
     // Where both read the same tokens, the standard error of the difference is at most the root of both's wrong ones.
-    let chance = (wrong(&a) + wrong(&b)).sqrt();
+    let chance = (wrong(a) + wrong(b)).sqrt();
     let by_chance = fewer.abs() < chance.max(1e-6);
     // The logits' distance from the original is an average over every token's whole vocabulary, and hardly changes with
     // the pages, where tokens that are near to both sides of a choice do.
@@ -283,11 +349,11 @@ fn more_accurate(nf4: &Extra, awq: &Extra) -> (Method, String) {
         fewer > 0.0
     };
     let method = if awq_is_better { Method::Awq } else { Method::Nf4 };
-    let size = |extra: &Extra| {
-        let bytes = extra.get("output_bytes").and_then(serde_json::Value::as_u64);
+    let size = |candidate: &Candidate| {
+        let bytes = candidate.output_bytes;
         bytes.map_or(String::new(), |bytes| format!(", {} MiB", mib(bytes)))
     };
-    let line = |figures: &PageAccuracy, extra: &Extra| {
+    let line = |figures: &PageAccuracy, candidate: &Candidate| {
         let outputs = figures.outputs.as_ref();
         format!(
             "{:.3} % of tokens right, loss {:.5}{}{}",
@@ -297,7 +363,7 @@ fn more_accurate(nf4: &Extra, awq: &Extra) -> (Method, String) {
                 ", logits off by {:.3}",
                 outputs.output_rmse
             )),
-            size(extra)
+            size(candidate)
         )
     };
     let reason = format!(
@@ -310,8 +376,8 @@ fn more_accurate(nf4: &Extra, awq: &Extra) -> (Method, String) {
                 ", by the distance from the original's logits: so few tokens more may be chance",
             (true, None) => ", by the loss: so few tokens more may be chance",
         },
-        line(&a, nf4),
-        line(&b, awq)
+        line(a, nf4),
+        line(b, awq)
     );
     (method, reason)
 }
@@ -319,61 +385,79 @@ fn more_accurate(nf4: &Extra, awq: &Extra) -> (Method, String) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::quantize::OutputError;
 
-    fn records(nf4: (bool, f64, f64), awq: (bool, f64, f64)) -> (BnbSetup, AwqAttempt) {
-        let extra = |(_, token_accuracy_pct, mean_loss)| {
-            let figures = PageAccuracy {
-                pages: 3,
-                tokens: 1000,
-                token_accuracy_pct,
-                mean_loss,
-                outputs: None,
-            };
-            Extra::from_iter([
-                (FIGURES.to_owned(), json!(figures)),
-                ("output_bytes".to_owned(), json!(3 << 20)),
-            ])
+    fn candidates(nf4: (bool, f64, f64), awq: (bool, f64, f64)) -> (Candidate, Candidate) {
+        let candidate = |method, (success, token_accuracy_pct, mean_loss)| Candidate {
+            success,
+            output_bytes: Some(3 << 20),
+            figures: Some(Figures {
+                pages: Some(PageAccuracy {
+                    pages: 3,
+                    tokens: 1000,
+                    token_accuracy_pct,
+                    mean_loss,
+                    outputs: None,
+                }),
+                documents: None,
+                layers: None,
+            }),
+            ..Candidate::new(method)
         };
-        let nf4 = serde_json::from_value::<BnbSetup>(json!({
-            "method": "bitsandbytes_NF4", "success": nf4.0, "time_seconds": null, "load_time_seconds": null,
-            "output_dir": null, "vram_mb": null, "total_params": null, "error": null, "calibration": extra(nf4)[FIGURES],
-        }));
-        let awq = serde_json::from_value::<AwqAttempt>(json!({
-            "method": "AWQ_INT4", "success": awq.0, "time_seconds": null, "output_dir": null, "error": null,
-            "calibration": extra(awq)[FIGURES], "output_bytes": extra(awq)["output_bytes"],
-        }));
-        (nf4.unwrap(), awq.unwrap())
+        (candidate(Method::Nf4, nf4), candidate(Method::Awq, awq))
+    }
+
+    fn pages(candidate: &mut Candidate) -> &mut PageAccuracy {
+        candidate.figures.as_mut().unwrap().pages.as_mut().unwrap()
+    }
+
+    #[test]
+    fn figures_are_read_from_a_record_as_they_were_written() {
+        let (mut nf4, mut awq) = candidates((true, 98.9, 0.1), (true, 98.8, 0.2));
+        pages(&mut nf4).outputs = Some(OutputError {
+            output_cosine: 0.99,
+            output_rmse: 0.95,
+            output_max_abs: 9.0,
+        });
+        pages(&mut awq).mean_loss = 0.1 + 0.2;
+        for candidate in [nf4, awq] {
+            let mut extra = Extra::from_iter([("output_bytes".to_owned(), json!(3 << 20))]);
+            candidate.write_figures(&mut extra);
+            assert_eq!(Candidate::of_record(candidate.method, true, &extra), candidate);
+            assert_eq!(extra.contains_key(LAYER_OUTPUTS), candidate.method == Method::Nf4);
+            Candidate::new(candidate.method).write_figures(&mut extra);
+            assert_eq!(extra.len(), 1, "{extra:?}");
+        }
     }
 
     #[test]
     fn what_may_be_chance_is_decided_by_the_logits_where_they_are_known() {
-        let (mut nf4, mut awq) = records((true, 98.9, 0.1), (true, 98.8, 0.2));
-        for (extra, rmse) in [(&mut nf4.extra, 0.95), (&mut awq.extra, 0.85)] {
-            let figures = extra.get_mut(FIGURES).and_then(Value::as_object_mut).unwrap();
-            figures.extend([
-                ("output_cosine".to_owned(), json!(0.99)),
-                ("output_rmse".to_owned(), json!(rmse)),
-                ("output_max_abs".to_owned(), json!(9.0)),
-            ]);
+        let (mut nf4, mut awq) = candidates((true, 98.9, 0.1), (true, 98.8, 0.2));
+        for (candidate, output_rmse) in [(&mut nf4, 0.95), (&mut awq, 0.85)] {
+            pages(candidate).outputs = Some(OutputError {
+                output_cosine: 0.99,
+                output_rmse,
+                output_max_abs: 9.0,
+            });
         }
         let (method, reason) = choose(None, &nf4, &awq).unwrap();
         assert!(
             method == Method::Awq && reason.contains("by the distance") && reason.contains("off by 0.850")
         );
-        nf4.extra[FIGURES]["token_accuracy_pct"] = json!(99.9);
+        pages(&mut nf4).token_accuracy_pct = 99.9;
         let (method, reason) = choose(None, &nf4, &awq).unwrap();
         assert!(method == Method::Nf4 && !reason.contains("by the"), "{reason}");
     }
 
     #[test]
     fn the_more_accurate_one_is_used_unless_one_is_asked_for() {
-        let chosen = |asked, nf4, awq| {
-            let (nf4, awq) = records(nf4, awq);
-            choose(asked, &nf4, &awq)
+        let chosen = |requested, nf4, awq| {
+            let (nf4, awq) = candidates(nf4, awq);
+            choose(requested, &nf4, &awq)
         };
         let (good, bad) = ((true, 99.0, 0.1), (true, 98.5, 0.1));
         let failed = (false, 0.0, 0.0);
-        for (asked, nf4, awq, expected, word) in [
+        for (requested, nf4, awq, expected, word) in [
             (None, good, bad, Method::Nf4, "NF4 99.000 % of tokens right"),
             (
                 None,
@@ -403,15 +487,15 @@ mod tests {
             (Some(Method::Awq), good, failed, Method::Nf4, "only one"),
             (None, failed, bad, Method::Awq, "only one"),
         ] {
-            let (method, reason) = chosen(asked, nf4, awq).unwrap();
+            let (method, reason) = chosen(requested, nf4, awq).unwrap();
             assert!(
                 method == expected && reason.contains(word),
                 "{method:?}: {reason}"
             );
         }
         assert_eq!(chosen(None, failed, failed), None);
-        let (mut nf4, awq) = records(good, bad);
-        nf4.extra.clear();
+        let (mut nf4, awq) = candidates(good, bad);
+        nf4.figures = None;
         let (method, reason) = choose(None, &nf4, &awq).unwrap();
         assert!(method == Method::Nf4 && reason.contains("not measured"));
     }

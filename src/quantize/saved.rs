@@ -1,6 +1,6 @@
-//! Measurements of a run that goes on: each is kept when it is finished, so that a run that was killed does not repeat it.
+//! Finished measurements, saved so that a run after a kill does not repeat them.
 //!
-//! They lie beside the records, under names that no record has, until the record that holds them is written.
+//! They are in hidden files beside the records until the record that holds them is written.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -22,8 +22,8 @@ const FIGURES: &str = "benchmarks/.quantization_measured.json";
 /// The original's hidden states, which the other models' are compared with.
 const STATES: &str = "benchmarks/.quantization_states.safetensors";
 
-/// Finished measurements.
-pub(super) struct Kept {
+/// Measurements with one identity.
+pub(super) struct SavedMeasurements {
     figures: PathBuf,
     states: PathBuf,
     content: Content,
@@ -31,15 +31,15 @@ pub(super) struct Kept {
 
 #[derive(Serialize, Deserialize)]
 struct Content {
-    /// What was measured, on what, and how: figures of anything else are none.
+    /// Hash of the identity: figures of another one are not used.
     of: String,
     figures: BTreeMap<String, Value>,
     /// Of the hidden states' file.
     states: Option<(u64, String)>,
 }
 
-impl Kept {
-    /// What an earlier run kept that measured the same: `of` is all that the figures depend on.
+impl SavedMeasurements {
+    /// Those of an earlier run with the same identity `of`, which is everything that the figures depend on.
     pub(super) fn open(project: &Project, of: &Value) -> Self {
         let of = hex(&Sha256::digest(of.to_string()));
         let figures = project.file(FIGURES);
@@ -57,32 +57,32 @@ impl Kept {
         }
     }
 
-    /// The figures `name`, kept or else measured, and then kept.
+    /// The figures `name`; measures and saves them if they are missing.
     pub(super) fn or_measure<T: Serialize + DeserializeOwned>(
         &mut self,
         name: &str,
         measure: impl FnOnce() -> Result<T>,
     ) -> Result<T> {
-        if let Some(kept) = self.get(name) {
-            return Ok(kept);
+        if let Some(saved) = self.get(name) {
+            return Ok(saved);
         }
         let measured = measure()?;
-        self.put(name, &measured)?;
+        self.save(name, &measured)?;
         Ok(measured)
     }
 
-    /// The figures `name`, where they are kept.
+    /// The figures `name`, if they are saved.
     pub(super) fn get<T: DeserializeOwned>(&self, name: &str) -> Option<T> {
         T::deserialize(self.content.figures.get(name)?).ok()
     }
 
-    /// Keeps the figures `name`.
-    pub(super) fn put(&mut self, name: &str, figures: &impl Serialize) -> Result<()> {
+    /// Saves the figures `name`.
+    pub(super) fn save(&mut self, name: &str, figures: &impl Serialize) -> Result<()> {
         self.content.figures.insert(name.to_owned(), json!(figures));
         self.write()
     }
 
-    /// Hidden states, a page each, kept with [`Self::keep_states`].
+    /// Hidden states per page, saved with [`Self::save_states`].
     pub(super) fn states(&self) -> Option<Vec<Tensor>> {
         let (bytes, sha256) = self.content.states.clone()?;
         if digest_of(&self.states).ok()? != (FileDigest { bytes, sha256 }) {
@@ -93,8 +93,8 @@ impl Kept {
         Some(tensors.into_iter().map(|(_, tensor)| tensor).collect())
     }
 
-    /// Keeps hidden states, a page each, on the CPU.
-    pub(super) fn keep_states(&mut self, states: &[Tensor]) -> Result<()> {
+    /// Saves hidden states per page.
+    pub(super) fn save_states(&mut self, states: &[Tensor]) -> Result<()> {
         let named = states.iter().enumerate();
         let named: Vec<_> = named
             .map(|(page, states)| (format!("page.{page:05}"), states.shallow_clone()))
@@ -114,10 +114,10 @@ impl Kept {
         write_pretty(&self.figures, &self.content)
     }
 
-    /// The record holds everything: nothing is kept any more.
-    pub(super) fn forget(project: &Project) {
+    /// Removes everything, once the record holds it.
+    pub(super) fn remove(project: &Project) {
         for file in [FIGURES, STATES] {
-            // What stays is of no use, and does no harm.
+            // A leftover is harmless.
             let _ = fs::remove_file(project.file(file));
         }
     }
@@ -130,21 +130,21 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_measured_is_kept_until_something_else_is_measured() {
+    fn measurements_are_saved_for_the_same_identity_only() {
         let root = tempfile::tempdir().unwrap();
         let project = Project::open(Some(root.path())).unwrap();
         let of = json!({"pages": "a"});
-        let mut kept = Kept::open(&project, &of);
-        assert_eq!(kept.or_measure("base", || Ok(0.1 + 0.2)).unwrap(), 0.1 + 0.2);
-        assert!(kept.states().is_none());
+        let mut saved = SavedMeasurements::open(&project, &of);
+        assert_eq!(saved.or_measure("base", || Ok(0.1 + 0.2)).unwrap(), 0.1 + 0.2);
+        assert!(saved.states().is_none());
         let states = [
             Tensor::from_slice(&[1f32, 2.0]).view([1, 2]),
             Tensor::from_slice(&[3f32]).view([1, 1]).to_kind(Kind::BFloat16),
         ];
-        kept.keep_states(&states).unwrap();
+        saved.save_states(&states).unwrap();
 
-        let mut again = Kept::open(&project, &of);
-        let unmeasured = || -> Result<f64> { panic!("it is kept") };
+        let mut again = SavedMeasurements::open(&project, &of);
+        let unmeasured = || -> Result<f64> { panic!("it is saved") };
         assert_eq!(again.or_measure("base", unmeasured).unwrap(), 0.1 + 0.2);
         let found = again.states().unwrap();
         assert_eq!(
@@ -154,10 +154,10 @@ mod tests {
 
         // Damaged states, and figures of other pages, are none.
         fs::write(project.file(STATES), b"torn").unwrap();
-        assert!(Kept::open(&project, &of).states().is_none());
-        let mut other = Kept::open(&project, &json!({"pages": "b"}));
+        assert!(SavedMeasurements::open(&project, &of).states().is_none());
+        let mut other = SavedMeasurements::open(&project, &json!({"pages": "b"}));
         assert_eq!(other.or_measure("base", || Ok(5.0)).unwrap(), 5.0);
-        Kept::forget(&project);
+        SavedMeasurements::remove(&project);
         assert_eq!(fs::read_dir(project.benchmarks()).unwrap().count(), 0);
     }
 }
