@@ -73,6 +73,8 @@ impl Shipped {
             reader: Some(reader),
             client: Client::builder()
                 .timeout(PATIENCE * 30)
+                // The client's default gives up where a waiting upload is not read for 30 s.
+                .tcp_user_timeout(None)
                 .build()
                 .expect("a client"),
         }
