@@ -138,6 +138,7 @@ pub struct Reader {
     text: TextProcessor,
     options: GenerationOptions,
     model: Model,
+    warnings: Vec<String>,
 }
 
 /// Maximum prompt length in characters; a longer prompt is rejected before any work.
@@ -184,6 +185,8 @@ impl Reader {
             ..ModelOptions::new(kind, device)
         };
         let model = Model::load(&Checkpoint::open(dir)?, &config, &quantization, &model_options)?;
+        let mut warnings = model.warnings().to_vec();
+        warnings.extend(GenerationOptions::warnings(&folder)?);
         let info = ModelInfo {
             model_name: model_folder_name(dir),
             precision: quantization.precision().unwrap_or(kind_name(kind)).to_owned(),
@@ -196,6 +199,7 @@ impl Reader {
             text,
             options: generation,
             model,
+            warnings,
         })
     }
 
@@ -206,7 +210,7 @@ impl Reader {
 
     /// Oddities of model folder and adapter, for the user; they work in spite of them.
     pub fn warnings(&self) -> &[String] {
-        self.model.warnings()
+        &self.warnings
     }
 
     /// Tokenizer and chat template.

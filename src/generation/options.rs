@@ -157,7 +157,6 @@ impl GenerationOptions {
         let top_k = file.value("top_k", "a whole number, 1 or more (0 or -1: off)", |value| {
             value.as_i64().filter(|&k| k >= -1)
         })?;
-        file.warn_of_unsupported();
         let options = Self {
             max_new_tokens: file.size("max_new_tokens")?.unwrap_or(512),
             temperature: if sampling { temperature } else { 0.0 },
@@ -175,6 +174,26 @@ impl GenerationOptions {
             Ok(()) => Ok(options),
             Err((key, reason)) => Err(file.error(key, &reason)),
         }
+    }
+
+    /// Warnings about keys of `generation_config.json` that would change answers in transformers but are not supported here.
+    pub fn warnings(folder: &ModelFolder) -> Result<Vec<String>> {
+        let neutral = [
+            ("num_beams", 1.0),
+            ("no_repeat_ngram_size", 0.0),
+            ("min_p", 0.0),
+            ("typical_p", 1.0),
+            ("epsilon_cutoff", 0.0),
+            ("eta_cutoff", 0.0),
+            ("min_new_tokens", 0.0),
+        ];
+        let JsonFile { path, keys } = folder.generation_config()?;
+        let effective = neutral.iter().filter(|(key, neutral)| {
+            json_file::present(keys, key).is_some_and(|value| value.as_f64() != Some(*neutral))
+        });
+        Ok(effective
+            .map(|(key, _)| format!("{}: \"{key}\" is not supported and has no effect", path.display()))
+            .collect())
     }
 
     /// These options with a request's overrides. A temperature above 0 enables sampling, with the folder's `top_k` and `top_p`
@@ -315,27 +334,6 @@ impl<'a> File<'a> {
         match self.keys.get(section) {
             Some(Value::Object(keys)) => Self { keys, ..*self }.token_ids(key),
             _ => Ok(Vec::new()),
-        }
-    }
-
-    /// Logs keys that would change answers in transformers but are not supported.
-    fn warn_of_unsupported(&self) {
-        let neutral = [
-            ("num_beams", 1.0),
-            ("no_repeat_ngram_size", 0.0),
-            ("min_p", 0.0),
-            ("typical_p", 1.0),
-            ("epsilon_cutoff", 0.0),
-            ("eta_cutoff", 0.0),
-            ("min_new_tokens", 0.0),
-        ];
-        for (key, neutral) in neutral {
-            if json_file::present(self.keys, key).is_some_and(|value| value.as_f64() != Some(neutral)) {
-                tracing::warn!(
-                    "{}: \"{key}\" is not supported and has no effect",
-                    self.path.display()
-                );
-            }
         }
     }
 }

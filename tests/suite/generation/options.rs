@@ -1,5 +1,6 @@
 //! generation_config.json and a request's own values.
 
+use medical_vision::checkpoint::ModelFolder;
 use medical_vision::generation::{FinishReason, GenerationOptions, GenerationOverrides, RepetitionDetection};
 use serde_json::{Value, json};
 
@@ -295,4 +296,16 @@ fn repetition_detection_is_written_as_vllm_writes_it() {
         serde_json::to_value(FinishReason::Repetition).unwrap(),
         json!("repetition")
     );
+}
+
+#[test]
+fn unsupported_keys_are_warnings_unless_neutral() {
+    let dir = tempfile::tempdir().unwrap();
+    let value = json!({"num_beams": 4, "min_p": 0.0, "typical_p": 1.0, "min_new_tokens": null});
+    std::fs::write(dir.path().join("generation_config.json"), value.to_string()).unwrap();
+    let warnings = GenerationOptions::warnings(&ModelFolder::new(dir.path())).unwrap();
+    let [warning] = warnings.as_slice() else {
+        panic!("{warnings:?}");
+    };
+    assert!(warning.contains("generation_config.json") && warning.contains("\"num_beams\""));
 }
