@@ -1,4 +1,4 @@
-//! Which quantized model is measured, and what its record is called.
+//! Which quantized model is benchmarked, and the path of its record.
 
 use std::path::{Path, PathBuf};
 

@@ -210,7 +210,7 @@ mod tests {
         assert_eq!(line("GPU memory after loading"), ["-64.2%", "5664.0", "15820.0"]);
         assert_eq!(line("latency, mean"), ["-51.0%", "15.24", "31.10"]);
         assert_eq!(line("weight files"), ["n/a", "n/a", "n/a"]);
-        // A record of a CPU, as ours were: there is no GPU memory to compare.
+        // A record of a CPU: there is no GPU memory to compare.
         let table = comparison_table(("FP16", &record(0.0, 1.0)), ("NF4", &record(0.0, 1.0)));
         assert!(table.lines().nth(1).unwrap().ends_with("n/a"), "{table}");
     }

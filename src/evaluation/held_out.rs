@@ -233,7 +233,7 @@ mod tests {
     }
 
     #[test]
-    fn without_a_prepared_split_pages_are_generated_and_few_are_of_all_kinds() {
+    fn without_a_prepared_split_pages_are_generated_and_cover_all_tasks() {
         let (_folder, project) = project();
         let held_out = HeldOut::read(&project, HeldOutSplit::Test, 18).unwrap().unwrap();
         assert_eq!(
@@ -254,7 +254,7 @@ mod tests {
     }
 
     #[test]
-    fn samples_are_asked_as_they_are_trained_and_pictures_left_out() {
+    fn questions_use_the_training_prompts_and_pictures_are_left_out() {
         let (_folder, project) = project();
         write(
             &project,
@@ -287,7 +287,7 @@ mod tests {
     }
 
     #[test]
-    fn an_empty_split_is_an_error_that_says_what_to_run() {
+    fn an_empty_split_is_an_error_that_names_the_program_to_run() {
         let (_folder, project) = project();
         write(&project, &json!([]));
         let message = HeldOut::read(&project, HeldOutSplit::Test, 5)

@@ -98,7 +98,7 @@ mod tests {
     }
 
     #[test]
-    fn no_expected_values_do_not_lower_the_combined_accuracy() {
+    fn without_expected_values_the_combined_accuracy_is_that_of_the_terms() {
         let accuracy = score("a", &list(&["a", "x"]), &[]);
         assert_eq!((accuracy.term_accuracy, accuracy.value_accuracy), (50.0, 0.0));
         assert_eq!(accuracy.combined_accuracy, 50.0);

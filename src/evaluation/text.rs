@@ -210,7 +210,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_text_has_no_errors_against_itself_and_errors_are_symmetric_and_bounded(a in "[a-c 0-2]{0,40}", b in "[a-c 0-2]{0,40}") {
+        fn edit_distances_are_zero_for_equal_texts_symmetric_and_bounded(a in "[a-c 0-2]{0,40}", b in "[a-c 0-2]{0,40}") {
             prop_assert_eq!(character_errors(&a, &a).edits, 0);
             prop_assert_eq!(word_errors(&a, &a).edits, 0);
             let (one, other) = (character_errors(&a, &b), character_errors(&b, &a));
@@ -221,7 +221,7 @@ mod tests {
         }
 
         #[test]
-        fn numbers_of_any_text_are_parts_of_it_and_counts_agree(text in any::<String>(), other in "[0-9., /]{0,30}") {
+        fn numbers_are_substrings_and_counts_are_consistent(text in any::<String>(), other in "[0-9., /]{0,30}") {
             for number in numbers(&text) {
                 prop_assert!(text.contains(number) && number.starts_with(|c: char| c.is_ascii_digit()));
             }

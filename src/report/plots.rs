@@ -364,7 +364,7 @@ mod tests {
     }
 
     #[test]
-    fn names_of_files_are_escaped() {
+    fn labels_are_escaped() {
         let hostile = Bars {
             groups: vec!["</text><script>".to_owned()],
             series: vec![("a&b".to_owned(), vec![Some(1.0)])],

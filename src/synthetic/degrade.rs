@@ -194,7 +194,7 @@ mod tests {
     }
 
     #[test]
-    fn noise_has_the_deviation_it_is_scaled_by() {
+    fn noise_has_its_nominal_mean_and_deviation() {
         let mean = NOISE.iter().map(|noise| f64::from(*noise)).sum::<f64>() / NOISE.len() as f64;
         let square = NOISE.iter().map(|noise| f64::from(*noise).powi(2)).sum::<f64>() / NOISE.len() as f64;
         assert!(
@@ -205,7 +205,7 @@ mod tests {
     }
 
     #[test]
-    fn a_turn_and_back_is_nearly_the_same_page_and_white_stays_white() {
+    fn skew_is_invertible_and_keeps_white() {
         let mut block = GreyPage {
             width: 200,
             height: 160,
@@ -239,7 +239,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn blur_keeps_the_mean_and_nears_neighbours(seed: u64, share in 1u32..85) {
+        fn blur_keeps_the_mean_and_smooths(seed: u64, share in 1u32..85) {
             let before = page(60, 50, seed);
             let after = blur(&before, share);
             let mean = |page: &GreyPage| page.pixels.iter().map(|p| f64::from(*p)).sum::<f64>() / 3000.0;

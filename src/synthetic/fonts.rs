@@ -82,7 +82,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_face_draws_the_alphabet() {
+    fn every_face_covers_the_alphabet() {
         let alphabet = ('!'..='~').chain("—–°µ±≤≥×•→²éü’".chars());
         for (family, Family { id, .. }) in FAMILIES.iter().enumerate() {
             for (bold, hinted) in [(false, true), (true, false)] {

@@ -182,7 +182,7 @@ mod tests {
     }
 
     #[test]
-    fn a_number_gives_the_same_page_and_another_split_or_seed_another() {
+    fn pages_depend_on_split_seed_and_index_only() {
         let (one, again) = (page(Split::Train, 3, 11), page(Split::Train, 3, 11));
         assert_eq!(
             (&one.image, &one.text, &one.questions),
@@ -194,7 +194,7 @@ mod tests {
     }
 
     #[test]
-    fn items_are_the_pages_own_words_in_its_order_and_answers_are_the_items_of_their_kinds() {
+    fn items_quote_the_page_in_order_and_answers_are_items_of_the_requested_kinds() {
         let mut nothings = 0;
         for page in some(Split::Train) {
             let flat = page.text.replace('\n', " ");
@@ -236,7 +236,7 @@ mod tests {
     }
 
     #[test]
-    fn pages_are_dense_of_every_kind_and_style_and_fit() {
+    fn pages_are_dense_within_bounds_and_of_every_kind_and_style() {
         let mut kinds: HashMap<&str, usize> = HashMap::new();
         let mut styles: HashMap<&str, usize> = HashMap::new();
         let mut fonts = HashSet::new();
@@ -273,7 +273,7 @@ mod tests {
     }
 
     #[test]
-    fn no_line_of_the_documents_that_are_measured_with_is_on_a_page() {
+    fn pages_contain_no_line_of_the_test_documents() {
         assert!(HELD_OUT.len() > 200);
         for made in some(Split::Train) {
             assert!(made.text.lines().all(|line| !HELD_OUT.contains(line)));

@@ -254,7 +254,7 @@ mod tests {
     }
 
     #[test]
-    fn words_end_at_their_last_letter_or_digit_and_punctuation_after_them_changes() {
+    fn words_end_at_the_last_letter_or_digit_before_punctuation() {
         let spelling = |word: &str| Spelling {
             word: format!("<{word}>"),
             punctuation: Some((word != "mg").then_some(';')),

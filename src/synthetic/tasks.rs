@@ -240,7 +240,7 @@ mod tests {
     use crate::prompts::PROMPTS;
 
     #[test]
-    fn each_of_the_ten_prompts_is_one_tasks_usual_one() {
+    fn each_of_the_ten_prompts_is_the_canonical_prompt_of_one_task() {
         for prompt in PROMPTS {
             let tasks: Vec<&Task> = DATA
                 .tasks
@@ -261,7 +261,7 @@ mod tests {
     }
 
     #[test]
-    fn prompts_for_the_whole_document_are_complete_and_many_and_none_is_held_out() {
+    fn whole_page_prompts_are_complete_diverse_and_not_held_out() {
         let mut rng = SeededRng::new(1, "prompts", 0, 0);
         let mut seen = HashSet::new();
         for document in crate::synthetic::vocabulary::kinds() {

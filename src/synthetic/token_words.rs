@@ -69,7 +69,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn words_are_of_many_tokens_and_none_is_the_other_splits() {
+    fn words_use_many_tokens_and_are_not_held_out() {
         assert!(PIECES.first.len() > 4000 && PIECES.more.len() > 3000);
         assert!(
             ["albumin", "asthma", "platelets"]

@@ -267,7 +267,7 @@ mod tests {
     }
 
     #[test]
-    fn words_can_be_written_in_the_alphabet_and_no_list_is_empty() {
+    fn words_use_the_fonts_alphabet_and_lists_are_not_empty() {
         for text in [VOCABULARY, KINDS] {
             let foreign: HashSet<char> = text.chars().filter(|c| !is_known(*c) && *c != '\n').collect();
             assert!(foreign.is_empty(), "{foreign:?}");

@@ -37,7 +37,7 @@ fn text(bytes: &[u8]) -> String {
     String::from_utf8(bytes.to_vec()).unwrap()
 }
 
-/// A set of two short documents: the run is about the record, not about the reading.
+/// A set of two short documents, to keep the run short.
 fn documents(folder: &Path) -> String {
     let document = |name: &str, line: &str| {
         json!({
@@ -74,7 +74,7 @@ fn the_baseline_and_what_quantization_changes() {
     assert_eq!(record.model_name, "qwen25-vl-nano");
     assert_eq!(record.precision, "FP16");
     assert_eq!(record.quantization_method, None);
-    // The original's report divides by these: on a CPU they are the process's resident memory, and say so.
+    // The original project's report divides by these. On a CPU they are resident memory and marked as such.
     let memory = |memory: &Option<GpuMemory>| memory.as_ref().unwrap().in_process().unwrap().clone();
     let (before, loaded, peak) = (
         memory(&record.vram.pre_load_mb),
@@ -124,7 +124,7 @@ fn the_baseline_and_what_quantization_changes() {
     quantized_beside_it(root, &flags);
 }
 
-/// The record names the adapter; nothing is attached unasked.
+/// The record names the adapter; none is attached by default.
 fn with_an_adapter(root: &Path, flags: &[&str]) {
     let model = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/qwen25-vl-nano");
     let config = LoraConfig {
@@ -198,7 +198,7 @@ fn quantized_beside_it(root: &Path, flags: &[&str]) {
             > 0.0
     );
     assert!(improvements["latency_reduction_nf4_vs_fp16_pct"].is_number());
-    // The process's memory stands in, under a name of its own for people.
+    // Resident memory is shown under its own name.
     assert!(improvements["vram_reduction_nf4_vs_fp16_pct"].is_number());
     assert_eq!(
         report["performance_comparison"]["nf4_quantized"]["memory_kind"],
@@ -219,7 +219,7 @@ fn quantized_beside_it(root: &Path, flags: &[&str]) {
 }
 
 #[test]
-fn a_broken_baseline_or_set_is_named_before_any_work() {
+fn an_unreadable_baseline_or_document_set_fails_early() {
     let folder = tempfile::tempdir().unwrap();
     let root = folder.path();
     let set = root.join("documents.json");

@@ -1,4 +1,4 @@
-//! The shipped documents: five of each kind, named as in the contract, dense enough, and honest about what they expect.
+//! The built-in documents: ids and file names of the original project, density, expected terms and values.
 
 use std::collections::HashSet;
 
@@ -36,13 +36,13 @@ fn names(set: &DocumentSet) -> Vec<(&str, &str)> {
 }
 
 #[test]
-fn ids_and_file_names_are_the_contracts() {
+fn ids_and_file_names_are_those_of_the_original_project() {
     assert_eq!(names(&DocumentSet::test()), TEST);
     assert_eq!(names(&DocumentSet::evaluation()), EVALUATION);
 }
 
 #[test]
-fn pages_are_dense_and_can_be_drawn_and_read() {
+fn pages_are_dense_and_render() {
     for document in all() {
         let id = &document.id;
         assert!((17..=28).contains(&document.content.len()), "{id}: lines");
@@ -59,7 +59,7 @@ fn pages_are_dense_and_can_be_drawn_and_read() {
 }
 
 #[test]
-fn what_is_expected_stands_on_the_page_on_one_line() {
+fn expected_terms_and_values_are_on_one_line_of_the_page() {
     for document in all() {
         let lines: Vec<String> = document.content.iter().map(|line| line.to_lowercase()).collect();
         let expected = document.expected_terms.iter().chain(&document.expected_values);
@@ -70,7 +70,7 @@ fn what_is_expected_stands_on_the_page_on_one_line() {
                 "{}: {item}",
                 document.id
             );
-            // A reader gives a run of blanks as one: an item with such a run could not be found in its answer.
+            // Models write a run of spaces as one: an item with such a run would never match.
             assert_eq!(
                 item.split_whitespace().collect::<Vec<_>>().join(" "),
                 *item,
@@ -85,7 +85,7 @@ fn what_is_expected_stands_on_the_page_on_one_line() {
 }
 
 #[test]
-fn enough_is_expected_and_nothing_twice() {
+fn enough_terms_and_values_are_expected_without_duplicates() {
     for document in all() {
         let (terms, values) = (&document.expected_terms, &document.expected_values);
         assert!(
@@ -114,7 +114,7 @@ fn enough_is_expected_and_nothing_twice() {
     }
 }
 
-/// An abbreviation has two capitals; a unit or a frequency is a word of its own.
+/// An abbreviation has two capitals; a unit or a frequency is a separate word.
 #[test]
 fn abbreviations_units_and_frequencies_are_expected() {
     let units = [
@@ -143,7 +143,7 @@ fn abbreviations_units_and_frequencies_are_expected() {
 }
 
 #[test]
-fn every_document_has_a_prompt_of_its_own() {
+fn every_document_has_its_own_prompt() {
     let documents = all();
     let prompts: HashSet<&str> = documents
         .iter()
@@ -154,7 +154,7 @@ fn every_document_has_a_prompt_of_its_own() {
 }
 
 #[test]
-fn nothing_of_the_measured_documents_is_calibrated_on() {
+fn calibration_pages_share_no_line_with_the_test_documents() {
     let measured = all();
     let lines: HashSet<&str> = measured
         .iter()

@@ -1,4 +1,4 @@
-//! `generate_report` as a user runs it: the original's records, missing, broken, newer and unknown ones.
+//! `generate_report` as a user runs it: records of the original project; missing, unreadable, newer and unknown ones.
 
 use std::fs;
 use std::path::Path;
@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 use super::records::original;
 
-/// A project folder with the original's records.
+/// A project folder with records of the original project.
 fn project() -> tempfile::TempDir {
     let folder = tempfile::tempdir().unwrap();
     copy(&original(), folder.path());
@@ -39,13 +39,13 @@ fn generate(root: &Path) -> Output {
     command.arg("--root").arg(root).output().unwrap()
 }
 
-/// Runs it, wants exit code `code`; the report and standard error.
+/// Runs it and expects exit code `code`; returns the report and standard error.
 fn report(root: &Path, code: i32) -> (Value, String) {
     let output = generate(root);
     let messages = String::from_utf8(output.stderr).unwrap();
     assert_eq!(output.status.code(), Some(code), "{messages}");
     let path = root.join(paths::FINAL_REPORT);
-    // It reads back as what it is.
+    // It deserializes.
     records::read::<FinalReport>(&path).unwrap();
     (
         serde_json::from_slice(&fs::read(path).unwrap()).unwrap(),
@@ -65,7 +65,7 @@ fn replace(root: &Path, file: &str, pointer: &str, value: Value) {
     fs::write(&path, record.to_string()).unwrap();
 }
 
-/// Every figure of the contract that the original's records tell, by hand from its README and records.
+/// Every figure that the original project's records contain, taken by hand from its README and records.
 fn figures_of_the_original() -> Value {
     json!({
         "environment": {
@@ -87,7 +87,7 @@ fn figures_of_the_original() -> Value {
             "method": "QLoRA", "lora_rank": 64, "lora_alpha": 128.0, "trainable_params": 190357504,
             "trainable_pct": 3.8982, "training_samples": 1000, "epochs": 2.0, "effective_batch_size": 16,
             "learning_rate": 0.0002, "training_time_minutes": 128.4, "final_loss": 0.7312,
-            // No record of the original's tells the loss at the start.
+            // The original project's records have no initial loss.
             "initial_loss": null, "loss_reduction_pct": null,
         },
         "performance_comparison": {
@@ -147,7 +147,7 @@ fn holds(expected: &Value, found: &Value, at: &str) {
 }
 
 #[test]
-fn the_originals_records_are_digested_without_loss() {
+fn records_of_the_original_project_are_reported_completely() {
     let project = project();
     let root = project.path();
     let (report, _) = report(root, 0);
@@ -171,7 +171,7 @@ fn the_originals_records_are_digested_without_loss() {
     ] {
         assert!(markdown.contains(figure), "{figure} is missing in\n{markdown}");
     }
-    // Answers of the model are a document's text: they have no place in a report.
+    // Answers are document text and must not be in a report.
     let html = text(root, "docs/BENCHMARK_REPORT.html");
     for page in [&markdown, &html] {
         assert!(!page.contains("essential hypertension"), "{page}");
@@ -179,7 +179,7 @@ fn the_originals_records_are_digested_without_loss() {
 }
 
 #[test]
-fn the_plots_lie_beside_the_report_and_in_the_html_page() {
+fn plots_are_written_and_embedded_in_the_html_page() {
     let project = project();
     let root = project.path();
     replace(
@@ -204,7 +204,7 @@ fn the_plots_lie_beside_the_report_and_in_the_html_page() {
     for outside in ["src=", "href=", "url(", "<script", "@import"] {
         assert!(!html.contains(outside), "{outside}");
     }
-    // A plot whose figures are gone goes too.
+    // A plot without figures is removed.
     fs::remove_file(root.join(paths::TRAINING_METRICS)).unwrap();
     report(root, 0);
     assert!(!root.join("docs/plots/loss.svg").exists());
@@ -212,7 +212,7 @@ fn the_plots_lie_beside_the_report_and_in_the_html_page() {
     assert!(!text(root, "docs/BENCHMARK_REPORT.md").contains("loss.svg"));
 }
 
-/// Numbers and texts that are left when no record tells anything.
+/// Numbers and texts that remain without any record.
 fn figures(value: &Value, at: String, found: &mut Vec<String>) {
     match value {
         Value::Object(map) => map
@@ -243,7 +243,7 @@ fn without_records_every_figure_is_null() {
     figures(&Value::Object(report.clone()), String::new(), &mut found);
     found.retain(|figure| !figure.starts_with("/api_deployment"));
     assert_eq!(found, [] as [String; 0]);
-    // The contract's keys are there all the same.
+    // The original project's keys are present.
     holds_keys(
         &figures_of_the_original(),
         &Value::Object(report.clone()),
@@ -262,7 +262,7 @@ fn holds_keys(expected: &Value, found: &Value, at: &str) {
 }
 
 #[test]
-fn each_missing_record_costs_its_own_figures_alone() {
+fn a_missing_record_affects_only_its_own_figures() {
     let complete = project();
     let (whole, _) = report(complete.path(), 0);
     for (file, pointer) in [
@@ -321,7 +321,7 @@ fn a_comparison_needs_both_sides() {
 }
 
 #[test]
-fn a_broken_record_is_named_and_the_others_are_reported() {
+fn an_unreadable_record_is_named_and_the_others_are_reported() {
     for (content, reason) in [
         ("{\"model_name\": \"x\"", "not valid JSON"),
         ("", "not valid JSON"),
@@ -350,7 +350,7 @@ fn a_broken_record_is_named_and_the_others_are_reported() {
 }
 
 #[test]
-fn unknown_records_and_keys_do_no_harm() {
+fn unknown_records_and_keys_are_ignored() {
     let project = project();
     let root = project.path();
     fs::write(root.join("benchmarks/my_own.json"), "no JSON at all").unwrap();
@@ -364,7 +364,7 @@ fn unknown_records_and_keys_do_no_harm() {
 }
 
 #[test]
-fn two_models_are_not_compared() {
+fn benchmarks_of_different_models_are_not_compared() {
     let project = project();
     let root = project.path();
     replace(
@@ -381,7 +381,7 @@ fn two_models_are_not_compared() {
 }
 
 #[test]
-fn hostile_text_in_a_record_stays_text() {
+fn hostile_text_in_a_record_is_escaped() {
     let project = project();
     let root = project.path();
     let hostile = "<script>alert(1)</script> | x\n## Heading";
@@ -411,7 +411,7 @@ fn hostile_text_in_a_record_stays_text() {
 }
 
 #[test]
-fn a_report_that_cannot_be_written_leaves_the_old_one() {
+fn a_failed_write_keeps_the_old_report() {
     let project = project();
     let root = project.path();
     report(root, 0);
