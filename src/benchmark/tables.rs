@@ -3,7 +3,7 @@
 use std::fmt::Write;
 
 use super::load::load_note;
-use crate::records::{Benchmark, GpuMemory, percent};
+use crate::records::{Benchmark, GpuMemory, mebibytes, percent};
 
 /// One line per document, then totals.
 pub fn summary_table(record: &Benchmark) -> String {
@@ -81,7 +81,7 @@ const ROWS: [Row; 11] = [
         record.resident_post_load_mb()
     }),
     ("weight files, MiB", 1, |record| {
-        Some(record.run.as_ref()?.weight_file_bytes? as f64 / 1_048_576.0)
+        record.run.as_ref()?.weight_file_bytes.map(mebibytes)
     }),
     ("load time, s", 2, |record| record.load_time_seconds),
     ("latency, mean, s", 2, |record| {

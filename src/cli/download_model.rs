@@ -14,7 +14,7 @@ use crate::hub::{
 };
 use crate::project::MODEL_ID;
 use crate::project::{Project, resolved_folder};
-use crate::records;
+use crate::records::{self, gibibytes};
 use crate::version::version;
 use anyhow::Context;
 use clap::Parser;
@@ -139,14 +139,13 @@ fn check(arguments: &Arguments, project: &Project) -> anyhow::Result<ExitCode> {
 }
 
 fn summary(request: &ModelRequest, download: &ModelDownload, seconds: f64) -> String {
-    let gib = |bytes: u64| bytes as f64 / f64::from(1 << 30);
     let manifest = &download.manifest;
     format!(
         "{}: {} files, {:.2} GiB ({:.2} GiB downloaded), {seconds:.1} s\nmodel {} at {}, verified against: {}\n",
         request.folder.display(),
         manifest.files.len(),
-        gib(manifest.total_bytes()),
-        gib(download.new_bytes),
+        gibibytes(manifest.total_bytes()),
+        gibibytes(download.new_bytes),
         manifest.repository,
         manifest.commit.as_deref().unwrap_or("an unknown commit"),
         manifest.checked_against,

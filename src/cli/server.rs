@@ -7,6 +7,7 @@ use crate::cli::{AdapterArgs, CommonArgs, fail, say_warnings};
 use crate::console::{Level, say, say_lines};
 use crate::device::{Selected, gpu_memory};
 use crate::engine::{Engine, LoadOptions, Reader};
+use crate::records::mebibytes;
 use crate::server::{self, GpuFigures, Readiness, ServerOptions, ServerState};
 use crate::version::version;
 use actix_web::web::Data;
@@ -83,7 +84,6 @@ fn gpu_figures(selected: &Selected) -> GpuFigures {
     let Some(gpu) = &selected.gpu else {
         return GpuFigures::default();
     };
-    let mebibytes = |bytes: u64| bytes as f64 / 1024.0 / 1024.0;
     GpuFigures {
         available: true,
         name: Some(gpu.name.clone()),

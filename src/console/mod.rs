@@ -122,15 +122,19 @@ fn say_as(level: Level, message: &str, shown: &str) {
             format!("{prefix}{}\n", without_control_characters(shown))
         }
         LogFormat::Json => {
-            let timestamp = Utc::now().to_rfc3339_opts(SecondsFormat::Micros, true);
             let line = serde_json::json!({
-                "timestamp": timestamp, "level": level.as_str(), "message": message,
+                "timestamp": timestamp(), "level": level.as_str(), "message": message,
             });
             format!("{line}\n")
         }
     };
     // Nobody is left to tell when standard error is gone.
     let _ = io::stderr().write_all(line.as_bytes());
+}
+
+/// Now, as the timestamp of a log line: RFC 3339 UTC.
+fn timestamp() -> String {
+    Utc::now().to_rfc3339_opts(SecondsFormat::Micros, true)
 }
 
 /// `text` for a terminal, which would obey the control characters in a page's text or a file's name; line ends and tabs stay.

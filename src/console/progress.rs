@@ -8,7 +8,6 @@ use std::sync::{Arc, Condvar, Mutex, OnceLock, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use chrono::{SecondsFormat, Utc};
 use indicatif::{HumanDuration, MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use super::{Level, LogFormat, say, voice, without_control_characters};
@@ -284,7 +283,7 @@ impl Report {
     fn json(&self) -> serde_json::Value {
         let counted = self.counted();
         serde_json::json!({
-            "timestamp": Utc::now().to_rfc3339_opts(SecondsFormat::Micros, true),
+            "timestamp": super::timestamp(),
             "level": Level::INFO.as_str(),
             "message": self.text(),
             "stage": self.stage,

@@ -20,6 +20,7 @@ pub use self::torch::{Accelerators, GpuReport, Libtorch};
 use crate::blackwell_compat;
 use crate::device::{DeviceChoice, Precision};
 use crate::project::Project;
+use crate::records::gibibytes;
 
 /// What a run is asked for, as far as the doctor looks at it.
 #[derive(Debug, Clone)]
@@ -173,5 +174,5 @@ impl fmt::Display for Report {
 
 /// `bytes` for people.
 fn gib(bytes: u64) -> String {
-    format!("{:.1} GiB", bytes as f64 / f64::from(1 << 30))
+    format!("{:.1} GiB", gibibytes(bytes))
 }

@@ -6,7 +6,8 @@ use std::ops::AddAssign;
 use strsim::levenshtein;
 
 use super::text::numbers;
-use crate::synthetic::{collapse_whitespace, empty_answer};
+use crate::rendering::collapse_whitespace;
+use crate::synthetic::empty_answer;
 
 /// Counts of expected, answered, correct and hallucinated items.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]

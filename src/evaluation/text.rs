@@ -5,7 +5,7 @@ use std::ops::AddAssign;
 
 use strsim::{generic_levenshtein, levenshtein};
 
-use crate::synthetic::collapse_whitespace;
+use crate::rendering::collapse_whitespace;
 
 /// Edit distance and reference length, in characters or words.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]

@@ -18,6 +18,7 @@ use crate::prompts::EXTRACTION_PROMPT;
 use crate::quant::Quantization;
 use crate::qwen2_5_vl::{Config, LogitsToKeep, Model, ModelOptions};
 use crate::records::round_to;
+use crate::rendering::collapse_whitespace;
 use crate::{Error, Result};
 
 /// Logits that are computed at once, at most.
@@ -93,10 +94,7 @@ impl Encoder {
         }];
         let mut ids = self.text.encode_chat(&messages, &[grid])?;
         let prompt = ids.len();
-        let lines = page.text.lines().map(|line| {
-            let words: Vec<&str> = line.split_whitespace().collect();
-            words.join(" ")
-        });
+        let lines = page.text.lines().map(collapse_whitespace);
         let answer = lines.collect::<Vec<_>>().join("\n");
         ids.extend(self.text.encode_plain(&answer)?);
         ids.truncate(self.most_tokens);

@@ -11,7 +11,7 @@ use super::{
     nf4::{LayerOutputErrors, Nf4Options},
 };
 use crate::quant::{Method, nf4::QuantType};
-use crate::records::{AwqAttempt, BnbSetup, Extra, QuantizationInfo};
+use crate::records::{AwqAttempt, BnbSetup, Extra, QuantizationInfo, mebibytes};
 
 /// Options of `quantize_base`.
 #[derive(Debug, Clone, Args)]
@@ -180,15 +180,19 @@ fn nf4_lines(setup: &BnbSetup) -> String {
         return format!("NF4: {error}\n");
     }
     let figure = |key: &str| setup.extra.get(key).and_then(serde_json::Value::as_f64);
+    let output_bytes = setup
+        .extra
+        .get("output_bytes")
+        .and_then(serde_json::Value::as_u64);
     let mut text = format!("NF4: {dir}");
     if setup.extra.get("up_to_date").and_then(serde_json::Value::as_bool) == Some(true) {
         text += " (was up to date)";
     }
-    if let (Some(parameters), Some(bytes)) = (setup.total_params, figure("output_bytes")) {
+    if let (Some(parameters), Some(bytes)) = (setup.total_params, output_bytes) {
         text += &format!(
             "\n  {:.1} M parameters, {:.1} MiB",
             parameters as f64 / 1e6,
-            bytes / f64::from(1 << 20)
+            mebibytes(bytes)
         );
     }
     if let Some(seconds) = setup.time_seconds {
@@ -224,8 +228,9 @@ fn awq_lines(attempt: &AwqAttempt) -> String {
     {
         text += " (was up to date)";
     }
-    if let Some(bytes) = figure("output_bytes") {
-        text += &format!("\n  {:.1} MiB", bytes / f64::from(1 << 20));
+    let output_bytes = attempt.extra.get("output_bytes");
+    if let Some(bytes) = output_bytes.and_then(serde_json::Value::as_u64) {
+        text += &format!("\n  {:.1} MiB", mebibytes(bytes));
     }
     if let Some(seconds) = attempt.time_seconds {
         text += &format!("\n  made in {seconds:.1} s");

@@ -22,14 +22,24 @@ pub fn seconds(value: f64) -> f64 {
     round_to(value, 4)
 }
 
+/// Bytes as MiB.
+pub fn mebibytes(bytes: u64) -> f64 {
+    bytes as f64 / MIB
+}
+
+/// Bytes as GiB.
+pub fn gibibytes(bytes: u64) -> f64 {
+    bytes as f64 / (MIB * 1024.0)
+}
+
 /// Bytes as MiB, 2 decimals.
 pub fn mib(bytes: u64) -> f64 {
-    round_to(bytes as f64 / MIB, 2)
+    round_to(mebibytes(bytes), 2)
 }
 
 /// Bytes as GiB, 2 decimals.
 pub fn gib(bytes: u64) -> f64 {
-    round_to(bytes as f64 / (MIB * 1024.0), 2)
+    round_to(gibibytes(bytes), 2)
 }
 
 /// `part` of `whole` in percent, 2 decimals; `None` where the whole is nothing.

@@ -36,7 +36,9 @@ pub use self::environment::Environment;
 pub use self::evaluation_finetuned::{
     Accuracy, AccuracyDelta, EvaluatedModel, EvaluationFinetuned, EvaluationResult, EvaluationSummary,
 };
-pub use self::figures::{GpuMemory, LatencyStats, MemoryFigure, gib, mib, percent, round_to, seconds};
+pub use self::figures::{
+    GpuMemory, LatencyStats, MemoryFigure, gib, gibibytes, mebibytes, mib, percent, round_to, seconds,
+};
 pub use self::file::{VERSION, read, read_if_present, write, write_list};
 pub use self::final_report::{
     AccuracyAverages, ApiDeployment, DatasetFigures, FinalReport, FineTuning, Improvements, MedicalAccuracy,

@@ -16,6 +16,7 @@ pub use self::pages::{
 };
 pub use self::png::{encode_grey, encode_rgb};
 pub(crate) use self::typeface::Face;
+pub(crate) use self::wrap::collapse_whitespace;
 pub use self::wrap::wrap;
 
 /// Changes whenever a page's pixels would: what was drawn before is then drawn anew.

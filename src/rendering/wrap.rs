@@ -142,6 +142,11 @@ fn is_word_or_point(character: Option<char>) -> bool {
     })
 }
 
+/// Replaces each run of white space by one space; removes it at both ends.
+pub(crate) fn collapse_whitespace(text: &str) -> String {
+    text.split_whitespace().collect::<Vec<_>>().join(" ")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

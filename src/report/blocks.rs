@@ -3,6 +3,7 @@
 use std::fmt::Write;
 
 use crate::console::without_control_characters;
+use crate::rendering::collapse_whitespace;
 
 /// One part of a page. Texts are plain; each renderer escapes them.
 #[derive(Debug, Clone, PartialEq)]
@@ -101,8 +102,7 @@ fn for_html(text: &str) -> String {
 
 /// `text` without line breaks and control characters.
 pub(super) fn one_line(text: &str) -> String {
-    let words: Vec<&str> = text.split_whitespace().collect();
-    without_control_characters(&words.join(" "))
+    without_control_characters(&collapse_whitespace(text))
 }
 
 const STYLE: &str = "\

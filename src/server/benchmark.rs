@@ -6,8 +6,8 @@ use std::io::Read;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
-use super::types::{Benchmarks, SkippedFile, timestamp};
-use crate::records::paths::IN_BENCHMARKS;
+use super::types::{Benchmarks, SkippedFile};
+use crate::records::{paths::IN_BENCHMARKS, timestamp};
 
 /// Largest record read, bytes.
 const MAX_RECORD_BYTES: u64 = 16 * 1024 * 1024;

@@ -3,13 +3,10 @@
 use actix_web::http::{StatusCode, header};
 use actix_web::{HttpResponse, ResponseError};
 
-use super::{
-    connection::HEAD_DEADLINE,
-    headers::SAFE_HEADERS,
-    types::{ErrorBody, timestamp},
-};
+use super::{connection::HEAD_DEADLINE, headers::SAFE_HEADERS, types::ErrorBody};
 use crate::engine::EngineError;
 use crate::error::{ImageError, PromptError};
+use crate::records::timestamp;
 
 /// Why a request got no answer.
 #[derive(Debug, thiserror::Error)]

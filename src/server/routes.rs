@@ -13,7 +13,6 @@ use super::{
     state::{ANSWER_STEP_BYTES, ServerState},
     types::{
         Analysis, AnalyzeForm, Benchmarks, ErrorBody, ExtractForm, Extraction, Figures, Health, LoadedModel,
-        timestamp,
     },
     upload::{Upload, UploadedFile, read_upload},
 };
@@ -21,6 +20,7 @@ use crate::engine::{EngineState, ReadRequest};
 use crate::error::ImageError;
 use crate::processing::{DecodeLimits, DecodedPage, decode_page, decoder_memory};
 use crate::prompts::EXTRACTION_PROMPT;
+use crate::records::timestamp;
 
 /// Whether the server can read pages now. Answers in milliseconds, whatever the model does.
 #[utoipa::path(

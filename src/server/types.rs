@@ -7,11 +7,7 @@ use utoipa::ToSchema;
 
 use crate::engine::{Answer, ModelInfo};
 use crate::generation::FinishReason;
-
-/// Now, as RFC 3339 in UTC with microseconds, written as Python's `isoformat` does.
-pub(super) fn timestamp() -> String {
-    chrono::Utc::now().to_rfc3339_opts(chrono::SecondsFormat::Micros, false)
-}
+use crate::records::seconds;
 
 /// An error.
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
@@ -102,18 +98,14 @@ impl From<&Answer> for Figures {
     fn from(answer: &Answer) -> Self {
         let reading = &answer.reading;
         Self {
-            inference_latency_seconds: rounded(reading.latency_seconds),
-            time_to_first_token_seconds: rounded(reading.time_to_first_token_seconds),
-            queue_seconds: rounded(answer.queue_seconds),
+            inference_latency_seconds: seconds(reading.latency_seconds),
+            time_to_first_token_seconds: seconds(reading.time_to_first_token_seconds),
+            queue_seconds: seconds(answer.queue_seconds),
             prompt_tokens: reading.prompt_tokens,
             completion_tokens: reading.completion_tokens,
             finish_reason: reading.finish_reason,
         }
     }
-}
-
-fn rounded(seconds: f64) -> f64 {
-    (seconds * 1e4).round() / 1e4
 }
 
 /// Answer of `/extract`.

@@ -2,6 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::rendering::collapse_whitespace;
+
 /// Kind of item.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -44,11 +46,6 @@ impl Item {
         let text = collapse_whitespace(text);
         Self { kind, text }
     }
-}
-
-/// Runs of white space as one space, none at the ends.
-pub(crate) fn collapse_whitespace(text: &str) -> String {
-    text.split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
 /// Text that is placed on a page as a unit.

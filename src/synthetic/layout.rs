@@ -3,11 +3,11 @@
 use std::collections::{HashMap, HashSet};
 
 use super::{
-    content::{Block, Body, Item, ItemKind, collapse_whitespace},
+    content::{Block, Body, Item, ItemKind},
     fonts::face,
     style::Sheet,
 };
-use crate::rendering::{Canvas, Face, GreyPage};
+use crate::rendering::{Canvas, Face, GreyPage, collapse_whitespace};
 
 /// Maximum number of characters per page: the transcription then fits into 640 tokens of the embedded model.
 const MAX_CHARACTERS: usize = 1400;

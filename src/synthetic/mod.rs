@@ -28,7 +28,6 @@ mod tasks;
 mod token_words;
 mod vocabulary;
 
-pub(crate) use self::content::collapse_whitespace;
 pub use self::content::{Item, ItemKind};
 pub use self::page::{Page, page};
 pub use self::tasks::{Question, TRANSCRIBE, empty_answer, task_kinds, whole_page_prompt};

@@ -4,7 +4,7 @@ use std::collections::HashSet;
 use std::sync::LazyLock;
 
 use super::{
-    content::{Block, Body, Item, ItemKind, collapse_whitespace},
+    content::{Block, Body, Item, ItemKind},
     degrade::{self, EncodedImage},
     layout::{self, PageContent},
     perturb::perturb_words,
@@ -15,7 +15,9 @@ use super::{
     vocabulary::{Split, kinds, shared, words},
 };
 use crate::documents::DocumentSet;
-use crate::rendering::{EVALUATION_PAGE, PageSize, document_page, encode_rgb, text_page};
+use crate::rendering::{
+    EVALUATION_PAGE, PageSize, collapse_whitespace, document_page, encode_rgb, text_page,
+};
 
 /// A generated page with its ground truth.
 #[derive(Debug, Clone)]

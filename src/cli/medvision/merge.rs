@@ -21,7 +21,7 @@ use crate::quantize::{
     Measured, MergeError, Outcome, PageAccuracy, Watch, measure_with, merge_error, merge_folder,
     nf4::{Nf4Options, quantize_folder},
 };
-use crate::records::{self, seconds};
+use crate::records::{self, mebibytes, seconds};
 
 const STOPPING: &str = "stopping, finished files are kept: run the same command to continue";
 
@@ -279,7 +279,6 @@ fn summary(info: &MergeInfo) -> String {
 
 fn lines(what: &str, folder: &Merged, unmerged: Option<&PageAccuracy>) -> String {
     let mut text = format!("{what}: {}", folder.output_dir);
-    let mebibytes = |bytes: u64| bytes as f64 / f64::from(1 << 20);
     let _ = match folder.up_to_date {
         true => writeln!(text, " (was up to date)"),
         false => writeln!(

@@ -30,7 +30,7 @@ use crate::console::{self, Level, Notify, Unit};
 use crate::fs::{RunLock, update_folder};
 use crate::project::Project;
 use crate::records::{self, DataSample, DataSummary, Extra};
-use crate::rendering::text_lines;
+use crate::rendering::{collapse_whitespace, text_lines};
 use crate::synthetic::{TRANSCRIBE, whole_page_prompt};
 use crate::{Error, Result};
 
@@ -245,10 +245,8 @@ fn sample(candidate: &Candidate, split: &split::SplitAssignment) -> DataSample {
 /// Returns the page as a model should transcribe it: line by line, spaces collapsed, without empty lines.
 fn page_text(text: &str) -> String {
     let lines = text_lines(text);
-    let words = lines
-        .iter()
-        .map(|line| line.split_whitespace().collect::<Vec<_>>().join(" "));
-    words
+    let lines = lines.iter().map(|line| collapse_whitespace(line));
+    lines
         .filter(|line| !line.is_empty())
         .collect::<Vec<_>>()
         .join("\n")

@@ -7,6 +7,7 @@ use serde::Serialize;
 use crate::engine::{ModelInfo, Reading};
 use crate::generation::FinishReason;
 use crate::processing::PageWarning;
+use crate::records::seconds;
 
 /// One page, as `--json` prints it.
 #[derive(Debug, Serialize)]
@@ -34,9 +35,9 @@ impl<'a> PageRecord<'a> {
         Self {
             file,
             extracted_content: &reading.text,
-            inference_latency_seconds: rounded(reading.latency_seconds),
-            time_to_first_token_seconds: rounded(reading.time_to_first_token_seconds),
-            tokens_per_second: reading.tokens_per_second().map(rounded),
+            inference_latency_seconds: seconds(reading.latency_seconds),
+            time_to_first_token_seconds: seconds(reading.time_to_first_token_seconds),
+            tokens_per_second: reading.tokens_per_second().map(seconds),
             prompt_tokens: reading.prompt_tokens,
             completion_tokens: reading.completion_tokens,
             finish_reason: reading.finish_reason,
@@ -44,11 +45,6 @@ impl<'a> PageRecord<'a> {
             model_info,
         }
     }
-}
-
-/// Four decimals, as in every record.
-fn rounded(value: f64) -> f64 {
-    (value * 1e4).round() / 1e4
 }
 
 /// How pages are written.
