@@ -110,10 +110,16 @@ fn code_names_in_the_architecture_exist() {
     let known: BTreeSet<&str> = code.iter().flat_map(|text| words(text)).collect();
     let text = read(&root().join("docs/ARCHITECTURE.md"));
     let (_, text) = text.split_once("## Rooms").unwrap();
-    // Every second part is between backticks, but for the fences of diagrams.
-    let prose: Vec<&str> = text.split("```").step_by(2).collect();
-    let spans = prose.iter().flat_map(|prose| prose.split('`').skip(1).step_by(2));
-    let unknown: BTreeSet<&str> = spans
+    // Every second part is a diagram: names have an underscore or `::`.
+    let parts: Vec<&str> = text.split("```").collect();
+    let diagrams = parts.iter().skip(1).step_by(2);
+    let tokens = diagrams.flat_map(|text| text.split(|c: char| !c.is_alphanumeric() && c != '_' && c != ':'));
+    let in_diagrams = tokens.filter(|token| token.contains('_') || token.contains("::"));
+    // In prose every second part is between backticks.
+    let prose = parts.iter().step_by(2);
+    let in_prose = prose.flat_map(|text| text.split('`').skip(1).step_by(2));
+    let unknown: BTreeSet<&str> = in_prose
+        .chain(in_diagrams)
         .flat_map(words)
         .filter(|word| !known.contains(word))
         .collect();
