@@ -107,7 +107,7 @@ fn compile_shims(libtorch: &Path) {
         .include(GLOO_STUB)
         .debug(false)
         .define("_GLIBCXX_USE_CXX11_ABI", abi.as_str())
-        // libtorch's headers are not ours to mend.
+        // Warnings in libtorch's headers are not ours to fix.
         .warnings(false)
         .compile(SHIM_LIBRARY);
     // Without the stamp they are compiled once more.

@@ -8,7 +8,7 @@ are unpacked. A second run finds the stamp of the first and returns without touc
     scripts/get_libtorch.py                     what `make setup` runs
     scripts/get_libtorch.py --cuda yes          the CUDA libraries too, whatever this machine has
     scripts/get_libtorch.py --wheels DIR        take wheels from DIR (no network needed if all are there)
-    scripts/get_libtorch.py --lock              write scripts/libtorch.lock anew from VERSIONS below
+    scripts/get_libtorch.py --lock              regenerate scripts/libtorch.lock from VERSIONS below
 
 Honoured from the environment: LIBTORCH (an installation of your own: nothing is done),
 PIP_INDEX_URL (or index-url in pip.conf), PIP_FIND_LINKS (folders), PIP_CERT, SSL_CERT_FILE,
@@ -485,7 +485,7 @@ def main(arguments: Optional[List[str]] = None) -> int:
     parser.add_argument("--cuda", choices=("auto", "yes", "no"), default="auto", help="the CUDA libraries too; auto: when there is an NVIDIA driver")
     parser.add_argument("--wheels", metavar="DIR", type=Path, action="append", default=[], help="a folder to look for wheels in before the network")
     parser.add_argument("--into", metavar="DIR", type=Path, default=ROOT / ".libtorch", help="where to install (default: .libtorch of the project)")
-    parser.add_argument("--lock", action="store_true", help="write scripts/libtorch.lock anew and stop")
+    parser.add_argument("--lock", action="store_true", help="regenerate scripts/libtorch.lock and stop")
     options = parser.parse_args(arguments)
     try:
         index_url = pip_setting("index_url") or "https://pypi.org/simple"

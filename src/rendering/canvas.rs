@@ -1,4 +1,4 @@
-//! A white sheet with rectangles and lines of text on it.
+//! A white canvas for rectangles and lines of text.
 
 use std::borrow::Cow;
 
@@ -6,7 +6,7 @@ use unicode_normalization::{IsNormalized, UnicodeNormalization, is_nfc_quick};
 
 use super::typeface::{Face, Glyph};
 
-/// Pixels of one (grey) or three (RGB) bytes.
+/// Pixels of `N` bytes: 1 for grey, 3 for RGB.
 pub(crate) struct Canvas<const CHANNELS: usize> {
     width: usize,
     height: usize,
@@ -14,7 +14,7 @@ pub(crate) struct Canvas<const CHANNELS: usize> {
 }
 
 impl<const CHANNELS: usize> Canvas<CHANNELS> {
-    /// White.
+    /// A white canvas.
     pub(crate) fn new(width: u32, height: u32) -> Self {
         let (width, height) = (width as usize, height as usize);
         Self {
@@ -24,12 +24,12 @@ impl<const CHANNELS: usize> Canvas<CHANNELS> {
         }
     }
 
-    /// Row by row.
+    /// The pixels, row by row.
     pub(crate) fn into_bytes(self) -> Vec<u8> {
         self.pixels.into_flattened()
     }
 
-    /// Fills the columns and rows from one corner to the other, both included, as far as they lie on the sheet.
+    /// Fills the rectangle between two corners, both included; clips at the edges.
     pub(crate) fn fill(&mut self, from: (u32, u32), to: (u32, u32), ink: [u8; CHANNELS]) {
         let columns = from.0 as usize..(to.0 as usize + 1).min(self.width);
         for row in from.1 as usize..(to.1 as usize + 1).min(self.height) {
@@ -38,12 +38,12 @@ impl<const CHANNELS: usize> Canvas<CHANNELS> {
         }
     }
 
-    /// A line of text whose top left corner is at (`x`, `y`); what reaches over the edge is cut off.
+    /// Draws a line of text with its top left corner at (`x`, `y`); clips at the edges.
     pub(crate) fn text(&mut self, x: u32, y: u32, line: &str, face: &Face, ink: [u8; CHANNELS]) {
         let baseline = y as i32 + face.ascent;
         let mut pen = x as i32 * 64;
         for character in printable(line).chars() {
-            // The pen stands between pixels; a glyph goes to the nearest one.
+            // The pen position is fractional; glyphs are drawn at the nearest pixel.
             let column = (pen + 32) >> 6;
             if column >= self.width as i32 {
                 break;
@@ -79,13 +79,13 @@ impl<const CHANNELS: usize> Canvas<CHANNELS> {
     }
 }
 
-/// `ink` over `paper`, rounded as Pillow does it.
+/// Blends `ink` over `paper`, rounded as in Pillow.
 fn blend(paper: u8, ink: u8, coverage: u8) -> u8 {
     let mixed = u32::from(paper) * u32::from(255 - coverage) + u32::from(ink) * u32::from(coverage) + 128;
     (((mixed >> 8) + mixed) >> 8) as u8
 }
 
-/// A line as it can be drawn: composed characters, a tab as one space, nothing that takes no room.
+/// Text to draw: composed characters (NFC), tabs as spaces, without zero-width characters.
 fn printable(line: &str) -> Cow<'_, str> {
     let plain = |character: char| matches!(character, ' '..='~');
     if line.chars().all(plain) {
@@ -125,7 +125,7 @@ mod tests {
     }
 
     #[test]
-    fn marks_are_composed_and_what_takes_no_room_is_dropped() {
+    fn combining_marks_are_composed_and_zero_width_characters_dropped() {
         assert_eq!(printable("plain"), "plain");
         assert_eq!(printable("e\u{301}\tn\u{200b}o\u{1}"), "\u{e9} no");
         assert!(matches!(printable("plain"), Cow::Borrowed(_)));
@@ -133,7 +133,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn any_text_anywhere_stays_on_the_sheet(line in any::<String>(), x in 0u32..80, y in 0u32..50, width in 1u32..60, height in 1u32..40) {
+        fn text_is_clipped_at_the_edges(line in any::<String>(), x in 0u32..80, y in 0u32..50, width in 1u32..60, height in 1u32..40) {
             let mut sheet = Canvas::<1>::new(width, height);
             sheet.text(x, y, &line, &BODY, [0]);
             sheet.fill((x, y), (x + width, y + 1), [9]);

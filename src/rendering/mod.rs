@@ -1,7 +1,7 @@
-//! Text → page images, in the typeface that comes with the program: no system font is needed.
+//! Renders text as page images with the embedded fonts; no system font is needed.
 //!
-//! Pages are drawn as Pillow draws them with FreeType: outlines hinted by the font's own programs in 8-bit grey, fractional
-//! advances, each glyph set on whole pixels. What a model learned to read on Pillow's pages it reads on these.
+//! Rendering matches Pillow with FreeType: outlines hinted by the font's own programs, 8-bit grey, fractional advances, glyphs at
+//! whole pixels. A model trained on Pillow's pages reads these equally well.
 
 mod canvas;
 mod pages;
@@ -19,5 +19,5 @@ pub(crate) use self::typeface::Face;
 pub(crate) use self::wrap::collapse_whitespace;
 pub use self::wrap::wrap;
 
-/// Changes whenever a page's pixels would: what was drawn before is then drawn anew.
+/// Version of the renderer: incremented when pixels change, so that cached pages are rendered again.
 pub const RENDERING_VERSION: u32 = 1;

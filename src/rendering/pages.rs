@@ -1,4 +1,4 @@
-//! The two kinds of page: a document with heading and border, and plain text.
+//! The two page layouts: a document with title and border, and plain text.
 
 use super::canvas::Canvas;
 use super::typeface::{BODY, HEADING, TEXT};
@@ -8,18 +8,18 @@ use crate::processing::RgbPage;
 /// Width and height, pixels.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PageSize {
-    /// Pixels a row.
+    /// Width, pixels.
     pub width: u32,
-    /// Rows.
+    /// Height, pixels.
     pub height: u32,
 }
 
-/// Pages of the test documents.
+/// Page size of the test documents.
 pub const TEST_PAGE: PageSize = PageSize {
     width: 900,
     height: 1100,
 };
-/// Pages of the evaluation cases.
+/// Page size of the evaluation cases.
 pub const EVALUATION_PAGE: PageSize = PageSize {
     width: 920,
     height: 1200,
@@ -27,10 +27,10 @@ pub const EVALUATION_PAGE: PageSize = PageSize {
 
 const BLACK: [u8; 3] = [0; 3];
 const NAVY: [u8; 3] = [0, 0, 128];
-/// From one line to the next.
+/// Line height, pixels.
 const LINE_HEIGHT: u32 = 18;
 
-/// A document: border, heading, rule and the lines that fit above the border.
+/// Renders a document: border, title, rule, and as many lines as fit.
 pub fn document_page(title: &str, content: &[String], size: PageSize) -> RgbPage {
     let PageSize { width, height } = size;
     let mut sheet = Canvas::<3>::new(width, height);
@@ -47,7 +47,7 @@ pub fn document_page(title: &str, content: &[String], size: PageSize) -> RgbPage
     RgbPage::new(width, height, sheet.into_bytes())
 }
 
-/// 2 pixels wide, within the rectangle from (20, 20) to (width - 20, height - 20).
+/// A border of 2 pixels inside the rectangle from (20, 20) to (width - 20, height - 20).
 fn border(sheet: &mut Canvas<3>, size: PageSize) {
     let (left, top) = (20, 20);
     let (right, bottom) = (size.width.saturating_sub(20), size.height.saturating_sub(20));
@@ -57,42 +57,42 @@ fn border(sheet: &mut Canvas<3>, size: PageSize) {
     sheet.fill((right.saturating_sub(1), top), (right, bottom), BLACK);
 }
 
-/// Columns of a plain text page.
+/// Maximum number of characters per line of a plain text page.
 pub const TEXT_COLUMNS: usize = 80;
-/// Lines of a plain text page.
+/// Maximum number of lines of a plain text page.
 pub const MAX_TEXT_LINES: usize = 50;
 const TEXT_WIDTH: u32 = 800;
 const MARGIN: u32 = 30;
 
-/// A page in grey.
+/// An 8-bit grey page.
 #[derive(Clone, PartialEq, Eq)]
 pub struct GreyPage {
-    /// Pixels a row.
+    /// Width, pixels.
     pub width: u32,
-    /// Rows.
+    /// Height, pixels.
     pub height: u32,
     /// `height * width` bytes, row by row.
     pub pixels: Vec<u8>,
 }
 
 impl std::fmt::Debug for GreyPage {
-    /// The size alone: pixels are the document.
+    /// The size only: pixels are document content.
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "GreyPage({}x{})", self.width, self.height)
     }
 }
 
 impl GreyPage {
-    /// As a model takes it.
+    /// The page as RGB.
     pub fn to_rgb(&self) -> RgbPage {
         let pixels = self.pixels.iter().flat_map(|grey| [*grey; 3]).collect();
         RgbPage::new(self.width, self.height, pixels)
     }
 }
 
-/// Plain text: 12 px on 18, from (30, 30), 800 pixels wide and as high as the lines need, from 400 to 1200.
+/// Renders plain text: 12 px, line height 18, from (30, 30), 800 pixels wide, 400 to 1200 pixels high.
 ///
-/// `lines` are those of [`text_lines`], or any others; more than [`MAX_TEXT_LINES`] are left out.
+/// `lines` are usually those of [`text_lines`]; lines after the first [`MAX_TEXT_LINES`] are dropped.
 pub fn text_page(lines: &[impl AsRef<str>]) -> GreyPage {
     let lines = &lines[..lines.len().min(MAX_TEXT_LINES)];
     let height = (2 * MARGIN + LINE_HEIGHT * lines.len() as u32).clamp(400, 1200);
@@ -108,7 +108,7 @@ pub fn text_page(lines: &[impl AsRef<str>]) -> GreyPage {
     }
 }
 
-/// The lines of a plain text page: each paragraph wrapped at [`TEXT_COLUMNS`], [`MAX_TEXT_LINES`] at most.
+/// Wraps each paragraph at [`TEXT_COLUMNS`] characters; at most [`MAX_TEXT_LINES`] lines.
 pub fn text_lines(text: &str) -> Vec<String> {
     let mut lines: Vec<String> = Vec::new();
     for paragraph in text.split('\n') {

@@ -1,4 +1,4 @@
-//! Pages as PNG files: written fast, and with the same bytes every time.
+//! Deterministic, fast PNG writer for pages.
 
 use std::io::{self, Write};
 
@@ -7,12 +7,12 @@ use png::{BitDepth, ColorType, Compression, Encoder, Filter};
 use super::GreyPage;
 use crate::processing::RgbPage;
 
-/// Writes a grey page.
+/// Writes a grey page as PNG.
 pub fn encode_grey(page: &GreyPage, out: impl Write) -> io::Result<()> {
     encode(out, (page.width, page.height), ColorType::Grayscale, &page.pixels)
 }
 
-/// Writes an RGB page.
+/// Writes an RGB page as PNG.
 pub fn encode_rgb(page: &RgbPage, out: impl Write) -> io::Result<()> {
     encode(out, (page.width, page.height), ColorType::Rgb, &page.pixels)
 }
@@ -22,7 +22,7 @@ fn encode(out: impl Write, (width, height): (u32, u32), colour: ColorType, pixel
     encoder.set_color(colour);
     encoder.set_depth(BitDepth::Eight);
     encoder.set_compression(Compression::Fast);
-    // The row above predicts paper and vertical strokes; what is left are runs of zeros.
+    // The row above predicts paper and vertical strokes, which leaves runs of zeros.
     encoder.set_filter(Filter::Up);
     let attempt = || {
         let mut writer = encoder.write_header()?;

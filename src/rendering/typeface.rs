@@ -1,4 +1,4 @@
-//! The shipped fonts, and their glyphs as 8-bit masks.
+//! Embedded fonts, with glyphs as 8-bit coverage masks.
 
 use std::sync::{LazyLock, OnceLock};
 
@@ -10,41 +10,41 @@ use zeno::{Command, Mask, Vector};
 const REGULAR: &[u8] = include_bytes!("../../assets/fonts/DejaVuSansMono.ttf");
 const BOLD: &[u8] = include_bytes!("../../assets/fonts/DejaVuSansMono-Bold.ttf");
 
-/// Body of plain text pages: 12 px.
+/// Body text of plain text pages: 12 px.
 pub(super) static TEXT: LazyLock<Face> = LazyLock::new(|| Face::shipped(REGULAR, 12));
-/// Body of documents: 13 px.
+/// Body text of documents: 13 px.
 pub(super) static BODY: LazyLock<Face> = LazyLock::new(|| Face::shipped(REGULAR, 13));
-/// Heading of documents: bold, 16 px.
+/// Titles of documents: bold, 16 px.
 pub(super) static HEADING: LazyLock<Face> = LazyLock::new(|| Face::shipped(BOLD, 16));
 
-/// A font at one size. A glyph is drawn once, when it is first wanted.
+/// A font at one size. Glyphs are rasterized on first use and cached.
 pub(crate) struct Face {
     font: FontRef<'static>,
     size: Size,
-    /// `None` draws outlines as they are, as PDF viewers do.
+    /// `None`: unhinted, as in PDF viewers.
     hinting: Option<HintingInstance>,
-    /// Glyph ids of Latin-1, which nearly all text is in.
+    /// Glyph ids of Latin-1, which covers nearly all text.
     latin: Vec<GlyphId>,
-    /// By glyph id.
+    /// Rasterized glyphs, by glyph id.
     glyphs: Vec<OnceLock<Glyph>>,
     /// From the top of a line to its baseline, pixels.
     pub(super) ascent: i32,
-    /// Draws what this font has no glyph for.
+    /// Fallback for characters without a glyph in this font.
     substitute: Option<&'static Face>,
 }
 
-/// How much of each pixel a glyph covers.
+/// Coverage mask of a glyph.
 #[derive(Debug, Default)]
 pub(crate) struct Glyph {
     /// Columns from the pen position to the mask.
     pub(crate) left: i32,
-    /// Rows from the baseline down to the mask; negative for what stands above it.
+    /// Rows from the baseline down to the mask; negative above it.
     pub(crate) top: i32,
-    /// Columns of the mask.
+    /// Width of the mask.
     pub(crate) width: usize,
-    /// From this character to the next, 1/64 pixel.
+    /// Advance width, 1/64 pixel.
     pub(crate) advance: i32,
-    /// Row by row, 0 to 255.
+    /// Coverage, 0 to 255, row by row.
     pub(crate) coverage: Vec<u8>,
 }
 
@@ -59,13 +59,13 @@ impl Face {
         self
     }
 
-    /// The same, with another font's glyphs where this one has none.
+    /// The same with a fallback font.
     pub(crate) fn with_substitute(mut self, substitute: &'static Face) -> Self {
         self.substitute = Some(substitute);
         self
     }
 
-    /// How far a line reaches, pixels.
+    /// Width of a line, pixels.
     pub(crate) fn width(&self, line: &str) -> u32 {
         let advances = line.chars().map(|character| self.glyph(character).advance);
         u32::try_from((advances.sum::<i32>() + 32) >> 6).unwrap_or(0)
@@ -75,7 +75,7 @@ impl Face {
         let font = FontRef::new(data).ok()?;
         let size = Size::new(f32::from(pixels));
         let outlines = font.outline_glyphs();
-        // As FT_LOAD_DEFAULT.
+        // Like FT_LOAD_DEFAULT.
         let options = HintingOptions {
             engine: Engine::Interpreter,
             target: SmoothMode::Normal.into(),
@@ -97,7 +97,7 @@ impl Face {
         })
     }
 
-    /// The glyph of a character; the font's box for a character that it lacks.
+    /// The glyph of a character, or the font's .notdef box.
     pub(crate) fn glyph(&self, character: char) -> &Glyph {
         static NOTHING: Glyph = Glyph {
             left: 0,
@@ -145,7 +145,7 @@ impl Face {
     }
 }
 
-/// An outline with y turned downwards.
+/// An outline with the y axis pointing down.
 #[derive(Default)]
 struct Path(Vec<Command>);
 

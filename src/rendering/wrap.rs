@@ -1,4 +1,4 @@
-//! Breaking paragraphs into lines where Python's `textwrap.wrap` breaks them.
+//! Wraps paragraphs exactly like Python's `textwrap.wrap`.
 
 use std::collections::VecDeque;
 
@@ -40,7 +40,7 @@ fn is_blank(piece: &str) -> bool {
     piece.bytes().all(|byte| byte == b' ')
 }
 
-/// How many bytes of a word that is longer than a line go into the `room` characters that are left: up to a hyphen if there is one.
+/// Number of bytes of an overlong word that fit into `room` characters; breaks after a hyphen if there is one.
 fn cut(word: &str, room: usize) -> usize {
     let end = word.char_indices().nth(room).map_or(word.len(), |(byte, _)| byte);
     match word[..end].rfind('-') {
@@ -49,7 +49,7 @@ fn cut(word: &str, room: usize) -> usize {
     }
 }
 
-/// Runs of spaces, and the parts of words between which a line may break.
+/// Splits into runs of spaces and unbreakable parts of words.
 fn pieces(paragraph: &str) -> Vec<&str> {
     let mut pieces = Vec::new();
     let mut rest = paragraph;
@@ -72,7 +72,7 @@ fn pieces(paragraph: &str) -> Vec<&str> {
     pieces
 }
 
-/// Byte positions in a word before which a line may begin.
+/// Byte positions in a word at which a line may break.
 fn break_points(word: &str) -> Vec<usize> {
     if !word.contains('-') {
         return Vec::new();
@@ -99,18 +99,18 @@ fn break_points(word: &str) -> Vec<usize> {
     points
 }
 
-/// Before the hyphen stand two letters, or a letter, a hyphen and one more character: "follow-", "x-r-".
+/// Whether two letters, or a letter, a hyphen and one more character precede the hyphen: "follow-", "x-r-".
 fn ends_a_part(before: &impl Fn(usize) -> Option<char>) -> bool {
     is_letter(before(1)) && is_letter(before(2))
         || is_letter(before(3)) && before(2) == Some('-') && is_word_or_point(before(1))
 }
 
-/// After the hyphen stand two letters, a hyphen between them or not.
+/// Whether two letters follow the hyphen, possibly with a hyphen in between.
 fn starts_a_part(after: &impl Fn(usize) -> Option<char>) -> bool {
     is_letter(after(1)) && (is_letter(after(2)) || after(2) == Some('-') && is_letter(after(3)))
 }
 
-/// At `index` begins or ends a dash of two or more hyphens between words.
+/// Whether a dash of two or more hyphens between words begins or ends at `index`.
 fn is_dash_edge(letters: &[(usize, char)], index: usize) -> bool {
     let is_hyphen = |index: &usize| letters.get(*index).is_some_and(|(_, letter)| *letter == '-');
     let first = (0..index).rev().take_while(is_hyphen).last().unwrap_or(index);
@@ -153,7 +153,7 @@ mod tests {
     use proptest::prelude::*;
 
     #[test]
-    fn lines_break_where_pythons_do() {
+    fn lines_break_as_in_python() {
         // Each: textwrap.wrap(paragraph, 10) or [""] of Python 3.12.
         for (paragraph, lines) in [
             ("", &[""][..]),
@@ -179,7 +179,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn no_line_is_too_long_and_no_letter_is_lost(paragraph in "[a-z0-9 .,'-]{0,200}", columns in 1usize..40) {
+        fn lines_are_short_enough_and_keep_all_letters(paragraph in "[a-z0-9 .,'-]{0,200}", columns in 1usize..40) {
             let lines = wrap(&paragraph, columns);
             prop_assert!(lines.iter().all(|line| line.chars().count() <= columns));
             let letters = |text: &str| text.chars().filter(|letter| *letter != ' ').collect::<String>();
@@ -192,7 +192,7 @@ mod tests {
         }
 
         #[test]
-        fn wrapped_lines_stay_as_they_are(paragraph in "[a-z ]{0,200}") {
+        fn wrapping_is_idempotent(paragraph in "[a-z ]{0,200}") {
             for line in wrap(&paragraph, 30) {
                 prop_assert_eq!(wrap(&line, 30), [line]);
             }

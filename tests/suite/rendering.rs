@@ -50,7 +50,7 @@ fn assert_close(ours: &RgbPage, pillow: &RgbPage) {
 }
 
 #[test]
-fn a_document_is_drawn_as_pillow_draws_it() {
+fn documents_match_pillow() {
     let texts = texts();
     let side = |index: usize| u32::try_from(texts["size"][index].as_u64().unwrap()).unwrap();
     let size = PageSize {
@@ -66,7 +66,7 @@ fn a_document_is_drawn_as_pillow_draws_it() {
 }
 
 #[test]
-fn a_text_is_wrapped_and_drawn_as_python_does_it() {
+fn plain_text_matches_python_and_pillow() {
     let texts = texts();
     let lines = text_lines(texts["text"].as_str().unwrap());
     assert_eq!(lines, strings(&texts["lines"]));
@@ -74,7 +74,7 @@ fn a_text_is_wrapped_and_drawn_as_python_does_it() {
 }
 
 #[test]
-fn geometry_is_the_contracts() {
+fn geometry_is_that_of_the_original_project() {
     let at = |page: &RgbPage, x: u32, y: u32| {
         let start = ((y * page.width + x) * 3) as usize;
         [page.pixels[start], page.pixels[start + 1], page.pixels[start + 2]]
@@ -138,7 +138,7 @@ fn geometry_is_the_contracts() {
 }
 
 #[test]
-fn pages_as_files_hold_the_same_pixels_and_the_same_bytes_every_time() {
+fn png_files_are_lossless_and_deterministic() {
     let lines = text_lines("A file\nof two lines");
     let grey = text_page(&lines);
     let colour = document_page("A FILE", &lines, TEST_PAGE);
