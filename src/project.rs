@@ -1,4 +1,4 @@
-//! The project's layout on disk, and the model folder a run uses.
+//! Layout of the project folder, and selection of the model folder.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -6,24 +6,24 @@ use std::path::{Path, PathBuf};
 use crate::fs::hub_cache;
 use crate::{Error, Result};
 
-/// The model that the pipeline is made for, on the hub.
+/// Hub id of the model that the pipeline is made for.
 pub const MODEL_ID: &str = "Qwen/Qwen2.5-VL-7B-Instruct";
-/// Folder, under `models/`, of the model that the pipeline is made for.
+/// Its folder under `models/`.
 pub const BASE_MODEL: &str = "qwen25-vl-7b-base";
-/// Folder, under `models/`, of the small model that comes with the program.
+/// Folder of the embedded model under `models/`.
 pub const EMBEDDED_MODEL: &str = "qwen25-vl-nano";
-/// What the NF4 quantization adds to a model's name.
+/// Suffix of NF4 model folders.
 pub const NF4_SUFFIX: &str = "-bnb-nf4";
-/// What the AWQ quantization adds to a model's name.
+/// Suffix of AWQ model folders.
 pub const AWQ_SUFFIX: &str = "-awq-int4";
-/// What fine-tuning adds to a model's name.
+/// Suffix of adapter folders.
 pub const LORA_SUFFIX: &str = "-medical-lora";
-/// What merging an adapter adds to a model's name.
+/// Suffix of merged model folders.
 pub const MERGED_SUFFIX: &str = "-medical-merged";
 /// How to get [`BASE_MODEL`].
 pub const GET_BASE_MODEL: &str = "download_model (about 16 GB)";
 
-/// The project folder: everything the pipeline reads and writes lies under it.
+/// The project folder, which contains everything that the pipeline reads and writes.
 #[derive(Debug, Clone)]
 pub struct Project {
     root: PathBuf,
@@ -32,14 +32,14 @@ pub struct Project {
 /// The model folder of a run.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ModelFolder {
-    /// Where it is.
+    /// Its path.
     pub path: PathBuf,
-    /// The embedded model stands in, since nobody chose a model and [`BASE_MODEL`] is not there.
+    /// Whether the embedded model is used because no model was chosen and [`BASE_MODEL`] is missing.
     pub stands_in: bool,
 }
 
 impl ModelFolder {
-    /// One line for the user where the embedded model stands in.
+    /// Notice for the user if the embedded model is used by default.
     pub fn notice(&self) -> Option<String> {
         self.stands_in.then(|| {
             format!(
@@ -52,11 +52,11 @@ impl ModelFolder {
 }
 
 impl Project {
-    /// The project at `root`, or in the current folder.
+    /// Opens the project at `root`; default: the current folder.
     pub fn open(root: Option<&Path>) -> Result<Self> {
         match root {
             Some(root) if !root.is_dir() => Err(not_a_folder(root, "the project folder (--root, MVP_ROOT)")),
-            // Empty, so that the user reads "models/..." and not "./models/...".
+            // Empty, so that messages show "models/..." rather than "./models/...".
             root => Ok(Self {
                 root: root.map(Path::to_owned).unwrap_or_default(),
             }),
@@ -72,24 +72,25 @@ impl Project {
         }
     }
 
-    /// A file or folder below the project folder, such as one of [`records::paths`](crate::records::paths).
+    /// Path of a file or folder of the project, for example of one of [`records::paths`](crate::records::paths).
     pub fn file(&self, relative: impl AsRef<Path>) -> PathBuf {
         self.root.join(relative)
     }
 
-    /// Where models lie.
+    /// The models folder.
     pub fn models(&self) -> PathBuf {
         self.root.join("models")
     }
 
-    /// Where records lie.
+    /// The folder of records.
     pub fn benchmarks(&self) -> PathBuf {
         self.root.join("benchmarks")
     }
 
-    /// The model folder for `choice`: a path, or a name under `models/`; without one [`BASE_MODEL`], else [`EMBEDDED_MODEL`].
+    /// Finds the model folder for `choice`: a path, or a name under `models/`; default [`BASE_MODEL`], or [`EMBEDDED_MODEL`] if it
+    /// is missing.
     ///
-    /// The error names the folders looked at and says how to get a model.
+    /// The error lists the searched folders and how to get a model.
     pub fn model_folder(&self, choice: Option<&Path>) -> Result<ModelFolder> {
         let (candidates, stands_in) = match choice {
             Some(choice) => (self.chosen(choice), false),
@@ -117,10 +118,10 @@ impl Project {
         ))
     }
 
-    /// The model folder to serve: as [`Self::model_folder`], but in four bits where nobody chose and `quantize_base` made it.
+    /// The model folder to serve: as [`Self::model_folder`], but the default is the 4-bit folder of `quantize_base` if there is one.
     pub fn served_model(&self, choice: Option<&Path>) -> Result<ModelFolder> {
         let quantized = |base: &Path| Some(self.derived_model(base, NF4_SUFFIX)).filter(|path| path.is_dir());
-        // Its base may be gone.
+        // The base folder may have been deleted.
         if let (None, Some(path)) = (choice, quantized(Path::new(BASE_MODEL))) {
             return Ok(ModelFolder {
                 path,
@@ -134,7 +135,7 @@ impl Project {
         Ok(folder)
     }
 
-    /// Folder for a model that may not be there yet: `choice`, a path or a name under `models/`, or else `models/DEFAULT`.
+    /// Folder for a model that need not exist: `choice`, a path or a name under `models/`, or `models/DEFAULT`.
     pub fn new_model(&self, choice: Option<&Path>, default: &str) -> PathBuf {
         let Some(choice) = choice else {
             return self.models().join(default);
@@ -150,12 +151,12 @@ impl Project {
         })
     }
 
-    /// Folder of what is made from the model in `base`: `models/NAME` and one of the suffixes; see [`model_stem`].
+    /// Folder derived from the model in `base`: `models/NAME` with one of the suffixes; see [`model_stem`].
     pub fn derived_model(&self, base: &Path, suffix: &str) -> PathBuf {
         self.models().join(format!("{}{suffix}", model_stem(base)))
     }
 
-    /// The adapter folder for `choice`: a path, or a name under `models/`.
+    /// Finds the adapter folder for `choice`: a path, or a name under `models/`.
     pub fn adapter_folder(&self, choice: &Path) -> Result<PathBuf> {
         let places = self.chosen(choice);
         let found = places.iter().find(|path| path.is_dir()).cloned();
@@ -164,7 +165,7 @@ impl Project {
         hub_cache::resolved(&found, "main")
     }
 
-    /// Places a chosen model may be in; the first is the one to name in an error.
+    /// Candidate paths of a chosen model; errors name the first one.
     fn chosen(&self, choice: &Path) -> Vec<PathBuf> {
         let mut places = vec![choice.to_owned()];
         if choice.is_relative() {
@@ -174,7 +175,7 @@ impl Project {
         places
     }
 
-    /// Places the embedded model may be in: the project, a checkout that the executable was built in, an installation.
+    /// Candidate paths of the embedded model: the project, the checkout of the executable, an installation.
     pub(crate) fn embedded_models(&self) -> Vec<PathBuf> {
         let mut places = vec![self.models().join(EMBEDDED_MODEL)];
         let executable = std::env::current_exe()
@@ -188,7 +189,7 @@ impl Project {
     }
 }
 
-/// The error where `folder` is no model's: what it is instead, as far as that can be told, and what to do.
+/// The error for a `folder` that is not a model folder: what it is, if known, and what to do.
 pub fn require_model(folder: &Path) -> Result<()> {
     if folder.join("config.json").exists() {
         return Ok(());
@@ -217,12 +218,12 @@ pub fn require_model(folder: &Path) -> Result<()> {
     ))
 }
 
-/// The folder that `folder` means: itself, or the snapshot of `revision` where it is one of the hub's cache.
+/// Resolves `folder`: a hub cache folder to the snapshot of `revision`, any other to itself.
 pub fn resolved_folder(folder: &Path, revision: &str) -> Result<PathBuf> {
     hub_cache::resolved(folder, revision)
 }
 
-/// The name of a model's folder, links followed; in the hub's cache the repository's, where the folder is called as a commit.
+/// Name of a model's folder, with links resolved; for a snapshot in the hub cache the name of the repository.
 pub fn model_folder_name(model: &Path) -> String {
     name_in(&model.canonicalize().unwrap_or_else(|_| model.to_owned()))
 }
@@ -238,9 +239,9 @@ fn name_in(path: &Path) -> String {
     }
 }
 
-/// A model's name without what says which of its forms it is: `-base`, [`NF4_SUFFIX`], [`AWQ_SUFFIX`].
+/// A model's name without the suffixes `-base`, [`NF4_SUFFIX`], [`AWQ_SUFFIX`].
 pub fn model_stem(model: &Path) -> String {
-    // Only a path such as "." or "models/x/.." has no name of its own.
+    // Only paths such as "." or "models/x/.." have no name.
     let path = match model.file_name() {
         Some(_) => model.to_owned(),
         None => model.canonicalize().unwrap_or_default(),

@@ -1,14 +1,14 @@
-//! What pages are read for: the default prompt, and the questions of the training data.
+//! The default extraction prompt, and the prompts of the training data.
 
-/// What a page is read for when nobody says otherwise: the server's `/extract` and the command line use it.
+/// Default prompt of `medvision extract` and of the server's `/extract`.
 ///
-/// It is one sentence because the embedded model was trained with one short prompt: it copies pages unharmed after this
-/// one (0.98 or more of the characters on pages it knows), while one of a hundred tokens spoils its reading.
+/// It is one sentence because the embedded model was trained with one short prompt: with this one it transcribes at least 98 % of
+/// the characters of pages in its styles; a prompt of a hundred tokens degrades it.
 pub const EXTRACTION_PROMPT: &str = "\
 Extract diagnoses, medications with dosage and route, laboratory values with units and reference ranges, vital signs, \
 procedures and recommendations, structured, with every number exactly as shown.";
 
-/// Ten questions about a medical page; a sample's is drawn from them.
+/// Ten prompts about a medical page; each training sample gets a random one.
 pub const PROMPTS: [&str; 10] = [
     "List every medical term, diagnosis and clinical finding on this page.",
     "Which diagnoses, conditions and abnormalities does this page name?",

@@ -1,4 +1,4 @@
-//! Which build this is.
+//! Version of this build.
 
 use std::sync::LazyLock;
 

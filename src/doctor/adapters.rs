@@ -1,4 +1,4 @@
-//! LoRA adapters: readable, of which model, recommended or not.
+//! Checks LoRA adapters: readable, for which model, recommended or not.
 
 use std::path::{Path, PathBuf};
 
@@ -18,17 +18,17 @@ use crate::project::Project;
 pub struct AdapterReport {
     /// The folder.
     pub path: PathBuf,
-    /// The selected model is read with it unless `--adapter` says otherwise.
+    /// Whether it is attached to the selected model by default.
     pub selected: bool,
-    /// What is wrong with it.
+    /// Error, if it is unusable.
     pub problem: Option<String>,
-    /// The model that it was trained on, as it says.
+    /// Base model named in its configuration.
     pub base_model: Option<String>,
-    /// Rank.
+    /// LoRA rank.
     pub rank: Option<usize>,
-    /// Values.
+    /// Number of parameters.
     pub parameters: Option<u64>,
-    /// What its evaluation says, where there was one.
+    /// Recommendation of its evaluation, if it was evaluated.
     pub recommended: Option<bool>,
 }
 
@@ -73,8 +73,8 @@ fn examine_folder(path: PathBuf, found: Option<&Found>, checks: &mut Checks) -> 
         .as_ref()
         .map(|recommendation| recommendation.recommended);
     report.base_model = config.base_model_name_or_path;
-    let base = report.base_model.as_deref().unwrap_or("a model it does not name");
-    let said = match &recommendation {
+    let base = report.base_model.as_deref().unwrap_or("an unnamed model");
+    let status = match &recommendation {
         None => "not evaluated".to_owned(),
         Some(recommendation) if recommendation.recommended => "recommended by its evaluation".to_owned(),
         Some(recommendation) => format!("not recommended by its evaluation ({})", recommendation.reason),
@@ -85,13 +85,13 @@ fn examine_folder(path: PathBuf, found: Option<&Found>, checks: &mut Checks) -> 
         ""
     };
     let message = format!(
-        "{name}: LoRA adapter of {base}, rank {}, {} parameters, {said}{used}",
+        "{name}: LoRA adapter of {base}, rank {}, {} parameters, {status}{used}",
         config.r,
         count(parameters)
     );
     match found {
         Some(Found::LeftOut { dir, reason }) if same(dir, &report.path) => {
-            let hint = format!("it is left out: {reason}; --adapter {name} attaches it");
+            let hint = format!("not attached by default: {reason}; --adapter {name} attaches it");
             checks.add_with_hint(SECTION, Status::Warn, message, hint);
         }
         _ => checks.add(SECTION, Status::Info, message),
@@ -99,7 +99,7 @@ fn examine_folder(path: PathBuf, found: Option<&Found>, checks: &mut Checks) -> 
     report
 }
 
-/// Everything in the folder but the values.
+/// Configuration, number of parameters and recommendation.
 fn read(path: &Path) -> Result<(LoraConfig, u64, Option<Recommendation>)> {
     let config = LoraConfig::read(path)?;
     let parameters = Checkpoint::open_file(&path.join(ADAPTER_WEIGHTS))?.parameters();

@@ -1,4 +1,4 @@
-//! What the machine and the software on it are, as `benchmarks/environment.json` keeps it.
+//! The record of the environment check, `benchmarks/environment.json`.
 
 use std::collections::BTreeMap;
 
@@ -9,9 +9,9 @@ use crate::doctor::{self, Choices, Report, Status};
 use crate::project::Project;
 use crate::records::{Environment, Extra, gib, timestamp};
 
-/// The dependencies as they were compiled in.
+/// The dependencies of this build.
 const LOCK: &str = include_str!("../../Cargo.lock");
-/// The packages that decide what comes out.
+/// The packages that affect results.
 const PACKAGES: [&str; 12] = [
     "actix-web",
     "half",
@@ -27,10 +27,10 @@ const PACKAGES: [&str; 12] = [
     "torch-sys",
 ];
 
-/// Looks at the machine as `medvision doctor` does; the record and what the doctor found.
+/// Runs the same checks as `medvision doctor`; returns the record and the diagnosis.
 ///
-/// The record's errors are what keeps the pipeline from running. A model folder that is missing or unfinished is one only
-/// where the user chose it: the pipeline's next step is to download the model.
+/// The record's errors are those that keep the pipeline from running. A missing or incomplete model folder is an error only if the
+/// user chose it: the pipeline's next phase downloads the model.
 pub fn examine(project: &Project, choices: &Choices) -> (Environment, Report) {
     let report = doctor::examine(project, choices);
     let record = record(&report, choices.model.is_some());
@@ -65,7 +65,7 @@ fn record(report: &Report, model_was_chosen: bool) -> Environment {
     }
 }
 
-/// What the original's record has no key for.
+/// Keys beyond the original project's.
 fn details(report: &Report) -> Extra {
     let machine = &report.machine;
     let capability = report
@@ -113,13 +113,13 @@ fn findings(report: &Report, wanted: impl Fn(&doctor::Check) -> bool) -> Vec<Str
         .collect()
 }
 
-/// (9, 0) for "9.0".
+/// "9.0" → (9, 0).
 fn capability(text: &str) -> Option<Capability> {
     let (major, minor) = text.split_once('.')?;
     Some((major.parse().ok()?, minor.parse().ok()?))
 }
 
-/// Versions in a `Cargo.lock`, of [`PACKAGES`].
+/// Versions of [`PACKAGES`] in a `Cargo.lock`.
 fn packages(lock: &str) -> impl Iterator<Item = (String, Option<String>)> {
     let versions: BTreeMap<&str, &str> = lock
         .split("[[package]]")

@@ -1,4 +1,4 @@
-//! Operating system, processor, memory, disk, port.
+//! Checks operating system, processor, memory, disk and port.
 
 use std::fs;
 use std::io;
@@ -13,11 +13,11 @@ use crate::device;
 use crate::fs::disk_free;
 use crate::project::{BASE_MODEL, Project};
 
-/// The server's port.
+/// Default port of the server.
 const PORT: u16 = 8000;
-/// Room that the 7B model takes, and a little more.
+/// Disk space for the 7B model, with a margin.
 const BASE_MODEL_BYTES: u64 = 20 << 30;
-/// Instruction sets that make a difference to the model's speed, as Linux names them.
+/// Instruction sets that affect speed, by their Linux names.
 const CPU_FEATURES: [&str; 7] = [
     "avx2",
     "fma",
@@ -28,26 +28,26 @@ const CPU_FEATURES: [&str; 7] = [
     "asimd",
 ];
 
-/// What the machine is.
+/// The machine.
 #[derive(Debug, Clone, Serialize)]
 pub struct Machine {
     /// Distribution and kernel.
     pub os: String,
-    /// Processor's name.
+    /// Processor name.
     pub cpu: String,
-    /// Physical cores this process may use, where the system tells.
+    /// Physical cores available to the process, if known.
     pub physical_cores: Option<usize>,
-    /// Threads this process may run at once.
+    /// Hardware threads available to the process.
     pub threads: usize,
-    /// Instruction sets that matter here.
+    /// Supported instruction sets that affect speed.
     pub cpu_features: Vec<&'static str>,
-    /// Memory of the machine or of the control group, bytes.
+    /// Memory of the machine or the control group, bytes.
     pub memory_total_bytes: Option<u64>,
-    /// What of it can be had, bytes.
+    /// Available memory, bytes.
     pub memory_available_bytes: Option<u64>,
     /// Free space at the project folder, bytes.
     pub disk_free_bytes: Option<u64>,
-    /// Something listens on port 8000 already.
+    /// Whether port 8000 is in use.
     pub port_8000_in_use: bool,
 }
 
@@ -71,12 +71,12 @@ pub(super) fn examine(project: &Project, checks: &mut Checks) -> Machine {
         checks.add(
             "Machine",
             Status::Info,
-            format!("memory: {total} in all, {available} available"),
+            format!("memory: {total} total, {available} available"),
         );
     }
     check_project(project, &machine, checks);
     if machine.port_8000_in_use {
-        let hint = "end the other program, or choose another port: server --port 8001";
+        let hint = "stop the other program, or choose another port: server --port 8001";
         checks.add_with_hint("Machine", Status::Warn, format!("port {PORT} is in use"), hint);
     } else {
         checks.add("Machine", Status::Pass, format!("port {PORT} is free"));
@@ -113,20 +113,16 @@ fn check_project(project: &Project, machine: &Machine, checks: &mut Checks) {
         .map_or_else(String::new, |bytes| format!(", {} free", gib(bytes)));
     let message = format!("project folder: {}{free}", shown.display());
     if tempfile::tempfile_in(root).is_err() {
-        let hint = "reading pages works; what writes records or models needs --root with a folder that can be written";
-        checks.add_with_hint(
-            "Machine",
-            Status::Warn,
-            format!("{message}, cannot be written"),
-            hint,
-        );
+        let hint =
+            "reading pages works; programs that write records or models need a writable folder (--root)";
+        checks.add_with_hint("Machine", Status::Warn, format!("{message}, not writable"), hint);
     } else if machine
         .disk_free_bytes
         .is_some_and(|bytes| bytes < BASE_MODEL_BYTES)
         && !project.models().join(BASE_MODEL).is_dir()
     {
         let hint = format!(
-            "the 7B model takes {}: make room, or choose another folder with --root",
+            "the 7B model takes {}: free some space, or choose another folder with --root",
             gib(BASE_MODEL_BYTES)
         );
         checks.add_with_hint("Machine", Status::Warn, message, hint);

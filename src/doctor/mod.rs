@@ -1,4 +1,4 @@
-//! `medvision doctor`: what is installed, what works, what is wrong and how to mend it.
+//! `medvision doctor`: diagnoses machine, libtorch, devices, models and adapters, and suggests fixes.
 
 mod adapters;
 pub mod environment;
@@ -22,70 +22,70 @@ use crate::device::{DeviceChoice, Precision};
 use crate::project::Project;
 use crate::records::gibibytes;
 
-/// What a run is asked for, as far as the doctor looks at it.
+/// The flags of a run that the diagnosis depends on.
 #[derive(Debug, Clone)]
 pub struct Choices {
-    /// The model; `None`: the pipeline's, or the embedded one.
+    /// Model; `None`: the pipeline's, or the embedded one.
     pub model: Option<PathBuf>,
-    /// Where it runs.
+    /// Device.
     pub device: DeviceChoice,
-    /// Number format of activations.
+    /// Compute dtype.
     pub precision: Precision,
 }
 
-/// How one finding is to be taken.
+/// Severity of a finding.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Status {
-    /// A fact.
+    /// Information.
     Info,
-    /// Checked and in order.
+    /// Checked and correct.
     Pass,
-    /// Something is worse than it could be.
+    /// Works, but not as well as it could.
     Warn,
-    /// Pages cannot be read before this is mended.
+    /// Must be fixed before pages can be read.
     Error,
 }
 
 /// One finding.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Check {
-    /// Heading it belongs under.
+    /// Heading in the report.
     pub section: &'static str,
-    /// How it is to be taken.
+    /// Severity.
     pub status: Status,
-    /// What was found.
+    /// The finding.
     pub message: String,
-    /// What to do about it.
+    /// Suggested fix.
     pub hint: Option<String>,
 }
 
-/// Everything that `doctor` found.
+/// The diagnosis.
 #[derive(Debug, Clone, Serialize)]
 pub struct Report {
-    /// Pages can be read on this machine as things are.
+    /// Whether pages can be read on this machine.
     pub usable: bool,
     /// Version and commit of this program.
     pub version: &'static str,
-    /// When the report was made, RFC 3339 UTC.
+    /// Time of the diagnosis, RFC 3339 UTC.
     pub timestamp: String,
     /// The machine.
     pub machine: Machine,
-    /// The libtorch that this program runs on.
+    /// The loaded libtorch.
     pub libtorch: Libtorch,
-    /// GPUs, and whether they work.
+    /// GPUs and their state.
     pub accelerators: Accelerators,
-    /// Integer products on the first GPU.
+    /// State of integer products on the first GPU.
     pub blackwell_compat: blackwell_compat::Check,
     /// Model folders.
     pub models: Vec<ModelReport>,
     /// LoRA adapters.
     pub adapters: Vec<AdapterReport>,
-    /// The findings, in the order of the text report.
+    /// Findings, in the order of the text report.
     pub checks: Vec<Check>,
 }
 
-/// Findings in the making.
+/// Collects findings.
 #[derive(Debug, Default)]
 struct Checks(Vec<Check>);
 
@@ -113,7 +113,7 @@ impl Checks {
     }
 }
 
-/// Looks at the machine, libtorch, the devices and the models of `project`, as a run of `choices` would see them.
+/// Diagnoses the machine, libtorch, devices, models and adapters of `project` for a run with `choices`.
 pub fn examine(project: &Project, choices: &Choices) -> Report {
     let mut checks = Checks::default();
     let machine = machine::examine(project, &mut checks);
@@ -139,7 +139,7 @@ pub fn examine(project: &Project, choices: &Choices) -> Report {
     }
 }
 
-/// The report for people.
+/// Human-readable report.
 impl fmt::Display for Report {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(formatter, "medvision {}", self.version)?;
@@ -161,18 +161,18 @@ impl fmt::Display for Report {
             }
         }
         let count = |status| self.checks.iter().filter(|check| check.status == status).count();
-        let verdict = match (count(Status::Error), count(Status::Warn)) {
+        let summary = match (count(Status::Error), count(Status::Warn)) {
             (0, 0) => "Ready to read pages.".to_owned(),
             (0, 1) => "Ready to read pages; 1 warning.".to_owned(),
             (0, warnings) => format!("Ready to read pages; {warnings} warnings."),
             (1, _) => "Not ready: 1 error above.".to_owned(),
             (errors, _) => format!("Not ready: {errors} errors above."),
         };
-        writeln!(formatter, "\nSummary\n{verdict}")
+        writeln!(formatter, "\nSummary\n{summary}")
     }
 }
 
-/// `bytes` for people.
+/// Human-readable size.
 fn gib(bytes: u64) -> String {
     format!("{:.1} GiB", gibibytes(bytes))
 }

@@ -1,4 +1,4 @@
-//! Model folders: complete, consistent, and small enough for the device.
+//! Checks that model folders are complete, consistent, and fit on the device.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -18,9 +18,9 @@ use crate::project::{BASE_MODEL, GET_BASE_MODEL, Project, require_model};
 use crate::qwen2_5_vl::Config;
 
 pub(crate) const SECTION: &str = "Models";
-/// Most positions that the estimate counts a key-value cache for.
+/// Maximum number of positions in the estimate of the KV cache.
 const CACHED_POSITIONS: usize = 8192;
-/// What libtorch, the picture and the activations take beside weights and cache, roughly.
+/// Estimated memory of libtorch, image and activations, in addition to weights and KV cache.
 const OVERHEAD_BYTES: u64 = 512 << 20;
 
 /// One model folder.
@@ -28,34 +28,34 @@ const OVERHEAD_BYTES: u64 = 512 << 20;
 pub struct ModelReport {
     /// The folder.
     pub path: PathBuf,
-    /// A run with the same flags would use it.
+    /// Whether a run with the same flags uses it.
     pub selected: bool,
-    /// Every file that is needed is there and fits the others.
+    /// Whether the folder is complete and consistent.
     pub usable: bool,
     /// What is wrong with it.
     pub problem: Option<String>,
-    /// Its sizes, where it is usable.
+    /// Its sizes, if it is usable.
     pub sizes: Option<ModelSizes>,
 }
 
-/// How large a model is.
+/// Sizes of a model.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct ModelSizes {
-    /// Weights on disk, bytes.
+    /// Size of the weights on disk, bytes.
     pub weight_bytes: u64,
     /// Number of weights.
     pub parameters: u64,
-    /// Number formats of the weights on disk.
+    /// Dtypes of the weights on disk.
     pub dtypes: Vec<String>,
-    /// Most positions: prompt, image and answer together.
+    /// Context length: prompt, image and answer together.
     pub context_tokens: usize,
-    /// Memory that reading a page takes on the device, estimated, bytes.
+    /// Estimated device memory for reading a page, bytes.
     pub needed_bytes: u64,
-    /// Memory that the device has free, bytes.
+    /// Free device memory, bytes.
     pub available_bytes: Option<u64>,
 }
 
-/// Where the model would run.
+/// The device that the model would run on.
 struct Target {
     name: String,
     available_bytes: Option<u64>,
@@ -87,7 +87,7 @@ impl Target {
         }
     }
 
-    /// Weights, with the fifth that loading may take beside them, key-value cache, and the rest.
+    /// Estimated bytes: weights plus a fifth for loading, KV cache, and everything else.
     fn needed_bytes(&self, parameters: u64, config: &Config) -> u64 {
         let text = &config.text;
         let positions = text.max_position_embeddings.min(CACHED_POSITIONS);
@@ -109,7 +109,7 @@ pub(super) fn examine(
         Ok(folder) => {
             if folder.stands_in {
                 let message = format!(
-                    "{} is not there: the small model stands in",
+                    "{} is missing: using the embedded model",
                     project.models().join(BASE_MODEL).display()
                 );
                 checks.add_with_hint(
@@ -131,7 +131,7 @@ pub(super) fn examine(
     reports
 }
 
-/// Folders in `models` that hold `file`, by name.
+/// Folders in `models` that contain `file`, sorted by name.
 pub(super) fn folders_with(models: &Path, file: &str) -> Vec<PathBuf> {
     let entries = fs::read_dir(models).into_iter().flatten().flatten();
     let mut folders: Vec<PathBuf> = entries
@@ -171,7 +171,7 @@ fn examine_folder(path: &Path, selected: bool, target: &Target, checks: &mut Che
     }
 }
 
-/// Reads everything in the folder but the weights themselves.
+/// Reads everything in the folder except the weights themselves.
 fn sizes(path: &Path, target: &Target) -> Result<ModelSizes> {
     require_model(path)?;
     let folder = ModelFolder::new(path);
@@ -219,7 +219,7 @@ fn check_sizes(path: &Path, selected: bool, target: &Target, sizes: &ModelSizes,
     }
 }
 
-/// 13300000 as "13.3M".
+/// Formats a count: "13.3M".
 pub(super) fn count(parameters: u64) -> String {
     let parameters = parameters as f64;
     if parameters >= 1e9 {

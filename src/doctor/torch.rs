@@ -1,4 +1,4 @@
-//! libtorch, GPUs, and whether the two work together.
+//! Checks libtorch and GPUs.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -10,25 +10,25 @@ use super::{Checks, Status, gib};
 use crate::blackwell_compat::{self, Reductions};
 use crate::device::{self, CudaUnavailable, DeviceChoice, Gpu};
 
-/// The libtorch that this program runs on.
+/// The loaded libtorch.
 #[derive(Debug, Clone, Serialize)]
 pub struct Libtorch {
-    /// Version, such as "2.11.0+cu130"; `None` where its folder does not tell.
+    /// Version, such as "2.11.0+cu130"; `None` if unknown.
     pub version: Option<String>,
-    /// The CUDA that it was built for, such as "13.0"; `None` where it has no CUDA or its folder does not tell.
+    /// The CUDA version that it was built for, such as "13.0"; `None` without CUDA or if unknown.
     pub cuda_version: Option<String>,
     /// Folder of its libraries.
     pub folder: Option<PathBuf>,
 }
 
-/// GPUs, and whether they work.
+/// GPUs and their state.
 #[derive(Debug, Clone, Default, Serialize)]
 pub struct Accelerators {
-    /// Newest CUDA version that the NVIDIA driver supports.
+    /// Latest CUDA version that the NVIDIA driver supports.
     pub driver_cuda_version: Option<String>,
-    /// Each GPU that CUDA sees.
+    /// The GPUs that CUDA sees.
     pub gpus: Vec<GpuReport>,
-    /// Why there is none.
+    /// Reason if there is none.
     pub reason: Option<String>,
 }
 
@@ -43,13 +43,13 @@ pub struct GpuReport {
     pub compute_capability: String,
     /// Its memory, bytes.
     pub total_bytes: u64,
-    /// What of it is free, bytes.
+    /// Free memory, bytes.
     pub free_bytes: Option<u64>,
-    /// A first operation came out right.
+    /// Whether a test operation gave the correct result.
     pub works: bool,
     /// Why it does not work.
     pub reason: Option<String>,
-    /// Integer products on it.
+    /// State of integer products.
     pub blackwell_compat: blackwell_compat::Check,
 }
 
@@ -71,8 +71,8 @@ pub(super) fn examine_libtorch(checks: &mut Checks) -> Libtorch {
     }
 }
 
-/// The version that the folder above the libraries tells: a Python wheel's `version.py`, a libtorch archive's
-/// `build-version`, or the name of the wheel's record beside it, which `make setup` keeps.
+/// Version from the folder above the libraries: a Python wheel's `version.py`, a libtorch archive's `build-version`, or the name of
+/// the wheel's `.dist-info` folder, which `make setup` keeps.
 fn version(libraries: &Path) -> Option<String> {
     let folder = libraries.parent()?;
     if let Ok(text) = fs::read_to_string(folder.join("version.py")) {
@@ -87,7 +87,7 @@ fn version(libraries: &Path) -> Option<String> {
     wheel_version(folder.parent()?, "torch-")
 }
 
-/// "13.0" for a version such as "2.11.0+cu130", else by the CUDA runtime's wheel beside it.
+/// "13.0" for a version such as "2.11.0+cu130"; otherwise the version of the installed CUDA runtime wheel.
 fn cuda_version(version: Option<&str>, libraries: &Path) -> Option<String> {
     match version.and_then(|version| version.split_once('+')) {
         Some((_, build)) => {
@@ -104,7 +104,7 @@ fn cuda_version(version: Option<&str>, libraries: &Path) -> Option<String> {
     }
 }
 
-/// The version in the name of a wheel's record, `NAME-VERSION.dist-info`.
+/// Version in the name of a wheel's `NAME-VERSION.dist-info` folder.
 fn wheel_version(folder: &Path, prefix: &str) -> Option<String> {
     fs::read_dir(folder).ok()?.flatten().find_map(|entry| {
         let name = entry.file_name().into_string().ok()?;
@@ -130,11 +130,11 @@ pub(super) fn examine_accelerators(choice: DeviceChoice, checks: &mut Checks) ->
             .iter()
             .any(|gpu| gpu.index == index && gpu.works)
     {
-        let hint = "choose --device auto or cpu, or mend what is said above";
+        let hint = "choose --device auto or cpu, or fix the problem above";
         checks.add_with_hint(
             "Accelerator",
             Status::Error,
-            format!("{choice}, as asked for, cannot be used"),
+            format!("the requested device {choice} is not usable"),
             hint,
         );
     }
@@ -157,7 +157,7 @@ fn without_gpu(reason: &CudaUnavailable, checks: &mut Checks) -> Accelerators {
 
 fn examine_gpu(gpu: Gpu, checks: &mut Checks) -> GpuReport {
     let trial = device::select(DeviceChoice::Cuda(gpu.index));
-    // Asked after the trial: by then the memory that CUDA itself takes is counted.
+    // Queried after the test operation, which includes CUDA's own memory.
     let memory = device::gpu_memory(gpu.index).ok();
     let (major, minor) = gpu.compute_capability;
     let reductions = Reductions::with_capability(Some(gpu.compute_capability));
@@ -199,20 +199,20 @@ fn examine_gpu(gpu: Gpu, checks: &mut Checks) -> GpuReport {
     report
 }
 
-/// Says how integer products come out on a GPU that works.
+/// Reports whether integer products are correct on a working GPU.
 fn check_products(gpu: &GpuReport, checks: &mut Checks) {
     let way = match gpu.blackwell_compat.in_use {
-        true => "by way of the CPU (blackwell_compat)",
+        true => "on the CPU (blackwell_compat)",
         false => "on the GPU",
     };
     let message = format!("CUDA[{}]: integer products {way}", gpu.index);
     match gpu.blackwell_compat.checked {
-        true => checks.add("Accelerator", Status::Pass, format!("{message} are right")),
+        true => checks.add("Accelerator", Status::Pass, format!("{message} are correct")),
         false => checks.add_with_hint(
             "Accelerator",
             Status::Error,
-            format!("{message} fail or are wrong"),
-            "install the libtorch of make setup, or choose --device cpu",
+            format!("{message} fail or are incorrect"),
+            "install libtorch with make setup, or choose --device cpu",
         ),
     }
 }
@@ -237,7 +237,7 @@ mod tests {
         fs::create_dir(folder.path().join("torch-2.11.0.dist-info")).unwrap();
         fs::create_dir(folder.path().join("nvidia_cuda_runtime-13.0.96.dist-info")).unwrap();
         assert_eq!(version(&libraries).unwrap(), "2.11.0");
-        // The CPU's part of a wheel that was built for CUDA.
+        // The CPU part of a wheel that was built for CUDA.
         assert_eq!(cuda_version(Some("2.11.0"), &libraries), None);
         fs::write(libraries.join("libtorch_cuda.so"), "").unwrap();
         assert_eq!(cuda_version(Some("2.11.0"), &libraries).unwrap(), "13.0");

@@ -160,7 +160,7 @@ fn the_embedded_model_stands_in_with_a_warning() {
     assert!(
         warnings
             .iter()
-            .any(|warning| warning.contains("stands in") && warning.contains("download_model")),
+            .any(|warning| warning.contains("embedded model") && warning.contains("download_model")),
         "{warnings:?}"
     );
     assert!(
@@ -194,7 +194,7 @@ fn a_taken_port_and_a_folder_that_cannot_be_written_are_warnings() {
     let warnings = findings(&report, "warn").join("\n");
     assert!(warnings.contains("--port 8001"), "{warnings}");
     assert!(
-        warnings.contains("/proc") && warnings.contains("cannot be written"),
+        warnings.contains("/proc") && warnings.contains("not writable"),
         "{warnings}"
     );
 }
