@@ -1,6 +1,6 @@
-//! What `config.json` of a Qwen2.5-VL folder means where it leaves a key out: the defaults of transformers' config classes.
+//! Defaults of keys that `config.json` of a Qwen2.5-VL folder lacks: those of transformers' config classes.
 //!
-//! transformers up to 4.50 wrote the vision part without its defaults, so that many published folders lack them. The
+//! transformers up to 4.50 did not write the vision part's defaults, so that many published folders lack them. The
 //! values are those of `Qwen2_5_VLConfig`, `Qwen2_5_VLTextConfig` and `Qwen2_5_VLVisionConfig` of transformers 5.17; 4.49,
 //! 4.51 and 4.57 have the same.
 
@@ -8,10 +8,10 @@ use std::sync::LazyLock;
 
 use serde_json::{Map, Value, json};
 
-/// A part of `config.json`, by the class that reads it.
+/// A section of `config.json`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Part {
-    /// The whole.
+    /// The top level.
     Root,
     /// The language model: `text_config`, or the top level of a flat file.
     Text,
@@ -24,13 +24,13 @@ pub(crate) enum Part {
 }
 
 impl Part {
-    /// The value of `key` where the file has none; `None` where the file must say it.
+    /// The default of `key`; `None` if the key is required.
     pub(crate) fn default_of(self, key: &str) -> Option<&'static Value> {
         static DEFAULTS: LazyLock<Value> = LazyLock::new(defaults);
         DEFAULTS[self.name()].get(key)
     }
 
-    /// `map[key]`, or what it is where the file leaves it out.
+    /// `map[key]`, or its default.
     pub(crate) fn get<'a>(self, map: &'a Map<String, Value>, key: &str) -> Option<&'a Value> {
         map.get(key).or_else(|| self.default_of(key))
     }

@@ -1,4 +1,4 @@
-//! A model folder of which little is read: its names, its small files, the headers of its weights.
+//! Checking a model folder, local or remote, without reading its weights: file names, small files, safetensors headers.
 
 use std::fs;
 use std::io::{Read, Seek, SeekFrom};
@@ -10,18 +10,18 @@ use super::{Header, INDEX, LENGTH_BYTES, MAX_INDEX_BYTES, MISSING_SHARD, SINGLE,
 use crate::fs::{CONFIG_BYTES, json, open_regular};
 use crate::{Error, Result};
 
-/// Bytes that are read at first of a file of weights: its header, as a rule.
+/// Bytes of a weight file that are read first; they usually hold its header.
 const FIRST_BYTES: u64 = 32 << 10;
 
-/// The files of a model folder, wherever it lies.
+/// The files of a model folder, local or remote.
 pub trait FolderFiles: Sync {
-    /// What a file is called in errors.
+    /// Name of a file in errors.
     fn path(&self, name: &str) -> PathBuf;
-    /// Bytes of a file; `None` where there is no such file.
+    /// Size of a file; `None` if there is no such file.
     fn size(&self, name: &str) -> Result<Option<u64>>;
-    /// The bytes `range` of a file that has them.
+    /// Reads the bytes `range` of a file, which must have them.
     fn read(&self, name: &str, range: Range<u64>) -> Result<Vec<u8>>;
-    /// How many files to read at the same time.
+    /// Number of files to read concurrently.
     fn jobs(&self) -> usize;
 }
 
@@ -34,18 +34,18 @@ pub struct FileFault {
     pub reason: String,
 }
 
-/// What the headers of a folder's weights say.
+/// The headers of a folder's weights.
 #[derive(Debug, Default)]
 pub struct Headers {
     /// The files with weights.
     pub files: Vec<String>,
-    /// Every tensor in them.
+    /// All their tensors.
     pub stored: Vec<StoredTensor>,
-    /// Files whose header could not be had.
+    /// Files whose header could not be read.
     pub faults: Vec<FileFault>,
 }
 
-/// The content of the small file `name`; `None` where there is none.
+/// Reads the small file `name`; `None` if there is none.
 pub fn read_small(files: &dyn FolderFiles, name: &str, limit: u64) -> Result<Option<Vec<u8>>> {
     match files.size(name)? {
         None => Ok(None),
@@ -67,7 +67,7 @@ pub fn read_config(files: &dyn FolderFiles) -> Result<JsonFile> {
     Ok(JsonFile { path, keys })
 }
 
-/// The headers of the weights. What is wrong with a file is a fault; an error is one of the way to it.
+/// Reads the headers of the weights. A damaged file is a fault; a failed transfer is an error.
 pub fn read_headers(files: &dyn FolderFiles) -> Result<Headers> {
     let mut headers = Headers::default();
     if files.size(SINGLE)?.is_some() {
@@ -80,7 +80,7 @@ pub fn read_headers(files: &dyn FolderFiles) -> Result<Headers> {
         let Some(text) = index else {
             headers.faults.push(FileFault {
                 file: SINGLE.to_owned(),
-                reason: format!("neither it nor {INDEX} is there"),
+                reason: format!("neither it nor {INDEX} exists"),
             });
             return Ok(headers);
         };
@@ -111,7 +111,7 @@ pub fn read_headers(files: &dyn FolderFiles) -> Result<Headers> {
     Ok(headers)
 }
 
-/// Takes errors about a file for faults of it.
+/// Turns errors about a file into faults of it.
 fn fault<T>(name: &str, outcome: Result<T>, faults: &mut Vec<FileFault>) -> Result<Option<T>> {
     let reason = match outcome {
         Ok(value) => return Ok(Some(value)),

@@ -1,4 +1,4 @@
-//! The header of a safetensors file: where its tensors lie, checked against the file's length.
+//! The header of a safetensors file: the offsets of its tensors, checked against the file's length.
 
 use std::collections::HashSet;
 use std::fmt;
@@ -12,11 +12,11 @@ use tch::Kind;
 use super::{StoredTensor, canonical_name};
 use crate::{Error, Result};
 
-/// Bytes before the header: its length.
+/// Size of the length field before the header.
 pub(crate) const LENGTH_BYTES: usize = 8;
-/// Headers above this are refused before they are parsed; the 72B model's are under 1 MB.
+/// Maximum size of a header; the 72B model's are under 1 MB.
 const MAX_HEADER_BYTES: u64 = 16 << 20;
-/// More tensors than this in a file are refused.
+/// Maximum number of tensors in a file.
 const MAX_TENSORS: usize = 100_000;
 
 /// A checked header.
@@ -27,12 +27,12 @@ pub(crate) struct Header {
 }
 
 impl Header {
-    /// Bytes of the header of the file `path`, which begins with `beginning` and has `length` bytes.
+    /// Size of the header of the file `path`, which starts with `beginning` and has `length` bytes.
     pub(crate) fn size(path: &Path, beginning: &[u8], length: u64) -> Result<usize> {
         let Some(size) = beginning.first_chunk::<LENGTH_BYTES>() else {
             return Err(Error::checkpoint(
                 path,
-                format!("{length} bytes are no safetensors file"),
+                format!("{length} bytes are not a safetensors file"),
             ));
         };
         let size = u64::from_le_bytes(*size);
@@ -40,14 +40,14 @@ impl Header {
             return Err(Error::checkpoint(
                 path,
                 format!(
-                    "a header of {size} bytes in a file of {length} bytes: the file is truncated or no safetensors file"
+                    "a header of {size} bytes in a file of {length} bytes: the file is truncated or not a safetensors file"
                 ),
             ));
         }
         Ok(size as usize)
     }
 
-    /// Reads the header `text` (JSON) of the file `path`, which has `length` bytes.
+    /// Parses the header `text` (JSON) of the file `path`, which has `length` bytes.
     pub(crate) fn parse(path: &Path, text: &[u8], length: u64) -> Result<Self> {
         let damaged = |error: serde_json::Error| {
             Error::checkpoint(
@@ -78,7 +78,7 @@ impl Header {
         self.metadata.info(name)
     }
 
-    /// Where the bytes of a tensor lie in the file.
+    /// The byte range of a tensor in the file.
     pub(super) fn place(&self, info: &TensorInfo) -> Range<usize> {
         let (begin, end) = info.data_offsets;
         self.data_start + begin..self.data_start + end
@@ -94,7 +94,7 @@ impl Header {
         self.metadata.data_len() as u64
     }
 
-    /// Every tensor of the file `path`, in no order.
+    /// All tensors of the file `path`, in no particular order.
     pub(crate) fn stored(&self, path: &Path) -> impl Iterator<Item = StoredTensor> {
         self.tensors().map(|(name, info)| StoredTensor {
             canonical: canonical_name(&name),
@@ -129,7 +129,7 @@ pub(super) fn stored_dtype(kind: Kind) -> Option<safetensors::Dtype> {
     }
 }
 
-/// JSON in which no object has a key twice: readers differ in which of the two they take.
+/// JSON without duplicate keys, of which parsers keep different ones.
 pub(super) struct DistinctKeys;
 
 impl<'de> Deserialize<'de> for DistinctKeys {
@@ -149,7 +149,7 @@ impl<'de> Visitor<'de> for DistinctKeys {
         let mut seen = HashSet::new();
         while let Some(key) = map.next_key::<String>()? {
             if seen.contains(&key) {
-                return Err(A::Error::custom(format!("the key {key:?} is there twice")));
+                return Err(A::Error::custom(format!("duplicate key {key:?}")));
             }
             seen.insert(key);
             map.next_value::<Self>()?;
@@ -199,7 +199,7 @@ mod tests {
     }
 
     #[test]
-    fn a_key_that_is_there_twice_is_refused() {
+    fn a_duplicate_key_is_refused() {
         let one = r#""a": {"dtype": "U8", "shape": [4], "data_offsets": [0, 4]}"#;
         assert!(parse(&format!("{{{one}}}"), 4).is_ok());
         let other = r#""a": {"dtype": "I8", "shape": [4], "data_offsets": [0, 4]}"#;
@@ -213,12 +213,12 @@ mod tests {
             r#"{"a": {"dtype": "U8", "dtype": "U8", "shape": [4], "data_offsets": [0, 4]}}"#.to_owned(),
         ] {
             let reason = parse(&twice, 4).unwrap_err();
-            assert!(reason.contains("is there twice"), "{reason}");
+            assert!(reason.contains("duplicate key"), "{reason}");
         }
     }
 
     #[test]
-    fn the_files_length_is_the_headers() {
+    fn the_file_has_the_length_that_the_header_says() {
         let text = r#"{"a": {"dtype": "U8", "shape": [4], "data_offsets": [0, 4]}}"#;
         for data in [0, 3, 5] {
             let reason = parse(text, data).unwrap_err();

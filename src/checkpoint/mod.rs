@@ -1,7 +1,7 @@
 //! Hugging Face model folders: memory-mapped safetensors, single or sharded, under the hub's or transformers 5's names.
 //!
-//! Everything in a folder is hostile until checked: headers are capped, offsets and sizes are verified before a byte is
-//! read, shard names cannot leave the folder, and no format that can run code is ever opened.
+//! A folder is untrusted: headers are bounded, offsets and sizes are verified before a tensor is read, shard names cannot leave
+//! the folder, and formats that can run code (pickle) are never opened.
 
 pub(crate) mod config_defaults;
 mod folder;
@@ -31,11 +31,11 @@ pub use self::writer::{MAX_NOTE_BYTES, TensorFile, TensorPlan, tensor_bytes, wri
 use crate::fs::read_bounded;
 use crate::{Error, Result};
 
-/// An index file larger than this is refused.
+/// Maximum size of an index.
 pub(crate) const MAX_INDEX_BYTES: u64 = 64 << 20;
-/// The weights of a model that are in one file.
+/// The weights of an unsharded model.
 pub(crate) const SINGLE: &str = "model.safetensors";
-/// Which file each tensor of a model in several files is in.
+/// The index of a sharded model: the file of each tensor.
 pub(crate) const INDEX: &str = "model.safetensors.index.json";
 pub(crate) const MISSING_SHARD: &str = "this shard is missing: is the download complete?";
 
@@ -48,7 +48,7 @@ pub struct Checkpoint {
     warnings: Vec<String>,
 }
 
-/// One weight on a CPU, as stored: its tensor shares the mapped file's memory, which this keeps alive.
+/// A weight as stored, on the CPU. Its tensor shares the mapped file's memory, which this value keeps alive.
 pub struct MappedTensor {
     /// Stored dtype; read-only.
     pub tensor: Tensor,
@@ -63,7 +63,7 @@ struct Index {
 impl Checkpoint {
     /// Opens `model.safetensors` or else the shards that `model.safetensors.index.json` lists.
     ///
-    /// Of a folder with both the single file is read, as transformers does, and [`Self::warnings`] tells.
+    /// If a folder has both, the single file is read, as transformers does, with a warning in [`Self::warnings`].
     pub fn open(dir: &Path) -> Result<Self> {
         let (single, index) = (dir.join(SINGLE), dir.join(INDEX));
         let mut warnings = Vec::new();
@@ -109,7 +109,7 @@ impl Checkpoint {
                 if tensors.insert(canonical, (i, name.clone())).is_some() {
                     return Err(Error::checkpoint(
                         shard.path(),
-                        format!("tensor \"{name}\" is there twice"),
+                        format!("tensor \"{name}\" occurs twice"),
                     ));
                 }
             }
@@ -127,12 +127,12 @@ impl Checkpoint {
         &self.dir
     }
 
-    /// What of the folder should be mended, though it can be used.
+    /// Problems of the folder that do not prevent its use.
     pub fn warnings(&self) -> &[String] {
         &self.warnings
     }
 
-    /// Whether a tensor of this canonical (hub) name is there.
+    /// Whether there is a tensor of this canonical (hub) name.
     pub fn contains(&self, name: &str) -> bool {
         self.tensors.contains_key(name)
     }
@@ -142,12 +142,12 @@ impl Checkpoint {
         self.shards.iter().map(|s| s.data_bytes()).sum()
     }
 
-    /// Values of all tensors.
+    /// Number of values in all tensors.
     pub fn parameters(&self) -> u64 {
         self.shards.iter().map(|shard| shard.parameters()).sum()
     }
 
-    /// Number formats of the tensors as safetensors names them, sorted.
+    /// The tensors' dtypes, by their names in safetensors, sorted.
     pub fn dtypes(&self) -> Vec<String> {
         let dtypes: BTreeSet<String> = self.shards.iter().flat_map(|shard| shard.dtypes()).collect();
         dtypes.into_iter().collect()
@@ -159,7 +159,8 @@ impl Checkpoint {
         shard.kind(stored)
     }
 
-    /// The weight of canonical (hub) `name`, which must have `shape`; CPU, stored dtype, shared with the mapped file.
+    /// Returns the weight of canonical (hub) `name`, which must have `shape`: on the CPU, in its stored dtype, sharing the
+    /// mapped file's memory.
     pub fn mapped(&self, name: &str, shape: &[usize]) -> Result<MappedTensor> {
         let (shard, stored) = self.place(name)?;
         Ok(MappedTensor {
@@ -168,7 +169,7 @@ impl Checkpoint {
         })
     }
 
-    /// The shard that holds canonical `name`, and what it is called there.
+    /// The shard that holds canonical `name`, and the tensor's name there.
     fn place(&self, name: &str) -> Result<(&Arc<Shard>, &str)> {
         match self.tensors.get(name) {
             Some((shard, stored)) => Ok((&self.shards[*shard], stored)),
@@ -181,7 +182,7 @@ impl Checkpoint {
         }
     }
 
-    /// The weight of canonical (hub) `name` as an owned tensor of `kind` on `device`.
+    /// Loads the weight of canonical (hub) `name` as an owned tensor of `kind` on `device`.
     pub fn load(&self, name: &str, shape: &[usize], kind: Kind, device: Device) -> Result<Tensor> {
         let mapped = self.mapped(name, shape)?;
         let shape: Vec<i64> = shape.iter().map(|&n| n as i64).collect();
@@ -192,7 +193,7 @@ impl Checkpoint {
     }
 }
 
-/// Whether `index` can be read and names no file but `file`.
+/// Whether `index` can be read and lists only `file`.
 fn lists_only(index: &Path, file: &str) -> bool {
     let text = read_bounded(index, MAX_INDEX_BYTES);
     text.is_ok_and(|text| index_files(index, &text).is_ok_and(|names| names.iter().all(|name| name == file)))
@@ -212,7 +213,7 @@ fn shard_files(dir: &Path, index: &Path) -> Result<Vec<PathBuf>> {
         .collect()
 }
 
-/// Names of the files that the index `path`, whose content is `text`, puts tensors in: sorted, without folders.
+/// File names in the index `path`, whose content is `text`: sorted, without folders.
 pub(crate) fn index_files(path: &Path, text: &[u8]) -> Result<Vec<String>> {
     let wrong = |e: serde_json::Error| Error::checkpoint(path, format!("not a safetensors index: {e}"));
     serde_json::from_slice::<DistinctKeys>(text).map_err(wrong)?;

@@ -1,4 +1,4 @@
-//! Tensors as bytes: of any dtype, where they lie in the files.
+//! Tensors as bytes, of any dtype.
 
 use std::ops::{Deref, Range};
 use std::path::{Path, PathBuf};
@@ -10,20 +10,20 @@ use super::shard::Shard;
 use super::{Checkpoint, canonical_name};
 use crate::{Error, Result};
 
-/// Where a tensor lies.
+/// A tensor's description and its place in a file.
 #[derive(Debug, Clone, PartialEq)]
 pub struct StoredTensor {
     /// Name in the file.
     pub name: String,
     /// The hub's name.
     pub canonical: String,
-    /// Number format.
+    /// Dtype.
     pub dtype: Dtype,
     /// Shape.
     pub shape: Vec<usize>,
     /// The file.
     pub file: PathBuf,
-    /// Its bytes in the file.
+    /// Its byte range in the file.
     pub place: Range<usize>,
 }
 
@@ -43,7 +43,7 @@ impl Deref for MappedBytes {
 }
 
 impl Checkpoint {
-    /// Every tensor, in the order of the files and of the bytes in them.
+    /// All tensors, in the order of the files and of their offsets.
     pub fn stored(&self) -> Vec<StoredTensor> {
         let mut all: Vec<StoredTensor> = self
             .shards
@@ -72,7 +72,7 @@ impl Checkpoint {
         self.shards.iter().map(|shard| shard.path().to_owned()).collect()
     }
 
-    /// The file that holds canonical (hub) `name`, and the tensor's dtype, shape and bytes.
+    /// The file of the tensor of canonical (hub) `name`, its dtype, shape and bytes.
     pub fn bytes(&self, name: &str) -> Result<(&Path, Dtype, Vec<usize>, MappedBytes)> {
         let found = self.tensors.get(name).and_then(|(shard, stored)| {
             let shard = &self.shards[*shard];

@@ -27,7 +27,7 @@ impl Shard {
         if length < LENGTH_BYTES as u64 {
             return Err(Error::checkpoint(
                 path,
-                format!("{length} bytes are no safetensors file"),
+                format!("{length} bytes are not a safetensors file"),
             ));
         }
         // SAFETY: the map is read-only. A file that another process shortens while it is mapped ends this process with
@@ -46,7 +46,7 @@ impl Shard {
         &self.path
     }
 
-    /// Dtype and shape of the tensor `name`, and where its bytes lie in the file.
+    /// Dtype, shape and byte range of the tensor `name`.
     pub(super) fn place(&self, name: &str) -> Option<(Dtype, Vec<usize>, Range<usize>)> {
         let info = self.header.info(name)?;
         Some((info.dtype, info.shape.clone(), self.header.place(info)))
@@ -65,7 +65,7 @@ impl Shard {
         self.header.data_bytes()
     }
 
-    /// Values of all tensors.
+    /// Number of values in all tensors.
     pub(super) fn parameters(&self) -> u64 {
         self.header
             .tensors()
@@ -73,7 +73,7 @@ impl Shard {
             .sum()
     }
 
-    /// Number formats of the tensors as safetensors names them.
+    /// The tensors' dtypes, by their names in safetensors.
     pub(super) fn dtypes(&self) -> Vec<String> {
         self.header
             .tensors()
@@ -115,7 +115,7 @@ impl Shard {
         let sizes: Vec<i64> = shape.iter().map(|&n| n as i64).collect();
         let width = kind.elt_size_in_bytes();
         if bytes.as_ptr().align_offset(width) != 0 {
-            // A header of odd length: rare and legal, so copy instead of reading unaligned.
+            // A header of odd length is rare and legal: copy instead of reading unaligned.
             return Ok(Tensor::f_from_data_size(bytes, &sizes, kind)?);
         }
         let strides: Vec<i64> = (0..sizes.len())

@@ -101,7 +101,7 @@ impl TensorFile {
             .enumerate()
             .map(|(i, (tensor, _))| (tensor.name.clone(), i))
             .collect();
-        // Digits never get fewer than with the longest notes.
+        // The header is longest with the longest notes.
         let longest: Vec<(&str, usize)> = notes.iter().map(|name| (name.as_str(), MAX_NOTE_BYTES)).collect();
         let data_start = 8 + header(&tensors, data_end, &longest).len().next_multiple_of(8) as u64;
         let temporary = temporary_file(path).map_err(|error| Error::io(path, error))?;

@@ -1,41 +1,40 @@
-//! Reading small files that others wrote: regular files alone, and no larger than such a file can be.
+//! Bounded reads of regular files.
 //!
-//! A FIFO, a device or a socket in a folder's place of a file would be waited for or read for ever; here each is refused
-//! by what it is, without waiting.
+//! Reading a FIFO, a device or a socket could block or never end. Each is refused by its kind, without blocking.
 
 use std::fs::{self, File, FileType, OpenOptions};
 use std::io::{self, Read};
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::Path;
 
-/// Most bytes of a file of settings: `config.json` and its like, a chat template.
+/// Maximum size of a configuration file: `config.json` and similar files, a chat template.
 pub(crate) const CONFIG_BYTES: u64 = 1 << 20;
-/// Most bytes of a `tokenizer.json`; the model's own has 7 MB.
+/// Maximum size of a `tokenizer.json`; the model's own has 7 MB.
 pub(crate) const TOKENIZER_BYTES: u64 = 64 << 20;
-/// Most bytes of one picture of a data set.
+/// Maximum size of one image of a data set.
 pub(crate) const PICTURE_BYTES: u64 = 64 << 20;
 
-/// Opens a regular file, or a link to one; never waits.
+/// Opens a regular file, or a link to one, without blocking.
 pub(crate) fn open_regular(path: &Path) -> io::Result<File> {
-    // A socket cannot be opened at all, and opening a device may do something: looked at first.
+    // Checked first: a socket cannot be opened, and opening a device can have side effects.
     regular(fs::metadata(path)?.file_type())?;
     let file = OpenOptions::new()
         .read(true)
         .custom_flags(libc::O_NONBLOCK)
         .open(path)?;
-    // What lies there may have changed since.
+    // The path may have changed in between.
     regular(file.metadata()?.file_type())?;
     Ok(file)
 }
 
-/// The bytes of a regular file that has at most `limit`.
+/// Reads a regular file of at most `limit` bytes.
 pub(crate) fn read_bounded(path: &Path, limit: u64) -> io::Result<Vec<u8>> {
     let file = open_regular(path)?;
     let length = file.metadata()?.len();
     let mut bytes = Vec::new();
     if length <= limit {
         bytes.reserve_exact(length as usize + 1);
-        // It may grow while it is read, and some files of the system tell no length.
+        // The file may grow while it is read, and files of /proc report the length 0.
         file.take(limit + 1).read_to_end(&mut bytes)?;
     }
     if length.max(bytes.len() as u64) > limit {
@@ -48,7 +47,7 @@ pub(crate) fn read_bounded(path: &Path, limit: u64) -> io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// As [`read_bounded`], for text.
+/// As [`read_bounded`], for UTF-8 text.
 pub(crate) fn read_text(path: &Path, limit: u64) -> io::Result<String> {
     String::from_utf8(read_bounded(path, limit)?).map_err(|error| {
         let reason = format!("not UTF-8 text: {}", error.utf8_error());
@@ -66,7 +65,7 @@ fn regular(kind: FileType) -> io::Result<()> {
     ))
 }
 
-/// What it is that is no regular file; `None` for one.
+/// The kind of a file that is not regular; `None` for a regular file.
 pub(crate) fn irregular(kind: FileType) -> Option<&'static str> {
     Some(match kind {
         kind if kind.is_file() => return None,
@@ -87,7 +86,7 @@ mod tests {
 
     use super::*;
 
-    /// Runs in a thread of its own, so that waiting for ever is a failure and not a hang.
+    /// Reads on a thread of its own, so that blocking fails the test.
     fn refused(path: &Path) -> String {
         let (sender, receiver) = std::sync::mpsc::channel();
         let path = path.to_owned();
@@ -97,7 +96,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_regular_file_is_refused_by_name_without_waiting() {
+    fn irregular_files_are_refused_without_blocking() {
         let folder = tempfile::tempdir().unwrap();
         let fifo = folder.path().join("fifo");
         mkfifoat(CWD, &fifo, Mode::RUSR | Mode::WUSR).unwrap();
@@ -133,7 +132,7 @@ mod tests {
         let error = read_bounded(&path, 4).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::FileTooLarge);
         assert!(error.to_string().contains("at most 4"), "{error}");
-        // Files of /proc have the length 0 and are longer.
+        // Files of /proc report the length 0.
         assert!(read_bounded(Path::new("/proc/self/status"), 10).is_err());
         assert!(
             !read_bounded(Path::new("/proc/self/status"), 1 << 20)

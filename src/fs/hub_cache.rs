@@ -1,6 +1,6 @@
-//! Folders of the hub's own cache: `models--OWNER--NAME` with `refs/BRANCH`, `snapshots/COMMIT` and `blobs` inside.
+//! The cache of the hub's tools: `models--OWNER--NAME` with `refs/BRANCH`, `snapshots/COMMIT` and `blobs` inside.
 //!
-//! The hub's tools keep there what they fetch. A model is in one of the snapshots; who names the folder means that one.
+//! A model is in one of the snapshots. A path to the cache folder stands for that snapshot.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -9,13 +9,13 @@ use crate::fs::read_text;
 use crate::{Error, Result};
 
 const SNAPSHOTS: &str = "snapshots";
-/// A ref holds a commit's 40 digits.
+/// Maximum size of a ref, which holds 40 digits.
 const MAX_REF_BYTES: u64 = 256;
-/// What the names of the cache's folders begin with.
+/// Prefixes of the cache's folder names.
 const KINDS: [&str; 2] = ["models--", "datasets--"];
 
-/// `folder`, or the snapshot in it where it is one of the hub's cache: that of `revision` (a branch, tag or commit) where it
-/// has it, else the only one.
+/// Returns `folder`, or its snapshot if it is a folder of the cache: that of `revision` (a branch, tag or commit), or the only
+/// one.
 pub(crate) fn resolved(folder: &Path, revision: &str) -> Result<PathBuf> {
     let root = match folder.file_name() {
         Some(name) if name == SNAPSHOTS && folder.with_file_name("refs").is_dir() => {
@@ -34,7 +34,7 @@ pub(crate) fn resolved(folder: &Path, revision: &str) -> Result<PathBuf> {
         }
         return Err(Error::checkpoint(
             root,
-            format!("refs/{revision} names the snapshot {commit}, which is not there: download it again"),
+            format!("refs/{revision} names the snapshot {commit}, which is missing: download it again"),
         ));
     }
     let entries = fs::read_dir(&snapshots).map_err(|error| Error::io(&snapshots, error))?;
@@ -68,7 +68,7 @@ pub(crate) fn resolved(folder: &Path, revision: &str) -> Result<PathBuf> {
     }
 }
 
-/// The commit that `revision` names in the cache folder `root`.
+/// The commit of `revision` in the cache folder `root`.
 fn named(root: &Path, revision: &str) -> Result<Option<String>> {
     let inside = |text: &str| {
         let part = |part: &str| !part.is_empty() && part != "." && part != "..";
@@ -149,7 +149,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_told_is_said() {
+    fn an_ambiguous_or_broken_cache_is_an_error() {
         let reason = |root: &Path, revision: &str| resolved(root, revision).unwrap_err().to_string();
         let (_home, root) = cache(&['a', 'b'], None);
         assert!(reason(&root, "main").contains("2 snapshots") && reason(&root, "main").contains("bbbb"));

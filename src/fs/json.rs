@@ -9,7 +9,7 @@ use serde_json::{Map, Value};
 use crate::fs::{CONFIG_BYTES, read_bounded, write_atomically};
 use crate::{Error, Result};
 
-/// Writes `content`, indented by 2, whole or not at all.
+/// Writes `content` atomically, indented by 2.
 pub(crate) fn write_pretty(path: &Path, content: &impl Serialize) -> Result<()> {
     write_atomically(path, |file| {
         serde_json::to_writer_pretty(&mut *file, content)?;
@@ -17,7 +17,7 @@ pub(crate) fn write_pretty(path: &Path, content: &impl Serialize) -> Result<()> 
     })
 }
 
-/// The JSON object in `path`, at most [`CONFIG_BYTES`] of it; `None` where there is no such file.
+/// The JSON object in `path`, at most [`CONFIG_BYTES`] of it; `None` if there is no such file.
 pub(crate) fn read_object(path: &Path) -> Result<Option<Map<String, Value>>> {
     let text = match read_bounded(path, CONFIG_BYTES) {
         Ok(text) => text,

@@ -1,4 +1,4 @@
-//! `manifest.json` of a folder that this program made: what it was made from, and the sha256 of every file in it.
+//! `manifest.json` of a folder that this program wrote: its origin and the sha256 of every file.
 
 use std::collections::BTreeMap;
 use std::io::{self, Read};
@@ -15,10 +15,10 @@ use crate::{Error, Result};
 /// Name of the file.
 pub const MANIFEST: &str = "manifest.json";
 const VERSION: u64 = 1;
-/// A larger manifest is none.
+/// Maximum size of a manifest.
 const MAX_BYTES: u64 = 16 << 20;
 
-/// What a folder is made from, and how: two folders with equal origins hold the same files.
+/// Source and options of a folder. Folders with equal origins hold the same files.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Origin {
     /// The method's name in the records.
@@ -27,7 +27,7 @@ pub struct Origin {
     pub options: Value,
     /// Name of the source folder.
     pub source: String,
-    /// sha256 over the source's files: see [`revision`].
+    /// sha256 over the source's files, see [`revision`].
     pub source_revision: String,
     /// Version of the program.
     pub tool: String,
@@ -36,7 +36,7 @@ pub struct Origin {
 /// Size and hash of one file.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FileDigest {
-    /// Length.
+    /// Length in bytes.
     pub bytes: u64,
     /// Lower-case hexadecimal.
     pub sha256: String,
@@ -46,20 +46,20 @@ pub struct FileDigest {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Manifest {
     manifest_version: u64,
-    /// Where the folder comes from.
+    /// Source and options.
     pub origin: Origin,
-    /// Every file is there; while the folder is being made only some are.
+    /// Whether all files are written.
     pub complete: bool,
     /// Finished files by name.
     pub files: BTreeMap<String, FileDigest>,
-    /// While the folder is being made: what came of each file, for the files that are written at the end. A file and its
-    /// note are noted in one step, so that a run that goes on never has one without the other.
+    /// While the folder is staged: payloads of finished files, which the last files are written from. A file and its payload
+    /// are recorded together, so that a resumed run never has one without the other.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub notes: BTreeMap<String, Value>,
 }
 
 impl Manifest {
-    /// Of a folder without files.
+    /// The manifest of an empty folder.
     pub fn new(origin: Origin) -> Self {
         Self {
             manifest_version: VERSION,
@@ -70,7 +70,7 @@ impl Manifest {
         }
     }
 
-    /// The manifest in `dir`; `None` where there is none, or none that this version can use.
+    /// Reads the manifest in `dir`; `None` if there is none that this version can use.
     pub fn read(dir: &Path) -> Option<Self> {
         let path = dir.join(MANIFEST);
         let manifest: Self = serde_json::from_slice(&read_bounded(&path, MAX_BYTES).ok()?).ok()?;
@@ -82,7 +82,7 @@ impl Manifest {
         write_pretty(&dir.join(MANIFEST), self)
     }
 
-    /// Names of the files that are in `dir` as the manifest says, byte for byte.
+    /// Names of the files in `dir` whose size and hash match.
     pub fn intact(&self, dir: &Path) -> Vec<String> {
         let files: Vec<_> = self.files.iter().collect();
         files
@@ -116,7 +116,7 @@ pub fn digest_of(path: &Path) -> Result<FileDigest> {
     read().map_err(|error| Error::io(path, error))
 }
 
-/// The revision of a set of files: the sha256 of their names and hashes.
+/// The revision of a set of files: sha256 over their names and hashes.
 pub fn revision(files: &[PathBuf]) -> Result<String> {
     let mut lines = files
         .par_iter()

@@ -49,7 +49,7 @@ impl Staging {
         check_target(target)?;
         remove_replaced(target);
         if let Some(manifest) = finished(target, &origin) {
-            // Left by a run that was killed in its very last step.
+            // Left by a run that was killed in its last step.
             if dir.is_dir() && RunLock::on_folder(&dir, WORK).is_ok() {
                 let _ = fs::remove_dir_all(&dir);
             }
@@ -151,7 +151,7 @@ fn check_target(target: &Path) -> Result<()> {
         return Err(Error::checkpoint(
             target,
             format!(
-                "holds weights that this program did not make (it has no {MANIFEST}); move the folder away first"
+                "holds weights that this program did not write (it has no {MANIFEST}); move the folder away first"
             ),
         ));
     }

@@ -10,8 +10,8 @@ use super::{Accuracy, Extra, GpuMemory, LatencyStats};
 pub struct Benchmark {
     /// The model that ran.
     pub model_name: String,
-    /// The contract's word for the weights: "FP16" for a base model, "NF4 (bitsandbytes)", "AWQ INT4"; what they were
-    /// computed in is [`RunDetails::compute_dtype`].
+    /// The contract's label of the weights: "FP16" for a base model, "NF4 (bitsandbytes)", "AWQ INT4". The
+    /// dtype of the computation is [`RunDetails::compute_dtype`].
     pub precision: String,
     /// How the weights were quantized; not in the baseline's record.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -22,18 +22,18 @@ pub struct Benchmark {
     /// The model's folder.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub model_dir: Option<String>,
-    /// From nothing to a model that can read, seconds.
+    /// Time to load the model, seconds.
     pub load_time_seconds: Option<f64>,
     /// GPU memory.
     pub vram: MemoryStages,
-    /// One a document.
+    /// One per document.
     pub inference_results: Vec<InferenceResult>,
     /// Over the documents.
     pub latency_stats: Option<LatencyStats>,
-    /// What really ran, ours.
+    /// Details of the run; not in the contract.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub run: Option<RunDetails>,
-    /// Keys that no field knows.
+    /// Keys without a field.
     #[serde(flatten)]
     pub extra: Extra,
 }
@@ -49,16 +49,16 @@ impl Benchmark {
     }
 }
 
-/// GPU memory before loading, after loading and at its highest; on a CPU resident memory: see [`GpuMemory`].
+/// GPU memory before loading, after loading and at its peak; resident memory on a CPU, see [`GpuMemory`].
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct MemoryStages {
     /// Before the model was loaded.
     pub pre_load_mb: Option<GpuMemory>,
-    /// When it was loaded.
+    /// After it was loaded.
     pub post_load_mb: Option<GpuMemory>,
-    /// When every document was read.
+    /// After all documents were read.
     pub peak_mb: Option<GpuMemory>,
-    /// Keys that no field knows.
+    /// Keys without a field.
     #[serde(flatten)]
     pub extra: Extra,
 }
@@ -68,16 +68,16 @@ pub struct MemoryStages {
 pub struct InferenceResult {
     /// File name of the page.
     pub image: String,
-    /// What was asked.
+    /// Prompt.
     pub prompt: String,
-    /// What was answered.
+    /// Generated text.
     pub response: String,
     /// From decoded page to the last token, seconds.
     pub latency_seconds: f64,
     /// From decoded page to the first token, seconds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub time_to_first_token_seconds: Option<f64>,
-    /// Tokens a second after the first.
+    /// Tokens per second after the first.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tokens_per_second: Option<f64>,
     /// Tokens of prompt and page.
@@ -89,15 +89,15 @@ pub struct InferenceResult {
     /// "stop", "length" or "repetition".
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub finish_reason: Option<String>,
-    /// The answer's score, where the document tells what is expected.
+    /// The answer's score, if the document has expected terms or values.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub accuracy: Option<Accuracy>,
-    /// Keys that no field knows.
+    /// Keys without a field.
     #[serde(flatten)]
     pub extra: Extra,
 }
 
-/// What really ran, and the figures that the contract doesn't ask for.
+/// Details of the run and figures outside of the contract.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct RunDetails {
     /// When the run ended.
@@ -106,7 +106,7 @@ pub struct RunDetails {
     pub device: Option<String>,
     /// The GPU's or the processor's name.
     pub device_name: Option<String>,
-    /// Number format of the computation: "FP32", "BF16", "FP16".
+    /// Dtype of the computation: "FP32", "BF16", "FP16".
     pub compute_dtype: Option<String>,
     /// CPU threads.
     pub cpu_threads: Option<u64>,
@@ -114,36 +114,36 @@ pub struct RunDetails {
     pub weight_file_bytes: Option<u64>,
     /// Memory of the process.
     pub resident_memory: Option<ResidentMemory>,
-    /// How busy the machine was while the documents were read.
+    /// Load of the machine while the documents were read.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub load: Option<MachineLoad>,
-    /// The first reading, whose figures count nowhere else, seconds.
+    /// Duration of the warm-up reading, seconds.
     pub warm_up_seconds: Option<f64>,
     /// Time to the first token, seconds.
     pub time_to_first_token_stats: Option<LatencyStats>,
     /// Mean over the documents.
     pub avg_tokens_per_second: Option<f64>,
-    /// Most tokens an answer might have had.
+    /// Maximum number of new tokens.
     pub max_new_tokens: Option<u64>,
-    /// Mean score over the documents that tell what is expected, percent.
+    /// Mean score over the documents with expected terms or values, percent.
     pub avg_combined_accuracy_pct: Option<f64>,
     /// Version and commit of the program.
     pub tool_version: Option<String>,
-    /// Keys that no field knows.
+    /// Keys without a field.
     #[serde(flatten)]
     pub extra: Extra,
 }
 
-/// How busy the machine was while something was measured, 2 decimals. Shares are of all processors' time, from 0 to 1.
+/// Load of the machine during a measurement, 2 decimals. Shares are of all CPU time, from 0 to 1.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
 pub struct MachineLoad {
-    /// Programs that wanted a processor, mean of the minute before.
+    /// Load average of the minute before.
     pub load_average_before: Option<f64>,
     /// The same, at the end.
     pub load_average_after: Option<f64>,
-    /// Share that the measured process took.
+    /// Share of the measured process.
     pub own_cpu_share: Option<f64>,
-    /// Share that other programs took.
+    /// Share of other processes.
     pub other_cpu_share: Option<f64>,
 }
 
@@ -152,8 +152,8 @@ pub struct MachineLoad {
 pub struct ResidentMemory {
     /// Before the model was loaded.
     pub pre_load_mb: Option<f64>,
-    /// When it was loaded.
+    /// After it was loaded.
     pub post_load_mb: Option<f64>,
-    /// Most ever.
+    /// Peak.
     pub peak_mb: Option<f64>,
 }

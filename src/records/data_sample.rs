@@ -4,27 +4,27 @@ use serde::{Deserialize, Serialize};
 
 use super::Extra;
 
-/// One page, what is asked about it and what is to be answered.
+/// One page, a prompt and the expected response.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct DataSample {
     /// The page.
     pub image_path: String,
-    /// What is asked.
+    /// Prompt.
     pub prompt: String,
-    /// What is to be answered.
+    /// Expected response.
     pub response: String,
     /// Data set it comes from.
     pub source: SampleSource,
-    /// Keys that no field knows.
+    /// Keys without a field.
     #[serde(flatten)]
     pub extra: Extra,
 }
 
 impl DataSample {
-    /// What a model is asked and what it is to answer.
+    /// Returns the prompt and the response to train and evaluate with.
     ///
-    /// The prompt and the response; but for a page of a report the question for its whole text, and that text (`ask`, `text`):
-    /// by the contract such a sample's prompt is any of ten and its response the report's beginning, whatever is asked.
+    /// For a page of a report these are the question for its whole text and that text (`ask`, `text`): by the contract such a
+    /// sample's prompt is any of ten and its response the beginning of the report.
     pub fn exchange(&self) -> (&str, &str) {
         let text = |key: &str| self.extra.get(key)?.as_str();
         match (text("ask"), text("text")) {
@@ -33,7 +33,7 @@ impl DataSample {
         }
     }
 
-    /// The task's id, where the sample says it ([`crate::synthetic`]).
+    /// The task's id, if the sample has one (see [`crate::synthetic`]).
     pub fn task(&self) -> Option<&str> {
         self.extra.get("task")?.as_str()
     }

@@ -1,4 +1,4 @@
-//! `datasets/formatted/data_summary.json`: what `prepare_training_data` made.
+//! `datasets/formatted/data_summary.json`: the result of `prepare_training_data`.
 
 use std::collections::BTreeMap;
 
@@ -9,13 +9,13 @@ use super::Extra;
 /// The three splits.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct DataSummary {
-    /// Samples in all.
+    /// Number of samples.
     pub total_samples: u64,
     /// Samples for training.
     pub train_count: u64,
     /// Samples for validation.
     pub val_count: u64,
-    /// Samples for the last test.
+    /// Samples for the test.
     pub test_count: u64,
     /// Samples by data set.
     pub source_counts: BTreeMap<String, u64>,
@@ -23,7 +23,7 @@ pub struct DataSummary {
     pub random_seed: u64,
     /// "80/10/10".
     pub split_ratio: String,
-    /// Keys that no field knows.
+    /// Keys without a field.
     #[serde(flatten)]
     pub extra: Extra,
 }

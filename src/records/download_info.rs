@@ -1,10 +1,10 @@
-//! `benchmarks/download_info.json`: the model that `download_model` fetched.
+//! `benchmarks/download_info.json`: the model that `download_model` downloaded.
 
 use serde::{Deserialize, Serialize};
 
 use super::Extra;
 
-/// Where the base model came from.
+/// Source of the base model.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct DownloadInfo {
     /// Name on the hub, such as "Qwen/Qwen2.5-VL-7B-Instruct".
@@ -13,9 +13,9 @@ pub struct DownloadInfo {
     pub local_dir: String,
     /// Size of the folder, GiB, 2 decimals.
     pub model_size_gb: Option<f64>,
-    /// How long it took, seconds.
+    /// Duration, seconds.
     pub download_time_seconds: Option<f64>,
-    /// Keys that no field knows.
+    /// Keys without a field.
     #[serde(flatten)]
     pub extra: Extra,
 }

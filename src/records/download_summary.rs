@@ -1,4 +1,4 @@
-//! `datasets/download_summary.json`: what `download_datasets` fetched.
+//! `datasets/download_summary.json`: the result of `download_datasets`.
 
 use std::fmt;
 
@@ -6,22 +6,22 @@ use serde::{Deserialize, Serialize};
 
 use super::Extra;
 
-/// Every data set.
+/// All data sets.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct DownloadSummary {
-    /// One a data set.
+    /// One per data set.
     pub datasets: Vec<DatasetDownload>,
-    /// Data sets that are there.
+    /// Number of complete data sets.
     pub total_successful: u64,
-    /// Samples of all of them.
+    /// Their samples.
     pub total_samples: u64,
-    /// Keys that no field knows.
+    /// Keys without a field.
     #[serde(flatten)]
     pub extra: Extra,
 }
 
 impl fmt::Display for DownloadSummary {
-    /// A line for each data set, and one for all.
+    /// One line per data set, and one for all.
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         for dataset in &self.datasets {
             let state = if dataset.success { "complete" } else { "missing" };
@@ -42,15 +42,15 @@ impl fmt::Display for DownloadSummary {
 pub struct DatasetDownload {
     /// Its name.
     pub name: String,
-    /// It is there.
+    /// Whether it is complete.
     pub success: bool,
     /// Samples.
     pub count: u64,
-    /// How long it took, seconds.
+    /// Duration, seconds.
     pub time_seconds: Option<f64>,
     /// Why it failed.
     pub error: Option<String>,
-    /// Keys that no field knows.
+    /// Keys without a field.
     #[serde(flatten)]
     pub extra: Extra,
 }

@@ -9,31 +9,31 @@ use super::Extra;
 /// The machine and the software on it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Environment {
-    /// When it was looked at.
+    /// Time of the check.
     pub timestamp: String,
-    /// The original's interpreter; ours has none.
+    /// The original's Python version; null here.
     pub python_version: Option<String>,
     /// Operating system, kernel and processor architecture.
     pub platform: String,
     /// libtorch's version.
     pub pytorch_version: Option<String>,
-    /// A GPU works.
+    /// Whether a GPU works.
     pub cuda_available: bool,
-    /// The CUDA that libtorch was built with.
+    /// CUDA version that libtorch was built with.
     pub cuda_version: Option<String>,
     /// The first GPU's name.
     pub gpu_name: Option<String>,
-    /// GPUs that CUDA sees.
+    /// Number of CUDA GPUs.
     pub gpu_count: u64,
     /// The first GPU's memory, GiB, 2 decimals.
     pub total_vram_gb: Option<f64>,
-    /// Versions by package: ours are crates and libtorch; `null` where one is missing.
+    /// Versions of crates and libtorch; `null` for one that is missing.
     pub installed_packages: BTreeMap<String, Option<String>>,
-    /// Nothing in `errors`.
+    /// Whether `errors` is empty.
     pub validation_passed: bool,
-    /// What must be mended before the pipeline can run.
+    /// Problems that must be fixed before the pipeline can run.
     pub errors: Vec<String>,
-    /// Keys that no field knows.
+    /// Keys without a field.
     #[serde(flatten)]
     pub extra: Extra,
 }

@@ -7,17 +7,17 @@ use super::{Extra, MemoryFigure};
 /// Both models on the evaluation cases.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct EvaluationFinetuned {
-    /// The pipeline's word for this step.
+    /// The pipeline's name of this step.
     pub phase: Option<String>,
     /// Number of cases.
     pub eval_test_cases: Option<u64>,
     /// Without the adapter.
     pub base_model: EvaluatedModel,
-    /// With it; null where there is none yet.
+    /// With it; null if there is none yet.
     pub finetuned_model: Option<EvaluatedModel>,
     /// Fine-tuned minus base.
     pub accuracy_delta: Option<AccuracyDelta>,
-    /// Keys that no field knows.
+    /// Keys without a field.
     #[serde(flatten)]
     pub extra: Extra,
 }
@@ -25,22 +25,22 @@ pub struct EvaluationFinetuned {
 /// One model on the evaluation cases.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct EvaluatedModel {
-    /// What it is called in the tables.
+    /// Its name in the tables.
     pub label: String,
-    /// The adapter; only where there is one.
+    /// The adapter, if any.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub adapter_path: Option<String>,
-    /// From nothing to a model that can read, seconds.
+    /// Time to load the model, seconds.
     pub load_time_seconds: Option<f64>,
-    /// GPU memory when it was loaded.
+    /// GPU memory after loading.
     pub vram_post_load_mb: Option<MemoryFigure>,
-    /// Most GPU memory.
+    /// Peak GPU memory.
     pub vram_peak_mb: Option<MemoryFigure>,
-    /// One a case.
+    /// One per case.
     pub eval_results: Vec<EvaluationResult>,
     /// Over the cases.
     pub summary: Option<EvaluationSummary>,
-    /// Keys that no field knows.
+    /// Keys without a field.
     #[serde(flatten)]
     pub extra: Extra,
 }
@@ -52,9 +52,9 @@ pub struct EvaluationResult {
     pub test_id: String,
     /// File name of the page.
     pub image: String,
-    /// What was asked.
+    /// Prompt.
     pub prompt: String,
-    /// What was answered.
+    /// Generated text.
     pub response: String,
     /// From decoded page to the last token, seconds.
     pub latency_seconds: f64,
@@ -62,12 +62,12 @@ pub struct EvaluationResult {
     pub accuracy: Option<Accuracy>,
     /// GPU memory after the case.
     pub gpu_memory_mb: Option<MemoryFigure>,
-    /// Keys that no field knows.
+    /// Keys without a field.
     #[serde(flatten)]
     pub extra: Extra,
 }
 
-/// How much of what a document says is in an answer: percent, 2 decimals.
+/// Recall of a document's expected terms and values in an answer: percent, 2 decimals.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Accuracy {
     /// `terms_found` of `terms_total`.
@@ -80,15 +80,15 @@ pub struct Accuracy {
     pub terms_found: u64,
     /// Expected terms.
     pub terms_total: u64,
-    /// The others, sorted.
+    /// Those that are missing, sorted.
     pub terms_missed: Vec<String>,
     /// Expected values that occur in the answer.
     pub values_found: u64,
     /// Expected values.
     pub values_total: u64,
-    /// The others, sorted.
+    /// Those that are missing, sorted.
     pub values_missed: Vec<String>,
-    /// Keys that no field knows.
+    /// Keys without a field.
     #[serde(flatten)]
     pub extra: Extra,
 }
@@ -108,7 +108,7 @@ pub struct EvaluationSummary {
     pub avg_value_accuracy_pct: Option<f64>,
     /// Mean of both, percent.
     pub avg_combined_accuracy_pct: Option<f64>,
-    /// Keys that no field knows.
+    /// Keys without a field.
     #[serde(flatten)]
     pub extra: Extra,
 }
@@ -122,7 +122,7 @@ pub struct AccuracyDelta {
     pub value_accuracy_delta_pct: Option<f64>,
     /// Both.
     pub combined_accuracy_delta_pct: Option<f64>,
-    /// Keys that no field knows.
+    /// Keys without a field.
     #[serde(flatten)]
     pub extra: Extra,
 }

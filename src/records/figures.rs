@@ -1,4 +1,4 @@
-//! Figures that several records share, and how they are rounded.
+//! Figures that several records share, units and rounding.
 
 use tch::Device;
 
@@ -13,7 +13,7 @@ const MIB: f64 = 1_048_576.0;
 pub fn round_to(value: f64, decimals: i32) -> f64 {
     let scale = 10f64.powi(decimals);
     let rounded = (value * scale).round() / scale;
-    // Too large to be scaled: it has no decimals to round.
+    // A value too large to scale has no decimals.
     if rounded.is_finite() { rounded } else { value }
 }
 
@@ -42,33 +42,33 @@ pub fn gib(bytes: u64) -> f64 {
     round_to(gibibytes(bytes), 2)
 }
 
-/// `part` of `whole` in percent, 2 decimals; `None` where the whole is nothing.
+/// `part` of `whole` in percent, 2 decimals; `None` if the whole is 0.
 pub fn percent(part: f64, whole: f64) -> Option<f64> {
     let percent = part / whole * 100.0;
     (whole != 0.0 && percent.is_finite()).then(|| round_to(percent, 2))
 }
 
-/// Key of [`GpuMemory`] that tells whose memory it is, where that is no GPU's.
+/// Key of [`GpuMemory`] for memory that is not a GPU's.
 const MEMORY_KIND: &str = "memory_kind";
 const RESIDENT: &str = "resident";
 
-/// What libtorch's caching allocator holds on a GPU, MiB, 2 decimals; on a CPU the resident memory of the process, with
+/// Statistics of libtorch's caching allocator on a GPU, MiB, 2 decimals. On a CPU the resident memory of the process, with
 /// `memory_kind` "resident".
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct GpuMemory {
     /// In tensors.
     pub allocated_mb: f64,
-    /// Taken from the driver: tensors and what is kept for the next ones.
+    /// Reserved from the driver: tensors and cached blocks.
     pub reserved_mb: f64,
-    /// Most that was ever in tensors.
+    /// Peak in tensors.
     pub max_allocated_mb: f64,
-    /// Keys that no field knows.
+    /// Keys without a field.
     #[serde(flatten)]
     pub extra: Extra,
 }
 
 impl GpuMemory {
-    /// What a model on `device` takes now; `None` where it is not told.
+    /// Current memory of a model on `device`; `None` if unknown.
     pub fn of(device: Device) -> Option<Self> {
         Some(match model_memory(device)? {
             ModelMemory::Gpu(stats) => {
@@ -88,30 +88,30 @@ impl GpuMemory {
         }
     }
 
-    /// Of a process that computes on a CPU, from bytes: resident now and at most so far.
+    /// Memory of a process that computes on a CPU, from bytes: resident now and peak.
     pub fn resident(now: u64, most: u64) -> Self {
         let mut memory = Self::from_bytes(now, now, most);
         memory.extra.insert(MEMORY_KIND.to_owned(), RESIDENT.into());
         memory
     }
 
-    /// "resident" where this is no GPU's memory, else `None`.
+    /// "resident" if this is not a GPU's memory.
     pub fn memory_kind(&self) -> Option<&str> {
         self.extra.get(MEMORY_KIND)?.as_str()
     }
 
-    /// This where it is a GPU's, else `None`.
+    /// Returns this if it is a GPU's.
     pub fn on_gpu(&self) -> Option<&Self> {
         (self.memory_kind() != Some(RESIDENT)).then_some(self)
     }
 
-    /// This where it is a process's resident memory, else `None`.
+    /// Returns this if it is a process's resident memory.
     pub fn in_process(&self) -> Option<&Self> {
         (self.memory_kind() == Some(RESIDENT)).then_some(self)
     }
 }
 
-/// Memory in a record that holds one number, MiB, or all of [`GpuMemory`]: ours are numbers, the original's may be either.
+/// Memory in a record: one number, MiB, or all of [`GpuMemory`]. Records of the original have either.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(
     untagged,
@@ -120,7 +120,7 @@ impl GpuMemory {
 pub enum MemoryFigure {
     /// MiB in tensors.
     Megabytes(f64),
-    /// Everything the allocator tells.
+    /// All statistics.
     Allocator(GpuMemory),
 }
 
@@ -133,7 +133,7 @@ impl MemoryFigure {
         }
     }
 
-    /// Most MiB that were in tensors, as far as the figure tells.
+    /// Peak MiB in tensors, or the only number.
     pub fn peak_mb(&self) -> f64 {
         match self {
             Self::Megabytes(megabytes) => *megabytes,
@@ -151,9 +151,9 @@ pub struct LatencyStats {
     pub min_seconds: f64,
     /// Longest.
     pub max_seconds: f64,
-    /// Median, the higher one of two: `sorted[n / 2]`.
+    /// Median, the higher one if there are two: `sorted[n / 2]`.
     pub p50_seconds: f64,
-    /// Keys that no field knows.
+    /// Keys without a field.
     #[serde(flatten)]
     pub extra: Extra,
 }
@@ -214,7 +214,7 @@ mod tests {
     }
 
     #[test]
-    fn a_share_of_nothing_is_unknown() {
+    fn a_percentage_of_zero_is_unknown() {
         assert_eq!(percent(5664.0, 15820.0), Some(35.8));
         assert_eq!(percent(1.0, 0.0), None);
         assert_eq!(percent(f64::NAN, 1.0), None);

@@ -10,18 +10,18 @@ use serde_json::Value;
 use crate::fs::{json::write_pretty, read_bounded};
 use crate::{Error, Result};
 
-/// Version of the records that [`write()`] makes.
+/// Version of the records that [`write()`] writes.
 pub const VERSION: u64 = 1;
 const VERSION_KEY: &str = "record_version";
-/// Largest file read: a training split of a hundred thousand samples fits.
+/// Maximum size of a record; a training split of a hundred thousand samples fits.
 const MAX_BYTES: u64 = 1 << 30;
 
-/// Reads a record; the error names the file, and the key or the line at fault.
+/// Reads a record. An error names the file and the key or line.
 pub fn read<T: DeserializeOwned>(path: &Path) -> Result<T> {
     read_if_present(path)?.ok_or_else(|| Error::io(path, ErrorKind::NotFound.into()))
 }
 
-/// Reads a record; `None` where there is no such file.
+/// Reads a record; `None` if there is no such file.
 pub fn read_if_present<T: DeserializeOwned>(path: &Path) -> Result<Option<T>> {
     let Some(text) = text(path)? else {
         return Ok(None);
@@ -81,7 +81,7 @@ struct Versioned<'a, T> {
     record_version: u64,
 }
 
-/// Writes a record, indented by 2, whole or not at all; makes the folder where it is missing.
+/// Writes a record atomically, indented by 2; creates the folder if it is missing.
 pub fn write<T: Serialize>(path: &Path, record: &T) -> Result<()> {
     let record_version = VERSION;
     write_json(
@@ -93,7 +93,7 @@ pub fn write<T: Serialize>(path: &Path, record: &T) -> Result<()> {
     )
 }
 
-/// Writes a record that is a list; otherwise as [`write()`]. A list has no `record_version`.
+/// As [`write()`] for a list, which has no `record_version`.
 pub fn write_list<T: Serialize>(path: &Path, records: &[T]) -> Result<()> {
     write_json(path, &records)
 }

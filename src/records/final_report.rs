@@ -1,4 +1,4 @@
-//! `benchmarks/FINAL_REPORT.json`: everything the other records say, in one place.
+//! `benchmarks/FINAL_REPORT.json`: the figures of all other records.
 
 use std::collections::BTreeMap;
 
@@ -6,10 +6,10 @@ use serde::{Deserialize, Serialize};
 
 use super::{AccuracyDelta, Extra};
 
-/// The whole report. Every figure is a record's, or computed from records, or `null`.
+/// The report. Each figure is from a record, computed from records, or `null`.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct FinalReport {
-    /// How the report came about.
+    /// Origin of the report.
     pub report_metadata: ReportMetadata,
     /// The machine.
     pub environment: ReportEnvironment,
@@ -21,29 +21,29 @@ pub struct FinalReport {
     pub fine_tuning: FineTuning,
     /// Memory and time.
     pub performance_comparison: PerformanceComparison,
-    /// What it reads right.
+    /// Its accuracy.
     pub medical_accuracy: MedicalAccuracy,
-    /// What it was trained on.
+    /// Its training data.
     pub datasets: DatasetFigures,
     /// How it is served.
     pub api_deployment: ApiDeployment,
-    /// Keys that no field knows.
+    /// Keys without a field.
     #[serde(flatten)]
     pub extra: Extra,
 }
 
-/// How the report came about.
+/// Origin of the report.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct ReportMetadata {
-    /// When.
+    /// Time.
     pub generated_at: String,
-    /// By what.
+    /// Program.
     pub generator: String,
     /// Version of the pipeline.
     pub pipeline_version: String,
     /// Records that were read.
     pub source_files: Vec<String>,
-    /// Keys that no field knows.
+    /// Keys without a field.
     #[serde(flatten)]
     pub extra: Extra,
 }
@@ -61,13 +61,13 @@ pub struct ReportEnvironment {
     pub cuda_version: Option<String>,
     /// libtorch's version.
     pub pytorch_version: Option<String>,
-    /// The original's interpreter.
+    /// The original's Python version.
     pub python_version: Option<String>,
     /// Operating system.
     pub platform: Option<String>,
-    /// Versions of what matters.
+    /// Versions of important libraries.
     pub key_packages: BTreeMap<String, Option<String>>,
-    /// Keys that no field knows.
+    /// Keys without a field.
     #[serde(flatten)]
     pub extra: Extra,
 }
@@ -77,15 +77,15 @@ pub struct ReportEnvironment {
 pub struct ModelFigures {
     /// Its name.
     pub name: Option<String>,
-    /// Where it came from.
+    /// Its source.
     pub source: Option<String>,
     /// Its size on disk, GiB.
     pub size_gb: Option<f64>,
-    /// How long it took to fetch, seconds.
+    /// Duration of the download, seconds.
     pub download_time_seconds: Option<f64>,
-    /// Its weights.
+    /// Number of its weights.
     pub total_parameters: Option<u64>,
-    /// Keys that no field knows.
+    /// Keys without a field.
     #[serde(flatten)]
     pub extra: Extra,
 }
@@ -95,15 +95,15 @@ pub struct ModelFigures {
 pub struct QuantizationFigures {
     /// The method in use.
     pub method: Option<String>,
-    /// Its settings, for people.
+    /// Its settings as text.
     pub details: Option<String>,
-    /// AWQ was tried.
+    /// Whether AWQ was attempted.
     pub awq_attempted: Option<bool>,
-    /// Why it failed, verbatim; null where it didn't.
+    /// Its error, verbatim; null if it succeeded.
     pub awq_failed_reason: Option<String>,
-    /// What was used in its place; null where it didn't fail.
+    /// The method used instead; null if it succeeded.
     pub fallback: Option<String>,
-    /// Keys that no field knows.
+    /// Keys without a field.
     #[serde(flatten)]
     pub extra: Extra,
 }
@@ -117,7 +117,7 @@ pub struct FineTuning {
     pub lora_rank: Option<u64>,
     /// LoRA's alpha.
     pub lora_alpha: Option<f64>,
-    /// Weights that were trained.
+    /// Number of trained weights.
     pub trainable_params: Option<u64>,
     /// Their share, percent.
     pub trainable_pct: Option<f64>,
@@ -125,19 +125,19 @@ pub struct FineTuning {
     pub training_samples: Option<u64>,
     /// Epochs.
     pub epochs: Option<f64>,
-    /// Samples an update.
+    /// Samples per optimizer step.
     pub effective_batch_size: Option<u64>,
-    /// Highest learning rate.
+    /// Peak learning rate.
     pub learning_rate: Option<f64>,
-    /// How long it took, minutes, 1 decimal.
+    /// Duration, minutes, 1 decimal.
     pub training_time_minutes: Option<f64>,
-    /// Loss at the first update that was logged.
+    /// Loss at the first logged step.
     pub initial_loss: Option<f64>,
     /// Loss at the end.
     pub final_loss: Option<f64>,
-    /// How much lower, percent.
+    /// Reduction, percent.
     pub loss_reduction_pct: Option<f64>,
-    /// Keys that no field knows.
+    /// Keys without a field.
     #[serde(flatten)]
     pub extra: Extra,
 }
@@ -151,9 +151,9 @@ pub struct PerformanceComparison {
     pub nf4_quantized: Performance,
     /// Quantized and fine-tuned.
     pub finetuned_nf4_lora: Performance,
-    /// What changed.
+    /// Differences.
     pub improvements: Improvements,
-    /// Keys that no field knows.
+    /// Keys without a field.
     #[serde(flatten)]
     pub extra: Extra,
 }
@@ -161,9 +161,9 @@ pub struct PerformanceComparison {
 /// Memory and time of one model.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Performance {
-    /// GPU memory when it was loaded, MiB.
+    /// GPU memory after loading, MiB.
     pub vram_post_load_mb: Option<f64>,
-    /// From nothing to a model that can read, seconds.
+    /// Time to load the model, seconds.
     pub load_time_seconds: Option<f64>,
     /// Mean latency of a page, seconds.
     pub avg_latency_seconds: Option<f64>,
@@ -171,12 +171,12 @@ pub struct Performance {
     pub min_latency_seconds: Option<f64>,
     /// Longest, seconds.
     pub max_latency_seconds: Option<f64>,
-    /// Keys that no field knows.
+    /// Keys without a field.
     #[serde(flatten)]
     pub extra: Extra,
 }
 
-/// How much less memory and time, percent; negative where it is more.
+/// Reductions of memory and time, percent; negative for an increase.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Improvements {
     /// Memory, NF4 against the base.
@@ -187,12 +187,12 @@ pub struct Improvements {
     pub vram_reduction_ft_vs_fp16_pct: Option<f64>,
     /// Latency, fine-tuned against the base.
     pub latency_reduction_ft_vs_fp16_pct: Option<f64>,
-    /// Keys that no field knows.
+    /// Keys without a field.
     #[serde(flatten)]
     pub extra: Extra,
 }
 
-/// What the models read right.
+/// Accuracy of the models.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct MedicalAccuracy {
     /// Number of evaluation cases.
@@ -205,7 +205,7 @@ pub struct MedicalAccuracy {
     pub finetuned: AccuracyAverages,
     /// The difference.
     pub accuracy_delta: AccuracyDelta,
-    /// Keys that no field knows.
+    /// Keys without a field.
     #[serde(flatten)]
     pub extra: Extra,
 }
@@ -219,29 +219,29 @@ pub struct AccuracyAverages {
     pub avg_value_accuracy_pct: Option<f64>,
     /// Both.
     pub avg_combined_accuracy_pct: Option<f64>,
-    /// Keys that no field knows.
+    /// Keys without a field.
     #[serde(flatten)]
     pub extra: Extra,
 }
 
-/// What the model was trained on.
+/// Training data of the model.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct DatasetFigures {
     /// Samples from PathVQA.
     pub pathvqa_formatted: Option<u64>,
     /// Samples from MTSamples.
     pub mtsamples_formatted: Option<u64>,
-    /// Samples in all.
+    /// Number of samples.
     pub total_formatted: Option<u64>,
     /// Samples for training.
     pub train_split: Option<u64>,
     /// Samples for validation.
     pub val_split: Option<u64>,
-    /// Samples for the last test.
+    /// Samples for the test.
     pub test_split: Option<u64>,
     /// "80/10/10".
     pub split_ratio: Option<String>,
-    /// Keys that no field knows.
+    /// Keys without a field.
     #[serde(flatten)]
     pub extra: Extra,
 }
@@ -253,15 +253,15 @@ pub struct ApiDeployment {
     pub framework: Option<String>,
     /// "METHOD /path".
     pub endpoints: Vec<String>,
-    /// The page for trying it out.
+    /// Path of the interactive API documentation.
     pub demo_ui: Option<String>,
-    /// How it is packed.
+    /// Packaging.
     pub containerization: Option<String>,
-    /// Tests that passed, where a record tells.
+    /// Tests that passed, if a record says so.
     pub tests_passed: Option<u64>,
-    /// Tests that ran, where a record tells.
+    /// Tests that ran, if a record says so.
     pub tests_total: Option<u64>,
-    /// Keys that no field knows.
+    /// Keys without a field.
     #[serde(flatten)]
     pub extra: Extra,
 }

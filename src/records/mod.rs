@@ -1,13 +1,13 @@
-//! The JSON records that the pipeline's binaries leave for each other and for the reader: one file a record.
+//! The JSON records that the pipeline's programs write for each other and for the user: one file per record.
 //!
-//! Names, keys and units are a contract with the project that this one replaces, whose records are read as they are:
-//! - A key of the contract is a field. What may be unknown is an `Option` and is written as `null`, never as a made-up
-//!   number; a key that is missing is read as `null` where the field is an `Option`, and is an error that names it otherwise.
-//! - Keys that nobody here knows are kept in `extra` and written back.
-//! - Keys of ours beside the contract's are left out where they have no value.
-//! - [`write()`] adds `record_version`; a record without one is the original's, a higher one than [`VERSION`] is refused.
+//! Names, keys and units are a contract with the original project, whose records can be read:
+//! - A key of the contract is a field. A figure that may be unknown is an `Option`, written as `null`. A missing key is read as
+//!   `null` if the field is an `Option`; otherwise it is an error that names the key.
+//! - Keys without a field are kept in `extra` and written back.
+//! - Keys outside of the contract are omitted if they have no value.
+//! - [`write()`] adds `record_version`. A record without one is the original's; one above [`VERSION`] is refused.
 //!
-//! Rounding is done where a figure is made: [`GpuMemory`] 2 decimals, [`LatencyStats`] and [`seconds`] 4.
+//! Figures are rounded when they are computed: [`GpuMemory`] to 2 decimals, [`LatencyStats`] and [`seconds`] to 4.
 
 mod benchmark;
 mod data_sample;
@@ -48,10 +48,10 @@ pub use self::nf4_config::{Nf4Config, Nf4QuantizationConfig};
 pub use self::quantization_info::{AwqAttempt, BnbSetup, QuantizationInfo};
 pub use self::training_metrics::{LossPoint, TrainerMetrics, TrainingMetrics};
 
-/// Keys that no field knows, kept as they were read.
+/// Keys without a field, kept as they were read.
 pub type Extra = Map<String, Value>;
 
-/// Where each record lies, below the project folder ([`Project::file`](crate::project::Project::file)).
+/// The path of each record below the project folder ([`Project::file`](crate::project::Project::file)).
 pub mod paths {
     /// [`Environment`](super::Environment).
     pub const ENVIRONMENT: &str = "benchmarks/environment.json";
@@ -71,7 +71,7 @@ pub mod paths {
     pub const TRAIN: &str = "datasets/formatted/train.json";
     /// [`DataSample`](super::DataSample)s for validation.
     pub const VAL: &str = "datasets/formatted/val.json";
-    /// [`DataSample`](super::DataSample)s for the last test.
+    /// [`DataSample`](super::DataSample)s for the test.
     pub const TEST: &str = "datasets/formatted/test.json";
     /// [`DataSummary`](super::DataSummary).
     pub const DATA_SUMMARY: &str = "datasets/formatted/data_summary.json";
@@ -81,11 +81,11 @@ pub mod paths {
     pub const EVALUATION_FINETUNED: &str = "benchmarks/evaluation_finetuned.json";
     /// [`Benchmark`](super::Benchmark) of the fine-tuned model.
     pub const FINETUNED_STANDARD_BENCH: &str = "benchmarks/finetuned_standard_bench.json";
-    /// What `medvision merge` made.
+    /// Result of `medvision merge`.
     pub const MERGE_INFO: &str = "benchmarks/merge_info.json";
     /// [`FinalReport`](super::FinalReport).
     pub const FINAL_REPORT: &str = "benchmarks/FINAL_REPORT.json";
-    /// Every record in `benchmarks/`: what others may be shown of that folder.
+    /// All records in `benchmarks/`, which `GET /benchmark` serves.
     pub const IN_BENCHMARKS: [&str; 11] = [
         ENVIRONMENT,
         DOWNLOAD_INFO,
@@ -103,7 +103,7 @@ pub mod paths {
     pub const NF4_QUANTIZATION_CONFIG: &str = "quantization_config.json";
 }
 
-/// Now, as every record's timestamp: RFC 3339 UTC.
+/// Now, as a record's timestamp: RFC 3339 UTC with microseconds, as Python's `isoformat` writes it.
 pub fn timestamp() -> String {
     chrono::Utc::now().to_rfc3339_opts(chrono::SecondsFormat::Micros, false)
 }

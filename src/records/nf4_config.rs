@@ -13,9 +13,9 @@ pub struct Nf4QuantizationConfig {
     pub base_model_dir: String,
     /// bitsandbytes' settings.
     pub config: Nf4Config,
-    /// For the reader.
+    /// A note for the user.
     pub notes: Option<String>,
-    /// Keys that no field knows.
+    /// Keys without a field.
     #[serde(flatten)]
     pub extra: Extra,
 }
@@ -23,15 +23,15 @@ pub struct Nf4QuantizationConfig {
 /// bitsandbytes' settings, by its own names.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Nf4Config {
-    /// Weights have 4 bits.
+    /// Whether weights have 4 bits.
     pub load_in_4bit: bool,
     /// "nf4".
     pub bnb_4bit_quant_type: String,
     /// "bfloat16".
     pub bnb_4bit_compute_dtype: String,
-    /// The blocks' scales are quantized too.
+    /// Whether the scales are quantized too (double quantization).
     pub bnb_4bit_use_double_quant: bool,
-    /// Keys that no field knows.
+    /// Keys without a field.
     #[serde(flatten)]
     pub extra: Extra,
 }

@@ -79,8 +79,8 @@ fn damaged_weights_are_refused() {
     let mut scribbled = whole.clone();
     scribbled[8..64].fill(b'x');
     let cases: [(&[u8], &str); 6] = [
-        (b"", "0 bytes are no safetensors file"),
-        (&whole[..5], "5 bytes are no safetensors file"),
+        (b"", "0 bytes are not a safetensors file"),
+        (&whole[..5], "5 bytes are not a safetensors file"),
         (&whole[..3000], "truncated"),
         (&whole[..whole.len() - 1], "download it again"),
         (&lie, "truncated"),

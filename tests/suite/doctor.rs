@@ -107,7 +107,7 @@ fn a_broken_model_is_an_error_that_names_file_and_cause() {
         ),
         (
             &|model| model.write("model.safetensors", b"{}"),
-            &["model.safetensors", "no safetensors file"],
+            &["model.safetensors", "not a safetensors file"],
         ),
         (
             &|model| model.remove("model.safetensors"),

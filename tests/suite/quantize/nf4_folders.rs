@@ -409,7 +409,7 @@ fn a_model_that_somebody_else_made_is_not_replaced() {
     std::fs::write(target.join("model.safetensors"), b"precious").unwrap();
     let source = fixtures().join("models/nested-bf16");
     let error = quantize(&source, &target, &Nf4Options::default()).unwrap_err();
-    assert!(error.to_string().contains("did not make"), "{error}");
+    assert!(error.to_string().contains("did not write"), "{error}");
     assert_eq!(
         std::fs::read(target.join("model.safetensors")).unwrap(),
         b"precious"

@@ -166,7 +166,7 @@ fn both_are_made_measured_and_one_failing_costs_the_other_nothing() {
         assert_eq!(stage.unwrap()["moment"], "begin", "{told}");
         let error = record[failed]["error"].as_str().unwrap();
         assert!(
-            error.contains("did not make") && said.contains(error),
+            error.contains("did not write") && said.contains(error),
             "{error}\n{said}"
         );
         assert_eq!(record[failed]["success"], false);
