@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use super::{BenchmarkArgs, BenchmarkRun, Pages, benchmark};
+use super::{BenchmarkOptions, BenchmarkRun, Pages, benchmark};
 use crate::Result;
 use crate::evaluation::FinetunedRun;
 use crate::project::Project;
@@ -16,10 +16,10 @@ pub fn finetuned_benchmark(
     run: &FinetunedRun<'_>,
     documents: Option<&Path>,
 ) -> Result<Benchmark> {
-    let args = BenchmarkArgs {
+    let options = BenchmarkOptions {
         documents: documents.map(Path::to_owned),
-        max_new_tokens: u32::try_from(run.case_tokens()).unwrap_or(u32::MAX),
-        no_warm_up: false,
+        max_new_tokens: run.case_tokens(),
+        ..BenchmarkOptions::default()
     };
     let mut record = benchmark(&BenchmarkRun {
         project,
@@ -27,7 +27,7 @@ pub fn finetuned_benchmark(
         adapter: run.adapter.clone(),
         selected: run.selected,
         precision: run.precision,
-        args: &args,
+        options: &options,
         pages: Pages::Keep,
         progress: run.progress,
         stop: run.stop,

@@ -8,7 +8,7 @@ use std::time::Instant;
 
 use tch::Device;
 
-use super::{BenchmarkArgs, Pages};
+use super::{BenchmarkOptions, Pages};
 use crate::device::{
     Precision, ProcessorTimes, Selected, device_name, kind_name, load_average, process_memory,
 };
@@ -42,7 +42,7 @@ pub struct BenchmarkRun<'a> {
     /// Compute dtype.
     pub precision: Precision,
     /// Documents and limits.
-    pub args: &'a BenchmarkArgs,
+    pub options: &'a BenchmarkOptions,
     /// Whether existing page images are kept.
     pub pages: Pages,
     /// Called with the number of documents read so far, starting with 0, and in total.
@@ -56,8 +56,8 @@ pub struct BenchmarkRun<'a> {
 /// For dense weights the record's `precision` is always "FP16", as in the original project; `run.compute_dtype` is the actual
 /// dtype.
 pub fn benchmark(run: &BenchmarkRun<'_>) -> Result<Benchmark> {
-    let documents = run.args.documents()?;
-    let pages = run.pages.of(&documents, run.project)?;
+    let documents = run.options.load_documents()?;
+    let pages = run.pages.load(&documents, run.project)?;
     let device = run.selected.device;
     reset_allocator_peak(device);
     let pre_load = stage(device);
@@ -74,7 +74,7 @@ pub fn benchmark(run: &BenchmarkRun<'_>) -> Result<Benchmark> {
     let post_load = stage(device);
 
     let warm_up = match (documents.first(), pages.first()) {
-        (Some(document), Some(page)) if !run.args.no_warm_up => {
+        (Some(document), Some(page)) if run.options.warm_up => {
             Some(read(&mut reader, document, page, WARM_UP_TOKENS, run.stop)?)
         }
         _ => None,
@@ -83,7 +83,7 @@ pub fn benchmark(run: &BenchmarkRun<'_>) -> Result<Benchmark> {
     let before = Load::now();
     let mut results = Vec::new();
     for (document, page) in documents.iter().zip(&pages) {
-        let limit = run.args.max_new_tokens as usize;
+        let limit = run.options.max_new_tokens;
         let reading = read(&mut reader, document, page, limit, run.stop)?;
         results.push(result(document, reading));
         (run.progress)(results.len(), documents.len());
@@ -192,7 +192,7 @@ fn details(run: &BenchmarkRun<'_>, results: &[InferenceResult]) -> RunDetails {
                 .filter_map(|result| result.tokens_per_second)
                 .collect(),
         ),
-        max_new_tokens: Some(run.args.max_new_tokens.into()),
+        max_new_tokens: Some(run.options.max_new_tokens as u64),
         avg_combined_accuracy_pct: mean(
             results
                 .iter()

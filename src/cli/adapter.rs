@@ -1,4 +1,4 @@
-//! The flag that names an adapter.
+//! The flag for the adapter, and its default.
 
 use std::path::{Path, PathBuf};
 
@@ -7,14 +7,14 @@ use crate::console::{Level, say};
 use crate::lora::{Found, find, named};
 use crate::project::Project;
 
-/// The flag.
+/// The flag for the adapter.
 #[derive(Debug, Clone, Default, clap::Args)]
 pub struct AdapterArgs {
     /// LoRA adapter folder in PEFT format, or its name under models/, or "none"
     ///
-    /// The adapter is applied without merging. By default extract and server attach models/NAME-medical-lora,
-    /// where NAME is the model's name, if it was trained on that model and its evaluation did not flag a regression;
-    /// other commands attach none.
+    /// The adapter is applied without merging. The default is models/NAME-medical-lora, where NAME is the model's name:
+    /// extract and server attach it if it was trained on that model and its evaluation did not flag a regression, merge
+    /// merges it, and evaluate_finetuned evaluates it. Other commands attach none.
     #[arg(long, value_name = "DIR|none", env = "MVP_ADAPTER", hide_env_values = true)]
     pub adapter: Option<PathBuf>,
 }
@@ -25,7 +25,7 @@ impl AdapterArgs {
         named(project, self.adapter.as_deref())
     }
 
-    /// The adapter that the flag names, and without the flag the model's own; says which one, or why not.
+    /// The adapter that the flag names, or by default the model's own; prints which one, or why it is not attached.
     pub fn named_or_found(&self, project: &Project, model: &Path) -> Result<Option<PathBuf>> {
         if self.adapter.is_some() {
             return self.named(project);

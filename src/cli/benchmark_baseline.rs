@@ -1,16 +1,17 @@
-//! Measures the base model on the test documents.
+//! `benchmark_baseline`: benchmarks the base model on the test documents.
 
 use std::process::ExitCode;
 
-use crate::benchmark::{BenchmarkArgs, BenchmarkRun, Pages, benchmark, summary_table};
-use crate::cli::{AdapterArgs, CommonArgs, EXIT_CODES_HELP, EXIT_OK, counted, fail, print, warn_of};
-use crate::console::{Interrupt, Level, spinner};
-use crate::records;
-use crate::version::version;
-use anyhow::Context;
 use clap::Parser;
 
-const STOPPING: &str = "stopping after the next token, no record will be written";
+use super::session::NO_RECORD;
+use super::{
+    AdapterArgs, BenchmarkArgs, CommonArgs, EXIT_CODES_HELP, EXIT_OK, Session, print, print_folder_warnings,
+    start,
+};
+use crate::benchmark::{BenchmarkRun, Pages, benchmark, summary_table};
+use crate::records;
+use crate::version::version;
 
 /// Benchmark the base model on the test documents
 ///
@@ -19,7 +20,7 @@ const STOPPING: &str = "stopping after the next token, no record will be written
 /// the expected terms and values are in the answers. One warm-up page runs first and is not counted.
 #[derive(Parser)]
 #[command(name = "benchmark_baseline", version = version(), after_help = EXIT_CODES_HELP)]
-struct Arguments {
+pub(super) struct Arguments {
     #[command(flatten)]
     benchmark: BenchmarkArgs,
     #[command(flatten)]
@@ -28,34 +29,31 @@ struct Arguments {
     common: CommonArgs,
 }
 
-/// Runs the program; its exit code.
-pub fn main() -> ExitCode {
-    let arguments = Arguments::parse();
-    arguments.common.start_logging(Level::WARN);
-    run(&arguments).unwrap_or_else(|error| fail(&error))
+/// Runs the program and returns its exit code.
+pub(super) fn main() -> ExitCode {
+    start(|arguments: &Arguments| &arguments.common, run)
 }
 
 fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
     let project = arguments.common.project()?;
     let model = arguments.common.model_folder(&project)?;
     let adapter = arguments.adapter.named(&project)?;
-    warn_of(&model.path, adapter.as_deref());
-    let selected = arguments.common.select_device()?;
-    let interrupt = Interrupt::install(STOPPING).context("cannot listen for Ctrl-C")?;
-    let bar = spinner("loading the model");
-    let record = benchmark(&BenchmarkRun {
-        project: &project,
-        model: model.path,
-        adapter,
-        selected: &selected,
-        precision: arguments.common.precision.into(),
-        args: &arguments.benchmark,
-        pages: Pages::Draw,
-        progress: &|done, all| counted(&bar, ("reading", "documents"), done, all),
-        stop: interrupt.flag(),
-    });
-    bar.finish_and_clear();
-    let record = record?;
+    print_folder_warnings(&model.path, adapter.as_deref());
+    let record = {
+        let session = Session::start(arguments.common.select_device()?, NO_RECORD)?;
+        session.begin("loading the model");
+        benchmark(&BenchmarkRun {
+            project: &project,
+            model: model.path,
+            adapter,
+            selected: &session.selected,
+            precision: arguments.common.precision,
+            options: &arguments.benchmark.options(),
+            pages: Pages::Render,
+            progress: &|done, all| session.count("reading", "documents", done, all),
+            stop: session.stop(),
+        })?
+    };
     let path = project.file(records::paths::BASELINE_FP16);
     records::write(&path, &record)?;
     print(&format!(

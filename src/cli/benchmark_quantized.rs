@@ -1,18 +1,21 @@
-//! Measures a quantized model on the test documents and compares it with the base model.
+//! `benchmark_quantized`: benchmarks a quantized model on the test documents and compares it with the base model.
 
 use std::process::ExitCode;
 
-use crate::benchmark::{
-    BenchmarkArgs, BenchmarkRun, Pages, QuantizedBenchmark, benchmark, comparison_table, summary_table,
-};
-use crate::cli::{AdapterArgs, CommonArgs, EXIT_CODES_HELP, EXIT_OK, counted, fail, print, warn_of};
-use crate::console::{Interrupt, Level, say, spinner};
-use crate::records::{self, Benchmark};
-use crate::version::version;
-use anyhow::Context;
 use clap::Parser;
 
-const STOPPING: &str = "stopping after the next token, no record will be written";
+use super::session::NO_RECORD;
+use super::{
+    AdapterArgs, BenchmarkArgs, CommonArgs, EXIT_CODES_HELP, EXIT_OK, Session, print, print_folder_warnings,
+    start,
+};
+use crate::benchmark::{
+    BenchmarkRun, Pages, benchmark, comparison_table, quantized_folder, quantized_record, summary_table,
+};
+use crate::console::{Level, say};
+use crate::quant::Method;
+use crate::records::{self, Benchmark};
+use crate::version::version;
 
 /// Benchmark a quantized model on the test documents and compare it with the base model
 ///
@@ -21,9 +24,17 @@ const STOPPING: &str = "stopping after the next token, no record will be written
 /// is used, or a quantized folder.
 #[derive(Parser)]
 #[command(name = "benchmark_quantized", version = version(), after_help = EXIT_CODES_HELP)]
-struct Arguments {
-    #[command(flatten)]
-    quantized: QuantizedBenchmark,
+pub(super) struct Arguments {
+    /// Quantization method to benchmark
+    #[arg(
+        long,
+        value_name = "METHOD",
+        env = "MVP_METHOD",
+        default_value = "nf4",
+        hide_env_values = true,
+        help_heading = "Benchmark options"
+    )]
+    method: Method,
     #[command(flatten)]
     benchmark: BenchmarkArgs,
     #[command(flatten)]
@@ -32,38 +43,37 @@ struct Arguments {
     common: CommonArgs,
 }
 
-/// Runs the program; its exit code.
-pub fn main() -> ExitCode {
-    let arguments = Arguments::parse();
-    arguments.common.start_logging(Level::WARN);
-    run(&arguments).unwrap_or_else(|error| fail(&error))
+/// Runs the program and returns its exit code.
+pub(super) fn main() -> ExitCode {
+    start(|arguments: &Arguments| &arguments.common, run)
 }
 
 fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
-    let project = arguments.common.project()?;
-    let base = arguments.common.model_folder(&project)?;
-    let model = arguments.quantized.folder(&project, &base.path)?;
-    // Before the model is loaded: a broken record should not wait for that.
+    let (common, method) = (&arguments.common, arguments.method);
+    let project = common.project()?;
+    let base = common.model_folder(&project)?;
+    let model = quantized_folder(&project, &base.path, method)?;
+    // Before the model is loaded, so that a broken record is reported at once.
     let baseline: Option<Benchmark> = records::read_if_present(&project.file(records::paths::BASELINE_FP16))?;
     let adapter = arguments.adapter.named(&project)?;
-    warn_of(&model, adapter.as_deref());
-    let selected = arguments.common.select_device()?;
-    let interrupt = Interrupt::install(STOPPING).context("cannot listen for Ctrl-C")?;
-    let bar = spinner("loading the model");
-    let record = benchmark(&BenchmarkRun {
-        project: &project,
-        model,
-        adapter,
-        selected: &selected,
-        precision: arguments.common.precision.into(),
-        args: &arguments.benchmark,
-        pages: Pages::Keep,
-        progress: &|done, all| counted(&bar, ("reading", "documents"), done, all),
-        stop: interrupt.flag(),
-    });
-    bar.finish_and_clear();
-    let record = arguments.quantized.named(record?);
-    let path = project.file(arguments.quantized.record());
+    print_folder_warnings(&model, adapter.as_deref());
+    let mut record = {
+        let session = Session::start(common.select_device()?, NO_RECORD)?;
+        session.begin("loading the model");
+        benchmark(&BenchmarkRun {
+            project: &project,
+            model,
+            adapter,
+            selected: &session.selected,
+            precision: common.precision,
+            options: &arguments.benchmark.options(),
+            pages: Pages::Keep,
+            progress: &|done, all| session.count("reading", "documents", done, all),
+            stop: session.stop(),
+        })?
+    };
+    record.quantization_method = Some(method.name().to_owned());
+    let path = project.file(quantized_record(method));
     records::write(&path, &record)?;
     print(&format!(
         "{}written: {}\n",
@@ -72,8 +82,12 @@ fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
     ))?;
     match &baseline {
         Some(baseline) => {
-            let quantized = (arguments.quantized.label(), &record);
-            print(&format!("\n{}", comparison_table(("FP16", baseline), quantized)))?;
+            let label = match method {
+                Method::Nf4 => "NF4",
+                Method::Awq => "AWQ",
+            };
+            let table = comparison_table(("FP16", baseline), (label, &record));
+            print(&format!("\n{table}"))?;
         }
         None => say(
             Level::WARN,

@@ -1,21 +1,20 @@
-//! Downloads the data sets for fine-tuning, checked file by file and row by row.
+//! `download_datasets`: downloads and verifies the datasets for fine-tuning.
 
 use std::process::ExitCode;
 
-use crate::cli::{CommonArgs, EXIT_CODES_HELP, EXIT_FAILURE, EXIT_OK, fail, print};
-use crate::console::{Level, exit_on_signal, say};
-use crate::data::{DATASETS, Dataset, DatasetsRequest, LocalSource, download_datasets};
-use crate::hub::HubArgs;
-use crate::records::{self, DownloadSummary};
-use crate::version::version;
-use anyhow::Context;
 use clap::Parser;
 use clap::builder::PossibleValuesParser;
+
+use super::{CommonArgs, EXIT_CODES_HELP, EXIT_FAILURE, EXIT_OK, HubArgs, print, start};
+use crate::console::{Level, exit_on_signal, say};
+use crate::data::{DATASETS, Dataset, DatasetsRequest, LocalSource, download_datasets};
+use crate::records::{self, DownloadSummary};
+use crate::version::version;
 
 /// Download the fine-tuning datasets, verifying every file and row
 #[derive(Parser)]
 #[command(name = "download_datasets", version = version(), long_about = long_about(), after_help = EXIT_CODES_HELP)]
-struct Arguments {
+pub(super) struct Arguments {
     /// Dataset to download; repeatable [default: all]
     #[arg(long = "dataset", value_name = "NAME", env = "MVP_DATASET", value_delimiter = ',', hide_env_values = true,
           value_parser = PossibleValuesParser::new(DATASETS.iter().map(|dataset| dataset.name)))]
@@ -57,16 +56,13 @@ fn long_about() -> String {
     )
 }
 
-/// Runs the program; its exit code.
-pub fn main() -> ExitCode {
-    let arguments = Arguments::parse();
-    arguments.common.start_logging(Level::WARN);
-    run(&arguments).unwrap_or_else(|error| fail(&error))
+/// Runs the program and returns its exit code.
+pub(super) fn main() -> ExitCode {
+    start(|arguments: &Arguments| &arguments.common, run)
 }
 
 fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
-    exit_on_signal("interrupted; downloaded data is kept, run the same command to continue")
-        .context("cannot install the signal handler")?;
+    exit_on_signal("interrupted; downloaded data is kept, run the same command to continue")?;
     let project = arguments.common.project()?;
     let all = || DATASETS.iter().map(|dataset| dataset.name);
     let chosen =

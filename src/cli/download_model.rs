@@ -1,24 +1,22 @@
-//! Downloads the base model, checked file by file.
+//! `download_model`: downloads and verifies the base model.
 
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Instant;
 
-use crate::checkpoint::LocalFolder;
-use crate::cli::{CommonArgs, EXIT_CODES_HELP, EXIT_FAILURE, EXIT_OK, fail, print};
-use crate::console::{Level, exit_on_signal, say, without_control_characters};
-use crate::engine::FolderCheck;
-use crate::hub::{
-    HubArgs, ModelDownload, ModelRequest, RemoteFolder, Repository, RepositoryKind, download_model,
-    model_name,
-};
-use crate::project::MODEL_ID;
-use crate::project::{Project, resolved_folder};
-use crate::records::{self, gibibytes};
-use crate::version::version;
-use anyhow::Context;
 use clap::Parser;
 use clap::builder::FalseyValueParser;
+
+use super::{CommonArgs, EXIT_CODES_HELP, EXIT_FAILURE, EXIT_OK, HubArgs, print, start};
+use crate::checkpoint::LocalFolder;
+use crate::console::{exit_on_signal, say, without_control_characters};
+use crate::engine::FolderCheck;
+use crate::hub::{
+    ModelDownload, ModelRequest, RemoteFolder, Repository, RepositoryKind, download_model, model_name,
+};
+use crate::project::{MODEL_ID, Project, resolved_folder};
+use crate::records::{self, gibibytes};
+use crate::version::version;
 
 /// Download the base model, verifying every file
 ///
@@ -27,7 +25,7 @@ use clap::builder::FalseyValueParser;
 /// hub's revision. HF_ENDPOINT (another hub), HF_TOKEN (for gated models) and HF_HUB_OFFLINE are honored.
 #[derive(Parser)]
 #[command(name = "download_model", version = version(), after_help = EXIT_CODES_HELP)]
-struct Arguments {
+pub(super) struct Arguments {
     /// Model id on the hub
     #[arg(long, value_name = "OWNER/NAME", env = "MVP_MODEL_ID", default_value = MODEL_ID, hide_env_values = true)]
     model_id: String,
@@ -60,16 +58,13 @@ struct Arguments {
     common: CommonArgs,
 }
 
-/// Runs the program; its exit code.
-pub fn main() -> ExitCode {
-    let arguments = Arguments::parse();
-    arguments.common.start_logging(Level::WARN);
-    run(&arguments).unwrap_or_else(|error| fail(&error))
+/// Runs the program and returns its exit code.
+pub(super) fn main() -> ExitCode {
+    start(|arguments: &Arguments| &arguments.common, run)
 }
 
 fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
-    exit_on_signal("interrupted; downloaded data is kept, run the same command to continue")
-        .context("cannot install the signal handler")?;
+    exit_on_signal("interrupted; downloaded data is kept, run the same command to continue")?;
     let project = arguments.common.project()?;
     if arguments.check {
         return check(arguments, &project);
@@ -89,7 +84,7 @@ fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::from(EXIT_OK))
 }
 
-/// The folder to check instead of the hub's: what --source or --model names, or without network where the model would be.
+/// The local folder to check instead of the hub's: --source, --model, or offline the model's own folder.
 fn local_folder(arguments: &Arguments, project: &Project) -> crate::Result<Option<PathBuf>> {
     let model = arguments.common.model.as_deref();
     if let Some(source) = &arguments.source {

@@ -1,12 +1,13 @@
-//! The pipeline's last step: every record in one report.
+//! `generate_report`: compiles all records into one report.
 
 use std::process::ExitCode;
 
-use crate::cli::{CommonArgs, EXIT_CODES_HELP, EXIT_FAILURE, EXIT_OK, fail, print};
-use crate::console::{Level, say};
+use clap::Parser;
+
+use super::{CommonArgs, EXIT_CODES_HELP, EXIT_FAILURE, EXIT_OK, print, start};
+use crate::console::{Level, exit_on_signal, say};
 use crate::report;
 use crate::version::version;
-use clap::Parser;
 
 /// Compile all benchmark records into one report
 ///
@@ -15,19 +16,19 @@ use clap::Parser;
 /// the text. An unreadable record is reported, only its own figures are missing, and the exit code is 1.
 #[derive(Parser)]
 #[command(name = "generate_report", version = version(), after_help = EXIT_CODES_HELP)]
-struct Arguments {
+pub(super) struct Arguments {
     #[command(flatten)]
     common: CommonArgs,
 }
 
-/// Runs the program; its exit code.
-pub fn main() -> ExitCode {
-    run(&Arguments::parse().common).unwrap_or_else(|error| fail(&error))
+/// Runs the program and returns its exit code.
+pub(super) fn main() -> ExitCode {
+    start(|arguments: &Arguments| &arguments.common, run)
 }
 
-fn run(common: &CommonArgs) -> anyhow::Result<ExitCode> {
-    common.start_logging(Level::WARN);
-    let written = report::generate(&common.project()?)?;
+fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
+    exit_on_signal("interrupted; run the same command again")?;
+    let written = report::generate(&arguments.common.project()?)?;
     for problem in &written.problems {
         say(
             Level::ERROR,

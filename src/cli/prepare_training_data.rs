@@ -1,12 +1,13 @@
-//! Turns the raw data sets into pages, questions and answers in three splits.
+//! `prepare_training_data`: converts the raw datasets into pages, questions and answers in three splits.
 
 use std::process::ExitCode;
 
-use crate::cli::{CommonArgs, EXIT_CODES_HELP, EXIT_OK, fail, print};
-use crate::console::{Level, say};
+use clap::Parser;
+
+use super::{CommonArgs, EXIT_CODES_HELP, EXIT_OK, print, start};
+use crate::console::{exit_on_signal, say};
 use crate::data::{DEFAULT_CLINICAL, DEFAULT_SEED, PrepareOptions, Prepared, SplitRule, prepare};
 use crate::version::version;
-use clap::Parser;
 
 /// Convert the raw datasets into pages, questions and answers in three splits
 ///
@@ -15,7 +16,7 @@ use clap::Parser;
 /// up to date does nothing.
 #[derive(Parser)]
 #[command(name = "prepare_training_data", version = version(), after_help = EXIT_CODES_HELP)]
-struct Arguments {
+pub(super) struct Arguments {
     /// How samples are grouped before splitting
     ///
     /// With "grouped", no text occurs in two splits, and the 100 reports that the embedded model was not trained
@@ -48,14 +49,13 @@ struct Arguments {
     common: CommonArgs,
 }
 
-/// Runs the program; its exit code.
-pub fn main() -> ExitCode {
-    let arguments = Arguments::parse();
-    arguments.common.start_logging(Level::WARN);
-    run(&arguments).unwrap_or_else(|error| fail(&error))
+/// Runs the program and returns its exit code.
+pub(super) fn main() -> ExitCode {
+    start(|arguments: &Arguments| &arguments.common, run)
 }
 
 fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
+    exit_on_signal("interrupted; finished images are kept, run the same command to continue")?;
     let project = arguments.common.project()?;
     if let Some(threads) = arguments.common.threads {
         rayon::ThreadPoolBuilder::new()

@@ -1,17 +1,20 @@
-//! The REST server: `/health`, `/extract`, `/analyze`, `/benchmark`, `/docs`.
+//! `server`: the REST API.
 
+use std::net::IpAddr;
 use std::process::ExitCode;
 use std::sync::Arc;
 
-use crate::cli::{AdapterArgs, CommonArgs, fail, say_warnings};
+use actix_web::web::Data;
+use clap::Parser;
+use clap::builder::RangedU64ValueParser;
+
+use super::{AdapterArgs, CommonArgs, fail, print_warnings};
 use crate::console::{Level, say, say_lines};
 use crate::device::{Selected, gpu_memory};
 use crate::engine::{Engine, LoadOptions, Reader};
 use crate::records::mebibytes;
 use crate::server::{self, GpuFigures, Readiness, ServerOptions, ServerState};
 use crate::version::version;
-use actix_web::web::Data;
-use clap::Parser;
 
 const EXIT_CODES: &str = "\
 Exit codes:
@@ -27,17 +30,153 @@ Exit codes:
 /// process exits with code 1, so that a supervisor notices.
 #[derive(Parser)]
 #[command(name = "server", version = version(), after_help = EXIT_CODES)]
-struct Arguments {
+pub(super) struct Arguments {
     #[command(flatten)]
-    server: ServerOptions,
+    server: ServerArgs,
     #[command(flatten)]
     adapter: AdapterArgs,
     #[command(flatten)]
     common: CommonArgs,
 }
 
-/// Runs the program; its exit code.
-pub fn main() -> ExitCode {
+/// Address, limits and timeouts.
+#[derive(Debug, clap::Args)]
+#[command(next_help_heading = "Server options")]
+struct ServerArgs {
+    /// Address to listen on. There is no authentication: use a reverse proxy for anything but a loopback address.
+    #[arg(
+        long,
+        value_name = "ADDRESS",
+        env = "MVP_HOST",
+        hide_env_values = true,
+        default_value_t = defaults().host
+    )]
+    host: String,
+
+    /// Port to listen on (0: any free port).
+    #[arg(
+        long,
+        value_name = "N",
+        env = "MVP_PORT",
+        hide_env_values = true,
+        default_value_t = defaults().port
+    )]
+    port: u16,
+
+    /// Queue capacity, excluding the running request (503 with Retry-After when full).
+    #[arg(long, value_name = "N", env = "MVP_QUEUE", hide_env_values = true, default_value_t = defaults().queue, value_parser = at_most::<1000>(0))]
+    queue: u64,
+
+    /// Queue timeout in seconds, from the first byte of the request (503), but at least 1 s after its last byte.
+    #[arg(long, value_name = "N", env = "MVP_QUEUE_DEADLINE_SECONDS", hide_env_values = true, default_value_t = defaults().queue_deadline_seconds, value_parser = at_most::<86_400>(1))]
+    queue_deadline_seconds: u64,
+
+    /// Generation timeout in seconds (504).
+    #[arg(long, value_name = "N", env = "MVP_GENERATION_DEADLINE_SECONDS", hide_env_values = true, default_value_t = defaults().generation_deadline_seconds, value_parser = at_most::<86_400>(1))]
+    generation_deadline_seconds: u64,
+
+    /// Body read timeout in seconds (408).
+    #[arg(long, value_name = "N", env = "MVP_BODY_DEADLINE_SECONDS", hide_env_values = true, default_value_t = defaults().body_deadline_seconds, value_parser = at_most::<3600>(1))]
+    body_deadline_seconds: u64,
+
+    /// Minimum upload rate in bytes/s, after the first 5 s (408); 0 disables the check.
+    #[arg(long, value_name = "N", env = "MVP_MIN_BODY_RATE", hide_env_values = true, default_value_t = defaults().min_body_rate, value_parser = at_most::<1_048_576>(0))]
+    min_body_rate: u64,
+
+    /// Maximum upload size in MiB (413).
+    #[arg(long, value_name = "N", env = "MVP_MAX_UPLOAD_MIB", hide_env_values = true, default_value_t = defaults().max_upload_mib, value_parser = at_most::<1024>(1))]
+    max_upload_mib: u64,
+
+    /// Maximum image size in megapixels, width x height as stored (400).
+    #[arg(long, value_name = "N", env = "MVP_MAX_MEGAPIXELS", hide_env_values = true, default_value_t = defaults().max_megapixels, value_parser = at_most::<1000>(1))]
+    max_megapixels: u64,
+
+    /// Memory budget in MiB for decoding and for decoded pages in the queue, across requests; requests wait for it.
+    #[arg(long, value_name = "N", env = "MVP_MAX_DECODED_MIB", hide_env_values = true, default_value_t = defaults().max_decoded_mib, value_parser = at_most::<1_048_576>(64))]
+    max_decoded_mib: u64,
+
+    /// Maximum number of new tokens; a request may lower it, not raise it.
+    #[arg(long, value_name = "N", env = "MVP_MAX_NEW_TOKENS", hide_env_values = true, default_value_t = defaults().max_new_tokens, value_parser = at_most::<131_072>(1))]
+    max_new_tokens: u64,
+
+    /// Maximum concurrent connections; further ones only get /health (503 otherwise).
+    #[arg(long, value_name = "N", env = "MVP_MAX_CONNECTIONS", hide_env_values = true, default_value_t = defaults().max_connections, value_parser = at_most::<65_536>(1))]
+    max_connections: u64,
+
+    /// Maximum concurrent connections per client address; further ones only get /health (503 otherwise).
+    #[arg(long, value_name = "N", env = "MVP_MAX_CONNECTIONS_PER_ADDRESS", hide_env_values = true, default_value_t = defaults().max_connections_per_address, value_parser = at_most::<65_536>(1))]
+    max_connections_per_address: u64,
+
+    /// Address of a trusted reverse proxy, exempt from the per-address limit; repeatable. Limit clients at the proxy.
+    #[arg(
+        long,
+        value_name = "ADDRESS",
+        env = "MVP_TRUSTED_PROXY",
+        hide_env_values = true,
+        value_delimiter = ','
+    )]
+    trusted_proxy: Vec<IpAddr>,
+
+    /// Maximum connection lifetime in seconds; the connection closes after its next response.
+    #[arg(long, value_name = "N", env = "MVP_CONNECTION_LIFETIME_SECONDS", hide_env_values = true, default_value_t = defaults().connection_lifetime_seconds, value_parser = at_most::<86_400>(1))]
+    connection_lifetime_seconds: u64,
+
+    /// Time in seconds to drain in-flight requests after SIGTERM.
+    #[arg(long, value_name = "N", env = "MVP_SHUTDOWN_SECONDS", hide_env_values = true, default_value_t = defaults().shutdown_seconds, value_parser = at_most::<3600>(1))]
+    shutdown_seconds: u64,
+
+    /// Allowed CORS origin (scheme, host, port); repeatable [default: none].
+    #[arg(long, value_name = "ORIGIN", env = "MVP_CORS_ORIGIN", hide_env_values = true, value_delimiter = ',', value_parser = origin)]
+    cors_origin: Vec<String>,
+}
+
+fn defaults() -> ServerOptions {
+    ServerOptions::default()
+}
+
+fn at_most<const MAX: u64>(min: u64) -> RangedU64ValueParser {
+    RangedU64ValueParser::new().range(min..=MAX)
+}
+
+/// Parses a CORS origin.
+fn origin(text: &str) -> Result<String, String> {
+    let host = text
+        .strip_prefix("https://")
+        .or_else(|| text.strip_prefix("http://"))
+        .unwrap_or_default();
+    let is_allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | ':' | '[' | ']');
+    if host.is_empty() || !host.chars().all(is_allowed) {
+        return Err("an origin is http(s)://HOST or http(s)://HOST:PORT, without path or wildcard".into());
+    }
+    Ok(text.to_ascii_lowercase())
+}
+
+impl From<ServerArgs> for ServerOptions {
+    fn from(args: ServerArgs) -> Self {
+        Self {
+            host: args.host,
+            port: args.port,
+            queue: args.queue,
+            queue_deadline_seconds: args.queue_deadline_seconds,
+            generation_deadline_seconds: args.generation_deadline_seconds,
+            body_deadline_seconds: args.body_deadline_seconds,
+            min_body_rate: args.min_body_rate,
+            max_upload_mib: args.max_upload_mib,
+            max_megapixels: args.max_megapixels,
+            max_decoded_mib: args.max_decoded_mib,
+            max_new_tokens: args.max_new_tokens,
+            max_connections: args.max_connections,
+            max_connections_per_address: args.max_connections_per_address,
+            trusted_proxy: args.trusted_proxy,
+            connection_lifetime_seconds: args.connection_lifetime_seconds,
+            shutdown_seconds: args.shutdown_seconds,
+            cors_origin: args.cors_origin,
+        }
+    }
+}
+
+/// Runs the program and returns its exit code.
+pub(super) fn main() -> ExitCode {
     let arguments = Arguments::parse();
     arguments.common.start_logging(Level::INFO);
     server::forbid_core_dumps();
@@ -47,10 +186,11 @@ pub fn main() -> ExitCode {
 
 async fn serve(arguments: Arguments) -> anyhow::Result<ExitCode> {
     let Arguments {
-        server: options,
+        server,
         adapter,
         common,
     } = arguments;
+    let options = ServerOptions::from(server);
     let listener = server::bind(&options)?;
     let project = common.project()?;
     let model = common.served_model(&project)?;
@@ -58,7 +198,7 @@ async fn serve(arguments: Arguments) -> anyhow::Result<ExitCode> {
     let selected = common.select_device()?;
     let load_options = LoadOptions {
         device: selected.device,
-        precision: common.precision.into(),
+        precision: common.precision,
         adapter,
         ..LoadOptions::default()
     };
@@ -70,7 +210,7 @@ async fn serve(arguments: Arguments) -> anyhow::Result<ExitCode> {
     );
     let load = move || {
         let reader = Reader::load(&model.path, &load_options)?;
-        say_warnings(reader.warnings());
+        print_warnings(reader.warnings());
         Ok(reader)
     };
     let engine = Arc::new(Engine::start(load, options.engine())?);

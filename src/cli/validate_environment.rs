@@ -1,12 +1,13 @@
-//! The pipeline's first step: is this machine fit for it?
+//! `validate_environment`: checks whether the pipeline can run on this machine.
 
 use std::process::ExitCode;
 
-use crate::cli::{CommonArgs, EXIT_FAILURE, EXIT_OK, fail, print};
-use crate::console::Level;
+use clap::Parser;
+
+use super::{CommonArgs, EXIT_FAILURE, EXIT_OK, print, start};
+use crate::doctor::environment::examine;
 use crate::records::{self, paths};
 use crate::version::version;
-use clap::Parser;
 
 const EXIT_CODES: &str = "\
 Exit codes:
@@ -19,20 +20,19 @@ Exit codes:
 /// Writes benchmarks/environment.json. A machine without a GPU is valid; the pipeline then runs on the CPU.
 #[derive(Parser)]
 #[command(name = "validate_environment", version = version(), after_help = EXIT_CODES)]
-struct Arguments {
+pub(super) struct Arguments {
     #[command(flatten)]
     common: CommonArgs,
 }
 
-/// Runs the program; its exit code.
-pub fn main() -> ExitCode {
-    run(&Arguments::parse().common).unwrap_or_else(|error| fail(&error))
+/// Runs the program and returns its exit code.
+pub(super) fn main() -> ExitCode {
+    start(|arguments: &Arguments| &arguments.common, run)
 }
 
-fn run(common: &CommonArgs) -> anyhow::Result<ExitCode> {
-    common.start_logging(Level::WARN);
-    let project = common.project()?;
-    let (environment, report) = crate::doctor::environment::examine(&project, &common.choices());
+fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
+    let project = arguments.common.project()?;
+    let (environment, report) = examine(&project, &arguments.common.choices());
     let path = project.file(paths::ENVIRONMENT);
     records::write(&path, &environment)?;
     let verdict = match environment.errors.len() {

@@ -3,13 +3,13 @@
 //! A program either finishes a step first ([`Interrupt`]) or exits at once ([`exit_on_signal`]). Its exit code is
 //! [`EXIT_INTERRUPTED`] either way.
 
-use std::io;
 use std::process;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
 use crate::console::{self, EXIT_INTERRUPTED, Level, StopSignals};
+use crate::{Error, Result};
 
 /// Tells whether the program was asked to stop. The second signal ends the process at once.
 #[derive(Debug, Clone, Default)]
@@ -23,8 +23,8 @@ impl Interrupt {
     /// Installs the signal handler. The first signal prints `notice`, which says what is finished before the program stops.
     ///
     /// # Errors
-    /// The operating system's, if the handler cannot be installed.
-    pub fn install(notice: &'static str) -> io::Result<Self> {
+    /// [`Error::Io`], if the handler cannot be installed.
+    pub fn install(notice: &'static str) -> Result<Self> {
         let interrupt = Self::default();
         let this = interrupt.clone();
         handle_signals(move |next| {
@@ -67,8 +67,8 @@ impl Interrupt {
 /// Ends the process at the first signal, after printing `notice`: for programs whose files are valid at any time.
 ///
 /// # Errors
-/// The operating system's, if the handler cannot be installed.
-pub fn exit_on_signal(notice: &'static str) -> io::Result<()> {
+/// [`Error::Io`], if the handler cannot be installed.
+pub fn exit_on_signal(notice: &'static str) -> Result<()> {
     handle_signals(move |next| {
         next();
         console::say(Level::WARN, notice);
@@ -76,19 +76,22 @@ pub fn exit_on_signal(notice: &'static str) -> io::Result<()> {
 }
 
 /// Runs `handle` on a thread of its own; its argument waits for the next signal. The process ends when it returns.
-fn handle_signals(handle: impl FnOnce(&mut dyn FnMut()) + Send + 'static) -> io::Result<()> {
+fn handle_signals(handle: impl FnOnce(&mut dyn FnMut()) + Send + 'static) -> Result<()> {
+    let failed = |error| Error::io("the signal handler", error);
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_io()
-        .build()?;
+        .build()
+        .map_err(failed)?;
     // Installed on the caller's thread: a signal between this call and the start of the thread is not lost.
     let guard = runtime.enter();
-    let mut signals = StopSignals::listen()?;
+    let mut signals = StopSignals::listen().map_err(failed)?;
     drop(guard);
-    thread::Builder::new().name("signals".to_owned()).spawn(move || {
+    let started = thread::Builder::new().name("signals".to_owned()).spawn(move || {
         handle(&mut || {
             runtime.block_on(signals.next());
         });
         process::exit(i32::from(EXIT_INTERRUPTED));
-    })?;
+    });
+    started.map_err(failed)?;
     Ok(())
 }

@@ -7,15 +7,15 @@ use tch::{Device, Kind};
 use crate::{Error, Result};
 
 /// Dtype of activations, as chosen by the user.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub enum Precision {
-    /// f32 on a CPU, bf16 on CUDA.
+    /// f32 on a CPU, bf16 on a GPU.
     Auto,
     /// 32-bit floats.
     F32,
     /// bfloat16.
     Bf16,
-    /// IEEE half precision (CUDA only).
+    /// IEEE half precision, GPU only.
     F16,
 }
 

@@ -15,11 +15,12 @@ use super::{
     paired_difference, repetition_rate, score, word_errors,
 };
 use crate::device::{Precision, Selected};
-use crate::documents::Document;
+use crate::documents::{Document, DocumentSet};
 use crate::engine::{LoadOptions, ReadRequest, Reader, Reading};
 use crate::generation::FinishReason;
 use crate::lora::Recommendation;
 use crate::processing::RgbPage;
+use crate::project::Project;
 use crate::records::{
     Accuracy, AccuracyDelta, EvaluatedModel, EvaluationFinetuned, EvaluationResult, EvaluationSummary, Extra,
     GpuMemory, MemoryFigure, percent, round_to, seconds,
@@ -60,6 +61,20 @@ impl FinetunedRun<'_> {
     pub fn case_tokens(&self) -> usize {
         self.max_new_tokens.unwrap_or(CASE_TOKENS)
     }
+}
+
+/// Loads the evaluation cases from the JSON file `documents`, or the five built-in ones, and writes their pages to
+/// `datasets/eval_images`.
+///
+/// # Errors
+/// [`Error::Record`] for a file that is not a set of documents, [`Error::Io`] if a page cannot be written.
+pub fn evaluation_cases(project: &Project, documents: Option<&Path>) -> Result<Vec<Document>> {
+    let cases = match documents {
+        Some(path) => DocumentSet::load(path)?,
+        None => DocumentSet::evaluation(),
+    };
+    cases.write_pages(&project.file("datasets/eval_images"), EVALUATION_PAGE)?;
+    Ok(cases.documents)
 }
 
 /// Result of an evaluation.

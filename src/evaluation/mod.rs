@@ -1,6 +1,5 @@
 //! Evaluation: scoring of answers, held-out questions, metrics, and the regression gate for adapters.
 
-mod args;
 mod bootstrap;
 mod finetuned;
 mod gate;
@@ -11,9 +10,8 @@ mod scoring;
 mod tables;
 mod text;
 
-pub use self::args::EvaluationArgs;
 pub use self::bootstrap::{Difference, paired_difference};
-pub use self::finetuned::{Evaluation, FinetunedRun, evaluate};
+pub use self::finetuned::{Evaluation, FinetunedRun, evaluate, evaluation_cases};
 pub use self::gate::{Scores, regression_gate};
 pub use self::held_out::{HeldOut, HeldOutQuestion, HeldOutSplit};
 pub use self::items::{ItemScore, answered_items, score_items};

@@ -38,5 +38,5 @@ pub(crate) use self::names::name_fault;
 pub(crate) use self::range::{CancelGuard, RemoteReader, hub_error};
 pub use self::remote_folder::RemoteFolder;
 pub use self::repository::{Repository, RepositoryKind};
-pub use self::settings::{DEFAULT_ENDPOINT, HubArgs, HubSettings, Token};
+pub use self::settings::{DEFAULT_ENDPOINT, HubSettings, Token};
 pub use self::snapshot::{RemoteFile, Snapshot};

@@ -4,7 +4,6 @@ use std::env;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use clap::builder::FalseyValueParser;
 use hf_hub::Cache;
 use reqwest::Url;
 use reqwest::header::HeaderValue;
@@ -17,64 +16,6 @@ pub const DEFAULT_ENDPOINT: &str = "https://huggingface.co";
 
 /// Maximum size of a token file.
 const MAX_TOKEN_BYTES: u64 = 4096;
-
-/// Flags of the programs that download.
-///
-/// `HF_ENDPOINT` (the hub), `HF_TOKEN` (or the token that `hf auth login` stored) and `HF_HUB_OFFLINE` are honoured as
-/// by the hub's own tools.
-#[derive(Debug, Clone, clap::Args)]
-#[command(next_help_heading = "Download options")]
-pub struct HubArgs {
-    /// Do not use the network: verify local files and fail if any are missing (also HF_HUB_OFFLINE=1)
-    #[arg(long, env = "MVP_OFFLINE", value_parser = FalseyValueParser::new(), hide_env_values = true)]
-    pub offline: bool,
-
-    /// Number of concurrent downloads
-    #[arg(long, value_name = "N", env = "MVP_JOBS", default_value_t = 4, hide_env_values = true,
-          value_parser = clap::value_parser!(u16).range(1..=32))]
-    pub jobs: u16,
-
-    /// Retries after an attempt that made no progress
-    #[arg(long, value_name = "N", env = "MVP_RETRIES", default_value_t = 6, hide_env_values = true,
-          value_parser = clap::value_parser!(u32).range(0..=100))]
-    pub retries: u32,
-
-    /// Abort a connection after this long without data
-    #[arg(long, value_name = "SECONDS", env = "MVP_STALL_SECONDS", default_value_t = 30.0, hide_env_values = true,
-          value_parser = positive_seconds)]
-    pub stall_seconds: f64,
-
-    /// Initial retry delay in seconds, doubled on every retry
-    #[arg(long, value_name = "SECONDS", env = "MVP_RETRY_SECONDS", default_value_t = 1.0, hide_env_values = true,
-          value_parser = positive_seconds)]
-    pub retry_seconds: f64,
-}
-
-fn positive_seconds(text: &str) -> Result<f64, String> {
-    match text.parse() {
-        Ok(seconds) if (0.001..=86_400.0).contains(&seconds) => Ok(seconds),
-        _ => Err("expected a number of seconds from 0.001 to 86400".to_owned()),
-    }
-}
-
-impl HubArgs {
-    /// `--offline`, or `HF_HUB_OFFLINE` in any of its spellings.
-    pub fn offline(&self) -> bool {
-        self.offline || env_flag("HF_HUB_OFFLINE")
-    }
-
-    /// The settings of a run.
-    pub fn settings(&self) -> Result<HubSettings, HubError> {
-        Ok(HubSettings {
-            endpoint: endpoint()?,
-            token: token()?,
-            jobs: usize::from(self.jobs),
-            retries: self.retries,
-            stall: Duration::from_secs_f64(self.stall_seconds),
-            first_delay: Duration::from_secs_f64(self.retry_seconds),
-        })
-    }
-}
 
 /// Hub endpoint, credentials and retry policy.
 #[derive(Clone)]
@@ -91,6 +32,38 @@ pub struct HubSettings {
     pub stall: Duration,
     /// Delay before the first retry; doubled on every further one.
     pub first_delay: Duration,
+}
+
+impl HubSettings {
+    /// Default of `jobs`.
+    pub const JOBS: u16 = 4;
+    /// Default of `retries`.
+    pub const RETRIES: u32 = 6;
+    /// Default of `stall`, in seconds.
+    pub const STALL_SECONDS: f64 = 30.0;
+    /// Default of `first_delay`, in seconds.
+    pub const RETRY_SECONDS: f64 = 1.0;
+
+    /// Reads `HF_ENDPOINT` and `HF_TOKEN` (or the token that `hf auth login` stored), as the hub's own tools do; all else
+    /// has its default.
+    ///
+    /// # Errors
+    /// [`HubError::Setting`], if a variable is not valid.
+    pub fn from_env() -> Result<Self, HubError> {
+        Ok(Self {
+            endpoint: endpoint()?,
+            token: token()?,
+            jobs: usize::from(Self::JOBS),
+            retries: Self::RETRIES,
+            stall: Duration::from_secs_f64(Self::STALL_SECONDS),
+            first_delay: Duration::from_secs_f64(Self::RETRY_SECONDS),
+        })
+    }
+
+    /// Whether `HF_HUB_OFFLINE` is set to a true value.
+    pub fn offline_from_env() -> bool {
+        env_flag("HF_HUB_OFFLINE")
+    }
 }
 
 /// An access token. `Debug` hides it, and there is no `Display`.

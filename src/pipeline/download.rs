@@ -1,4 +1,4 @@
-//! The phases that download: from the hub, from local copies, or what comes with the program where there is no network.
+//! The download phases: from the hub, from local copies, or with what ships with the program if there is no network.
 
 use std::ffi::OsString;
 use std::fs;
@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use serde_json::json;
 
-use super::work::Work;
+use super::plan::Plan;
 use crate::data::{DATASETS, Dataset, LocalSource, is_synthetic, write_synthetic_reports};
 use crate::hub::HubSettings;
 use crate::project::{BASE_MODEL, Project, model_folder_name, require_model};
@@ -20,31 +20,31 @@ use crate::{Error, Result};
 /// Timeout of the connection that probes the hub.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(4);
 
-/// How a download phase is done.
+/// How a download phase is run.
 #[derive(Debug)]
 pub(super) enum Download {
-    /// By its program.
-    Program(Work),
-    /// By its program, with what the user has to be told first.
-    StandIn(Work, String),
-    /// Nothing is to be downloaded, for this reason.
-    Nothing(String),
+    /// As planned.
+    Run(Plan),
+    /// With a fallback, which the warning describes.
+    Fallback(Plan, String),
+    /// Not at all, for this reason.
+    Skip(String),
 }
 
-/// Whether the hub can be asked.
+/// Whether the hub can be reached.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Network {
-    /// It takes connections.
+    /// It accepts connections.
     Online,
-    /// It may or can not be asked, for this reason.
+    /// It cannot or must not be reached, for this reason.
     Offline(String),
 }
 
 impl Network {
-    /// Asks the hub for a connection, unless `offline` says that it may not.
+    /// Connects to the hub, unless `offline` is set.
     pub(super) fn probe(offline: bool, settings: &HubSettings) -> Self {
         if offline {
-            return Self::Offline("no network is to be used".to_owned());
+            return Self::Offline("offline".to_owned());
         }
         let proxy = [
             "https_proxy",
@@ -67,7 +67,7 @@ impl Network {
         };
         let name = host.trim_matches(['[', ']']).to_owned();
         let (sender, receiver) = mpsc::channel();
-        // A resolver without network may take its time: it is not waited for.
+        // A resolver without network may block for long; the thread is not joined.
         thread::spawn(move || {
             let addresses = (name.as_str(), port).to_socket_addrs();
             let reached = addresses
@@ -83,56 +83,56 @@ impl Network {
     }
 }
 
-/// What the user said about the base model.
-pub(super) struct ModelWish<'a> {
+/// The user's choice of a base model.
+pub(super) struct ModelChoice<'a> {
     /// `--model`.
-    pub chosen: Option<&'a Path>,
+    pub model: Option<&'a Path>,
     /// `--model-source`.
     pub source: Option<&'a Path>,
 }
 
-/// How to get the base model.
+/// How the base model is obtained.
 pub(super) fn model(
     project: &Project,
-    wish: &ModelWish<'_>,
+    choice: &ModelChoice<'_>,
     network: impl Fn() -> Network,
 ) -> Result<Download> {
-    let folder = project.new_model(wish.chosen, BASE_MODEL);
-    let program = |flags: Vec<OsString>| Work {
+    let folder = project.new_model(choice.model, BASE_MODEL);
+    let plan = |flags: Vec<OsString>| Plan {
         runs: vec![flags],
-        inputs: wish.source.map(Path::to_owned).into_iter().collect(),
+        inputs: choice.source.map(Path::to_owned).into_iter().collect(),
         outputs: vec![folder.clone(), project.file(paths::DOWNLOAD_INFO)],
     };
-    if let Some(source) = wish.source {
-        return Ok(Download::Program(program(vec!["--source".into(), source.into()])));
+    if let Some(source) = choice.source {
+        return Ok(Download::Run(plan(vec!["--source".into(), source.into()])));
     }
-    if wish.chosen.is_some() {
-        let model = project.model_folder(wish.chosen)?.path;
-        note_local_model(project, &model, "a local folder, chosen with --model")?;
-        return Ok(Download::Nothing(format!(
-            "{} is used, as --model says",
-            model.display()
-        )));
+    if choice.model.is_some() {
+        let model = project.model_folder(choice.model)?.path;
+        record_local_model(project, &model, "a local folder, chosen with --model")?;
+        return Ok(Download::Skip(format!("--model is {}", model.display())));
     }
     match network() {
-        Network::Online => Ok(Download::Program(program(Vec::new()))),
-        Network::Offline(reason) if folder.is_dir() => Ok(Download::StandIn(
-            program(vec!["--offline".into()]),
-            format!("{reason}: {} is checked against itself", folder.display()),
+        Network::Online => Ok(Download::Run(plan(Vec::new()))),
+        Network::Offline(reason) if folder.is_dir() => Ok(Download::Fallback(
+            plan(vec!["--offline".into()]),
+            format!(
+                "{reason}: verifying {} against its own manifest",
+                folder.display()
+            ),
         )),
         Network::Offline(reason) => {
             let model = project.model_folder(None)?.path;
-            note_local_model(project, &model, "comes with the program")?;
-            Ok(Download::Nothing(format!(
-                "{reason}: the small model that comes with the program stands in for the 7B model \
-                 (--model-source DIR takes a local copy of that one)"
+            record_local_model(project, &model, "comes with the program")?;
+            Ok(Download::Skip(format!(
+                "{reason}: using the small model that ships with the program instead of the 7B model \
+                 (--model-source DIR uses a local copy of the 7B model)"
             )))
         }
     }
 }
 
-/// The record of a model that was not downloaded; one that tells how it was downloaded stays.
-fn note_local_model(project: &Project, model: &Path, source: &str) -> Result<()> {
+/// Writes the download record of a local model, unless there is one.
+fn record_local_model(project: &Project, model: &Path, source: &str) -> Result<()> {
     let path = project.file(paths::DOWNLOAD_INFO);
     let local_dir = model.display().to_string();
     let known = records::read_if_present::<DownloadInfo>(&path).ok().flatten();
@@ -151,7 +151,6 @@ fn note_local_model(project: &Project, model: &Path, source: &str) -> Result<()>
         model_id: model_folder_name(model),
         local_dir,
         model_size_gb: Some(gib(bytes)),
-        // Nothing was downloaded.
         download_time_seconds: None,
         extra: json!({"source": source, "bytes": bytes})
             .as_object()
@@ -161,7 +160,7 @@ fn note_local_model(project: &Project, model: &Path, source: &str) -> Result<()>
     records::write(&path, &record)
 }
 
-/// How to get the data sets.
+/// How the datasets are obtained.
 pub(super) fn datasets(
     project: &Project,
     sources: &[String],
@@ -176,7 +175,7 @@ pub(super) fn datasets(
     for source in sources {
         flags.extend(["--source".into(), source.into()]);
     }
-    let work = |flags: Vec<OsString>, inputs: Vec<PathBuf>| Work {
+    let plan = |flags: Vec<OsString>, inputs: Vec<PathBuf>| Plan {
         runs: vec![flags],
         inputs,
         outputs: outputs.clone(),
@@ -184,42 +183,39 @@ pub(super) fn datasets(
     let local: Vec<LocalSource> = sources.iter().filter_map(|source| source.parse().ok()).collect();
     let inputs = source_paths(sources);
     let reason = match network() {
-        Network::Online => return Ok(Download::Program(work(flags, inputs))),
+        Network::Online => return Ok(Download::Run(plan(flags, inputs))),
         Network::Offline(reason) => reason,
     };
-    // Without network: what there are copies of, and what was downloaded before.
-    let there = |dataset: &&Dataset| {
+    // Offline: local copies, and datasets that were downloaded before.
+    let is_available = |dataset: &&Dataset| {
         local.iter().any(|source| source.of(dataset).is_some())
             || raw.join(dataset.name).join("manifest.json").is_file()
     };
     let names: Vec<&str> = DATASETS
         .iter()
-        .filter(there)
+        .filter(is_available)
         .map(|dataset| dataset.name)
         .collect();
     flags.push("--offline".into());
     let only_synthetic = names == ["mtsamples"] && sources.is_empty() && is_synthetic(&raw.join("mtsamples"));
-    let note = if names.is_empty() || only_synthetic {
+    let warning = if names.is_empty() || only_synthetic {
         let mut source = OsString::from("mtsamples=");
         source.push(write_synthetic_reports(project)?);
         flags.extend(["--dataset".into(), "mtsamples".into(), "--source".into(), source]);
         format!(
-            "{reason}: a few synthetic reports that come with the program stand in for the data sets, enough to try the \
-             phases and not to train on (--dataset-source [NAME=]PATH takes local copies)"
+            "{reason}: using a few synthetic reports instead of the datasets, enough to try the phases but not to train on \
+             (--dataset-source [NAME=]PATH uses local copies)"
         )
     } else {
         for name in &names {
             flags.extend(["--dataset".into(), name.into()]);
         }
-        format!(
-            "{reason}: only {} are taken, from this machine",
-            names.join(" and ")
-        )
+        format!("{reason}: using only local data: {}", names.join(" and "))
     };
-    Ok(Download::StandIn(work(flags, inputs), note))
+    Ok(Download::Fallback(plan(flags, inputs), warning))
 }
 
-/// The paths of `[NAME=]PATH`.
+/// Returns the path of each `[NAME=]PATH`.
 fn source_paths(sources: &[String]) -> Vec<PathBuf> {
     let path = |source: &String| match source.split_once('=') {
         Some((name, path)) if Dataset::named(name).is_some() => PathBuf::from(path),
@@ -243,38 +239,38 @@ mod tests {
     }
 
     fn flags(download: &Download) -> Vec<String> {
-        let (Download::Program(work) | Download::StandIn(work, _)) = download else {
+        let (Download::Run(plan) | Download::Fallback(plan, _)) = download else {
             return Vec::new();
         };
-        let flags = work.runs.iter().flatten();
+        let flags = plan.runs.iter().flatten();
         flags.map(|flag| flag.to_string_lossy().into_owned()).collect()
     }
 
     #[test]
-    fn the_model_is_downloaded_copied_checked_or_stood_in_for() {
+    fn the_model_is_downloaded_copied_verified_or_replaced() {
         let (folder, project) = project();
-        let wish = |source| ModelWish { chosen: None, source };
-        let online = model(&project, &wish(None), || Network::Online).unwrap();
-        assert!(matches!(online, Download::Program(_)) && flags(&online).is_empty());
-        let copied = model(&project, &wish(Some(Path::new("/copy"))), offline).unwrap();
+        let choice = |source| ModelChoice { model: None, source };
+        let online = model(&project, &choice(None), || Network::Online).unwrap();
+        assert!(matches!(online, Download::Run(_)) && flags(&online).is_empty());
+        let copied = model(&project, &choice(Some(Path::new("/copy"))), offline).unwrap();
         assert_eq!(flags(&copied), ["--source", "/copy"]);
-        let Download::Nothing(reason) = model(&project, &wish(None), offline).unwrap() else {
-            panic!("something was to be downloaded");
+        let Download::Skip(reason) = model(&project, &choice(None), offline).unwrap() else {
+            panic!("not skipped");
         };
-        assert!(reason.contains("stands in for the 7B model"), "{reason}");
+        assert!(reason.contains("instead of the 7B model"), "{reason}");
         let record: DownloadInfo = records::read(&project.file(paths::DOWNLOAD_INFO)).unwrap();
         assert_eq!(record.model_id, "qwen25-vl-nano");
         assert!(record.extra["bytes"].as_u64().unwrap() > 20 << 20);
         assert_eq!(record.download_time_seconds, None);
         fs::create_dir_all(folder.path().join("models").join(BASE_MODEL)).unwrap();
         assert_eq!(
-            flags(&model(&project, &wish(None), offline).unwrap()),
+            flags(&model(&project, &choice(None), offline).unwrap()),
             ["--offline"]
         );
     }
 
     #[test]
-    fn without_network_there_are_copies_or_synthetic_reports() {
+    fn offline_datasets_are_local_copies_or_synthetic_reports() {
         let (folder, project) = project();
         let copied = datasets(&project, &["mtsamples=/x/rows.jsonl".to_owned()], offline).unwrap();
         assert_eq!(
@@ -299,7 +295,7 @@ mod tests {
     }
 
     #[test]
-    fn a_hub_that_takes_no_connection_is_offline() {
+    fn offline_mode_does_not_probe_the_hub() {
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let port = listener.local_addr().unwrap().port();
         let settings = HubSettings {

@@ -1,14 +1,13 @@
-//! All phases in order, each by its own program: what is up to date is skipped, what was cut off goes on.
+//! All phases in order, each run as a program: up-to-date phases are skipped, interrupted ones resume.
 //!
-//! A phase is a program of this installation, run as a user would run it. What a phase was made from and what it made is
-//! kept as hashes in `benchmarks/.pipeline_state.json`, written after each phase: a run that is killed loses no more than
-//! the phase in work, and most programs go on within theirs.
+//! `benchmarks/.pipeline_state.json` holds hashes of the inputs and outputs of each finished phase and is written after every
+//! phase. A run that is killed loses at most the current phase, and most programs resume within theirs.
 
 mod download;
 mod phase;
+mod plan;
 mod run;
 mod state;
-mod work;
 
 pub use self::phase::Phase;
-pub use self::run::{Ended, Pipeline, PipelineArgs, ProgramOptions, Step};
+pub use self::run::{Pipeline, PipelineOptions, Step, StepStatus};

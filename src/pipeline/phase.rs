@@ -44,7 +44,7 @@ impl Phase {
         Self::GenerateReport,
     ];
 
-    /// Its name, which is its program's.
+    /// Name of the phase and of its program.
     pub fn name(self) -> &'static str {
         match self {
             Self::ValidateEnvironment => "validate_environment",
@@ -60,12 +60,7 @@ impl Phase {
         }
     }
 
-    /// Its program may be missing: this version comes without it.
-    pub(super) fn may_be_missing(self) -> bool {
-        matches!(self, Self::FinetuneLora | Self::EvaluateFinetuned)
-    }
-
-    /// It takes a moment, and what it looks at has no hash: it always runs.
+    /// Whether the phase is never skipped: it is quick, and its inputs cannot be hashed.
     pub(super) fn always_runs(self) -> bool {
         matches!(self, Self::ValidateEnvironment | Self::GenerateReport)
     }
@@ -76,7 +71,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_are_the_flags_values_and_in_order() {
+    fn names_are_the_values_of_the_flags_in_order() {
         assert!(Phase::ALL.is_sorted());
         for phase in Phase::ALL {
             assert_eq!(Phase::from_str(phase.name(), false), Ok(phase));

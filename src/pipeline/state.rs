@@ -1,4 +1,4 @@
-//! What was made from what, as hashes.
+//! Hashes of the inputs and outputs of finished phases.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use crate::console::{self, Level};
+use crate::console::{Level, Notify};
 use crate::fs::RunLock;
 use crate::hub::{Checksum, Hasher};
 use crate::project::Project;
@@ -18,27 +18,27 @@ use crate::{Error, Result, records};
 const STATE: &str = "benchmarks/.pipeline_state.json";
 const LOCK: &str = "benchmarks/.pipeline_lock";
 
-/// The state of a project's pipeline, and the lock that makes this run its only one.
+/// State of a project's pipeline, locked by this process.
 #[derive(Debug)]
 pub(super) struct State {
     path: PathBuf,
-    kept: Kept,
+    file: StateFile,
     _lock: RunLock,
 }
 
-/// The file.
+/// Contents of the state file.
 #[derive(Debug, Default, Serialize, Deserialize)]
-struct Kept {
-    phases: BTreeMap<String, Finished>,
-    /// Hashes of large files, which are not read again while size and time stay.
+struct StateFile {
+    phases: BTreeMap<String, FinishedPhase>,
+    /// Hashes of files, valid while size and modification time are unchanged.
     files: BTreeMap<PathBuf, HashedFile>,
 }
 
 #[derive(Debug, PartialEq, Serialize, Deserialize)]
-struct Finished {
-    /// What it was made from: flags and the contents of its inputs.
+struct FinishedPhase {
+    /// Hash of flags and inputs.
     inputs: String,
-    /// The contents of what it made.
+    /// Hash of the outputs.
     outputs: String,
     seconds: f64,
     finished_at: String,
@@ -53,34 +53,36 @@ struct HashedFile {
 }
 
 impl State {
-    /// Reads the state; a broken one is set aside, which costs time and no result.
-    pub(super) fn open(project: &Project) -> Result<Self> {
+    /// Locks and reads the state. An unreadable state is reported and treated as empty: every phase is run again.
+    ///
+    /// # Errors
+    /// An error if another pipeline runs in the project folder.
+    pub(super) fn open(project: &Project, notify: Notify<'_>) -> Result<Self> {
         let folder = project.benchmarks();
         fs::create_dir_all(&folder).map_err(|error| Error::io(&folder, error))?;
         let lock = RunLock::on_file(&project.file(LOCK), project.root(), "pipeline")?;
         let path = project.file(STATE);
-        let kept = records::read_if_present(&path).unwrap_or_else(|error| {
-            let message = format!("{error}; every phase is looked at anew");
-            console::say(Level::WARN, &message);
+        let file = records::read_if_present(&path).unwrap_or_else(|error| {
+            notify(Level::WARN, &format!("{error}; every phase is run again"));
             None
         });
         Ok(Self {
             path,
-            kept: kept.unwrap_or_default(),
+            file: file.unwrap_or_default(),
             _lock: lock,
         })
     }
 
-    /// `phase` was made from `inputs` and what it made is as it was.
+    /// Whether `phase` was run with these `inputs` and its outputs are unchanged.
     pub(super) fn is_up_to_date(&mut self, phase: &str, inputs: &str, outputs: &[PathBuf]) -> Result<bool> {
-        let Some(finished) = self.kept.phases.get(phase) else {
+        let Some(finished) = self.file.phases.get(phase) else {
             return Ok(false);
         };
-        let (same, made) = (finished.inputs == inputs, finished.outputs.clone());
-        Ok(same && made == self.digest(outputs)?)
+        let (same_inputs, recorded) = (finished.inputs == inputs, finished.outputs.clone());
+        Ok(same_inputs && recorded == self.digest(outputs)?)
     }
 
-    /// Keeps that `phase` is finished.
+    /// Records that `phase` is finished.
     pub(super) fn finish(
         &mut self,
         phase: &str,
@@ -89,30 +91,30 @@ impl State {
         seconds: f64,
     ) -> Result<()> {
         let outputs = self.digest(outputs)?;
-        let finished = Finished {
+        let finished = FinishedPhase {
             inputs,
             outputs,
             seconds: records::seconds(seconds),
             finished_at: records::timestamp(),
         };
-        self.kept.phases.insert(phase.to_owned(), finished);
-        self.kept.files.retain(|path, _| path.exists());
-        records::write(&self.path, &self.kept)
+        self.file.phases.insert(phase.to_owned(), finished);
+        self.file.files.retain(|path, _| path.exists());
+        records::write(&self.path, &self.file)
     }
 
-    /// Forgets `phase`: what it made is about to change.
+    /// Removes the record of `phase`, whose outputs are about to change.
     pub(super) fn forget(&mut self, phase: &str) -> Result<()> {
-        match self.kept.phases.remove(phase) {
-            Some(_) => records::write(&self.path, &self.kept),
+        match self.file.phases.remove(phase) {
+            Some(_) => records::write(&self.path, &self.file),
             None => Ok(()),
         }
     }
 
-    /// A hash over the contents of files and folders; what is missing counts as such.
+    /// Returns a hash of the contents of files and folders; missing ones contribute nothing.
     pub(super) fn digest(&mut self, paths: &[PathBuf]) -> Result<String> {
         let mut hasher = Sha256::new();
         for (number, path) in paths.iter().enumerate() {
-            // By number and not by name: a project may be moved.
+            // By index, not by name: a project folder may be moved.
             hasher.update(format!("{number}\n"));
             let mut files = Vec::new();
             collect(path, &mut files)?;
@@ -129,7 +131,7 @@ impl State {
         let metadata = fs::metadata(path).map_err(|error| Error::io(path, error))?;
         let (bytes, modified, modified_nanoseconds) =
             (metadata.len(), metadata.mtime(), metadata.mtime_nsec());
-        if let Some(known) = self.kept.files.get(path)
+        if let Some(known) = self.file.files.get(path)
             && (known.bytes, known.modified, known.modified_nanoseconds)
                 == (bytes, modified, modified_nanoseconds)
         {
@@ -142,12 +144,12 @@ impl State {
             modified_nanoseconds,
             sha256: sha256.clone(),
         };
-        self.kept.files.insert(path.to_owned(), hashed);
+        self.file.files.insert(path.to_owned(), hashed);
         Ok(sha256)
     }
 }
 
-/// Files at or below `path`; hidden ones, which are work in progress, are left out.
+/// Lists the files at or below `path`, except hidden ones, which are partial.
 fn collect(path: &Path, files: &mut Vec<PathBuf>) -> Result<()> {
     let metadata = match fs::metadata(path) {
         Ok(metadata) => metadata,
@@ -186,12 +188,12 @@ mod tests {
         fs::create_dir(&output).unwrap();
         fs::write(output.join("a.json"), "1").unwrap();
         let outputs = [output.clone()];
-        let mut state = State::open(&project).unwrap();
+        let mut state = State::open(&project, &|_, _| {}).unwrap();
         assert!(!state.is_up_to_date("phase", "in", &outputs).unwrap());
         state.finish("phase", "in".to_owned(), &outputs, 1.0).unwrap();
         drop(state);
 
-        let mut state = State::open(&project).unwrap();
+        let mut state = State::open(&project, &|_, _| {}).unwrap();
         assert!(state.is_up_to_date("phase", "in", &outputs).unwrap());
         assert!(!state.is_up_to_date("phase", "other", &outputs).unwrap());
         assert!(!state.is_up_to_date("another", "in", &outputs).unwrap());
@@ -204,26 +206,29 @@ mod tests {
         fs::remove_dir_all(&output).unwrap();
         assert!(!state.is_up_to_date("phase", "in", &outputs).unwrap());
         state.forget("phase").unwrap();
-        assert!(state.kept.phases.is_empty());
+        assert!(state.file.phases.is_empty());
     }
 
     #[test]
     fn one_pipeline_at_a_time() {
         let (_folder, project) = project();
-        let state = State::open(&project).unwrap();
-        let message = State::open(&project).unwrap_err().to_string();
+        let state = State::open(&project, &|_, _| {}).unwrap();
+        let message = State::open(&project, &|_, _| {}).unwrap_err().to_string();
         assert!(message.contains("another pipeline"), "{message}");
         drop(state);
-        State::open(&project).unwrap();
+        State::open(&project, &|_, _| {}).unwrap();
     }
 
     #[test]
-    fn a_broken_state_is_begun_anew() {
+    fn an_unreadable_state_counts_as_empty() {
         let (_folder, project) = project();
-        drop(State::open(&project).unwrap());
+        drop(State::open(&project, &|_, _| {}).unwrap());
         for broken in ["", "{\"phases\": 3}", "{\"record_version\": 99}"] {
             fs::write(project.file(STATE), broken).unwrap();
-            assert!(State::open(&project).unwrap().kept.phases.is_empty(), "{broken}");
+            assert!(
+                State::open(&project, &|_, _| {}).unwrap().file.phases.is_empty(),
+                "{broken}"
+            );
         }
     }
 }

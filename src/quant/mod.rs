@@ -10,10 +10,13 @@ pub use self::config::{Awq, BitsAndBytes, Quantization};
 pub(crate) use self::parts::{Part, Storage};
 pub use self::weight::QuantizedWeight;
 
+use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
 
-/// A way of quantizing.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+use crate::project::{AWQ_SUFFIX, NF4_SUFFIX};
+
+/// A quantization method.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
 pub enum Method {
     /// bitsandbytes' NormalFloat 4.
     #[serde(rename = "bitsandbytes_NF4")]
@@ -24,6 +27,14 @@ pub enum Method {
 }
 
 impl Method {
+    /// Suffix of the folder name of models quantized with it.
+    pub fn suffix(self) -> &'static str {
+        match self {
+            Self::Nf4 => NF4_SUFFIX,
+            Self::Awq => AWQ_SUFFIX,
+        }
+    }
+
     /// Its name in the records.
     pub fn name(self) -> &'static str {
         match self {

@@ -17,7 +17,7 @@ use super::{
     nf4::{self, Nf4Options},
     quantize_base,
 };
-use crate::benchmark::BenchmarkArgs;
+use crate::benchmark::BenchmarkOptions;
 use crate::data::CalibrationPage;
 use crate::device::{DeviceChoice, select};
 use crate::fs::failpoint;
@@ -105,10 +105,10 @@ fn work(name: &str, root: &Path) {
         }
         _ => {
             let project = Project::open(Some(root)).unwrap();
-            let documents = BenchmarkArgs {
+            let documents = BenchmarkOptions {
                 documents: Some(root.join("documents.json")),
                 max_new_tokens: 4,
-                no_warm_up: true,
+                warm_up: false,
             };
             let run = BaseRun {
                 project: &project,

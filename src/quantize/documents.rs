@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use super::{Watch, run::BaseRun};
-use crate::benchmark::{BenchmarkArgs, BenchmarkRun, Pages, benchmark};
+use crate::benchmark::{BenchmarkOptions, BenchmarkRun, Pages, benchmark};
 use crate::device::Precision;
 use crate::fs::hex;
 use crate::records::{Accuracy, InferenceResult, round_to};
@@ -52,11 +52,11 @@ pub(super) fn document_accuracy(run: &BaseRun<'_>, dir: &Path, watch: Watch<'_>)
         adapter: None,
         selected: run.selected,
         precision: Precision::Auto,
-        args: &BenchmarkArgs {
-            no_warm_up: true,
+        options: &BenchmarkOptions {
+            warm_up: false,
             ..run.documents.clone()
         },
-        pages: Pages::Draw,
+        pages: Pages::Render,
         progress: &|done, all| match done {
             0 => (watch.total)(all as u64),
             _ => (watch.progress)(1),
@@ -68,7 +68,7 @@ pub(super) fn document_accuracy(run: &BaseRun<'_>, dir: &Path, watch: Watch<'_>)
 
 /// sha256 over the run's documents and the limit of an answer.
 pub(super) fn documents_digest(run: &BaseRun<'_>) -> Result<String> {
-    let documents = run.documents.documents()?;
+    let documents = run.documents.load_documents()?;
     let text = serde_json::to_vec(&(documents, run.documents.max_new_tokens))
         .map_err(|error| Error::Numeric(format!("the documents cannot be written as JSON: {error}")))?;
     Ok(hex(&Sha256::digest(&text)))

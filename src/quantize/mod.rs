@@ -12,12 +12,12 @@ mod crash_tests;
 mod documents;
 mod merge;
 pub mod nf4;
-mod options;
 mod run;
 mod saved;
 mod select;
 mod shards;
 mod source;
+mod summary;
 
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -27,10 +27,10 @@ use serde::Serialize;
 pub use self::accuracy::{Measured, OutputError, PageAccuracy, measure, measure_with};
 pub use self::documents::DocumentAccuracy;
 pub use self::merge::{MergeError, merge_error, merge_folder};
-pub use self::options::{QuantizeArgs, summary};
 pub use self::run::{BaseRun, quantize_base};
 pub use self::select::Calibration;
 pub use self::source::Source;
+pub use self::summary::summary;
 use crate::console::Unit;
 use crate::{Error, Result};
 

@@ -11,14 +11,14 @@ use super::{
     saved::SavedMeasurements,
     select::{Candidate, choose, measure_candidates},
 };
-use crate::benchmark::BenchmarkArgs;
+use crate::benchmark::BenchmarkOptions;
 use crate::console::Unit;
 use crate::data::{CalibrationPages, calibration_pages};
 use crate::device::{Selected, process_memory};
 use crate::engine::{LoadOptions, Reader};
 use crate::error::PromptError;
 use crate::fs::read_bounded;
-use crate::project::{AWQ_SUFFIX, NF4_SUFFIX, Project};
+use crate::project::Project;
 use crate::quant::{Method, nf4::WeightErrors};
 use crate::records::{
     self, AwqAttempt, BnbSetup, Extra, GpuMemory, MemoryFigure, QuantizationInfo, mib, seconds,
@@ -45,7 +45,7 @@ pub struct BaseRun<'a> {
     /// How many of them all models are measured on.
     pub measured_pages: usize,
     /// Documents that the model reads before and after.
-    pub documents: &'a BenchmarkArgs,
+    pub documents: &'a BenchmarkOptions,
 }
 
 impl BaseRun<'_> {
@@ -55,11 +55,7 @@ impl BaseRun<'_> {
 
     /// The folder that `method` makes.
     pub fn folder(&self, method: Method) -> PathBuf {
-        let suffix = match method {
-            Method::Nf4 => NF4_SUFFIX,
-            Method::Awq => AWQ_SUFFIX,
-        };
-        self.project.derived_model(self.model, suffix)
+        self.project.derived_model(self.model, method.suffix())
     }
 
     fn folder_name(&self, method: Method) -> String {

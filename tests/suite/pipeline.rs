@@ -88,8 +88,8 @@ fn the_whole_chain_without_network() {
         text(&output.stdout)
     );
     for said in [
-        "the small model that comes with the program stands in",
-        "synthetic reports that come with the program stand in",
+        "using the small model that ships with the program",
+        "using a few synthetic reports instead of the datasets",
         "[8/10] finetune_lora: skipped: an adapter that was not trained here",
     ] {
         assert!(messages.contains(said), "{said} is missing in {messages}");

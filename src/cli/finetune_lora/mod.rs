@@ -1,19 +1,18 @@
-//! Fine-tunes the model on the prepared pages.
+//! `finetune_lora`: fine-tunes the model on the prepared pages.
 
 mod flags;
 
 use std::cell::Cell;
 use std::process::ExitCode;
 
-use crate::cli::{CommonArgs, EXIT_CODES_HELP, EXIT_OK, fail, print};
-use crate::console::{Interrupt, Level, Unit, spinner};
-use crate::distributed::{Group, Place};
-use crate::training::{TrainingRun, summary, train};
-use crate::version::version;
-use anyhow::Context;
 use clap::Parser;
 
 use self::flags::TrainingArgs;
+use super::{CommonArgs, EXIT_CODES_HELP, EXIT_OK, Session, fail, print};
+use crate::console::{Level, Unit};
+use crate::distributed::{Group, Place};
+use crate::training::{TrainingRun, summary, train};
+use crate::version::version;
 
 const STOPPING: &str = "stopping after the current step, a checkpoint will be saved (continue with --resume)";
 
@@ -25,18 +24,18 @@ const STOPPING: &str = "stopping after the current step, a checkpoint will be sa
 /// process per GPU with torchrun, Slurm or Kubernetes (RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT).
 #[derive(Parser)]
 #[command(name = "finetune_lora", version = version(), after_help = EXIT_CODES_HELP)]
-struct Arguments {
+pub(super) struct Arguments {
     #[command(flatten)]
     train: TrainingArgs,
     #[command(flatten)]
     common: CommonArgs,
 }
 
-/// Runs the program; its exit code.
-pub fn main() -> ExitCode {
+/// Runs the program and returns its exit code.
+pub(super) fn main() -> ExitCode {
     let mut arguments = Arguments::parse();
     let place = Place::from_env();
-    // Of several processes the first one speaks for all; errors are everyone's own.
+    // Only rank 0 prints messages; every process prints its errors.
     let follows = matches!(&place, Ok(Some(place)) if place.rank > 0);
     arguments.common.quiet |= follows && arguments.common.verbose == 0;
     arguments.common.start_logging(Level::WARN);
@@ -56,31 +55,32 @@ fn run(arguments: &Arguments, place: Option<Place>) -> anyhow::Result<ExitCode> 
         .map(|place| Group::join(place, selected.device))
         .transpose()?;
     let leads = group.as_ref().is_none_or(|group| group.place().rank == 0);
-    let interrupt = Interrupt::install(STOPPING).context("cannot listen for Ctrl-C")?;
-    let bar = spinner("preparing the training");
-    let training = Cell::new(false);
-    let record = train(&TrainingRun {
-        project: &project,
-        model: &model,
-        options: &options,
-        device: selected.device,
-        precision: arguments.common.precision.into(),
-        resume: arguments.train.resume,
-        stop: interrupt.flag(),
-        group: group.as_ref(),
-        on_step: &|report, steps| {
-            if !training.replace(true) {
-                bar.begin("training", Unit::Of("updates"), steps);
-            }
-            bar.set_position(report.step);
-            bar.set_message(format!(
-                "loss {:.4}, lr {:.1e}, {:.0} tokens/s",
-                report.loss, report.learning_rate, report.tokens_per_second
-            ));
-        },
-    });
-    bar.finish_and_clear();
-    let record = record?;
+    let record = {
+        let session = Session::start(selected, STOPPING)?;
+        session.begin("preparing the training");
+        let bar = &session.bar;
+        let training = Cell::new(false);
+        train(&TrainingRun {
+            project: &project,
+            model: &model,
+            options: &options,
+            device: session.selected.device,
+            precision: arguments.common.precision,
+            resume: arguments.train.resume,
+            stop: session.stop(),
+            group: group.as_ref(),
+            on_step: &|report, steps| {
+                if !training.replace(true) {
+                    bar.begin("training", Unit::Of("updates"), steps);
+                }
+                bar.set_position(report.step);
+                bar.set_message(format!(
+                    "loss {:.4}, lr {:.1e}, {:.0} tokens/s",
+                    report.loss, report.learning_rate, report.tokens_per_second
+                ));
+            },
+        })?
+    };
     if leads {
         print(&summary(&record))?;
     }

@@ -1,4 +1,4 @@
-//! `medvision doctor`: what is installed, what is wrong and how to mend it.
+//! `medvision doctor`: diagnoses the installation.
 
 use std::process::ExitCode;
 
@@ -22,7 +22,7 @@ pub(super) struct DoctorArgs {
     common: CommonArgs,
 }
 
-/// Prints the report; the exit code says whether pages can be read.
+/// Prints the report; the exit code tells whether pages can be read.
 pub(super) fn run(args: &DoctorArgs) -> anyhow::Result<ExitCode> {
     args.common.start_logging(Level::WARN);
     let report = doctor::examine(&args.common.project()?, &args.common.choices());

@@ -1,17 +1,17 @@
-//! `medvision merge`: an adapter into its base, for programs that take no adapters.
+//! `medvision merge`: merges an adapter into its base model.
 
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Instant;
 
-use anyhow::{Context, bail};
+use anyhow::bail;
 use clap::ValueEnum;
 use serde::Serialize;
 use tch::Device;
 
-use crate::cli::{self, AdapterArgs, CommonArgs, EXIT_CODES_HELP, EXIT_OK};
-use crate::console::{self, Interrupt, Level, Unit};
+use crate::cli::{self, AdapterArgs, CommonArgs, EXIT_CODES_HELP, EXIT_OK, Session};
+use crate::console::{Level, Unit};
 use crate::data::{CalibrationPage, CalibrationPages, calibration_pages};
 use crate::device::process_memory;
 use crate::lora::{Adapter, Found, find};
@@ -59,28 +59,28 @@ pub(super) struct MergeArgs {
     common: CommonArgs,
 }
 
-/// `--requantize` as typed.
+/// Quantization methods of `--requantize`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Requantize {
     /// bitsandbytes' NormalFloat 4
     Nf4,
 }
 
-/// What a run made, for benchmarks/merge_info.json.
+/// The record `benchmarks/merge_info.json`.
 #[derive(Debug, Serialize)]
 struct MergeInfo {
     base_model_dir: String,
     base_quantized: bool,
     adapter_path: String,
     rank: usize,
-    /// The base with the adapter beside it.
+    /// Accuracy of the base with the adapter attached.
     unmerged: Option<PageAccuracy>,
     merged: Merged,
     requantized: Option<Merged>,
     timestamp: String,
 }
 
-/// One folder.
+/// One output folder.
 #[derive(Debug, Serialize)]
 struct Merged {
     output_dir: String,
@@ -89,11 +89,11 @@ struct Merged {
     output_bytes: u64,
     peak_memory_bytes: Option<u64>,
     weight_error: MergeError,
-    /// Against the base with the adapter beside it.
+    /// Compared with the base with the adapter attached.
     answers: Option<PageAccuracy>,
 }
 
-/// One run's work.
+/// Inputs of a run.
 struct Merge<'a> {
     base: &'a Path,
     adapter: &'a Adapter,
@@ -109,7 +109,7 @@ pub(super) fn run(args: &MergeArgs) -> anyhow::Result<ExitCode> {
     let base = base(&project, &args.common)?;
     let dir = adapter_folder(args, &project, &base)?;
     let adapter = Adapter::read(&dir)?;
-    cli::warn_of(&base, Some(&dir));
+    cli::print_folder_warnings(&base, Some(&dir));
     let out = project.new_model(
         args.out.as_deref(),
         &name(&project.derived_model(&base, MERGED_SUFFIX)),
@@ -120,32 +120,26 @@ pub(super) fn run(args: &MergeArgs) -> anyhow::Result<ExitCode> {
     {
         bail!("{}: --out must differ from the base model folder", out.display());
     }
-    let device = args.common.select_device()?.device;
-    let pages = calibration_pages(&project, args.calibration_pages)?;
-    let interrupt = Interrupt::install(STOPPING).context("cannot listen for Ctrl-C")?;
-    let bar = console::progress();
-    let watch = Watch {
-        stage: &|name, unit, count| bar.begin(name, unit, count),
-        total: &|count| bar.set_length(count),
-        progress: &|count| bar.inc(count),
-        stop: interrupt.flag(),
+    let info = {
+        let session = Session::start(args.common.select_device()?, STOPPING)?;
+        let pages = calibration_pages(&project, args.calibration_pages)?;
+        session.watched(|watch| {
+            let merge = Merge {
+                base: &base,
+                adapter: &adapter,
+                pages: &pages,
+                device: session.selected.device,
+                watch,
+            };
+            merge.run(&out, args.requantize, &dir)
+        })?
     };
-    let work = Merge {
-        base: &base,
-        adapter: &adapter,
-        pages: &pages,
-        device,
-        watch,
-    };
-    let info = work.run(&out, args.requantize, &dir);
-    bar.finish_and_clear();
-    let info = info?;
     records::write(&project.file(records::paths::MERGE_INFO), &info)?;
     cli::print(&summary(&info))?;
     Ok(ExitCode::from(EXIT_OK))
 }
 
-/// The model to merge into; without a choice the base, and where only its NF4 form is there, that.
+/// The model to merge into: --model, the base model, or its NF4 folder if only that exists.
 fn base(project: &Project, common: &CommonArgs) -> anyhow::Result<PathBuf> {
     let nf4 = project.derived_model(Path::new(BASE_MODEL), NF4_SUFFIX);
     if common.model.is_none() && !project.models().join(BASE_MODEL).is_dir() && nf4.is_dir() {
@@ -219,7 +213,7 @@ impl Merge<'_> {
         })
     }
 
-    /// What `make` makes, and its weights' error.
+    /// Runs `make` and measures the weight error of the folder that it writes.
     fn made(&self, make: impl FnOnce(Watch<'_>) -> crate::Result<Outcome>) -> crate::Result<Merged> {
         let (start, before) = (Instant::now(), process_memory());
         let outcome = make(self.watch)?;
@@ -249,7 +243,7 @@ impl Merge<'_> {
         Ok(Some(measured.accuracy))
     }
 
-    /// What `measure` makes of the pages, as a stage of its own.
+    /// Runs `measure` on the pages as a stage of its own.
     fn measured(
         &self,
         stage: &str,

@@ -1,4 +1,4 @@
-//! The subcommands of `medvision`.
+//! `medvision` and its subcommands.
 
 mod doctor;
 mod extract;
@@ -25,8 +25,8 @@ use crate::error::PromptError;
 use crate::prompts::EXTRACTION_PROMPT;
 use crate::{Error, Result, console};
 
-/// What `medvision` prints when it is run without a subcommand.
-const MAP: &str = "\
+/// Output of `medvision` without a subcommand.
+const OVERVIEW: &str = "\
 medvision reads medical documents with Qwen2.5-VL, entirely on this machine.
 
   medvision extract page.png           extract the text of a page
@@ -39,14 +39,14 @@ medvision reads medical documents with Qwen2.5-VL, entirely on this machine.
 ";
 
 /// Read medical documents with Qwen2.5-VL, entirely on this machine.
-#[derive(Debug, Parser)]
+#[derive(Parser)]
 #[command(name = "medvision", version = crate::version::version(), after_help = EXIT_CODES_HELP)]
-struct Medvision {
+pub(super) struct Arguments {
     #[command(subcommand)]
     command: Option<Command>,
 }
 
-#[derive(Debug, Subcommand)]
+#[derive(Subcommand)]
 enum Command {
     /// Extract text from page images
     Extract(Box<extract::ExtractArgs>),
@@ -57,15 +57,15 @@ enum Command {
     Merge(Box<merge::MergeArgs>),
     /// Run all phases in order, from environment check to report
     #[cfg(feature = "pipeline")]
-    Pipeline(Box<pipeline::PipelineCommand>),
+    Pipeline(Box<pipeline::PipelineArgs>),
     /// Diagnose the installation and suggest fixes
     Doctor(doctor::DoctorArgs),
 }
 
-/// Runs the command line; its exit code.
-pub fn main() -> ExitCode {
-    let outcome = match Medvision::parse().command {
-        None => cli::print(MAP).map(|()| ExitCode::from(EXIT_OK)),
+/// Runs the program and returns its exit code.
+pub(super) fn main() -> ExitCode {
+    let outcome = match Arguments::parse().command {
+        None => cli::print(OVERVIEW).map(|()| ExitCode::from(EXIT_OK)),
         Some(Command::Extract(args)) => extract::run(&args),
         Some(Command::Trace(args)) => trace::run(&args),
         #[cfg(feature = "pipeline")]
@@ -77,7 +77,7 @@ pub fn main() -> ExitCode {
     outcome.unwrap_or_else(|error| cli::fail(&error))
 }
 
-/// The prompt as given, or the default where it is blank; too long a prompt is refused before any work.
+/// Returns the prompt, or the default if it is blank; a prompt that is too long is rejected before any work.
 fn prompt_or_default(prompt: Option<&str>) -> Result<String> {
     let prompt = prompt
         .filter(|prompt| !prompt.trim().is_empty())
@@ -90,18 +90,18 @@ fn prompt_or_default(prompt: Option<&str>) -> Result<String> {
     Ok(prompt.to_owned())
 }
 
-/// Reads one page; a panic ends this page and not the run.
+/// Reads one page. A panic becomes an error, so that the next page can be read.
 fn read_safely(
     reader: &mut Reader,
     request: &ReadRequest,
     on_text: &mut dyn FnMut(&str) -> ControlFlow<()>,
 ) -> Result<Reading> {
-    // The reader begins each page anew, whatever state the last one left behind.
+    // Unwind safe: the reader resets its state at the start of each page.
     catch_unwind(AssertUnwindSafe(|| reader.read(request, on_text)))
         .unwrap_or_else(|_| Err(Error::Numeric("internal error; this page was skipped".to_owned())))
 }
 
-/// What decides the size of pages.
+/// Load options that determine the size of pages.
 fn page_options(adapter: Option<&Path>, pixels: &PixelArgs) -> LoadOptions {
     LoadOptions {
         min_pixels: pixels.min_pixels,
@@ -111,7 +111,7 @@ fn page_options(adapter: Option<&Path>, pixels: &PixelArgs) -> LoadOptions {
     }
 }
 
-/// Chooses the device and loads a model folder and an adapter on it.
+/// Selects the device and loads a model folder and an adapter on it.
 fn load_model(
     folder: &Path,
     adapter: Option<&Path>,
@@ -123,13 +123,13 @@ fn load_model(
     let spinner = console::spinner("loading the model");
     let options = LoadOptions {
         device: selected.device,
-        precision: common.precision.into(),
+        precision: common.precision,
         ..page_options(adapter, pixels)
     };
     let reader = Reader::load(folder, &options);
     spinner.finish_and_clear();
     let reader = reader?;
-    cli::say_warnings(reader.warnings());
+    cli::print_warnings(reader.warnings());
     tracing::info!(seconds = start.elapsed().as_secs_f64(), "model loaded");
     Ok(reader)
 }

@@ -1,4 +1,4 @@
-//! `medvision trace`: the tensors of every stage, for whoever compares two implementations.
+//! `medvision trace`: dumps the tensors of every stage, to compare implementations.
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -70,6 +70,7 @@ pub(super) struct TraceArgs {
 /// Runs the stages once and writes their tensors.
 pub(super) fn run(args: &TraceArgs) -> anyhow::Result<ExitCode> {
     args.common.start_logging(Level::WARN);
+    console::exit_on_signal("interrupted")?;
     let prompt = prompt_or_default(args.prompt.as_deref())?;
     let project = args.common.project()?;
     let model = args.common.model_folder(&project)?;

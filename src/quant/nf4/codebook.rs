@@ -43,12 +43,12 @@ const FP4: [f32; 16] = {
 /// Number format of a packed weight.
 ///
 /// Reference: [`get_4bit_type`](https://github.com/bitsandbytes-foundation/bitsandbytes/blob/37d2a9387f7146ccb85517ff45c665d345bfda79/bitsandbytes/functional.py#L772-L859).
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum QuantType {
-    /// NormalFloat 4: sixteen quantiles of the normal distribution.
+    /// NormalFloat: 16 quantiles of the normal distribution.
     Nf4,
-    /// Float 4: sign, two bits of exponent, one of mantissa.
+    /// Float: 1 sign, 2 exponent and 1 mantissa bit.
     Fp4,
 }
 

@@ -1,4 +1,4 @@
-//! `medvision extract`: pages in, their text out.
+//! `medvision extract`: extracts the text of page images.
 
 mod output;
 
@@ -69,7 +69,7 @@ pub(super) struct ExtractArgs {
     common: CommonArgs,
 }
 
-/// Reads every page; the exit code says whether all could be read.
+/// Reads every page; the exit code tells whether all could be read.
 pub(super) fn run(args: &ExtractArgs) -> anyhow::Result<ExitCode> {
     args.common.start_logging(Level::WARN);
     let prompt = prompt_or_default(args.prompt.as_deref())?;
@@ -91,7 +91,7 @@ pub(super) fn run(args: &ExtractArgs) -> anyhow::Result<ExitCode> {
     } else {
         Progress::without_bar()
     };
-    // Where they cannot be told, loading the model says why.
+    // If they cannot be determined, loading the model reports why.
     let bounds = page_bounds(&model.path, &page_options(adapter.as_deref(), &args.pixels)).ok();
     let mut extraction = Extraction {
         args,
@@ -99,7 +99,8 @@ pub(super) fn run(args: &ExtractArgs) -> anyhow::Result<ExitCode> {
         bounds,
         model: model.path,
         adapter,
-        loaded: None,
+        reader: None,
+        interrupt: Interrupt::install(STOPPING)?,
         bar,
         pages: sources.len(),
         pages_read: 0,
@@ -108,17 +109,10 @@ pub(super) fn run(args: &ExtractArgs) -> anyhow::Result<ExitCode> {
     extraction.run(sources, &mut PageWriter::new(io::stdout(), style))
 }
 
-/// What Ctrl-C is answered with.
 const STOPPING: &str = "stopping after the next token";
 
-/// A model ready to read.
-struct Loaded {
-    reader: Reader,
-    interrupt: Interrupt,
-}
-
-/// What became of one page.
-enum Outcome {
+/// Result of one page.
+enum PageStatus {
     Read,
     Failed,
     Interrupted,
@@ -127,12 +121,13 @@ enum Outcome {
 struct Extraction<'a> {
     args: &'a ExtractArgs,
     prompt: String,
-    /// The sizes that pages are scaled to as they are decoded.
+    /// Range of sizes that pages are scaled to while they are decoded.
     bounds: Option<PixelBounds>,
     model: PathBuf,
     adapter: Option<PathBuf>,
-    /// Loaded for the first page that can be decoded: a mistyped name should not wait for gigabytes.
-    loaded: Option<Loaded>,
+    /// Loaded for the first page that can be decoded, so that a mistyped name does not wait for gigabytes.
+    reader: Option<Reader>,
+    interrupt: Interrupt,
     bar: Progress,
     pages: usize,
     pages_read: usize,
@@ -149,9 +144,9 @@ impl Extraction<'_> {
         let mut interrupted = false;
         for source in sources {
             match self.page(source, out)? {
-                Outcome::Read => self.pages_read += 1,
-                Outcome::Failed => self.pages_failed += 1,
-                Outcome::Interrupted => {
+                PageStatus::Read => self.pages_read += 1,
+                PageStatus::Failed => self.pages_failed += 1,
+                PageStatus::Interrupted => {
                     interrupted = true;
                     break;
                 }
@@ -160,7 +155,7 @@ impl Extraction<'_> {
         }
         self.bar.finish_and_clear();
         if self.pages > 1 || self.pages_read > 0 {
-            self.summarise(start.elapsed().as_secs_f64());
+            self.print_summary(start.elapsed().as_secs_f64());
         }
         Ok(ExitCode::from(match (interrupted, self.pages_failed) {
             (true, _) => EXIT_INTERRUPTED,
@@ -169,30 +164,22 @@ impl Extraction<'_> {
         }))
     }
 
-    /// Reads one page. An error is one that no other page can escape: the model, the prompt, standard output.
+    /// Reads one page. Errors that affect every page (the model, the prompt, standard output) are returned.
     fn page(
         &mut self,
         source: crate::Result<Source>,
         out: &mut PageWriter<impl Write>,
-    ) -> anyhow::Result<Outcome> {
+    ) -> anyhow::Result<PageStatus> {
         let source = match source {
             Ok(source) => source,
             Err(error) => return Ok(self.failed("", &error)),
         };
         let name = source.name();
-        if self
-            .loaded
-            .as_ref()
-            .is_some_and(|loaded| loaded.interrupt.stop_requested())
-        {
-            return Ok(Outcome::Interrupted);
+        if self.interrupt.stop_requested() {
+            return Ok(PageStatus::Interrupted);
         }
         let read = || source.read(self.args.files.limit());
-        let bytes = match &self.loaded {
-            Some(loaded) => loaded.interrupt.exiting_immediately(read),
-            None => read(),
-        };
-        let bytes = match bytes {
+        let bytes = match self.interrupt.exiting_immediately(read) {
             Ok(bytes) => bytes,
             Err(error) => return Ok(self.failed(&name, &error)),
         };
@@ -205,40 +192,38 @@ impl Extraction<'_> {
         let mut request = ReadRequest::page(&self.prompt, page);
         request.overrides = self.args.generation.overrides();
 
-        let mut loaded = match self.loaded.take() {
-            Some(loaded) => loaded,
+        if self.interrupt.stop_requested() {
+            return Ok(PageStatus::Interrupted);
+        }
+        let mut reader = match self.reader.take() {
+            Some(reader) => reader,
             None => self.load()?,
         };
-        if loaded.interrupt.stop_requested() {
-            return Ok(Outcome::Interrupted);
-        }
-        let outcome = self.read(&mut loaded, &name, &request, &warnings, out);
-        self.loaded = Some(loaded);
-        outcome
+        let status = self.read(&mut reader, &name, &request, &warnings, out);
+        self.reader = Some(reader);
+        status
     }
 
-    fn load(&self) -> anyhow::Result<Loaded> {
+    fn load(&self) -> anyhow::Result<Reader> {
         let (adapter, args) = (self.adapter.as_deref(), self.args);
-        let reader = self
-            .bar
-            .suspend(|| load_model(&self.model, adapter, &args.common, &args.pixels))?;
+        let load = || load_model(&self.model, adapter, &args.common, &args.pixels);
+        let reader = self.bar.suspend(|| self.interrupt.exiting_immediately(load))?;
         self.bar.begin("reading", Unit::Of("pages"), self.pages as u64);
         self.bar
             .set_position((self.pages_read + self.pages_failed) as u64);
-        let interrupt = Interrupt::install(STOPPING).context("cannot listen for Ctrl-C")?;
-        Ok(Loaded { reader, interrupt })
+        Ok(reader)
     }
 
     fn read(
         &self,
-        loaded: &mut Loaded,
+        reader: &mut Reader,
         name: &str,
         request: &ReadRequest,
         warnings: &[PageWarning],
         out: &mut PageWriter<impl Write>,
-    ) -> anyhow::Result<Outcome> {
+    ) -> anyhow::Result<PageStatus> {
         const STDOUT: &str = "cannot write to standard output";
-        let Loaded { reader, interrupt } = loaded;
+        let interrupt = &self.interrupt;
         out.begin(name).context(STDOUT)?;
         let mut written = Ok(());
         let result = read_safely(reader, request, &mut |piece| {
@@ -254,14 +239,14 @@ impl Extraction<'_> {
             Ok(reading) => {
                 out.end(&PageRecord::new(name, &reading, warnings, reader.info()))
                     .context(STDOUT)?;
-                self.bar.suspend(|| report(name, &reading, warnings));
+                self.bar.suspend(|| print_statistics(name, &reading, warnings));
                 Ok(if interrupt.stop_requested() {
-                    Outcome::Interrupted
+                    PageStatus::Interrupted
                 } else {
-                    Outcome::Read
+                    PageStatus::Read
                 })
             }
-            // The flags are wrong for every page.
+            // The flags are invalid for every page.
             Err(error @ Error::Prompt(PromptError::TooLong { .. } | PromptError::Option { .. })) => {
                 Err(error.into())
             }
@@ -272,17 +257,17 @@ impl Extraction<'_> {
         }
     }
 
-    fn failed(&self, name: &str, error: &Error) -> Outcome {
+    fn failed(&self, name: &str, error: &Error) -> PageStatus {
         let message = match error {
             Error::Io { .. } => error.to_string(),
             Error::Numeric(_) => format!("{name}: {error} (model {})", self.model.display()),
             error => format!("{name}: {error}"),
         };
         self.bar.suspend(|| console::say(Level::ERROR, &message));
-        Outcome::Failed
+        PageStatus::Failed
     }
 
-    fn summarise(&self, seconds: f64) {
+    fn print_summary(&self, seconds: f64) {
         let plural = if self.pages_read == 1 { "page" } else { "pages" };
         let memory = device::process_memory().map_or_else(String::new, |memory| {
             format!(", peak memory {} MiB", memory.peak_resident_bytes >> 20)
@@ -295,8 +280,8 @@ impl Extraction<'_> {
     }
 }
 
-/// One page's figures, and warnings where the file is not whole or the answer did not end by itself.
-fn report(name: &str, reading: &Reading, warnings: &[PageWarning]) {
+/// Prints a page's statistics, and warnings if the file is truncated or the answer is incomplete.
+fn print_statistics(name: &str, reading: &Reading, warnings: &[PageWarning]) {
     let speed = reading
         .tokens_per_second()
         .map_or_else(String::new, |speed| format!(", then {speed:.0} tokens/s"));

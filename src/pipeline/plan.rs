@@ -1,31 +1,32 @@
-//! What each phase runs, reads and makes.
+//! Runs, inputs and outputs of each phase.
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
 use crate::lora::own_folder;
-use crate::project::{AWQ_SUFFIX, LORA_SUFFIX, NF4_SUFFIX, Project};
+use crate::project::{LORA_SUFFIX, Project};
+use crate::quant::Method;
 use crate::records::{self, QuantizationInfo, paths};
 
 use super::Phase;
 
-/// One phase's programs, inputs and outputs.
+/// Runs of a phase's program, its inputs and its outputs.
 #[derive(Debug, Default)]
-pub(super) struct Work {
-    /// Arguments beside the common ones, once for each time the program is run.
+pub(super) struct Plan {
+    /// Additional arguments of each run.
     pub runs: Vec<Vec<OsString>>,
-    /// What the outputs depend on.
+    /// Files and folders that the outputs depend on.
     pub inputs: Vec<PathBuf>,
-    /// What is there afterwards.
+    /// Files and folders that the runs write.
     pub outputs: Vec<PathBuf>,
 }
 
-/// The work of a phase that downloads nothing; `base` is the base model's folder.
-pub(super) fn work(phase: Phase, project: &Project, base: &Path) -> Work {
+/// Returns the plan of a phase that is not a download; `base` is the base model's folder.
+pub(super) fn plan(phase: Phase, project: &Project, base: &Path) -> Plan {
     let file = |name: &str| project.file(name);
     let (nf4, awq) = (
-        project.derived_model(base, NF4_SUFFIX),
-        project.derived_model(base, AWQ_SUFFIX),
+        project.derived_model(base, Method::Nf4.suffix()),
+        project.derived_model(base, Method::Awq.suffix()),
     );
     let test_images = file("datasets/test_images");
     let splits = [paths::TRAIN, paths::VAL, paths::TEST].map(file);
@@ -48,7 +49,7 @@ pub(super) fn work(phase: Phase, project: &Project, base: &Path) -> Work {
         ),
         Phase::PrepareTrainingData => (
             once(),
-            // Each names the files of its data set with their hashes.
+            // A manifest has the hashes of its dataset's files.
             crate::data::DATASETS
                 .iter()
                 .map(|dataset| file("datasets/raw").join(dataset.name).join("manifest.json"))
@@ -77,7 +78,7 @@ pub(super) fn work(phase: Phase, project: &Project, base: &Path) -> Work {
         | Phase::DownloadModel
         | Phase::DownloadDatasets => (once(), Vec::new(), Vec::new()),
     };
-    Work {
+    Plan {
         runs,
         inputs,
         outputs,
@@ -88,7 +89,7 @@ fn once() -> Vec<Vec<OsString>> {
     vec![Vec::new()]
 }
 
-/// One run a method that worked; NF4 where no record tells.
+/// One run per method that succeeded; NF4 if there is no record.
 fn benchmarks_of(project: &Project) -> Vec<Vec<OsString>> {
     let record = records::read_if_present::<QuantizationInfo>(&project.file(paths::QUANTIZATION_INFO));
     let made = match record {
