@@ -1,6 +1,7 @@
 //! `medvision` as a user runs it.
 
 use std::fs::{self, File};
+use std::process::Command;
 
 use super::program::{code, medvision, run, stderr, stdout, text};
 
@@ -31,6 +32,77 @@ fn help_tells_flags_variables_and_exit_codes() {
     ] {
         assert!(help.contains(part), "{part} is missing in {help}");
     }
+}
+
+/// Every program of the binary.
+const PROGRAMS: [&str; 12] = [
+    "medvision",
+    "server",
+    "validate_environment",
+    "download_model",
+    "benchmark_baseline",
+    "quantize_base",
+    "benchmark_quantized",
+    "download_datasets",
+    "prepare_training_data",
+    "finetune_lora",
+    "evaluate_finetuned",
+    "generate_report",
+];
+
+#[test]
+fn completions_cover_every_program() {
+    for shell in ["bash", "elvish", "fish", "zsh"] {
+        let output = run(&["completions", shell]);
+        assert_eq!(code(&output), 0, "{}", stderr(&output));
+        let script = stdout(&output);
+        for program in PROGRAMS {
+            assert!(script.contains(program), "{shell}: {program}");
+        }
+        for flag in ["max-new-tokens", "lora-rank", "queue-deadline-seconds"] {
+            assert!(script.contains(flag), "{shell}: {flag}");
+        }
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let script = folder.path().join("completions.bash");
+    fs::write(&script, stdout(&run(&["completions", "bash"]))).unwrap();
+    let bash = Command::new("bash")
+        .args([
+            "-c",
+            r#"source "$1" && complete -p "${@:2}""#,
+            "bash",
+            text(&script),
+        ])
+        .args(PROGRAMS)
+        .output()
+        .unwrap();
+    assert_eq!(code(&bash), 0, "{}", stderr(&bash));
+    assert_eq!(stdout(&bash).lines().count(), PROGRAMS.len());
+    assert_eq!(code(&run(&["completions", "powershell"])), 2);
+}
+
+#[test]
+fn every_program_and_command_has_a_manual_page() {
+    for page in PROGRAMS
+        .iter()
+        .chain(&["medvision-extract", "medvision-pipeline"])
+    {
+        let output = run(&["man", page]);
+        assert_eq!(code(&output), 0, "{}", stderr(&output));
+        let roff = stdout(&output);
+        assert!(roff.contains(&format!(".TH {page} 1 ")), "{roff}");
+        for part in [".SH NAME", ".SH SYNOPSIS", ".SH OPTIONS", "Exit codes"] {
+            assert!(roff.contains(part) || *page == "medvision", "{page}: {part}");
+        }
+    }
+    assert_eq!(stdout(&run(&["man"])), stdout(&run(&["man", "medvision"])));
+    let unknown = run(&["man", "no-such-program"]);
+    assert_eq!(code(&unknown), 1);
+    assert!(
+        stderr(&unknown).contains("medvision-extract"),
+        "{}",
+        stderr(&unknown)
+    );
 }
 
 #[test]

@@ -1,8 +1,12 @@
 //! `medvision` and its subcommands.
 
+#[cfg(feature = "pipeline")]
+mod completions;
 mod doctor;
 mod extract;
 mod inputs;
+#[cfg(feature = "pipeline")]
+mod man;
 #[cfg(feature = "pipeline")]
 mod merge;
 mod options;
@@ -60,6 +64,12 @@ enum Command {
     Pipeline(Box<pipeline::PipelineArgs>),
     /// Diagnose the installation and suggest fixes
     Doctor(doctor::DoctorArgs),
+    /// Print shell completions for all programs
+    #[cfg(feature = "pipeline")]
+    Completions(completions::CompletionsArgs),
+    /// Print a manual page, in roff format
+    #[cfg(feature = "pipeline")]
+    Man(man::ManArgs),
 }
 
 /// Runs the program and returns its exit code.
@@ -73,6 +83,10 @@ pub(super) fn main() -> ExitCode {
         #[cfg(feature = "pipeline")]
         Some(Command::Pipeline(args)) => pipeline::run(&args),
         Some(Command::Doctor(args)) => doctor::run(&args),
+        #[cfg(feature = "pipeline")]
+        Some(Command::Completions(args)) => completions::run(&args),
+        #[cfg(feature = "pipeline")]
+        Some(Command::Man(args)) => man::run(&args),
     };
     outcome.unwrap_or_else(|error| cli::fail(&error))
 }
