@@ -10,7 +10,7 @@ use serde_json::{Map, Value, json};
 
 /// A section of `config.json`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Part {
+pub(crate) enum ConfigSection {
     /// The top level.
     Root,
     /// The language model: `text_config`, or the top level of a flat file.
@@ -23,7 +23,7 @@ pub(crate) enum Part {
     VisionRope,
 }
 
-impl Part {
+impl ConfigSection {
     /// The default of `key`; `None` if the key is required.
     pub(crate) fn default_of(self, key: &str) -> Option<&'static Value> {
         static DEFAULTS: LazyLock<Value> = LazyLock::new(defaults);

@@ -141,11 +141,11 @@ impl TensorFile {
             .map(|(name, text)| (name.as_str(), text.len()))
             .collect();
         let text = header(&self.tensors, self.data_end, &named);
-        let room = self.data_start as usize - 8;
-        assert!(text.len() <= room, "notes are no longer than planned");
-        let mut start = ((room as u64).to_le_bytes()).to_vec();
+        let capacity = self.data_start as usize - 8;
+        assert!(text.len() <= capacity, "notes are no longer than planned");
+        let mut start = ((capacity as u64).to_le_bytes()).to_vec();
         start.extend_from_slice(text.as_bytes());
-        start.resize(room + 8, b' ');
+        start.resize(capacity + 8, b' ');
         let all = notes.concat();
         let end = self.data_start + self.data_end;
         let write = || -> io::Result<()> {

@@ -8,7 +8,7 @@ use tokenizers::normalizers::NFC;
 use tokenizers::{AddedToken, DecoderWrapper, NormalizerWrapper, Tokenizer};
 
 use super::{ChatTemplate, Content, Grid, Message, Role, Span, chat::token_text, vocabulary::Vocabulary};
-use crate::checkpoint::config_defaults::Part;
+use crate::checkpoint::config_defaults::ConfigSection;
 use crate::checkpoint::{JsonFile, ModelFolder};
 use crate::error::PromptError;
 use crate::fs::{TOKENIZER_BYTES, json as json_file, read_bounded};
@@ -270,7 +270,7 @@ fn check_tokens(
         let id = find(token)?;
         // Only the image pad's id matters to the model: what a file says of the others is held to, their defaults are not.
         let expected = match key {
-            "image_token_id" => Part::Root.get(config, key),
+            "image_token_id" => ConfigSection::Root.get(config, key),
             _ => json_file::present(config, key),
         };
         if expected.is_some_and(|value| value.as_i64() != Some(id)) {
@@ -341,7 +341,7 @@ fn is_nfc(normalizer: &NormalizerWrapper) -> bool {
 fn merge_size(config: &JsonFile) -> Result<usize> {
     let nothing = Map::new();
     let vision = config.keys.get("vision_config").and_then(Value::as_object);
-    let value = Part::Vision.get(vision.unwrap_or(&nothing), "spatial_merge_size");
+    let value = ConfigSection::Vision.get(vision.unwrap_or(&nothing), "spatial_merge_size");
     match value.and_then(Value::as_u64) {
         Some(merge @ 1..=16) => Ok(merge as usize),
         _ => Err(Error::checkpoint(

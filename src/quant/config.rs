@@ -1,4 +1,4 @@
-//! `quantization_config` of a `config.json`: how a folder's weights are stored.
+//! `quantization_config` of `config.json`: how a folder's weights are stored.
 
 use std::path::Path;
 
@@ -22,22 +22,22 @@ pub enum Quantization {
 /// AWQ's settings.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Awq {
-    /// Inputs that share a scale and a zero point; `None` for all of a row (`-1` in the file).
+    /// Group size: inputs that share a scale and a zero point; `None` for whole rows (`-1` in the file).
     pub group_size: Option<usize>,
-    /// Modules whose weights are dense.
+    /// Modules that are not quantized.
     pub modules_to_not_convert: Option<Vec<String>>,
 }
 
 /// bitsandbytes' settings.
 #[derive(Debug, Clone, PartialEq)]
 pub struct BitsAndBytes {
-    /// Number format.
+    /// 4-bit data type.
     pub quant_type: QuantType,
-    /// The blocks' scales are quantized too.
+    /// Whether the scales are quantized too (double quantization).
     pub double_quant: bool,
-    /// Values that share a scale, where the config says so; each weight's own state is what counts.
+    /// Block size, if the config has it; each weight's `quant_state` has precedence.
     pub blocksize: Option<usize>,
-    /// Modules whose weights stay as they are.
+    /// Modules that are not quantized.
     pub skip_modules: Option<Vec<String>>,
 }
 
@@ -47,7 +47,7 @@ impl Quantization {
         Self::from_json(ModelFolder::new(dir).config()?)
     }
 
-    /// What weights are stored as, for the reader; `None` where that is the number format of the computation.
+    /// Label of the format for users; `None` for dense weights.
     pub fn precision(&self) -> Option<&'static str> {
         match self {
             Self::None => None,
@@ -82,7 +82,7 @@ impl Quantization {
 
 fn awq(map: &Map<String, Value>) -> Result<Awq, String> {
     let get = |key: &str| map.get(key).filter(|value| !value.is_null());
-    // The first name is AutoAWQ's in a model folder, the second the one of its own older files.
+    // The first key is AutoAWQ's in a model folder, the second that of its older files.
     let either = |keys: [&str; 2]| keys.iter().find_map(|key| get(key));
     match either(["bits", "w_bit"]) {
         Some(bits) if bits.as_u64() != Some(4) => return Err(format!("\"bits\" is {bits}; 4 is supported")),
@@ -194,7 +194,7 @@ mod tests {
     }
 
     #[test]
-    fn what_transformers_writes_is_read() {
+    fn the_config_of_transformers_is_read() {
         let config = json!({
             "_load_in_4bit": true, "_load_in_8bit": false, "bnb_4bit_compute_dtype": "bfloat16",
             "bnb_4bit_quant_storage": "uint8", "bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": true,
@@ -212,7 +212,7 @@ mod tests {
     }
 
     #[test]
-    fn what_autoawq_writes_is_read() {
+    fn the_config_of_autoawq_is_read() {
         let config = json!({
             "bits": 4, "group_size": 128, "modules_to_not_convert": ["visual"], "quant_method": "awq",
             "version": "GEMM", "zero_point": true
@@ -231,7 +231,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_supported_is_named() {
+    fn unsupported_settings_are_named() {
         let base = |key: &str, value: Value| {
             let mut config = json!({"quant_method": "bitsandbytes", "load_in_4bit": true});
             config[key] = value;

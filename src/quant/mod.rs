@@ -1,13 +1,13 @@
-//! Weights in four bits: how they are stored, and computing with them. [`quantize`](crate::quantize) makes them.
+//! Four-bit weight formats: bitsandbytes NF4 and FP4, AWQ. [`quantize`](crate::quantize) writes such weights.
 
 pub mod awq;
 mod config;
 pub mod nf4;
-mod parts;
+mod storage;
 mod weight;
 
 pub use self::config::{Awq, BitsAndBytes, Quantization};
-pub(crate) use self::parts::{Part, Storage};
+pub(crate) use self::storage::{Storage, TensorSpec};
 pub use self::weight::QuantizedWeight;
 
 use clap::ValueEnum;

@@ -16,7 +16,7 @@ use crate::fs::{CONFIG_BYTES, MANIFEST, Staging, read_bounded, read_text, revisi
 use crate::project::model_folder_name;
 use crate::quant::{
     Quantization,
-    nf4::{Room, Values},
+    nf4::{Scratch, Values},
 };
 use crate::{Error, Result};
 
@@ -171,26 +171,26 @@ impl Values for FileValues {
         self.length
     }
 
-    fn read(&self, range: Range<usize>, room: &mut Room) -> Result<()> {
+    fn read(&self, range: Range<usize>, scratch: &mut Scratch) -> Result<()> {
         let width = self.dtype.bitsize() / 8;
-        room.bytes.resize(range.len() * width, 0);
+        scratch.bytes.resize(range.len() * width, 0);
         self.file
-            .read_exact_at(&mut room.bytes, self.start + (range.start * width) as u64)
+            .read_exact_at(&mut scratch.bytes, self.start + (range.start * width) as u64)
             .map_err(|error| Error::io(&self.path, error))?;
-        let out = &mut room.values;
+        let out = &mut scratch.values;
         out.clear();
         match self.dtype {
             Dtype::F32 => {
-                let (values, _) = room.bytes.as_chunks::<4>();
+                let (values, _) = scratch.bytes.as_chunks::<4>();
                 out.extend(values.iter().map(|&bytes| f32::from_le_bytes(bytes)));
             }
             Dtype::BF16 => {
-                let (values, _) = room.bytes.as_chunks::<2>();
+                let (values, _) = scratch.bytes.as_chunks::<2>();
                 let widen = |&bytes: &[u8; 2]| f32::from_bits(u32::from(u16::from_le_bytes(bytes)) << 16);
                 out.extend(values.iter().map(widen));
             }
             _ => {
-                let halves: Vec<half::f16> = bytemuck::pod_collect_to_vec(&room.bytes);
+                let halves: Vec<half::f16> = bytemuck::pod_collect_to_vec(&scratch.bytes);
                 out.resize(range.len(), 0.0);
                 halves.convert_to_f32_slice(out);
             }

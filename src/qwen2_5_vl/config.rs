@@ -9,7 +9,7 @@ use std::sync::LazyLock;
 use serde_json::{Map, Value};
 
 use super::rope::Rope;
-use crate::checkpoint::config_defaults::Part;
+use crate::checkpoint::config_defaults::ConfigSection;
 use crate::checkpoint::{JsonFile, ModelFolder};
 use crate::{Error, Result};
 
@@ -125,7 +125,7 @@ impl Config {
         let root = Section {
             path: &file.path,
             prefix: String::new(),
-            part: Part::Root,
+            part: ConfigSection::Root,
             map: &file.keys,
         };
         match root.map.get("model_type").and_then(Value::as_str) {
@@ -138,13 +138,13 @@ impl Config {
             }
         }
         let text = match root.present("text_config") {
-            Some(_) => root.section("text_config", Part::Text)?,
+            Some(_) => root.section("text_config", ConfigSection::Text)?,
             None => Section {
-                part: Part::Text,
+                part: ConfigSection::Text,
                 ..root.clone()
             },
         };
-        let vision = root.section("vision_config", Part::Vision)?;
+        let vision = root.section("vision_config", ConfigSection::Vision)?;
         let config = Self {
             text: text_config(&text)?,
             vision: vision_config(&vision)?,
@@ -231,7 +231,7 @@ fn vision_config(s: &Section<'_>) -> Result<VisionConfig> {
             "\"hidden_size\" ({hidden}) / \"num_heads\" ({heads}) must be a multiple of 4"
         )));
     }
-    let rope = s.section("rope_parameters", Part::VisionRope)?;
+    let rope = s.section("rope_parameters", ConfigSection::VisionRope)?;
     if !matches!(rope.text("rope_type"), None | Some("default" | "axial")) {
         return Err(rope.error("\"rope_type\" must be \"axial\""));
     }
@@ -264,12 +264,12 @@ pub(super) struct Section<'a> {
     path: &'a Path,
     prefix: String,
     /// Whose defaults apply.
-    part: Part,
+    part: ConfigSection,
     pub(super) map: &'a Map<String, Value>,
 }
 
 impl<'a> Section<'a> {
-    fn new(path: &'a Path, prefix: &str, part: Part, value: &'a Value) -> Result<Self> {
+    fn new(path: &'a Path, prefix: &str, part: ConfigSection, value: &'a Value) -> Result<Self> {
         match value.as_object() {
             Some(map) => Ok(Self {
                 path,
@@ -333,7 +333,7 @@ impl<'a> Section<'a> {
     }
 
     /// The object `key`; an empty one if it is absent or null.
-    pub(super) fn section(&self, key: &str, part: Part) -> Result<Section<'a>> {
+    pub(super) fn section(&self, key: &str, part: ConfigSection) -> Result<Section<'a>> {
         static NOTHING: LazyLock<Value> = LazyLock::new(|| Value::Object(Map::new()));
         let name = if self.prefix.is_empty() {
             key.to_owned()

@@ -9,7 +9,7 @@ use tch::{Device, Kind, Tensor};
 
 use super::config::Section;
 use crate::Result;
-use crate::checkpoint::config_defaults::Part;
+use crate::checkpoint::config_defaults::ConfigSection;
 
 /// Rotary embedding of the language model.
 #[derive(Debug, Clone, PartialEq)]
@@ -53,7 +53,7 @@ impl Rope {
         } else {
             "rope_parameters"
         };
-        let rope = s.section(key, Part::Rope)?;
+        let rope = s.section(key, ConfigSection::Rope)?;
         if rope.map.values().any(Value::is_object) {
             return Err(rope.error("settings by kind of layer are not supported"));
         }

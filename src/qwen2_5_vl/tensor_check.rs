@@ -9,7 +9,7 @@ use super::expected_tensors::{ExpectedTensor, TABLES};
 use crate::Result;
 use crate::checkpoint::{StoredTensor, weight_kind};
 use crate::quant::nf4::{QuantState, QuantType};
-use crate::quant::{Part, Quantization, Storage};
+use crate::quant::{Quantization, Storage, TensorSpec};
 
 /// A tensor that is missing or does not fit the model.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -146,7 +146,7 @@ impl<'a> Check<'a> {
                     return self.bits_and_bytes(&spec.name, (kind, state), [rows, columns], read);
                 }
                 Storage::Awq(settings) => {
-                    match settings.parts([rows, columns]) {
+                    match settings.tensors([rows, columns]) {
                         Ok(parts) => {
                             let module = spec.name.trim_end_matches(".weight").to_owned();
                             self.parts(&module, &parts);
@@ -203,7 +203,7 @@ impl<'a> Check<'a> {
                 .and_then(|tensor| QuantState::inferred(kind, shape, tensor)),
         };
         match state {
-            Some(state) => self.parts(name, &state.parts()),
+            Some(state) => self.parts(name, &state.tensors()),
             None => {
                 let expected = || format!("one scale for every 32 to 4096 of {shape:?} values");
                 if let Some(tensor) = self.take(&absmax, &expected) {
@@ -215,7 +215,7 @@ impl<'a> Check<'a> {
     }
 
     /// Checks the parts of one 4-bit weight.
-    fn parts(&mut self, name: &str, parts: &[Part]) {
+    fn parts(&mut self, name: &str, parts: &[TensorSpec]) {
         self.outcome.quantized += 1;
         for part in parts {
             let dot = if part.suffix.is_empty() { "" } else { "." };

@@ -1,4 +1,4 @@
-//! Round to nearest in groups with a zero point: the numbers that AWQ stores.
+//! Rounding to nearest in groups with a zero point, as AWQ stores weights.
 
 use tch::{Device, Kind, Tensor};
 
@@ -7,20 +7,20 @@ use crate::Result;
 
 /// Largest code.
 const TOP: f64 = 15.0;
-/// A group whose values span less than this is stored as if they spanned it, as AutoAWQ does.
+/// Minimum range of a group, as in AutoAWQ.
 const SMALLEST_SPAN: f64 = 1e-5;
 
-/// One weight in codes, zero points and scales; all f32 and exactly what is stored.
+/// Codes, zero points and scales of one weight; all f32 with exactly the stored values.
 pub struct Grouped {
-    /// `[out, groups, group]`: whole numbers from 0 to 15.
+    /// `[out, groups, group]`: integers from 0 to 15.
     codes: Tensor,
-    /// `[out, groups, 1]`: whole numbers from 0 to 15.
+    /// `[out, groups, 1]`: integers from 0 to 15.
     zeros: Tensor,
-    /// `[out, groups, 1]`: values that f16 holds.
+    /// `[out, groups, 1]`: values representable in f16.
     scales: Tensor,
 }
 
-/// The three tensors of one Linear as they lie in a folder; on the CPU.
+/// The three stored tensors of one Linear, on the CPU.
 pub struct Packed {
     /// i32 `[in, out / 8]`.
     pub qweight: Tensor,
@@ -33,8 +33,8 @@ pub struct Packed {
 impl Grouped {
     /// Rounds `weight`, f32 `[out, in]`, in groups of `group` inputs.
     ///
-    /// As AutoAWQ's `pseudo_quantize_tensor`, but for two things: the scale is rounded to f16 before the codes are
-    /// found, so that they fit what is stored; and zero always lies in the range, so that a group of one sign is not cut off.
+    /// As AutoAWQ's `pseudo_quantize_tensor` with two differences: the scale is rounded to f16 before the codes are computed, so
+    /// that they fit the stored scale; and the range always includes zero, so that a group of one sign is not clipped.
     ///
     /// Reference: [`pseudo_quantize_tensor`](https://github.com/casper-hansen/AutoAWQ/blob/88e4c76b20755db275574e6a03c83c84ba3bece5/awq/quantize/quantizer.py#L74-L109).
     pub fn round(weight: &Tensor, group: i64) -> Result<Self> {
@@ -52,7 +52,7 @@ impl Grouped {
         Ok(Self { codes, zeros, scales })
     }
 
-    /// The values that the codes stand for: f32 `[out, in]`.
+    /// Dequantizes: f32 `[out, in]`.
     pub fn values(&self) -> Result<Tensor> {
         let out = self.codes.size()[0];
         Ok(self
@@ -62,7 +62,7 @@ impl Grouped {
             .f_view([out, -1])?)
     }
 
-    /// As AutoAWQ's GEMM layout stores it; the number of outputs must be a multiple of eight.
+    /// Packs into AutoAWQ's GEMM layout; the number of outputs must be a multiple of eight.
     pub fn pack(&self) -> Result<Packed> {
         let out = self.codes.size()[0];
         Ok(Packed {

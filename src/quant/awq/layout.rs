@@ -1,17 +1,17 @@
-//! How AutoAWQ's GEMM layout packs four-bit codes: eight to an `i32`, in an order that suits its CUDA kernel.
+//! AutoAWQ's GEMM layout: eight four-bit codes per `i32`, in the order of its CUDA kernel.
 //!
 //! Word `c` of a row holds outputs `8c .. 8c + 8`; its nibble `n`, counted from the lowest bits, is output
 //! `8c + ORDER[n]`. Reference: `awq/utils/packing_utils.py` of AutoAWQ 0.2.9 (`AWQ_ORDER`).
 
 use rayon::prelude::*;
 
-/// The output, among a word's eight, that each nibble from the lowest up belongs to.
+/// Output index within a word of each nibble, from the lowest.
 pub const ORDER: [usize; 8] = [0, 2, 4, 6, 1, 3, 5, 7];
 
-/// Codes in one word.
+/// Codes per word.
 pub const PER_WORD: usize = 8;
 
-/// Packs codes (0 to 15, natural order, a multiple of eight) eight to a word.
+/// Packs codes (0 to 15, natural order, a multiple of eight), eight per word.
 ///
 /// Reference: [`WQLinear_GEMM.from_linear`](https://github.com/casper-hansen/AutoAWQ/blob/88e4c76b20755db275574e6a03c83c84ba3bece5/awq/modules/linear/gemm.py#L172-L251).
 pub fn pack(codes: &[u8]) -> Vec<i32> {
@@ -49,8 +49,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn nibbles_stand_in_autoawqs_order() {
-        // Worked by hand from AWQ_ORDER: nibble 0 is output 0, nibble 1 output 2, ... nibble 4 output 1.
+    fn nibbles_are_in_autoawqs_order() {
+        // By hand from AWQ_ORDER: nibble 0 is output 0, nibble 1 output 2, ... nibble 4 output 1.
         assert_eq!(pack(&[0, 1, 2, 3, 4, 5, 6, 7]), [0x7531_6420]);
         assert_eq!(pack(&[0, 0, 0, 0, 0, 0, 0, 15]), [0xF000_0000u32.cast_signed()]);
     }

@@ -1,4 +1,4 @@
-//! AutoAWQ's format.
+//! AWQ weights in AutoAWQ's GEMM layout.
 
 mod grouped;
 pub mod layout;

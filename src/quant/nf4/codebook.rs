@@ -1,4 +1,4 @@
-//! The three tables of bitsandbytes: NormalFloat 4, float 4, and the 8-bit dynamic code of the scales.
+//! The codebooks of bitsandbytes: NormalFloat 4, float 4, and the 8-bit dynamic code of the scales.
 
 use std::sync::LazyLock;
 
@@ -27,7 +27,7 @@ const NF4: [f32; 16] = [
     1.0,
 ];
 
-/// Sign, two bits of exponent, one of mantissa, scaled so that the largest is 1; in the order of the bit patterns.
+/// Sign, two exponent bits, one mantissa bit, scaled to a maximum of 1; in the order of the bit patterns.
 const FP4: [f32; 16] = {
     let magnitudes = [0.0, 0.0625, 8.0, 12.0, 4.0, 6.0, 2.0, 3.0];
     let mut table = [0.0; 16];
@@ -40,7 +40,7 @@ const FP4: [f32; 16] = {
     table
 };
 
-/// Number format of a packed weight.
+/// 4-bit data type of a packed weight.
 ///
 /// Reference: [`get_4bit_type`](https://github.com/bitsandbytes-foundation/bitsandbytes/blob/37d2a9387f7146ccb85517ff45c665d345bfda79/bitsandbytes/functional.py#L772-L859).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
@@ -53,7 +53,7 @@ pub enum QuantType {
 }
 
 impl QuantType {
-    /// The tensor that says how the weight of canonical `name` was made.
+    /// Name of the `quant_state` tensor of the weight of canonical `name`.
     pub(crate) fn state_name(self, name: &str) -> String {
         format!("{name}.quant_state.bitsandbytes__{}", self.name())
     }
@@ -66,7 +66,7 @@ impl QuantType {
         }
     }
 
-    /// What each of the sixteen codes stands for, in units of the block's largest magnitude.
+    /// Values of the sixteen codes, in units of the block's absmax.
     pub fn table(self) -> &'static [f32; 16] {
         match self {
             Self::Nf4 => &NF4,
@@ -74,16 +74,16 @@ impl QuantType {
         }
     }
 
-    /// The same, as CPU kernels look it up.
+    /// The same for the CPU kernels.
     pub(super) fn code_table(self) -> &'static CodeTable {
         static TABLES: LazyLock<[CodeTable; 2]> =
             LazyLock::new(|| [CodeTable::new(&NF4), CodeTable::new(&FP4)]);
         &TABLES[self as usize]
     }
 
-    /// Where values are rounded to: the midpoints between neighbours, ascending, and the code of each interval.
+    /// Rounding: the midpoints between neighbouring values, ascending, and the code of each interval.
     ///
-    /// A value belongs to the interval whose number is the count of bounds below it; a tie goes to the lower one.
+    /// The interval of a value is the number of midpoints below it; a tie goes to the lower interval.
     pub(super) fn rounding(self) -> &'static Rounding {
         static ROUNDINGS: LazyLock<[Rounding; 2]> =
             LazyLock::new(|| [Rounding::new(&NF4), Rounding::new(&FP4)]);
@@ -100,7 +100,7 @@ pub(super) struct Rounding {
 impl Rounding {
     fn new(table: &[f32; 16]) -> Self {
         let mut codes: [u8; 16] = std::array::from_fn(|i| i as u8);
-        // Stable, so that of float 4's two zeros code 0 comes before code 8, as in bitsandbytes.
+        // A stable sort keeps code 0 before code 8, float 4's two zeros, as in bitsandbytes.
         codes.sort_by(|&a, &b| table[a as usize].total_cmp(&table[b as usize]));
         let value = |i: usize| table[codes[i] as usize];
         Self {
@@ -111,7 +111,7 @@ impl Rounding {
 }
 
 /// The signed 8-bit dynamic code, ascending (8-Bit Approximations for Parallelism, <https://arxiv.org/abs/1511.04561>):
-/// seven decades, each cut finer than the one below it, and 0 and 1.
+/// seven decades, each divided more finely than the one below it, and 0 and 1.
 ///
 /// Reference: [`create_dynamic_map`](https://github.com/bitsandbytes-foundation/bitsandbytes/blob/37d2a9387f7146ccb85517ff45c665d345bfda79/bitsandbytes/functional.py#L296-L348).
 pub fn dynamic_map() -> &'static [f32; 256] {
@@ -137,7 +137,7 @@ pub fn dynamic_map() -> &'static [f32; 256] {
     &MAP
 }
 
-/// Point `i` of `parts + 1` even ones from 0.1 to 1, rounded as libtorch's linspace rounds: from the nearer end, fused.
+/// Point `i` of `parts + 1` evenly spaced ones from 0.1 to 1, rounded as libtorch's linspace: from the nearer end, with FMA.
 fn tenth_to_one(i: usize, parts: usize) -> f32 {
     let step = (1.0f32 - 0.1) / parts as f32;
     if i < parts.div_ceil(2) {
@@ -147,8 +147,8 @@ fn tenth_to_one(i: usize, parts: usize) -> f32 {
     }
 }
 
-/// Nearest entry of [`dynamic_map`] for 65,536 even steps from -1 to 1: bitsandbytes looks codes up there instead of
-/// comparing, so that small values are rounded to its grid first.
+/// Nearest entry of [`dynamic_map`] for 65,536 even steps from -1 to 1. bitsandbytes looks codes up in such a table instead of
+/// comparing, so that values are rounded to its grid first.
 pub(super) fn dynamic_lookup() -> &'static [u8] {
     static TABLE: LazyLock<Vec<u8>> = LazyLock::new(|| {
         let map = dynamic_map();
@@ -166,7 +166,7 @@ pub(super) fn dynamic_lookup() -> &'static [u8] {
     &TABLE
 }
 
-/// Code of `value`, which lies in [-1, 1] up to rounding.
+/// Code of `value`, which is in [-1, 1] up to rounding.
 pub(super) fn dynamic_code(value: f32) -> u8 {
     let step = (value.clamp(-1.0, 1.0) + 1.0) * 0.5 * f32::from(u16::MAX) + 0.5;
     dynamic_lookup()[usize::from(step as u16)]

@@ -1,4 +1,4 @@
-//! How far quantized weights are from what they were.
+//! Quantization error of weights.
 
 use std::collections::BTreeMap;
 
@@ -7,25 +7,25 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     QuantType,
-    quantize::{Room, Values, task_values},
+    quantize::{Scratch, Values, task_values},
 };
 use crate::Result;
 use crate::kernels::cpu::{BlockScales, CodedMatrix};
 
-/// Distance of a quantized weight from the original.
+/// Error of a quantized weight against the original.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct WeightError {
-    /// Number of weights.
+    /// Number of values.
     pub values: u64,
-    /// Root of the mean squared difference.
+    /// Root mean square error.
     pub rmse: f64,
-    /// Largest difference.
+    /// Maximum absolute error.
     pub max_abs: f64,
-    /// Root of the mean squared weight, to compare `rmse` with.
+    /// Root mean square of the original values, to compare `rmse` with.
     pub rms: f64,
-    /// Root of the mean squared weight after.
+    /// Root mean square of the quantized values.
     pub rms_restored: f64,
-    /// Cosine of the angle between the two.
+    /// Cosine similarity of both.
     pub cosine: f64,
 }
 
@@ -87,7 +87,7 @@ impl ErrorSums {
     }
 }
 
-/// Compares `weights` with their codes `packed` and final `scales`.
+/// Compares `weights` with their codes `packed` and their stored `scales`.
 pub(crate) fn compare(
     weights: &impl Values,
     packed: &[u8],
@@ -104,17 +104,17 @@ pub(crate) fn compare(
         rows: 1,
         columns: n,
     };
-    // Collected, so that the sums are added in the same order whatever the threads do.
+    // Collected, so that the order of summation does not depend on the threads.
     let sums = (0..n.div_ceil(step))
         .into_par_iter()
         .map_init(
-            || (Room::default(), Vec::new()),
-            |(room, restored), task| {
+            || (Scratch::default(), Vec::new()),
+            |(scratch, restored), task| {
                 let range = task * step..n.min((task + 1) * step);
-                weights.read(range.clone(), room)?;
+                weights.read(range.clone(), scratch)?;
                 restored.resize(range.len(), 0.0);
                 matrix.dequantize(range, restored);
-                Ok(ErrorSums::of(&room.values, restored))
+                Ok(ErrorSums::of(&scratch.values, restored))
             },
         )
         .collect::<Result<Vec<_>>>()?;
@@ -124,7 +124,7 @@ pub(crate) fn compare(
         .finish())
 }
 
-/// The error of all `tensors` together.
+/// The error over all `tensors`.
 pub(crate) fn total<'a>(tensors: impl IntoIterator<Item = &'a WeightError>) -> WeightError {
     let sums = |error: &WeightError| {
         let n = error.values as f64;
@@ -144,11 +144,11 @@ pub(crate) fn total<'a>(tensors: impl IntoIterator<Item = &'a WeightError>) -> W
         .finish()
 }
 
-/// `quantization_report.json`: the error of every tensor and of all together.
+/// `quantization_report.json`: the error of each tensor and of all.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct WeightErrors {
-    /// All together.
+    /// Over all tensors.
     pub total: WeightError,
-    /// By tensor, as it is called in the folder.
+    /// By name of the tensor in the folder.
     pub tensors: BTreeMap<String, WeightError>,
 }

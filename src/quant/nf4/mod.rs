@@ -9,6 +9,6 @@ mod weight;
 pub use self::codebook::{QuantType, dynamic_map};
 pub use self::error::{WeightError, WeightErrors};
 pub(crate) use self::error::{compare, total};
-pub use self::quantize::{Blocks, NestedScales, Room, Values, Weights, quantize, quantize_scales};
+pub use self::quantize::{Blocks, NestedScales, Scratch, Values, Weights, quantize, quantize_scales};
 pub use self::state::{BLOCKSIZES, QuantState};
 pub use self::weight::Nf4Weight;

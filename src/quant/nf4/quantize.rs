@@ -1,8 +1,8 @@
 //! bitsandbytes' blockwise 4-bit quantizer and its double quantization, byte for byte.
 //!
 //! Follows `quantize_4bit` and `quantize_blockwise` of bitsandbytes 0.50.2's CPU backends (`backends/default/ops.py`,
-//! `csrc/cpu_ops.cpp`), quirks included: a full block is multiplied by the reciprocal of its largest magnitude, the
-//! short block at the end is divided by it; a value between two codes goes to the lower one when it is in the middle.
+//! `csrc/cpu_ops.cpp`), quirks included: a full block is multiplied by the reciprocal of its absmax, a short block at
+//! the end is divided by it; a value at the midpoint of two codes gets the lower one.
 
 use std::ops::Range;
 
@@ -15,31 +15,31 @@ use super::codebook::{QuantType, Rounding, dynamic_code, dynamic_map};
 use crate::Result;
 use crate::kernels::cpu::BlockScales;
 
-/// Blocks of scales that share one scale of their own.
+/// Block size of double quantization: scales that share a scale.
 pub(super) const NESTED_BLOCKSIZE: usize = 256;
-/// Stands in for the largest magnitude of a block of zeros.
+/// Used as the absmax of a block of zeros.
 const SMALLEST: f32 = 1e-38;
-/// Values that one task converts and quantizes: its f32 copy stays in a core's second-level cache.
+/// Values per task: their f32 copy fits a core's L2 cache.
 const TASK_VALUES: usize = 1 << 16;
 
-/// Weights to be quantized, flat, wherever they are.
+/// Flat weights to quantize, in memory or in a file.
 pub trait Values: Sync {
     /// Number of values.
     fn len(&self) -> usize;
 
-    /// No values.
+    /// Whether there are no values.
     fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// The values of `range` as f32, exactly, into `room`.
-    fn read(&self, range: Range<usize>, room: &mut Room) -> Result<()>;
+    /// Reads the values of `range` as f32, exactly, into `scratch`.
+    fn read(&self, range: Range<usize>, scratch: &mut Scratch) -> Result<()>;
 }
 
-/// Buffers of one task.
+/// Scratch buffers of one task.
 #[derive(Debug, Default)]
-pub struct Room {
-    /// What [`Values::read`] read.
+pub struct Scratch {
+    /// The values as f32.
     pub values: Vec<f32>,
     /// The values as they were stored.
     pub bytes: Vec<u8>,
@@ -65,8 +65,8 @@ impl Values for Weights<'_> {
         }
     }
 
-    fn read(&self, range: Range<usize>, room: &mut Room) -> Result<()> {
-        let out = &mut room.values;
+    fn read(&self, range: Range<usize>, scratch: &mut Scratch) -> Result<()> {
+        let out = &mut scratch.values;
         out.clear();
         match self {
             Self::F32(values) => out.extend_from_slice(&values[range]),
@@ -83,15 +83,16 @@ impl Values for Weights<'_> {
 /// Codes and scales of a weight.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Blocks {
-    /// Two codes a byte, the first in the high half.
+    /// Two codes per byte, the first in the high nibble.
     pub packed: Vec<u8>,
-    /// Largest magnitude of each block; infinite or not a number where the weights are.
+    /// Absmax of each block; NaN or infinite if a weight is.
     pub absmax: Vec<f32>,
 }
 
 /// Quantizes `weights` in blocks of `blocksize`, one of [`super::BLOCKSIZES`], on rayon's threads.
 ///
-/// Fails only where reading `weights` does.
+/// # Errors
+/// Those of reading `weights`.
 ///
 /// Reference: [`quantize_4bit`](https://github.com/bitsandbytes-foundation/bitsandbytes/blob/37d2a9387f7146ccb85517ff45c665d345bfda79/bitsandbytes/backends/default/ops.py#L226-L259).
 pub fn quantize(weights: &impl Values, quant_type: QuantType, blocksize: usize) -> Result<Blocks> {
@@ -103,33 +104,36 @@ pub fn quantize(weights: &impl Values, quant_type: QuantType, blocksize: usize) 
         .par_chunks_mut(step / 2)
         .zip(absmax.par_chunks_mut(step / blocksize))
         .enumerate()
-        .try_for_each_init(Room::default, |room, (task, (packed, absmax))| -> Result<()> {
-            let start = task * step;
-            weights.read(start..n.min(start + step), room)?;
-            quantize_run(&room.values, quant_type.rounding(), blocksize, packed, absmax);
-            Ok(())
-        })?;
+        .try_for_each_init(
+            Scratch::default,
+            |scratch, (task, (packed, absmax))| -> Result<()> {
+                let start = task * step;
+                weights.read(start..n.min(start + step), scratch)?;
+                quantize_run(&scratch.values, quant_type.rounding(), blocksize, packed, absmax);
+                Ok(())
+            },
+        )?;
     Ok(Blocks { packed, absmax })
 }
 
-/// Values of one task: whole blocks, an even number.
+/// Values per task: whole blocks, an even number of values.
 pub(super) fn task_values(blocksize: usize) -> usize {
     TASK_VALUES.next_multiple_of(blocksize)
 }
 
-/// Scales quantized once more.
+/// Double-quantized scales.
 #[derive(Debug, Clone, PartialEq)]
 pub struct NestedScales {
-    /// 8-bit dynamic code of each scale less the offset.
+    /// 8-bit dynamic code of each scale minus the offset.
     pub codes: Vec<u8>,
-    /// Largest magnitude of each run of 256 scales less the offset.
+    /// Absmax of each block of 256 scales minus the offset.
     pub absmax: Vec<f32>,
     /// Mean of the scales.
     pub offset: f32,
 }
 
 impl NestedScales {
-    /// The scales that are left.
+    /// Dequantizes the scales.
     pub fn restore(&self) -> Vec<f32> {
         let mut scales = vec![0.0; self.codes.len()];
         let nested = BlockScales::Nested {
@@ -144,9 +148,9 @@ impl NestedScales {
     }
 }
 
-/// Quantizes the scales themselves.
+/// Quantizes scales (double quantization).
 ///
-/// The mean is libtorch's, as in bitsandbytes: above 32,768 scales its last bit depends on the number of threads.
+/// The mean is libtorch's, as in bitsandbytes; above 32,768 scales its last bit depends on the number of threads.
 ///
 /// Reference:
 /// [`quantize_4bit`](https://github.com/bitsandbytes-foundation/bitsandbytes/blob/37d2a9387f7146ccb85517ff45c665d345bfda79/bitsandbytes/functional.py#L938-L951),
@@ -177,7 +181,7 @@ pub fn quantize_scales(absmax: &[f32]) -> Result<NestedScales> {
     })
 }
 
-/// Quantizes `values`, which begin at a block's start, with the widest instructions that this machine has.
+/// Quantizes `values`, which start at a block, with the widest SIMD instructions of this machine.
 fn quantize_run(
     values: &[f32],
     rounding: &Rounding,
@@ -207,7 +211,7 @@ fn quantize_run(
     quantize_plainly(values, rounding, blocksize, packed, absmax);
 }
 
-/// The algorithm; compiled once for each set of instructions.
+/// The algorithm, compiled once per SIMD level.
 #[inline(always)]
 fn quantize_plainly(
     values: &[f32],
@@ -233,7 +237,7 @@ fn quantize_plainly(
     }
 }
 
-/// Codes of `block`, scaled, two a byte; a missing last value counts as 0.
+/// Codes of the scaled `block`, two per byte; a missing last value counts as 0.
 #[inline(always)]
 fn pack(block: &[f32], scaled: impl Fn(f32) -> f32, rounding: &Rounding, packed: &mut [u8]) {
     const GROUP: usize = 32;
@@ -263,7 +267,7 @@ fn pack(block: &[f32], scaled: impl Fn(f32) -> f32, rounding: &Rounding, packed:
     }
 }
 
-/// Largest magnitude; not a number where one of the values is none. Compares bits, whose order is the magnitudes'.
+/// Absmax; NaN if a value is NaN. Compares bit patterns, which are ordered like magnitudes.
 #[inline(always)]
 fn largest_magnitude(values: &[f32]) -> f32 {
     let bits = values.iter().map(|value| value.to_bits() & 0x7fff_ffff);

@@ -1,4 +1,4 @@
-//! `weight.quant_state.bitsandbytes__nf4`: how a packed weight was made, as JSON bytes.
+//! `weight.quant_state.bitsandbytes__nf4`: the quantization of a packed weight, as JSON bytes.
 
 use serde::Deserialize;
 
@@ -8,29 +8,29 @@ use super::quantize::NESTED_BLOCKSIZE;
 /// Block sizes that bitsandbytes accepts.
 pub const BLOCKSIZES: [usize; 8] = [32, 64, 128, 256, 512, 1024, 2048, 4096];
 
-/// How a packed weight was made.
+/// The quantization of a packed weight.
 ///
 /// Reference: [`QuantState`](https://github.com/bitsandbytes-foundation/bitsandbytes/blob/37d2a9387f7146ccb85517ff45c665d345bfda79/bitsandbytes/functional.py#L420-L610).
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 pub struct QuantState {
-    /// Number format.
+    /// 4-bit data type.
     pub quant_type: QuantType,
-    /// Values that share a scale.
+    /// Block size: values per scale.
     pub blocksize: usize,
-    /// Number format before: "bfloat16", "float16" or "float32".
+    /// Original dtype: "bfloat16", "float16" or "float32".
     pub dtype: String,
     /// `[out, in]`.
     pub shape: Vec<usize>,
-    /// Scales that share a scale, where they are quantized too.
+    /// Block size of the scales, with double quantization.
     pub nested_blocksize: Option<usize>,
-    /// Number format of the scales before; "float32".
+    /// Original dtype of the scales: "float32".
     pub nested_dtype: Option<String>,
     /// Mean of the scales.
     pub nested_offset: Option<f64>,
 }
 
 impl QuantState {
-    /// The state of a weight made by this crate; `offset` with double quantization.
+    /// The state of a weight that this crate quantizes; `offset` with double quantization.
     pub fn new(
         quant_type: QuantType,
         blocksize: usize,
@@ -49,7 +49,7 @@ impl QuantState {
         }
     }
 
-    /// The JSON that Python's `json.dumps` writes.
+    /// Returns JSON as Python's `json.dumps` writes it.
     pub fn to_json(&self) -> String {
         let shape: Vec<String> = self.shape.iter().map(ToString::to_string).collect();
         let mut json = format!(
@@ -70,7 +70,7 @@ impl QuantState {
         json + "}"
     }
 
-    /// Reads the JSON, which anybody may have written: says what is wrong with it.
+    /// Parses untrusted JSON; the error says what is wrong.
     pub fn from_json(bytes: &[u8]) -> Result<Self, String> {
         let state: Self =
             serde_json::from_slice(bytes).map_err(|error| format!("is no quantization state: {error}"))?;
@@ -100,7 +100,7 @@ impl QuantState {
     }
 }
 
-/// `repr` of a Python float: Rust's shortest digits, the exponent with a sign and at least two digits.
+/// Python's `repr` of a float: shortest digits, an exponent with a sign and at least two digits.
 fn python_float(value: f64) -> String {
     let text = format!("{value:?}");
     match text.split_once('e') {
@@ -121,7 +121,7 @@ mod tests {
     use proptest::prelude::*;
 
     #[test]
-    fn floats_are_written_as_python_writes_them() {
+    fn floats_are_written_as_in_python() {
         for (value, text) in [
             (0.42376708984375, "0.42376708984375"),
             (1.0, "1.0"),

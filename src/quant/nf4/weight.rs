@@ -9,7 +9,7 @@ use super::state::QuantState;
 use crate::checkpoint::{Checkpoint, MappedBytes};
 use crate::kernels::cpu::{BlockScales, CodedMatrix, Shared, run};
 use crate::kernels::cuda;
-use crate::quant::Part;
+use crate::quant::TensorSpec;
 use crate::{Error, Result};
 
 /// Values per chunk if libtorch dequantizes: the indices and products of a chunk take 50 MB.
@@ -60,26 +60,26 @@ impl Nf4Weight {
         let Some(quant_type) = types.into_iter().find(is_there) else {
             return Ok(None);
         };
-        let mut parts = Parts {
+        let mut stored = StoredTensors {
             checkpoint,
             name,
-            wanted: Vec::new(),
+            expected: Vec::new(),
         };
-        let state = parts.state(&quant_type.state_name(name), quant_type, [rows, columns])?;
-        parts.wanted = state.parts();
-        parts.check_table("quant_map", quant_type.table())?;
+        let state = stored.state(&quant_type.state_name(name), quant_type, [rows, columns])?;
+        stored.expected = state.tensors();
+        stored.check_table("quant_map", quant_type.table())?;
         let scales = match (state.nested_blocksize, state.nested_offset) {
             (Some(blocksize), Some(offset)) => {
-                parts.check_table("nested_quant_map", dynamic_map())?;
+                stored.check_table("nested_quant_map", dynamic_map())?;
                 Scales::Nested {
-                    codes: parts.tensor("absmax", Kind::Uint8, device)?,
-                    absmax: parts.tensor("nested_absmax", Kind::Float, device)?,
+                    codes: stored.tensor("absmax", Kind::Uint8, device)?,
+                    absmax: stored.tensor("nested_absmax", Kind::Float, device)?,
                     map: Tensor::f_from_slice(dynamic_map())?.f_to_device(device)?,
                     offset: offset as f32,
                     blocksize,
                 }
             }
-            _ => Scales::Plain(parts.tensor("absmax", Kind::Float, device)?),
+            _ => Scales::Plain(stored.tensor("absmax", Kind::Float, device)?),
         };
         let pairs = Tensor::f_from_slice(quant_type.code_table().pairs().as_flattened())?;
         Ok(Some(Self {
@@ -87,7 +87,7 @@ impl Nf4Weight {
             rows,
             columns,
             blocksize: state.blocksize,
-            packed: parts.tensor("", Kind::Uint8, device)?,
+            packed: stored.tensor("", Kind::Uint8, device)?,
             scales,
             pairs: pairs.f_view([256, 2])?.f_to_device(device)?,
         }))
@@ -233,14 +233,14 @@ impl Nf4Weight {
 }
 
 /// The stored tensors of one weight.
-struct Parts<'a> {
+struct StoredTensors<'a> {
     checkpoint: &'a Checkpoint,
     name: &'a str,
     /// Expected shapes and dtypes, from the weight's state.
-    wanted: Vec<Part>,
+    expected: Vec<TensorSpec>,
 }
 
-impl Parts<'_> {
+impl StoredTensors<'_> {
     fn state(&self, key: &str, quant_type: QuantType, shape: [usize; 2]) -> Result<QuantState> {
         let (path, dtype, _, bytes) = self.checkpoint.bytes(key)?;
         let fault = |reason: String| Error::checkpoint(path, format!("tensor \"{key}\" {reason}"));
@@ -250,7 +250,9 @@ impl Parts<'_> {
         let state = QuantState::from_json(&bytes).map_err(fault)?;
         if state.quant_type != quant_type {
             let name = state.quant_type.name();
-            return Err(fault(format!("speaks of {name:?}, against its own name")));
+            return Err(fault(format!(
+                "holds quant_type {name:?}, which contradicts its name"
+            )));
         }
         if state.shape != shape {
             return Err(fault(format!(
@@ -261,22 +263,23 @@ impl Parts<'_> {
         Ok(state)
     }
 
-    /// Bytes of the part `suffix`.
+    /// Bytes of the tensor `suffix`.
     fn bytes(&self, suffix: &str) -> Result<MappedBytes> {
         let dot = if suffix.is_empty() { "" } else { "." };
         let name = format!("{}{dot}{suffix}", self.name);
         let (path, dtype, shape, bytes) = self.checkpoint.bytes(&name)?;
-        match self.wanted.iter().find(|part| part.suffix == suffix) {
-            Some(part) if part.fits(dtype, &shape) => Ok(bytes),
-            part => {
-                let wanted = part.map(ToString::to_string).unwrap_or_default();
-                let reason = format!("tensor \"{name}\" is {dtype} {shape:?}; its state asks for {wanted}");
+        match self.expected.iter().find(|spec| spec.suffix == suffix) {
+            Some(spec) if spec.fits(dtype, &shape) => Ok(bytes),
+            spec => {
+                let expected = spec.map(ToString::to_string).unwrap_or_default();
+                let reason =
+                    format!("tensor \"{name}\" is {dtype} {shape:?}; its quant_state requires {expected}");
                 Err(Error::checkpoint(path, reason))
             }
         }
     }
 
-    /// The part `suffix`, whose dtype is `kind`'s.
+    /// Loads the tensor `suffix`, whose dtype must be `kind`'s.
     fn tensor(&self, suffix: &str, kind: Kind, device: Device) -> Result<Tensor> {
         let bytes = self.bytes(suffix)?;
         let values = bytes.len() / kind.elt_size_in_bytes();

@@ -323,7 +323,7 @@ fn broken_states_and_parts_are_named() {
             }
             true
         }),
-        ("its state asks for", |name, _, shape, bytes| {
+        ("its quant_state requires", |name, _, shape, bytes| {
             if name == WEIGHT {
                 bytes.pop();
                 shape[0] -= 1;
@@ -345,7 +345,7 @@ fn broken_states_and_parts_are_named() {
             }
             true
         }),
-        ("against its own name", |name, _, shape, bytes| {
+        ("contradicts its name", |name, _, shape, bytes| {
             if name.starts_with(WEIGHT) && name.contains("quant_state") {
                 let text = String::from_utf8(bytes.clone()).unwrap();
                 *bytes = text.replace("\"nf4\"", "\"fp4\"").into_bytes();

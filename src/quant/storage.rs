@@ -1,4 +1,4 @@
-//! What a weight in four bits is stored in, known without its bytes.
+//! Which tensors store a four-bit weight, known without reading them.
 
 use std::fmt;
 
@@ -9,74 +9,74 @@ use super::nf4::{BLOCKSIZES, QuantState, QuantType, dynamic_map};
 use super::{Awq, Quantization};
 use crate::checkpoint::StoredTensor;
 
-/// A tensor of a weight in four bits.
+/// One of the tensors that store a four-bit weight.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Part {
-    /// What its name adds to the weight's (bitsandbytes) or the module's (AWQ), after a dot; empty for the weight itself.
+pub(crate) struct TensorSpec {
+    /// Suffix after the weight's (bitsandbytes) or the module's (AWQ) name and a dot; empty for the weight itself.
     pub suffix: &'static str,
-    /// Number formats that are read.
+    /// Supported dtypes.
     pub dtypes: &'static [Dtype],
-    pub size: PartSize,
+    pub size: SizeSpec,
 }
 
-/// How many values a part has.
+/// Expected size.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum PartSize {
-    /// So many, in any shape.
+pub(crate) enum SizeSpec {
+    /// Number of values, in any shape.
     Values(usize),
-    /// In this shape.
+    /// A shape.
     Shape([usize; 2]),
 }
 
-impl Part {
-    fn new(suffix: &'static str, dtypes: &'static [Dtype], size: PartSize) -> Self {
+impl TensorSpec {
+    fn new(suffix: &'static str, dtypes: &'static [Dtype], size: SizeSpec) -> Self {
         Self { suffix, dtypes, size }
     }
 
-    /// Whether a tensor can be this part.
+    /// Whether a tensor of `dtype` and `shape` matches.
     pub(crate) fn fits(&self, dtype: Dtype, shape: &[usize]) -> bool {
         let size = match &self.size {
-            PartSize::Values(values) => shape.iter().product::<usize>() == *values,
-            PartSize::Shape(wanted) => shape == wanted,
+            SizeSpec::Values(values) => shape.iter().product::<usize>() == *values,
+            SizeSpec::Shape(wanted) => shape == wanted,
         };
         size && self.dtypes.contains(&dtype)
     }
 }
 
-impl fmt::Display for Part {
+impl fmt::Display for TensorSpec {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         let dtypes: Vec<String> = self.dtypes.iter().map(ToString::to_string).collect();
         match &self.size {
-            PartSize::Values(values) => write!(formatter, "{} of {values} values", dtypes.join(" or ")),
-            PartSize::Shape(shape) => write!(formatter, "{} {shape:?}", dtypes.join(" or ")),
+            SizeSpec::Values(values) => write!(formatter, "{} of {values} values", dtypes.join(" or ")),
+            SizeSpec::Shape(shape) => write!(formatter, "{} {shape:?}", dtypes.join(" or ")),
         }
     }
 }
 
 impl QuantState {
-    /// The tensors of a weight in this state, beside the state itself.
-    pub(crate) fn parts(&self) -> Vec<Part> {
+    /// The tensors of a weight with this state, except the state itself.
+    pub(crate) fn tensors(&self) -> Vec<TensorSpec> {
         let values: usize = self.shape.iter().product();
         let blocks = values.div_ceil(self.blocksize);
-        let new = |suffix, dtypes, values| Part::new(suffix, dtypes, PartSize::Values(values));
+        let new = |suffix, dtypes, values| TensorSpec::new(suffix, dtypes, SizeSpec::Values(values));
         let (bytes, floats): (&[Dtype], &[Dtype]) = (&[Dtype::U8], &[Dtype::F32]);
-        let mut parts = vec![
+        let mut tensors = vec![
             new("", bytes, values.div_ceil(2)),
             new("quant_map", floats, self.quant_type.table().len()),
         ];
         match self.nested_blocksize {
-            Some(blocksize) => parts.extend([
+            Some(blocksize) => tensors.extend([
                 new("absmax", bytes, blocks),
                 new("nested_absmax", floats, blocks.div_ceil(blocksize)),
                 new("nested_quant_map", floats, dynamic_map().len()),
             ]),
-            None => parts.push(new("absmax", floats, blocks)),
+            None => tensors.push(new("absmax", floats, blocks)),
         }
-        parts
+        tensors
     }
 
-    /// The state of a weight of `shape` whose scales are `absmax`, where its own is not read; `None` where the scales are
-    /// too many or too few for any.
+    /// Infers the state of a weight of `shape` from its scales `absmax`, for checks that do not read the state itself; `None` if
+    /// their number fits no block size.
     pub(crate) fn inferred(quant_type: QuantType, shape: [usize; 2], absmax: &StoredTensor) -> Option<Self> {
         let values: usize = shape.iter().product();
         let blocks: usize = absmax.shape.iter().product();
@@ -89,8 +89,8 @@ impl QuantState {
 }
 
 impl Awq {
-    /// The tensors of a weight `[rows, columns]`; the reason where it cannot be stored so.
-    pub(crate) fn parts(&self, [rows, columns]: [usize; 2]) -> Result<[Part; 3], String> {
+    /// The tensors of a weight `[rows, columns]`, or why the layout cannot hold it.
+    pub(crate) fn tensors(&self, [rows, columns]: [usize; 2]) -> Result<[TensorSpec; 3], String> {
         let group = self.group_size.unwrap_or(columns);
         if !columns.is_multiple_of(group) || !group.is_multiple_of(2) || !rows.is_multiple_of(PER_WORD) {
             return Err(format!(
@@ -98,7 +98,7 @@ impl Awq {
             ));
         }
         let (groups, words) = (columns / group, rows / PER_WORD);
-        let new = |suffix, dtypes, shape| Part::new(suffix, dtypes, PartSize::Shape(shape));
+        let new = |suffix, dtypes, shape| TensorSpec::new(suffix, dtypes, SizeSpec::Shape(shape));
         Ok([
             new("qweight", &[Dtype::I32], [columns, words]),
             new("qzeros", &[Dtype::I32], [groups, words]),
@@ -109,16 +109,16 @@ impl Awq {
 
 /// How one weight is stored.
 pub(crate) enum Storage<'a> {
-    /// As numbers.
+    /// Unquantized.
     Dense,
-    /// bitsandbytes, with the tensor that holds its state.
+    /// bitsandbytes, with the tensor of its state.
     BitsAndBytes(QuantType, &'a StoredTensor),
     /// AWQ.
     Awq(&'a Awq),
 }
 
 impl Quantization {
-    /// How the weight of canonical `name` (`….weight`) is stored, by the tensors that are there.
+    /// How the weight of canonical `name` (`….weight`) is stored, judged by the tensors that exist.
     pub(crate) fn storage<'a>(
         &'a self,
         name: &str,
