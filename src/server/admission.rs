@@ -1,4 +1,4 @@
-//! What a connection's place allows its requests.
+//! Admission: which requests a connection may make.
 
 use std::cell::Cell;
 use std::pin::Pin;
@@ -13,54 +13,54 @@ use actix_web::middleware::Next;
 use actix_web::web::Bytes;
 use actix_web::{Error, HttpMessage, HttpRequest, ResponseError};
 
+use super::connection_slots::{ActiveRequest, ConnectionState};
 use super::errors::ApiError;
 use super::logging::warn_of_connections;
-use super::places::{Asking, Line};
 
-/// When a request's first byte came.
+/// Arrival time of a request's first byte.
 #[derive(Clone, Copy)]
 struct Began(Instant);
 
-/// When the first byte of `request` came.
+/// Arrival time of the first byte of `request`.
 pub(super) fn began(request: &HttpRequest) -> Instant {
     let began = request.extensions().get::<Began>().copied();
     began.map_or_else(Instant::now, |Began(at)| at)
 }
 
-/// Middleware: keeps spare places for `/health`, and ends connections that have lived long enough.
+/// Middleware: restricts spare connections to `/health`, and closes connections after their maximum lifetime.
 pub(super) async fn admit<B: MessageBody + 'static>(
     request: ServiceRequest,
     next: Next<B>,
 ) -> Result<ServiceResponse<BoxBody>, Error> {
-    let Some(line) = request.request().conn_data::<Arc<Line>>().cloned() else {
+    let Some(connection) = request.request().conn_data::<Arc<ConnectionState>>().cloned() else {
         return Ok(next.call(request).await?.map_into_boxed_body());
     };
-    let (asking, first_byte) = line.begin_request();
+    let (active, first_byte) = connection.begin_request();
     let began = Began(first_byte.unwrap_or_else(Instant::now));
     request.extensions_mut().insert(began);
-    let mut response = if line.is_spare() && request.path() != "/health" {
+    let mut response = if connection.is_spare() && request.path() != "/health" {
         warn_of_connections();
         request.into_response(ApiError::TooManyConnections.error_response())
     } else {
         next.call(request).await?.map_into_boxed_body()
     };
-    if line.is_spare() || line.is_old() {
+    if connection.is_spare() || connection.is_old() {
         let head = response.response_mut().head_mut();
         head.set_connection_type(ConnectionType::Close);
     }
-    let asking = Cell::new(Some(asking));
+    let active = Cell::new(Some(active));
     Ok(response.map_body(|_, answer| {
         BoxBody::new(CountedBody {
             answer,
-            _asking: asking.take(),
+            _active: active.take(),
         })
     }))
 }
 
-/// An answer that counts as a request in work until its last byte was taken.
+/// A response body that keeps its request active until the last byte is sent.
 struct CountedBody {
     answer: BoxBody,
-    _asking: Option<Asking>,
+    _active: Option<ActiveRequest>,
 }
 
 impl MessageBody for CountedBody {

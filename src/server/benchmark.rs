@@ -1,4 +1,4 @@
-//! Reads the benchmark records below the project root.
+//! Reads the benchmark records of the project.
 
 use std::collections::BTreeMap;
 use std::fs::OpenOptions;
@@ -9,12 +9,12 @@ use std::path::Path;
 use super::types::{Benchmarks, SkippedFile};
 use crate::records::{paths::IN_BENCHMARKS, timestamp};
 
-/// Largest record read, bytes.
+/// Maximum size of a record, bytes.
 const MAX_RECORD_BYTES: u64 = 16 * 1024 * 1024;
-/// Most bytes of records in one answer.
+/// Maximum size of all records in one response, bytes.
 const MAX_ANSWER_BYTES: u64 = 64 * 1024 * 1024;
 
-/// Every record in `folder`, by its stem; what cannot be served is named in `files_skipped`. Other files are not told of.
+/// Reads every record in `folder`, by file stem. Records that cannot be served are listed in `files_skipped`; other files are ignored.
 pub(super) fn read_benchmarks(folder: &Path) -> Benchmarks {
     let mut answer = Benchmarks {
         benchmarks: BTreeMap::new(),
@@ -38,7 +38,7 @@ pub(super) fn read_benchmarks(folder: &Path) -> Benchmarks {
     answer
 }
 
-/// Names of the records that are there, without `.json`, in order.
+/// Names of the existing records, without `.json`, sorted.
 fn stems(folder: &Path) -> Vec<String> {
     let names = IN_BENCHMARKS
         .iter()
@@ -51,7 +51,7 @@ fn stems(folder: &Path) -> Vec<String> {
     stems
 }
 
-/// Reads one record; the error is from a fixed table.
+/// Reads one record; errors are fixed texts.
 fn read_record(path: &Path, left: &mut u64) -> Result<serde_json::Value, &'static str> {
     // A symbolic link could lead out of the folder, and a pipe would never end.
     let file = OpenOptions::new()

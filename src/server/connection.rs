@@ -1,7 +1,7 @@
 //! A client's socket between the operating system and the HTTP parser.
 //!
-//! It bounds what the parser must hold of a head, the time that a head and the taking of an answer may last, and it gives the
-//! parser's own errors the body that all errors have.
+//! Bounds the size of a request head and the time for a head and for sending a response, and replaces the parser's own error
+//! responses with the usual error body.
 
 use std::io;
 use std::pin::Pin;
@@ -16,35 +16,35 @@ use socket2::{SockRef, TcpKeepalive};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Sleep, sleep};
 
+use super::connection_slots::{ConnectionSlot, ConnectionState};
 use super::errors::parser_error;
 use super::framing::{Framing, HeadTooLarge};
 use super::logging::warn_of_refusal;
-use super::places::{Line, Place};
 
-/// How long a request's head may take to arrive.
+/// Timeout for a request head.
 pub(super) const HEAD_DEADLINE: Duration = Duration::from_secs(5);
-/// How long an answer that nobody takes keeps its connection.
+/// Timeout for a response of which the client reads nothing.
 const WRITE_DEADLINE: Duration = Duration::from_secs(30);
-/// Slower takers of a long answer are cut off: bytes a second.
+/// Minimum rate at which a client must read a long response, bytes/s.
 const LEAST_WRITE_RATE: u64 = 1024;
-/// Probes find out about a client that vanished without a word.
+/// TCP keep-alive detects clients that vanished.
 const PROBE_AFTER: Duration = Duration::from_secs(10);
-/// A byte that no head may hold, wherever it stands: the parser refuses what it follows, after the answers due before.
+/// A byte that is invalid anywhere in a head: the parser rejects the request that contains it, after the responses before it.
 const NEVER_IN_A_HEAD: &[u8] = b"\0";
 
 /// A client's socket.
 pub(super) struct Connection {
     stream: TcpStream,
-    place: Place,
+    slot: ConnectionSlot,
     framing: Framing,
-    /// Why the present head is refused, where it was not the parser that refused it.
+    /// Why the current head is rejected, if not by the parser.
     refusal: Option<StatusCode>,
     head_timer: Option<Pin<Box<Sleep>>>,
     write_timer: Option<Pin<Box<Sleep>>>,
     answer: Option<Replacement>,
 }
 
-/// What is written in place of the parser's answer.
+/// Replaces the parser's own response.
 struct Replacement {
     bytes: Vec<u8>,
     written: usize,
@@ -52,11 +52,11 @@ struct Replacement {
 }
 
 impl Connection {
-    pub(super) fn new(stream: TcpStream, place: Place) -> Self {
+    pub(super) fn new(stream: TcpStream, slot: ConnectionSlot) -> Self {
         watch_over(&stream);
         Self {
             stream,
-            place,
+            slot,
             framing: Framing::new(),
             refusal: None,
             head_timer: None,
@@ -65,15 +65,15 @@ impl Connection {
         }
     }
 
-    pub(super) fn line(&self) -> &Arc<Line> {
-        self.place.line()
+    pub(super) fn state(&self) -> &Arc<ConnectionState> {
+        self.slot.state()
     }
 
-    /// Follows the bytes that came after the first `before` of `buffer`, and takes back what no parser should see.
+    /// Tracks the bytes of `buffer` after the first `before`, and removes what the parser must not see.
     fn follow(&mut self, before: usize, buffer: &mut ReadBuf<'_>) {
         let fed = self.framing.feed(&buffer.filled()[before..]);
         if self.framing.head_began() {
-            self.line().head_begins();
+            self.state().head_begins();
         }
         if fed == Err(HeadTooLarge) {
             buffer.set_filled(before);
@@ -86,7 +86,7 @@ impl Connection {
         buffer.put_slice(NEVER_IN_A_HEAD);
     }
 
-    /// Whether the present head has taken too long.
+    /// Whether the current head has timed out.
     fn head_is_late(&mut self, context: &mut Context<'_>) -> bool {
         if !self.framing.in_head() {
             self.head_timer = None;
@@ -102,7 +102,7 @@ impl Connection {
         let result = Pin::new(&mut self.stream).poll_write(context, bytes);
         match &result {
             Poll::Pending => {
-                self.place.line().writing.store(true, Ordering::Release);
+                self.slot.state().writing.store(true, Ordering::Release);
                 let timer = self
                     .write_timer
                     .get_or_insert_with(|| Box::pin(sleep(WRITE_DEADLINE)));
@@ -130,13 +130,13 @@ impl AsyncRead for Connection {
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         let this = self.get_mut();
-        if this.line().has_ended(context.waker()) {
-            // As if the client had left.
+        if this.state().has_ended(context.waker()) {
+            // Treated like a disconnect.
             return Poll::Ready(Ok(()));
         }
         let before = buffer.filled().len();
         let result = Pin::new(&mut this.stream).poll_read(context, buffer);
-        // After a refusal nothing is parsed.
+        // After a rejection nothing is parsed.
         if this.refusal.is_none() {
             match result {
                 Poll::Ready(Ok(())) => this.follow(before, buffer),
@@ -154,14 +154,14 @@ impl AsyncRead for Connection {
 impl AsyncWrite for Connection {
     fn poll_write(self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
-        if this.line().has_ended(context.waker()) {
+        if this.state().has_ended(context.waker()) {
             return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()));
         }
         if this.answer.is_none()
             && let Some((start, status)) = parsers_own_error(bytes)
         {
             if start > 0 {
-                // The answers before it.
+                // The responses before it.
                 return this.write_through(context, &bytes[..start]);
             }
             let status = this.refusal.unwrap_or(status);
@@ -190,9 +190,9 @@ impl AsyncWrite for Connection {
 
     fn poll_flush(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
-        // It is asked for when everything was written.
+        // Called when everything is written.
         this.write_timer = None;
-        this.line().writing.store(false, Ordering::Release);
+        this.state().writing.store(false, Ordering::Release);
         Pin::new(&mut this.stream).poll_flush(context)
     }
 
@@ -201,8 +201,8 @@ impl AsyncWrite for Connection {
     }
 }
 
-/// Where in `bytes` an answer begins that the parser gave by itself: the last one of a connection, an error without a body and
-/// without the id that every other answer has.
+/// Offset in `bytes` of a response by the parser itself: the last one of a connection, an error without a body and without the
+/// request id that all other responses have.
 fn parsers_own_error(bytes: &[u8]) -> Option<(usize, StatusCode)> {
     const START: &[u8] = b"HTTP/1.1 4";
     if !bytes.ends_with(b"\r\n\r\n") {
@@ -216,13 +216,13 @@ fn parsers_own_error(bytes: &[u8]) -> Option<(usize, StatusCode)> {
     bare.then_some((start, status))
 }
 
-/// Has the kernel end connections whose other side no longer answers or no longer reads.
+/// Lets the kernel close connections whose peer no longer answers or reads.
 fn watch_over(stream: &TcpStream) {
     let socket = SockRef::from(stream);
     let probes = TcpKeepalive::new()
         .with_time(PROBE_AFTER)
         .with_interval(PROBE_AFTER / 2);
-    // Without these the server works, and a vanished client's reading runs to its end.
+    // Without these options the server works, but generation for a vanished client runs to its end.
     let _ = socket.set_tcp_keepalive(&probes);
     let _ = socket.set_tcp_user_timeout(Some(WRITE_DEADLINE));
 }

@@ -1,4 +1,4 @@
-//! `/docs` and `/openapi.json`: the documentation page's files as they lie in the program.
+//! `/docs` (embedded Swagger UI) and `/openapi.json`.
 
 use std::borrow::Cow;
 use std::sync::{Arc, LazyLock};
@@ -9,22 +9,22 @@ use actix_web::{HttpResponse, Responder};
 use utoipa::OpenApi;
 use utoipa_swagger_ui::{Config, serve};
 
+use super::chunked_body::ChunkedBody;
 use super::errors::ApiError;
 use super::openapi::ApiDoc;
-use super::pieces::Pieces;
 
 const DESCRIPTION: &str = "/openapi.json";
 
-/// The API's description.
+/// The OpenAPI document.
 pub(super) async fn description() -> impl Responder {
     static TEXT: LazyLock<Bytes> =
         LazyLock::new(|| serde_json::to_vec(&ApiDoc::openapi()).unwrap_or_default().into());
     HttpResponse::Ok()
         .content_type("application/json")
-        .body(Pieces::shared(TEXT.clone()))
+        .body(ChunkedBody::shared(TEXT.clone()))
 }
 
-/// One file of the documentation page.
+/// One file of Swagger UI.
 pub(super) async fn page(path: web::Path<String>) -> Result<HttpResponse, ApiError> {
     static CONFIG: LazyLock<Arc<Config<'static>>> = LazyLock::new(|| Arc::new(Config::from(DESCRIPTION)));
     let file = serve(&path, Arc::clone(&CONFIG)).map_err(|_| ApiError::Internal)?;
@@ -41,5 +41,5 @@ pub(super) async fn page(path: web::Path<String>) -> Result<HttpResponse, ApiErr
     }
     Ok(response
         .content_type(file.content_type)
-        .body(Pieces::shared(bytes)))
+        .body(ChunkedBody::shared(bytes)))
 }

@@ -1,4 +1,4 @@
-//! Every error a client can get: its status, its text from a fixed table, its JSON.
+//! All errors of the API: status, fixed text, JSON body.
 
 use actix_web::http::{StatusCode, header};
 use actix_web::{HttpResponse, ResponseError};
@@ -8,30 +8,30 @@ use crate::engine::EngineError;
 use crate::error::{ImageError, PromptError};
 use crate::records::timestamp;
 
-/// Why a request got no answer.
+/// An API error.
 #[derive(Debug, thiserror::Error)]
 pub enum ApiError {
     /// 422: no `file` part.
     #[error("no file: send the page as multipart/form-data in the field `file`")]
     NoFile,
-    /// 400: the picture is at fault.
+    /// 400: invalid image.
     #[error(transparent)]
     Image(#[from] ImageError),
-    /// 422: the prompt is at fault.
+    /// 422: invalid prompt.
     #[error(transparent)]
     Prompt(#[from] PromptError),
-    /// 422: a field's value is at fault.
+    /// 422: invalid value of a form field.
     #[error("{field}: {reason}")]
     Field {
-        /// The field's name.
+        /// Field name.
         field: &'static str,
-        /// What it must be.
+        /// Expected value.
         reason: String,
     },
-    /// 400: a field was sent twice.
+    /// 400: repeated form field.
     #[error("the field `{0}` was sent more than once")]
     Repeated(&'static str),
-    /// 400: not parsable as a form.
+    /// 400: malformed form.
     #[error("the multipart body is malformed or incomplete")]
     Malformed,
     /// 400: too many parts.
@@ -40,67 +40,67 @@ pub enum ApiError {
         /// The limit.
         limit: usize,
     },
-    /// 413: the file or the body.
+    /// 413: file or body too large.
     #[error("the upload is larger than {limit_mib} MiB")]
     UploadTooLarge {
         /// The limit, MiB.
         limit_mib: u64,
     },
-    /// 413: a text field.
+    /// 413: text field too large.
     #[error("a text field is larger than {limit} bytes")]
     FieldTooLarge {
         /// The limit, bytes.
         limit: usize,
     },
-    /// 400: a picture that all of the memory for pictures would not do for.
+    /// 400: decoding the image would exceed the whole memory budget.
     #[error(
         "decoding the image takes {needed_mib} MiB; the limit is {limit_mib} MiB: send it smaller, or as PNG or JPEG"
     )]
     DecodeMemory {
-        /// What its decoder would take, MiB.
+        /// Memory that decoding would need, MiB.
         needed_mib: u32,
         /// `--max-decoded-mib`.
         limit_mib: u32,
     },
-    /// 431: header lines.
+    /// 431: request header too large.
     #[error("the request's header is too large")]
     HeaderTooLarge,
-    /// 408: the body was too slow.
+    /// 408: body timeout.
     #[error("the body did not arrive within {seconds} s")]
     BodyDeadline {
         /// The deadline, seconds.
         seconds: u64,
     },
-    /// 408: the body came too slowly.
+    /// 408: upload rate too low.
     #[error("the body arrived more slowly than {rate} bytes a second")]
     BodyRate {
-        /// The least rate, bytes a second.
+        /// Minimum rate, bytes/s.
         rate: u64,
     },
-    /// 503: a connection beyond the bounds.
+    /// 503: too many connections.
     #[error("too many connections; only /health is answered on this one: close others, and try again in 1 s")]
     TooManyConnections,
-    /// 503: answers that wait for their readers hold all the memory they may.
+    /// 503: memory budget for large responses exhausted.
     #[error("too many large answers at once; try again in 1 s")]
     TooManyAnswers,
-    /// 503: uploads hold all the memory they may.
+    /// 503: memory budget for uploads exhausted.
     #[error("too many uploads at once; try again in 1 s")]
     TooManyUploads,
-    /// 503: the engine takes nothing now.
+    /// 503: the engine accepts no requests.
     #[error("{detail}")]
     Unavailable {
-        /// Why.
+        /// Reason.
         detail: String,
-        /// When to try again, seconds.
+        /// `Retry-After`, seconds.
         retry_after_seconds: u64,
     },
-    /// 504: the reading took too long.
+    /// 504: generation timeout.
     #[error("the reading was stopped after {seconds} s")]
     GenerationDeadline {
         /// The deadline, seconds.
         seconds: u64,
     },
-    /// 500: our fault; the cause is in the log only.
+    /// 500: internal error; the cause is only in the log.
     #[error("internal error; the server's log holds the cause under this answer's x-request-id")]
     Internal,
 }
@@ -115,7 +115,7 @@ impl From<EngineError> for ApiError {
                 tracing::error!(%error, "reading failed");
                 Self::Internal
             }
-            // The panic hook has logged the place.
+            // The panic hook has logged the location.
             EngineError::Panicked => Self::Internal,
             EngineError::GenerationDeadline { seconds } => Self::GenerationDeadline { seconds },
             EngineError::NotReady | EngineError::Stopping => Self::Unavailable {
@@ -171,7 +171,7 @@ impl ResponseError for ApiError {
     }
 }
 
-/// The body of an error that the framework made, not a handler.
+/// Body of an error response made by the framework rather than by a handler.
 pub(super) fn framework_error(status: StatusCode) -> ErrorBody {
     let detail = match status {
         StatusCode::NOT_FOUND => "no such route; /docs lists them",
@@ -184,7 +184,7 @@ pub(super) fn framework_error(status: StatusCode) -> ErrorBody {
     }
 }
 
-/// The whole answer, on the wire, to a request that the HTTP parser refused.
+/// Complete response, as bytes, to a request that the HTTP parser rejected.
 pub(super) fn parser_error(status: StatusCode) -> Vec<u8> {
     let detail = match status {
         StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE => ApiError::HeaderTooLarge.to_string(),
@@ -201,7 +201,7 @@ pub(super) fn parser_error(status: StatusCode) -> Vec<u8> {
         detail,
         timestamp: timestamp(),
     };
-    // Two texts always make an object.
+    // Two strings always serialize.
     let body = serde_json::to_string(&body).unwrap_or_default();
     let mut answer = format!("HTTP/1.1 {status}\r\n");
     for (name, value) in SAFE_HEADERS {

@@ -1,34 +1,34 @@
-//! Where one request ends and the next begins, followed byte by byte beside the HTTP parser.
+//! Tracks request boundaries byte by byte, in parallel with the HTTP parser.
 //!
-//! The parser buffers 128 KiB of a request's head and panics over a header's name of 64 KiB (actix-http 3.20.0). So heads
-//! are bounded before it sees them, and for that it must be known which bytes are a head. What the parser refuses, this
-//! leaves alone: it reads nothing after a refusal.
+//! The parser buffers 128 KiB of a request head and panics on a header name of 64 KiB (actix-http 3.20.0). Heads are therefore
+//! bounded before it sees them, which requires knowing which bytes belong to a head. Requests that the parser rejects are ignored
+//! here: it reads nothing after a rejection.
 
-/// Most bytes of a head: the request line, the header lines and what stands before them.
+/// Maximum size of a head: leading empty lines, request line and header lines.
 pub(super) const MAX_HEAD_BYTES: usize = 32 * 1024;
-/// As many header lines as the parser takes.
+/// The parser's limit on header lines.
 const MAX_PARSED_HEADERS: usize = 96;
 
 /// The head is longer than [`MAX_HEAD_BYTES`].
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct HeadTooLarge;
 
-/// What the next byte belongs to.
+/// The part of a request that the next byte belongs to.
 #[derive(Debug, PartialEq, Eq)]
 enum Part {
     Head,
-    /// A body with its length, what is left of it.
+    /// A body with a known length; the remaining bytes.
     Body(u64),
-    /// The line before a chunk.
+    /// The size line of a chunk.
     ChunkSize(Size),
     Chunk(u64),
-    /// The line end after a chunk.
+    /// The line break after a chunk.
     ChunkEnd,
-    /// Lines after the last chunk; whether the present one is empty so far.
+    /// Trailer lines; whether the current one is empty so far.
     Trailers {
         empty: bool,
     },
-    /// A body without an end, or a request that the parser refuses.
+    /// A body until the connection closes, or a request that the parser rejects.
     Rest,
 }
 
@@ -36,7 +36,7 @@ enum Part {
 struct Size {
     value: u64,
     digits: u8,
-    /// After `;`, or blanks.
+    /// After `;` or spaces.
     extension: bool,
 }
 
@@ -46,17 +46,17 @@ const NO_SIZE: Size = Size {
     extension: false,
 };
 
-/// Follows one connection.
+/// Tracks one connection.
 #[derive(Debug)]
 pub(super) struct Framing {
     part: Part,
-    /// The present head so far.
+    /// The current head so far.
     head: Vec<u8>,
-    /// Bytes of its present line, without line ends.
+    /// Bytes of its current line, without line breaks.
     line: usize,
-    /// More of it has come than empty lines.
+    /// Whether more than empty lines has arrived.
     begun: bool,
-    /// A head has begun since this was asked for last.
+    /// Whether a head has begun since the last query.
     news: bool,
 }
 
@@ -71,7 +71,7 @@ impl Framing {
         }
     }
 
-    /// Whether a head has begun and has not ended.
+    /// Whether a head is incomplete.
     pub(super) fn in_head(&self) -> bool {
         self.begun
     }
@@ -81,7 +81,7 @@ impl Framing {
         std::mem::take(&mut self.news)
     }
 
-    /// Takes the next bytes.
+    /// Processes the next bytes.
     pub(super) fn feed(&mut self, mut bytes: &[u8]) -> Result<(), HeadTooLarge> {
         while let Some((&byte, rest)) = bytes.split_first() {
             match &mut self.part {
@@ -136,7 +136,7 @@ impl Framing {
         }
         self.head.push(byte);
         match byte {
-            // Empty lines before a request mean nothing.
+            // Empty lines before a request are ignored.
             b'\n' if self.line == 0 && !self.begun => {}
             b'\n' if self.line == 0 => {
                 self.part = after_head(&self.head);
@@ -155,7 +155,7 @@ impl Framing {
     }
 }
 
-/// What follows the size's line once it is complete.
+/// The part after a complete size line.
 fn size_byte(size: &mut Size, byte: u8) -> Option<Part> {
     let digit = char::from(byte).to_digit(16).map(u64::from);
     match (byte, digit) {
@@ -177,7 +177,7 @@ fn size_byte(size: &mut Size, byte: u8) -> Option<Part> {
     }
 }
 
-/// What follows a complete head, by the parser's own rules.
+/// The part after a complete head, by the parser's rules.
 fn after_head(head: &[u8]) -> Part {
     let mut headers = [httparse::EMPTY_HEADER; MAX_PARSED_HEADERS];
     let mut request = httparse::Request::new(&mut headers);

@@ -1,4 +1,4 @@
-//! What every answer has: safe headers, and errors as JSON even where the framework made them.
+//! Security headers for every response, and JSON bodies for the framework's own errors.
 
 use std::convert::Infallible;
 use std::pin::Pin;
@@ -15,7 +15,7 @@ use actix_web::{Error, HttpResponse, ResponseError};
 use super::errors::{ApiError, framework_error};
 use super::options::{MAX_HEADER_BYTES, MAX_HEADERS};
 
-/// What every answer has; `/docs` has another policy.
+/// Headers of every response; `/docs` has another content security policy.
 pub(super) const SAFE_HEADERS: [(HeaderName, &str); 5] = [
     (
         header::CONTENT_SECURITY_POLICY,
@@ -26,11 +26,11 @@ pub(super) const SAFE_HEADERS: [(HeaderName, &str); 5] = [
     (header::REFERRER_POLICY, "no-referrer"),
     (header::CACHE_CONTROL, "no-store"),
 ];
-/// The documentation page brings its own scripts, and styles in the page.
+/// Swagger UI needs its own scripts and inline styles.
 const DOCS_POLICY: &str = "default-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; \
      frame-ancestors 'none'; base-uri 'none'; form-action 'none'";
 
-/// Middleware: bounds the request's header; gives the answer safe headers and errors their JSON.
+/// Middleware: bounds the request header, and sets security headers and JSON errors on the response.
 pub(super) async fn finish<B: MessageBody + 'static>(
     request: ServiceRequest,
     next: Next<B>,
@@ -60,8 +60,8 @@ pub(super) async fn finish<B: MessageBody + 'static>(
     Ok(if head { without_body(response) } else { response })
 }
 
-/// The answer to HEAD: the body's length, and no body. The framework leaves it out, too, but goes by the request that it has
-/// read last, which on a connection may be a later one.
+/// The response to HEAD: the body's length without the body. The framework does this by the request that it read last, which may
+/// be a later one on the connection.
 fn without_body(mut response: ServiceResponse<BoxBody>) -> ServiceResponse<BoxBody> {
     if let BodySize::Sized(length) = response.response().body().size() {
         response.response_mut().head_mut().no_chunking(true);
@@ -72,7 +72,7 @@ fn without_body(mut response: ServiceResponse<BoxBody>) -> ServiceResponse<BoxBo
     response.map_body(|_, _| BoxBody::new(NoBytes))
 }
 
-/// A body whose length is in the header already, and which has no bytes.
+/// An empty body whose length is already in the header.
 struct NoBytes;
 
 impl MessageBody for NoBytes {

@@ -1,7 +1,7 @@
-//! Bounds on a request's body: bytes, time, and no reading on after the answer.
+//! Bounds on request bodies: size, time, rate; no reading after the response.
 //!
-//! actix has timers for a request's head and for idle connections, none for a body; and once a handler has dropped a
-//! chunked body, it goes on reading that body for as long as the client likes to send it.
+//! actix has timeouts for request heads and idle connections, but none for bodies, and after a handler dropped a chunked body it keeps
+//! reading as long as the client sends.
 
 use std::cell::{Cell, RefCell};
 use std::pin::Pin;
@@ -24,7 +24,7 @@ use super::logging::BodyBytes;
 use super::options::ServerOptions;
 use super::state::ServerState;
 
-/// A request's body behind its bounds. Clones share one stream.
+/// A bounded request body. Clones share one stream.
 #[derive(Clone)]
 pub(super) struct GuardedBody(Rc<RefCell<Inner>>);
 
@@ -34,7 +34,7 @@ struct Inner {
     left: u64,
     read: BodyBytes,
     deadline: Pin<Box<Sleep>>,
-    /// When more must have come, and how many bytes a second.
+    /// Deadline for more bytes, and minimum rate in bytes/s.
     rate: Option<(Pin<Box<Sleep>>, u64)>,
     end: End,
 }
@@ -49,7 +49,7 @@ enum End {
     Slow,
 }
 
-/// How long a body may take its time before its rate counts.
+/// Grace period before the minimum rate applies.
 const GRACE: Duration = Duration::from_secs(5);
 
 impl GuardedBody {
@@ -71,7 +71,7 @@ impl GuardedBody {
         self.0.borrow().end
     }
 
-    /// Time that the server, not the client, let pass: it counts for no bound.
+    /// Time that the server spent, which does not count.
     pub(super) fn excuse(&self, waited: Duration) {
         let mut inner = self.0.borrow_mut();
         let later = inner.deadline.deadline() + waited;
@@ -89,7 +89,7 @@ impl Inner {
         timer.is_some_and(|(timer, _)| timer.as_mut().poll(context).is_ready())
     }
 
-    /// Bytes that came earn the time for as many more.
+    /// Received bytes extend the deadline by the time for as many more.
     fn came(&mut self, bytes: u64) {
         if let Some((timer, rate)) = &mut self.rate {
             let deadline = timer.deadline() + Duration::from_micros(bytes * 1_000_000 / *rate);
@@ -141,7 +141,7 @@ impl Stream for GuardedBody {
     }
 }
 
-/// Why the body of `request` could not be read as a form: its bounds, or else its form.
+/// Why the body of `request` could not be read as a form: a bound, or a malformed form.
 pub(super) fn body_error(request: &HttpRequest, state: &ServerState) -> ApiError {
     let body = request.extensions().get::<GuardedBody>().cloned();
     match body.map(|body| body.end()) {
@@ -158,7 +158,7 @@ pub(super) fn body_error(request: &HttpRequest, state: &ServerState) -> ApiError
     }
 }
 
-/// Middleware: puts every body behind its bounds.
+/// Middleware: bounds every request body.
 pub(super) async fn guard_body<B: MessageBody + 'static>(
     mut request: ServiceRequest,
     next: Next<B>,
@@ -193,8 +193,8 @@ pub(super) async fn guard_body<B: MessageBody + 'static>(
     Ok(response.map_body(|_, answer| BoxBody::new(HoldingBody { answer, _body: body })))
 }
 
-/// An answer that keeps the unread rest of its request's body alive, since actix closes the connection after such an
-/// answer, whereas it would read a dropped chunked body to its end, however long that takes.
+/// A response body that keeps the unread rest of the request body alive: actix then closes the connection afterwards, whereas it would
+/// read a dropped chunked body to its end.
 struct HoldingBody {
     answer: BoxBody,
     _body: GuardedBody,

@@ -1,4 +1,4 @@
-//! One log line a request, without anything that a document, a prompt, a file name or a path could bring in.
+//! One log line per request, without document text, prompts, file names or paths.
 
 use std::cell::Cell;
 use std::hash::{BuildHasher, RandomState};
@@ -15,21 +15,21 @@ use actix_web::middleware::Next;
 use actix_web::{Error, HttpMessage};
 use tracing::{Instrument, Span};
 
-/// Bytes of the request's body read so far.
+/// Number of body bytes read so far.
 pub(super) type BodyBytes = Rc<Cell<u64>>;
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 const MAX_REQUEST_ID_LENGTH: usize = 64;
-/// In the log only: the client left before it got an answer.
+/// Log only: the client disconnected before the response.
 const CLIENT_LEFT: u16 = 499;
 
-/// Middleware: gives the request its id, logs its end.
+/// Middleware: assigns the request id and logs the request.
 pub(super) async fn access_log<B: MessageBody>(
     request: ServiceRequest,
     next: Next<B>,
 ) -> Result<ServiceResponse<B>, Error> {
     let id = request_id(request.headers());
-    // The highest level, so that every event of the request carries the id whatever the filter.
+    // At the highest level, so that every event has the id regardless of the filter.
     let span = tracing::error_span!("request", request_id = %id);
     let body_bytes = BodyBytes::default();
     request.extensions_mut().insert(body_bytes.clone());
@@ -58,7 +58,7 @@ pub(super) async fn access_log<B: MessageBody>(
     }
 }
 
-/// Logs when it is dropped: after the answer, or when the connection ends before.
+/// Logs on drop: after the response, or when the connection ends before it.
 struct AccessLine {
     span: Span,
     method: &'static str,
@@ -82,14 +82,14 @@ impl Drop for AccessLine {
     }
 }
 
-/// A kind of warning that clients can cause as often as they like: one line in ten seconds.
+/// A warning that clients can trigger: rate-limited to one line in ten seconds.
 #[derive(Debug, Default)]
 struct Rarely(Mutex<(Option<Instant>, u64)>);
 
 impl Rarely {
     const PAUSE: Duration = Duration::from_secs(10);
 
-    /// How many times it happened since the last line, where another line is due.
+    /// Number of occurrences since the last line, if another line is due.
     fn due(&self) -> Option<u64> {
         let mut state = self.0.lock().ok()?;
         state.1 += 1;
@@ -101,7 +101,7 @@ impl Rarely {
     }
 }
 
-/// Logs that the HTTP parser refused a request, which has no line of its own.
+/// Logs that the HTTP parser rejected a request, which has no access log line.
 pub(super) fn warn_of_refusal(status: StatusCode) {
     static KIND: Rarely = Rarely(Mutex::new((None, 0)));
     if let Some(requests) = KIND.due() {
@@ -113,7 +113,7 @@ pub(super) fn warn_of_refusal(status: StatusCode) {
     }
 }
 
-/// Logs that connections were beyond their bounds.
+/// Logs that connections exceeded their limits.
 pub(super) fn warn_of_connections() {
     static KIND: Rarely = Rarely(Mutex::new((None, 0)));
     if let Some(requests) = KIND.due() {
@@ -124,7 +124,7 @@ pub(super) fn warn_of_connections() {
     }
 }
 
-/// The client's id where it is harmless, a fresh one elsewhere.
+/// The client's request id if it is safe, otherwise a new one.
 fn request_id(headers: &HeaderMap) -> String {
     let given = headers.get(REQUEST_ID).and_then(|id| id.to_str().ok());
     let harmless = |id: &&str| {
@@ -140,12 +140,12 @@ fn request_id(headers: &HeaderMap) -> String {
 
 fn fresh_request_id() -> String {
     static COUNT: AtomicU64 = AtomicU64::new(0);
-    // A fresh `RandomState` has fresh keys of the operating system's randomness at its root.
+    // A new `RandomState` is seeded by the operating system.
     let id = RandomState::new().hash_one(COUNT.fetch_add(1, Ordering::Relaxed));
     format!("{id:016x}")
 }
 
-/// A method is free text; only the usual ones are logged as they are.
+/// Methods are client-controlled text; only standard ones are logged.
 fn known_method(method: &Method) -> &'static str {
     match *method {
         Method::GET => "GET",
@@ -159,7 +159,7 @@ fn known_method(method: &Method) -> &'static str {
     }
 }
 
-/// Keeps documents out of what a crash would leave on the disk.
+/// Disables core dumps, which would contain documents.
 pub fn forbid_core_dumps() {
     let none = libc::rlimit {
         rlim_cur: 0,

@@ -1,15 +1,16 @@
-//! The REST API over the [engine](crate::engine); it knows nothing of tensors.
+//! The REST API over the [engine](crate::engine), without tensors.
 //!
-//! A client's connection takes a place (`places.rs`); its bytes are followed before the parser sees them (`connection.rs`,
-//! `framing.rs`). A request passes, from the outside in: its id and log line (`logging.rs`), the bounds on its body
-//! (`limits.rs`), header bounds and uniform errors (`headers.rs`), what its connection's place allows (`admission.rs`), CORS
-//! where origins are allowed, its handler (`routes.rs`, `docs.rs`). The handler
-//! reads the form (`upload.rs`), takes a place in the engine's queue, decodes the picture, and waits. When the client
-//! leaves, actix drops the handler, and with it the ticket: that cancels the reading.
+//! A connection takes a slot (`connection_slots.rs`); its bytes are bounded before the parser sees them (`connection.rs`,
+//! `framing.rs`). A request then passes, from the outside in: request id and access log (`logging.rs`), body limits (`limits.rs`),
+//! header limits and uniform errors (`headers.rs`), admission (`admission.rs`), CORS if origins are allowed, and its handler
+//! (`routes.rs`, `docs.rs`). The handler reads the form (`upload.rs`), takes a slot in the engine's queue, decodes the image, and waits.
+//! When the client disconnects, actix drops the handler and with it the ticket, which cancels generation.
 
 mod admission;
 mod benchmark;
+mod chunked_body;
 mod connection;
+mod connection_slots;
 mod docs;
 mod errors;
 mod framing;
@@ -18,8 +19,6 @@ mod limits;
 mod logging;
 mod openapi;
 pub mod options;
-mod pieces;
-mod places;
 mod routes;
 mod run;
 mod state;

@@ -1,10 +1,10 @@
-//! The OpenAPI document, made from the handlers and types.
+//! The OpenAPI document, generated from handlers and types.
 
 use utoipa::OpenApi;
 
 use super::routes;
 
-/// The API's description, served at `/openapi.json`.
+/// The OpenAPI document, served at `/openapi.json`.
 #[derive(OpenApi)]
 #[openapi(
     info(

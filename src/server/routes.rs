@@ -1,4 +1,4 @@
-//! The handlers.
+//! Request handlers.
 
 use std::sync::Arc;
 
@@ -8,8 +8,8 @@ use tokio::sync::OwnedSemaphorePermit;
 use super::{
     admission::began,
     benchmark::read_benchmarks,
+    chunked_body::ChunkedBody,
     errors::ApiError,
-    pieces::Pieces,
     state::{ANSWER_STEP_BYTES, ServerState},
     types::{
         Analysis, AnalyzeForm, Benchmarks, ErrorBody, ExtractForm, Extraction, Figures, Health, LoadedModel,
@@ -22,7 +22,7 @@ use crate::processing::{DecodeLimits, DecodedPage, decode_page, decoder_memory};
 use crate::prompts::EXTRACTION_PROMPT;
 use crate::records::timestamp;
 
-/// Whether the server can read pages now. Answers in milliseconds, whatever the model does.
+/// Server status and readiness. Responds within milliseconds, also during generation.
 #[utoipa::path(
     get,
     path = "/health",
@@ -41,7 +41,7 @@ pub(super) async fn health(state: web::Data<ServerState>) -> web::Json<Health> {
     })
 }
 
-/// Reads the page with the extraction prompt.
+/// Extracts the text of a page with the default prompt.
 #[utoipa::path(
     post,
     path = "/extract",
@@ -72,7 +72,7 @@ pub(super) async fn extract(
     }))
 }
 
-/// Reads the page with the caller's prompt.
+/// Answers a prompt about a page.
 #[utoipa::path(
     post,
     path = "/analyze",
@@ -106,7 +106,7 @@ pub(super) async fn analyze(
     }))
 }
 
-/// The benchmark records below the project root.
+/// Returns the benchmark records of the project.
 #[utoipa::path(
     get,
     path = "/benchmark",
@@ -116,7 +116,7 @@ pub(super) async fn analyze(
     )
 )]
 pub(super) async fn benchmark(state: web::Data<ServerState>) -> Result<HttpResponse, ApiError> {
-    // One at a time: the records are in memory several times over until they are one text.
+    // One at a time: serialization holds several copies of the records.
     let turn = Arc::clone(&state.benchmark_turn).acquire_owned().await;
     let turn = turn.map_err(|_| ApiError::Internal)?;
     let folder = state.benchmarks.clone();
@@ -132,7 +132,7 @@ pub(super) async fn benchmark(state: web::Data<ServerState>) -> Result<HttpRespo
     let memory = memory.map_err(|_| ApiError::TooManyAnswers)?;
     Ok(HttpResponse::Ok()
         .content_type("application/json")
-        .body(Pieces::accounted(body, memory)))
+        .body(ChunkedBody::accounted(body, memory)))
 }
 
 struct PageAnswer {
@@ -151,7 +151,7 @@ async fn answer(
 ) -> Result<PageAnswer, ApiError> {
     let slot = state.engine.reserve_since(began(http))?;
     let decoded = tokio::time::timeout_at(slot.expires().into(), decoded(state, upload.file)).await;
-    // Its memory is counted until the answer is there.
+    // Its memory counts until the response is ready.
     let (DecodedPage { page, warnings }, _memory) = decoded.map_err(|_| slot.expired())??;
     let mut request = ReadRequest::page(prompt, page);
     request.overrides = upload.overrides;
@@ -168,8 +168,8 @@ async fn answer(
     })
 }
 
-/// Decodes off the workers, few at a time, to what the model takes. The file's memory is given back with its bytes; the
-/// permits count the page's.
+/// Decodes on a blocking thread, with limited concurrency, scaled to the model's page size. Releases the file's memory; the returned
+/// permits account for the page.
 async fn decoded(
     state: &ServerState,
     file: UploadedFile,
@@ -191,7 +191,7 @@ async fn decoded(
     let memory = Arc::clone(&state.decoded).acquire_many_owned(need).await;
     let mut memory = memory.map_err(|_| ApiError::Internal)?;
     let decoded = web::block(move || {
-        // Inside, so that a client that leaves does not let another decoding start.
+        // Held by the closure: a disconnect must not allow another decoding while this one runs.
         let _permit = permit;
         let decoded = decode_page(&file.bytes, &limits, bounds.as_ref())?;
         let kept = kibibytes(decoded.page.pixels.len() as u64).min(need);
@@ -199,7 +199,7 @@ async fn decoded(
         Ok::<_, ImageError>((decoded, memory))
     })
     .await;
-    // A decoder that panicked has met a picture it cannot decode.
+    // A panic of a decoder counts as an undecodable image.
     Ok(decoded.map_err(|_| ImageError::Undecodable)??)
 }
 

@@ -1,4 +1,4 @@
-//! Listening, the way to readiness, and the way out.
+//! Starting, readiness and shutdown.
 
 use std::fmt;
 use std::io;
@@ -20,12 +20,12 @@ use actix_web::{App, Handler, Responder};
 use super::{
     admission::admit,
     connection::{Connection, HEAD_DEADLINE},
+    connection_slots::{ConnectionSlots, SPARE_SLOTS},
     docs,
     headers::finish,
     limits::guard_body,
     logging::access_log,
     options::ServerOptions,
-    places::{Places, SPARE_PLACES},
     routes,
     state::ServerState,
 };
@@ -34,32 +34,32 @@ use crate::engine::{Engine, EngineState, ModelInfo};
 
 /// Threads that serve connections; the model has its own.
 const WORKERS: usize = 2;
-/// Threads a worker has for decoding and reading files.
+/// Threads per worker for decoding and reading files.
 const BLOCKING_THREADS: usize = 4;
 const KEEP_ALIVE: Duration = Duration::from_secs(5);
 /// Lingering close: after an answer to a request whose body was not read, the rest is discarded for this long. Otherwise the
 /// kernel resets the connection, and a client that is still sending loses the answer.
 const LINGER: Duration = Duration::from_secs(2);
-/// Files the process opens beside connections: weights, records, libraries.
+/// File descriptors besides connections: weights, records, libraries.
 const OTHER_FILES: u64 = 256;
 
-/// Why the server did not start or end well.
+/// Why the server failed to start or to shut down.
 #[derive(Debug, thiserror::Error)]
 pub enum RunError {
-    /// The address cannot be listened on.
+    /// Cannot listen on the address.
     #[error("cannot listen on {host}:{port}: {}", reason(.cause))]
     Listen {
         /// As given.
         host: String,
         /// As given.
         port: u16,
-        /// The operating system's word, which the text has.
+        /// Underlying I/O error, included in the text.
         cause: io::Error,
     },
     /// The model did not load.
     #[error("cannot load the model: {0}")]
     Load(String),
-    /// The operating system refused something else.
+    /// Another error of the operating system.
     #[error(transparent)]
     Io(#[from] io::Error),
 }
@@ -77,12 +77,12 @@ fn reason(error: &io::Error) -> String {
     }
 }
 
-/// A server that can read pages: what a person wants to know at its start.
+/// Start-up summary: model and address.
 #[derive(Debug, Clone)]
 pub struct Readiness {
-    /// What is loaded.
+    /// The loaded model.
     pub model: ModelInfo,
-    /// Where it listens.
+    /// Listening address.
     pub address: SocketAddr,
 }
 
@@ -109,7 +109,7 @@ impl fmt::Display for Readiness {
     }
 }
 
-/// Takes the port; connections wait until [`listen`]'s server is polled.
+/// Binds the port; connections wait until the server of [`listen`] is polled.
 ///
 /// # Errors
 /// [`RunError::Listen`].
@@ -124,14 +124,14 @@ pub fn bind(options: &ServerOptions) -> Result<TcpListener, RunError> {
 /// Builds the server that serves `listener`; it runs while it is polled, in a tokio or actix runtime.
 ///
 /// # Errors
-/// The operating system's.
+/// Errors of the operating system.
 pub fn listen(listener: TcpListener, state: Data<ServerState>) -> io::Result<Server> {
     let options = state.options.clone();
-    let places = Places::new(&options);
+    let slots = ConnectionSlots::new(&options);
     allow_open_files(options.max_connections);
-    // The framework stops listening where a worker has this many; `Places` never lets it come to that.
+    // The framework stops accepting at this number per worker; `ConnectionSlots` stays below it.
     let most = usize::try_from(options.max_connections).unwrap_or(usize::MAX);
-    let most = most.saturating_add(4 * SPARE_PLACES);
+    let most = most.saturating_add(4 * SPARE_SLOTS);
     let builder = Server::build()
         .workers(WORKERS)
         .worker_max_blocking_threads(BLOCKING_THREADS)
@@ -160,18 +160,18 @@ pub fn listen(listener: TcpListener, state: Data<ServerState>) -> io::Result<Ser
             .keep_alive(KEEP_ALIVE)
             .client_request_timeout(HEAD_DEADLINE)
             .client_disconnect_timeout(LINGER)
-            // A client that closes its side has left: its reading is cancelled.
+            // A client that half-closes has disconnected: generation is cancelled.
             .h1_allow_half_closed(false)
             .on_connect_ext(|connection: &Connection, data| {
-                data.insert(Arc::clone(connection.line()));
+                data.insert(Arc::clone(connection.state()));
             })
             .h1(map_config(app.into_factory(), |()| AppConfig::default())
                 .map_err(|error: actix_web::Error| error.error_response()));
-        let places = Arc::clone(&places);
+        let slots = Arc::clone(&slots);
         fn_service(move |stream: TcpStream| {
             let address = stream.peer_addr().ok();
-            let place = places.enter(address.map(|address| address.ip()));
-            let connection = Connection::new(stream, place);
+            let slot = slots.enter(address.map(|address| address.ip()));
+            let connection = Connection::new(stream, slot);
             async move { Ok((connection, address)) }
         })
         .and_then(http)
@@ -179,10 +179,10 @@ pub fn listen(listener: TcpListener, state: Data<ServerState>) -> io::Result<Ser
     Ok(builder.listen("medvision", listener, service)?.run())
 }
 
-/// Has the process open as many files as it may need, where the system allows it: many begin with 1024.
+/// Raises the open-file limit, often 1024, as far as the system allows.
 fn allow_open_files(connections: u64) {
     let wanted = connections
-        .saturating_add(2 * SPARE_PLACES as u64)
+        .saturating_add(2 * SPARE_SLOTS as u64)
         .saturating_add(OTHER_FILES);
     let mut limit = libc::rlimit {
         rlim_cur: 0,
@@ -214,7 +214,7 @@ fn add_routes(config: &mut web::ServiceConfig) {
         .service(readable("/docs/{file:.*}", docs::page));
 }
 
-/// A route for GET, and for HEAD, which answers alike without the body.
+/// A route for GET and HEAD.
 fn readable<F, Args>(path: &str, handler: F) -> actix_web::Resource
 where
     F: Handler<Args> + Clone,
@@ -235,12 +235,12 @@ fn cors(options: &ServerOptions) -> Cors {
     origins.fold(cors, |cors, origin| cors.allowed_origin(origin))
 }
 
-/// Serves until SIGTERM or SIGINT, then finishes what runs; a second signal ends the process at once.
+/// Serves until SIGTERM or SIGINT, then drains in-flight requests; a second signal exits immediately.
 ///
 /// `ready` is called once the model is loaded.
 ///
 /// # Errors
-/// The model does not load, or the operating system refuses something.
+/// The model cannot be loaded, or an error of the operating system.
 pub async fn run(
     listener: TcpListener,
     state: Data<ServerState>,
@@ -263,7 +263,7 @@ pub async fn run(
             engine.join();
             Ok(ExitCode::SUCCESS)
         }
-        // The engine's thread is inside libtorch, where the process's destructors would pull the ground from under it.
+        // The engine thread is inside libtorch; running destructors now would crash it.
         EngineState::Ready(_) => {
             tracing::error!("in-flight requests aborted: --shutdown-seconds exceeded");
             exit_at_once(1)
@@ -279,7 +279,7 @@ async fn await_model(engine: Arc<Engine>, server: ServerHandle, ready: impl FnOn
     }
 }
 
-/// First SIGTERM or SIGINT: waiting requests are refused, running ones finish. Second: the process ends.
+/// First SIGTERM or SIGINT: rejects queued requests and drains running ones. Second: exits.
 fn stop_on_signal(
     engine: Arc<Engine>,
     server: ServerHandle,
@@ -297,7 +297,7 @@ fn stop_on_signal(
     Ok(())
 }
 
-/// Ends the process without running destructors; all that is written is written already, stderr has no buffer.
+/// Exits without running destructors; nothing is buffered.
 fn exit_at_once(code: i32) -> ! {
     // SAFETY: `_exit` takes any code, touches no memory of the process and does not return.
     unsafe { libc::_exit(code) }

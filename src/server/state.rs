@@ -1,4 +1,4 @@
-//! What every handler shares.
+//! Shared state of all handlers.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -9,39 +9,39 @@ use super::options::{MAX_DECODES, ServerOptions};
 use super::types::GpuFigures;
 use crate::engine::Engine;
 
-/// Uploads take memory in steps of this many bytes.
+/// Granularity of the upload memory budget.
 pub(super) const UPLOAD_STEP_BYTES: usize = 64 * 1024;
-/// Large answers take memory in steps of this many bytes.
+/// Granularity of the memory budget for large responses.
 pub(super) const ANSWER_STEP_BYTES: usize = 64 * 1024;
-/// Bytes of large answers held in memory at the same time, until their readers have taken them.
+/// Memory budget for large responses that are being sent.
 const ANSWER_MEMORY_BYTES: usize = 128 * 1024 * 1024;
 
-/// What every handler shares.
+/// Shared state of all handlers.
 pub struct ServerState {
-    /// The model's thread.
+    /// The engine.
     pub engine: Arc<Engine>,
     /// Flags and limits.
     pub options: ServerOptions,
-    /// Folder that `/benchmark` reads.
+    /// Folder of the records for `/benchmark`.
     pub benchmarks: PathBuf,
-    /// What `/health` says about the accelerator; must not block.
+    /// GPU figures for `/health`; must not block.
     pub gpu: Box<dyn Fn() -> GpuFigures + Send + Sync>,
-    /// One permit a decoding.
+    /// One permit per concurrent decoding.
     pub(super) decodes: Arc<Semaphore>,
-    /// One permit a KiB of decoders' memory and of decoded pages that wait.
+    /// One permit per KiB for decoding and for decoded pages in the queue.
     pub(super) decoded: Arc<Semaphore>,
-    /// One permit a step of upload memory.
+    /// One permit per step of upload memory.
     pub(super) upload_steps: Arc<Semaphore>,
-    /// The permit to go on when there is no upload memory left: uploads that are half there would wait for each other.
+    /// Permit for one upload to exceed the budget; otherwise partial uploads could deadlock.
     pub(super) last_upload: Arc<Semaphore>,
-    /// One permit a step of memory for large answers.
+    /// One permit per step of memory for large responses.
     pub(super) answer_steps: Arc<Semaphore>,
-    /// The permit to read the benchmark records.
+    /// Permit to read the benchmark records.
     pub(super) benchmark_turn: Arc<Semaphore>,
 }
 
 impl ServerState {
-    /// State for a server on a CPU that serves the records in `benchmarks`.
+    /// State of a CPU server that serves the records in `benchmarks`.
     pub fn new(engine: Arc<Engine>, options: ServerOptions, benchmarks: PathBuf) -> Self {
         let steps = options.upload_memory_bytes() / UPLOAD_STEP_BYTES as u64;
         Self {
@@ -62,7 +62,7 @@ impl ServerState {
         }
     }
 
-    /// The same state with another answer about the accelerator.
+    /// Sets the source of GPU figures.
     pub fn with_gpu(mut self, gpu: impl Fn() -> GpuFigures + Send + Sync + 'static) -> Self {
         self.gpu = Box::new(gpu);
         self

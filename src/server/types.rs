@@ -1,4 +1,4 @@
-//! The JSON that goes over the wire.
+//! JSON types of the API; their docs are the OpenAPI descriptions.
 
 use std::collections::BTreeMap;
 
@@ -9,19 +9,19 @@ use crate::engine::{Answer, ModelInfo};
 use crate::generation::FinishReason;
 use crate::records::seconds;
 
-/// An error.
+/// Error response.
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 pub struct ErrorBody {
-    /// What was wrong and what to do.
+    /// What is wrong, and what to do.
     pub detail: String,
     /// RFC 3339, UTC.
     pub timestamp: String,
 }
 
-/// Whether the server can read pages now, and on what.
+/// Response of `/health`.
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 pub struct Health {
-    /// False while the model loads.
+    /// False while the model is loading.
     pub model_loaded: bool,
     /// Whether a CUDA device can be used.
     pub gpu_available: bool,
@@ -31,13 +31,13 @@ pub struct Health {
     pub current_vram_usage_mb: f64,
     /// GPU memory installed, MiB; 0 on a CPU.
     pub total_vram_mb: f64,
-    /// Requests that wait or run.
+    /// Admitted requests: running and queued.
     pub requests_admitted: usize,
     /// RFC 3339, UTC.
     pub timestamp: String,
 }
 
-/// What the accelerator reports.
+/// GPU figures.
 #[derive(Debug, Clone, Default)]
 pub struct GpuFigures {
     /// Whether a CUDA device can be used.
@@ -50,7 +50,7 @@ pub struct GpuFigures {
     pub total_mb: f64,
 }
 
-/// What is loaded.
+/// The loaded model.
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 #[schema(as = ModelInfo)]
 pub struct LoadedModel {
@@ -58,7 +58,7 @@ pub struct LoadedModel {
     pub model_name: String,
     /// "FP32", "BF16", "FP16".
     pub precision: String,
-    /// Adapter attached, if any.
+    /// Attached adapter, if any.
     pub lora_adapter: Option<String>,
     /// "cpu" or "cuda:N".
     pub device: String,
@@ -75,21 +75,20 @@ impl From<ModelInfo> for LoadedModel {
     }
 }
 
-/// Figures of one reading.
+/// Figures of one response.
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 pub struct Figures {
     /// From decoded page to the last token, seconds.
     pub inference_latency_seconds: f64,
     /// From decoded page to the first token, seconds.
     pub time_to_first_token_seconds: f64,
-    /// Time spent waiting for earlier requests, seconds.
+    /// Time in the queue, seconds.
     pub queue_seconds: f64,
-    /// Tokens of prompt and page.
+    /// Number of prompt and image tokens.
     pub prompt_tokens: usize,
-    /// Tokens of the answer.
+    /// Number of generated tokens.
     pub completion_tokens: usize,
-    /// `stop`: the model ended the answer; `length`: `max_new_tokens` was reached; `repetition`: the guard against
-    /// endless repetition stopped it.
+    /// `stop`: the model finished; `length`: `max_new_tokens` was reached; `repetition`: stopped in a repetition loop.
     #[schema(value_type = String, example = "stop")]
     pub finish_reason: FinishReason,
 }
@@ -108,102 +107,102 @@ impl From<&Answer> for Figures {
     }
 }
 
-/// Answer of `/extract`.
+/// Response of `/extract`.
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 pub struct Extraction {
-    /// The text.
+    /// Extracted text.
     pub extracted_content: String,
-    /// What is not as one would expect of the file: `truncated` (a part of the page is missing), `first of N pages`.
+    /// Warnings about the file: `truncated` (part of the page is missing), `first of N pages`.
     #[serde(default)]
     pub warnings: Vec<String>,
-    /// Figures of the reading.
+    /// Figures of this response.
     #[serde(flatten)]
     pub figures: Figures,
-    /// What read it.
+    /// The model.
     pub model_info: LoadedModel,
     /// RFC 3339, UTC.
     pub timestamp: String,
 }
 
-/// Answer of `/analyze`.
+/// Response of `/analyze`.
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 pub struct Analysis {
     /// The answer.
     pub analysis: String,
-    /// The prompt that was answered.
+    /// The prompt that was used.
     pub prompt_used: String,
-    /// What is not as one would expect of the file: `truncated` (a part of the page is missing), `first of N pages`.
+    /// Warnings about the file: `truncated` (part of the page is missing), `first of N pages`.
     #[serde(default)]
     pub warnings: Vec<String>,
-    /// Figures of the reading.
+    /// Figures of this response.
     #[serde(flatten)]
     pub figures: Figures,
-    /// What read it.
+    /// The model.
     pub model_info: LoadedModel,
     /// RFC 3339, UTC.
     pub timestamp: String,
 }
 
-/// Answer of `/benchmark`.
+/// Response of `/benchmark`.
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 pub struct Benchmarks {
-    /// Records by their file's name without `.json`.
+    /// Records by file name without `.json`.
     #[schema(value_type = BTreeMap<String, Object>)]
     pub benchmarks: BTreeMap<String, serde_json::Value>,
     /// Names (without `.json`) of the files read.
     pub files_loaded: Vec<String>,
-    /// Files of `benchmarks/` that were left out, and why.
+    /// Records in `benchmarks/` that could not be served, with the reason.
     pub files_skipped: Vec<SkippedFile>,
     /// RFC 3339, UTC.
     pub timestamp: String,
 }
 
-/// A file that `/benchmark` left out.
+/// A record that `/benchmark` could not serve.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct SkippedFile {
     /// Name (without `.json`).
     pub file: String,
-    /// Why.
+    /// Reason.
     pub reason: String,
 }
 
-/// Form of `/extract`; for the OpenAPI document.
+/// Form of `/extract`.
 #[derive(ToSchema)]
 #[allow(
     dead_code,
     reason = "only its schema is used; upload.rs reads the form part by part"
 )]
 pub struct ExtractForm {
-    /// The page: PNG, JPEG, WebP, TIFF, BMP or GIF.
+    /// Page image: PNG, JPEG, WebP, TIFF, BMP or GIF.
     #[schema(value_type = String, format = Binary)]
     file: Vec<u8>,
-    /// Tokens of the answer at most (from 1 to the server's limit, which is the default).
+    /// Maximum number of new tokens, from 1 to the server's limit (default).
     max_new_tokens: Option<u64>,
-    /// 0 (greedy) to 2; default: the model folder's generation_config.json.
+    /// Sampling temperature, 0 (greedy) to 2; default: generation_config.json of the model.
     #[schema(minimum = 0, maximum = 2)]
     temperature: Option<f64>,
-    /// Seed of the sampler.
+    /// Random seed for sampling.
     seed: Option<u64>,
 }
 
-/// Form of `/analyze`; for the OpenAPI document.
+/// Form of `/analyze`.
 #[derive(ToSchema)]
 #[allow(
     dead_code,
     reason = "only its schema is used; upload.rs reads the form part by part"
 )]
 pub struct AnalyzeForm {
-    /// The page: PNG, JPEG, WebP, TIFF, BMP or GIF.
+    /// Page image: PNG, JPEG, WebP, TIFF, BMP or GIF.
     #[schema(value_type = String, format = Binary)]
     file: Vec<u8>,
-    /// What to do with the page; at most 8192 characters, and with page and answer no more tokens than the model's
-    /// context holds. Blank counts as absent: then the extraction prompt is used.
+    /// Prompt, at most 8192 characters; prompt, page and answer must fit into the model's context. If blank or absent, the extraction
+    /// prompt is used.
     prompt: Option<String>,
-    /// Tokens of the answer at most (from 1 to the server's limit, which is the default).
+    /// Maximum number of new tokens, from 1 to the server's limit (default).
     max_new_tokens: Option<u64>,
-    /// 0 (greedy) to 2; default: the model folder's generation_config.json.
+    /// Sampling temperature, 0 (greedy) to 2; default: generation_config.json of the model.
     #[schema(minimum = 0, maximum = 2)]
     temperature: Option<f64>,
-    /// Seed of the sampler.
+    /// Random seed for sampling.
     seed: Option<u64>,
 }

@@ -20,25 +20,25 @@ use crate::engine::MAX_PROMPT_CHARACTERS;
 use crate::error::PromptError;
 use crate::generation::GenerationOverrides;
 
-/// A form, read and checked.
+/// A validated form.
 pub(super) struct Upload {
     /// The page.
     pub file: UploadedFile,
-    /// The prompt as sent; never blank.
+    /// The prompt, not blank.
     pub prompt: Option<String>,
-    /// What the request sets about the answer.
+    /// Generation overrides.
     pub overrides: GenerationOverrides,
 }
 
-/// A file's bytes and the memory accounted to them.
+/// An uploaded file with its memory permits.
 pub(super) struct UploadedFile {
     /// As sent.
     pub bytes: Vec<u8>,
     _memory: UploadMemory,
 }
 
-/// The memory accounted to an upload, taken as its bytes come. Where there is none left, the upload waits, and its client
-/// with it; one at a time goes on regardless, so that those that are half there do not wait for each other.
+/// Memory permits of an upload, acquired as bytes arrive. When the budget is exhausted the upload waits; one at a time may exceed it,
+/// so that partial uploads do not deadlock.
 #[derive(Default)]
 struct UploadMemory {
     steps: Option<OwnedSemaphorePermit>,
@@ -46,7 +46,7 @@ struct UploadMemory {
 }
 
 impl UploadMemory {
-    /// Memory for `bytes` in all, waited for until `deadline`.
+    /// Acquires memory for `bytes` in total; waits until `deadline`.
     async fn grow(&mut self, bytes: usize, state: &ServerState, deadline: Instant) -> Result<(), ApiError> {
         let held = self.steps.as_ref().map_or(0, OwnedSemaphorePermit::num_permits);
         let missing = bytes.div_ceil(UPLOAD_STEP_BYTES).saturating_sub(held);
@@ -73,7 +73,7 @@ impl UploadMemory {
     }
 }
 
-/// Text fields as sent; those unknown to the API are read and ignored, as the original does.
+/// Text fields. Unknown fields are ignored, as in the original project.
 #[derive(Default)]
 struct TextFields {
     prompt: Option<String>,
@@ -82,7 +82,7 @@ struct TextFields {
     seed: Option<String>,
 }
 
-/// Reads the whole form.
+/// Reads and validates the form.
 pub(super) async fn read_upload(request: &HttpRequest, state: &ServerState) -> Result<Upload, ApiError> {
     let body = request.extensions().get::<GuardedBody>().cloned();
     let Some(mut body) = body.filter(|_| is_form(request)) else {
@@ -110,7 +110,7 @@ pub(super) async fn read_upload(request: &HttpRequest, state: &ServerState) -> R
         }
     }
     drop(parts);
-    // What follows the last boundary is of no use, but only after it is the connection fit for another request.
+    // The rest after the last boundary must be read before the connection can be reused.
     while let Some(chunk) = body.next().await {
         chunk.map_err(|_| body_error(request, state))?;
     }
@@ -149,7 +149,7 @@ async fn read_file(
         memory.grow(bytes.len() + chunk.len(), state, expires).await?;
         body.excuse(waits.elapsed());
         if bytes.capacity() < bytes.len() + chunk.len() {
-            // By a quarter: the vector itself would take twice as much.
+            // Grow by a quarter: the vector's own strategy doubles its capacity.
             bytes.reserve_exact(chunk.len().max(bytes.len() / 4));
         }
         bytes.extend_from_slice(&chunk);
@@ -229,7 +229,7 @@ impl TextFields {
     }
 }
 
-/// Parses one field's number; blank counts as absent.
+/// Parses the number in a field; `None` if blank.
 fn number<T: FromStr>(
     field: &'static str,
     text: &Option<String>,

@@ -1,4 +1,4 @@
-//! Large answers piece by piece: what its reader has not taken yet stays where it is.
+//! Bodies of large responses, copied chunk by chunk.
 
 use std::convert::Infallible;
 use std::pin::Pin;
@@ -8,17 +8,17 @@ use actix_web::body::{BodySize, MessageBody};
 use actix_web::web::Bytes;
 use tokio::sync::OwnedSemaphorePermit;
 
-/// Bytes copied into a connection's buffer at once.
-const PIECE: usize = 16 * 1024;
+/// Bytes copied into the connection's buffer at a time.
+const CHUNK_BYTES: usize = 16 * 1024;
 
-/// A body that is copied by the piece as the client takes it; the framework would copy it whole.
-pub(super) struct Pieces {
+/// A body that is copied in chunks as the client reads it; the framework would copy it at once.
+pub(super) struct ChunkedBody {
     left: Bytes,
     _memory: Option<OwnedSemaphorePermit>,
 }
 
-impl Pieces {
-    /// Bytes that are there anyway.
+impl ChunkedBody {
+    /// Bytes that are in memory anyway.
     pub(super) fn shared(bytes: Bytes) -> Self {
         Self {
             left: bytes,
@@ -26,7 +26,7 @@ impl Pieces {
         }
     }
 
-    /// Bytes that hold `memory` until the last of them was taken.
+    /// Bytes that hold the permit `memory` until the last of them is sent.
     pub(super) fn accounted(bytes: Vec<u8>, memory: OwnedSemaphorePermit) -> Self {
         Self {
             left: bytes.into(),
@@ -35,7 +35,7 @@ impl Pieces {
     }
 }
 
-impl MessageBody for Pieces {
+impl MessageBody for ChunkedBody {
     type Error = Infallible;
 
     fn size(&self) -> BodySize {
@@ -43,7 +43,7 @@ impl MessageBody for Pieces {
     }
 
     fn poll_next(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Result<Bytes, Self::Error>>> {
-        let piece = self.left.len().min(PIECE);
-        Poll::Ready((piece > 0).then(|| Ok(self.left.split_to(piece))))
+        let chunk = self.left.len().min(CHUNK_BYTES);
+        Poll::Ready((chunk > 0).then(|| Ok(self.left.split_to(chunk))))
     }
 }
