@@ -134,21 +134,21 @@ impl CodedMatrix<'_> {
     fn product_at(&self, level: Level, x: &[f32], rows: Range<usize>, out: &mut [f32]) {
         assert!(x.len() == self.columns && out.len() == rows.len() && rows.end <= self.rows);
         assert!(self.packed.len() >= (self.rows * self.columns).div_ceil(2));
-        ROOM.with_borrow_mut(|room| {
+        SCRATCH.with_borrow_mut(|scratch| {
             if self.is_regular() {
                 level.run(Regular {
                     matrix: self,
                     x,
                     first_row: rows.start,
                     out,
-                    room,
+                    scratch,
                 });
                 return;
             }
-            room.values.resize(self.columns, 0.0);
+            scratch.values.resize(self.columns, 0.0);
             for (row, out) in rows.zip(out) {
-                self.dequantize(row * self.columns..(row + 1) * self.columns, &mut room.values);
-                *out = room.values.iter().zip(x).map(|(weight, x)| weight * x).sum();
+                self.dequantize(row * self.columns..(row + 1) * self.columns, &mut scratch.values);
+                *out = scratch.values.iter().zip(x).map(|(weight, x)| weight * x).sum();
             }
         });
     }
@@ -170,7 +170,7 @@ impl RowProduct for CodedMatrix<'_> {
 
 /// Scratch buffers of a thread.
 #[derive(Default)]
-struct Room {
+struct Scratch {
     /// `x` quantized to integers, in the order of code look-ups, padded with zeros to whole chunks.
     x: Vec<CodeFactors>,
     /// Scale of each half chunk of `x`, divided by [`CODE_UNIT`].
@@ -182,7 +182,7 @@ struct Room {
 }
 
 thread_local! {
-    static ROOM: RefCell<Room> = RefCell::default();
+    static SCRATCH: RefCell<Scratch> = RefCell::default();
 }
 
 /// Rows of a regular matrix.
@@ -191,7 +191,7 @@ struct Regular<'a> {
     x: &'a [f32],
     first_row: usize,
     out: &'a mut [f32],
-    room: &'a mut Room,
+    scratch: &'a mut Scratch,
 }
 
 impl Kernel for Regular<'_> {
@@ -199,7 +199,7 @@ impl Kernel for Regular<'_> {
 
     #[inline(always)]
     unsafe fn run<L: Lanes>(self) {
-        let Room { x, units, scales, .. } = self.room;
+        let Scratch { x, units, scales, .. } = self.scratch;
         round::<L>(self.x, x, units);
         let halves = units.len();
         scales.resize(ROWS * halves, 0.0);
