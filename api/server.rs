@@ -1,4 +1,4 @@
-//! The REST server: `/health`, `/extract`, `/analyze`, `/benchmark`, `/docs`.
+//! The REST server.
 
 #[path = "../scripts/launch.rs"]
 mod launch;

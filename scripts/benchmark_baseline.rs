@@ -1,4 +1,4 @@
-//! Measures the base model on the test documents.
+//! Benchmarks the base model on the test documents.
 
 mod launch;
 

@@ -1,4 +1,4 @@
-//! Measures a quantized model on the test documents and compares it with the base model.
+//! Benchmarks a quantized model on the test documents and compares it with the base model.
 
 mod launch;
 

@@ -1,4 +1,4 @@
-//! Downloads the data sets for fine-tuning, checked file by file and row by row.
+//! Downloads and verifies the datasets for fine-tuning.
 
 mod launch;
 

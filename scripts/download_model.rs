@@ -1,4 +1,4 @@
-//! Downloads the base model, checked file by file.
+//! Downloads and verifies the base model.
 
 mod launch;
 

@@ -1,4 +1,4 @@
-//! Measures what fine-tuning made of a model: evaluation cases, held-out pages, test documents.
+//! Evaluates the fine-tuned model against its base.
 
 mod launch;
 

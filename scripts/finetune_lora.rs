@@ -1,4 +1,4 @@
-//! Fine-tunes the model on the prepared pages.
+//! Fine-tunes the model with LoRA on the prepared pages.
 
 mod launch;
 

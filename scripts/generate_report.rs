@@ -1,4 +1,4 @@
-//! The pipeline's last step: every record in one report.
+//! Compiles all records into one report.
 
 mod launch;
 

@@ -1,4 +1,4 @@
-//! All programs in one: `medvision` under its own name, the others under theirs.
+//! All programs in one binary, selected by the name under which it is started; `medvision` by default.
 
 fn main() -> std::process::ExitCode {
     medical_vision::cli::main()

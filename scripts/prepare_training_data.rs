@@ -1,4 +1,4 @@
-//! Turns the raw data sets into pages, questions and answers in three splits.
+//! Converts the raw datasets into pages, questions and answers in three splits.
 
 mod launch;
 

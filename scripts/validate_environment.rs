@@ -1,4 +1,4 @@
-//! The pipeline's first step: is this machine fit for it?
+//! Checks whether the pipeline can run on this machine.
 
 mod launch;
 

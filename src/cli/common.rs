@@ -196,6 +196,7 @@ mod tests {
         assert_eq!((common.root, common.model, common.threads), (None, None, None));
     }
 
+    #[cfg(feature = "pipeline")]
     #[test]
     fn flags_for_another_program_are_read_back() {
         let given = [

@@ -231,3 +231,21 @@ fn gpu_figures(selected: &Selected) -> GpuFigures {
         total_mb: mebibytes(gpu.total_bytes),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn flags_set_the_option_of_their_name() {
+        let options = |flags: &[&str]| {
+            let arguments = ["server"].iter().chain(flags);
+            ServerOptions::from(Arguments::parse_from(arguments).server)
+        };
+        let default = ServerOptions::default();
+        assert_eq!(format!("{:?}", options(&[])), format!("{default:?}"));
+        let options = options(&["--port=0", "--queue=3", "--cors-origin=https://Example.org:8443"]);
+        assert_eq!((options.port, options.queue), (0, 3));
+        assert_eq!(options.cors_origin, ["https://example.org:8443"]);
+    }
+}

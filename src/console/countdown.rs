@@ -1,4 +1,4 @@
-//! A wait that somebody else asked for, said as it passes.
+//! Countdown of a wait, such as a rate limit's.
 
 use std::time::Duration;
 
@@ -6,14 +6,14 @@ use indicatif::{ProgressBar, ProgressStyle};
 
 use super::{Level, progress::block, say, without_control_characters};
 
-/// A wait that is shown as it passes; see [`countdown`].
+/// A countdown on the terminal, removed on drop; see [`countdown`].
 #[derive(Debug)]
 pub struct Countdown {
     message: String,
     bar: ProgressBar,
 }
 
-/// Says why the program waits, and for how long: a line that counts down on a terminal, a warning elsewhere.
+/// Shows why the program waits and for how long: a countdown on a terminal, a warning elsewhere.
 pub fn countdown(message: &str, wait: Duration) -> Countdown {
     let bar = block().add(ProgressBar::new_spinner());
     if let Ok(style) = ProgressStyle::with_template("{wide_msg}") {
@@ -32,9 +32,9 @@ pub fn countdown(message: &str, wait: Duration) -> Countdown {
 }
 
 impl Countdown {
-    /// So much of it is left.
+    /// Shows the remaining time.
     pub fn show(&self, left: Duration) {
-        // The time first: a narrow terminal cuts the end.
+        // The time comes first, since a narrow terminal cuts off the end.
         let text = format!("next attempt in {} s; {}", whole_seconds(left), self.message);
         self.bar.set_message(text);
         self.bar.tick();

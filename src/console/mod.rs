@@ -1,4 +1,4 @@
-//! What a program says on standard error: messages to the person who ran it, logs, progress bars, panics.
+//! Output on standard error: messages to the user, logs, progress bars and panics. Signal handling.
 //!
 //! Messages ([`say`]) may name the user's files; logs ([`tracing`]) never hold file names, prompts or document text.
 
@@ -42,52 +42,51 @@ pub enum LogFormat {
 }
 
 #[derive(Debug, Clone, Copy)]
-struct Voice {
+struct OutputSettings {
     format: LogFormat,
     quiet: bool,
 }
 
-static VOICE: OnceLock<Voice> = OnceLock::new();
+static SETTINGS: OnceLock<OutputSettings> = OnceLock::new();
 
-fn voice() -> Voice {
-    *VOICE.get_or_init(|| Voice {
+fn settings() -> OutputSettings {
+    *SETTINGS.get_or_init(|| OutputSettings {
         format: LogFormat::Text,
         quiet: false,
     })
 }
 
-/// Starts logging to standard error and sets the panic message.
+/// Starts logging to standard error and installs the panic hook.
 ///
-/// `MVP_LOG` overrides `level` in tracing's filter language, for example `debug`; libraries never say more than `info`.
+/// `MVP_LOG` overrides `level` in tracing's filter language, for example `debug`; dependencies never log above `info`.
 /// `quiet` silences every message of [`say`] but errors. A second call changes nothing.
 pub fn init(format: LogFormat, level: Level, quiet: bool) {
-    if VOICE.set(Voice { format, quiet }).is_err() {
+    if SETTINGS.set(OutputSettings { format, quiet }).is_err() {
         return;
     }
     let filter = EnvFilter::try_from_env("MVP_LOG").unwrap_or_else(|_| EnvFilter::new(filter_for(level)));
-    let filter = filter.and(filter_fn(|event| may_be_told(event.target(), *event.level())));
+    let filter = filter.and(filter_fn(|event| is_allowed(event.target(), *event.level())));
     let layer = tracing_subscriber::fmt::layer().with_writer(io::stderr);
     let layer = match format {
         LogFormat::Text => layer.with_ansi(io::stderr().is_terminal()).boxed(),
         LogFormat::Json => layer.json().flatten_event(true).boxed(),
     };
-    // An error here means that a program which embeds the library has its own subscriber: leave it in place.
+    // Fails if a program that embeds the library has installed a subscriber, which stays.
     let _ = tracing_subscriber::registry()
         .with(layer.with_filter(filter))
         .try_init();
     panics::report();
 }
 
-/// The level for everything but the HTTP server's housekeeping, which is of no interest.
+/// Returns the default filter: `level`, but no `info` lines of the HTTP server's workers.
 fn filter_for(level: Level) -> String {
-    let housekeeping = level.min(Level::WARN);
-    format!("{level},actix_server={housekeeping}")
+    let workers = level.min(Level::WARN);
+    format!("{level},actix_server={workers}")
 }
 
-/// Whatever the filter says: libraries that speak HTTP quote header lines where they may say more than `info`; the HTTP parser
-/// and the form's reader report clients' faults as errors and warnings of the server, without end. The server has its own
-/// line for each.
-fn may_be_told(target: &str, level: Level) -> bool {
+/// Whether an event may be logged, whatever the filter is. HTTP libraries log header lines below `info`. The HTTP and multipart
+/// parsers log each invalid request as an error or warning; the server has its own log line for those.
+fn is_allowed(target: &str, level: Level) -> bool {
     match target.split("::").next().unwrap_or_default() {
         "medical_vision" => true,
         "actix_http" | "actix_multipart" => false,
@@ -95,9 +94,9 @@ fn may_be_told(target: &str, level: Level) -> bool {
     }
 }
 
-/// Says something to the person who ran the program: one line of plain text, or of JSON with `--log-format json`.
+/// Prints a message to the user: one line of text, or of JSON with `--log-format json`.
 ///
-/// A line end in `message` can only come from a file's name and the like: it is shown as `\n`.
+/// A line break in `message`, for example from a file name, is shown as `\n`.
 pub fn say(level: Level, message: &str) {
     say_as(level, message, &message.replace('\n', "\\n"));
 }
@@ -108,11 +107,11 @@ pub fn say_lines(level: Level, message: &str) {
 }
 
 fn say_as(level: Level, message: &str, shown: &str) {
-    let voice = voice();
-    if voice.quiet && level > Level::ERROR {
+    let settings = settings();
+    if settings.quiet && level > Level::ERROR {
         return;
     }
-    let line = match voice.format {
+    let line = match settings.format {
         LogFormat::Text => {
             let prefix = match level {
                 Level::ERROR => "error: ",
@@ -128,7 +127,7 @@ fn say_as(level: Level, message: &str, shown: &str) {
             format!("{line}\n")
         }
     };
-    // Nobody is left to tell when standard error is gone.
+    // A closed standard error cannot be reported.
     let _ = io::stderr().write_all(line.as_bytes());
 }
 
@@ -137,12 +136,12 @@ fn timestamp() -> String {
     Utc::now().to_rfc3339_opts(SecondsFormat::Micros, true)
 }
 
-/// `text` for a terminal, which would obey the control characters in a page's text or a file's name; line ends and tabs stay.
+/// Replaces control characters, which a terminal would interpret; line breaks and tabs stay.
 pub fn without_control_characters(text: &str) -> String {
-    let harmless = |character: char| !character.is_control() || matches!(character, '\n' | '\t');
+    let is_harmless = |character: char| !character.is_control() || matches!(character, '\n' | '\t');
     text.chars()
         .map(|character| {
-            if harmless(character) {
+            if is_harmless(character) {
                 character
             } else {
                 char::REPLACEMENT_CHARACTER
@@ -156,9 +155,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn libraries_say_no_header_lines_whatever_the_filter() {
-        assert!(may_be_told("medical_vision::server::logging", Level::TRACE));
-        assert!(may_be_told("actix_server::builder", Level::INFO));
+    fn dependencies_never_log_header_lines() {
+        assert!(is_allowed("medical_vision::server::logging", Level::TRACE));
+        assert!(is_allowed("actix_server::builder", Level::INFO));
         for (target, level) in [
             ("actix_http::h1::dispatcher", Level::ERROR),
             ("actix_http::h1::decoder", Level::DEBUG),
@@ -166,7 +165,7 @@ mod tests {
             ("reqwest::connect", Level::DEBUG),
             ("actix_multipart::field", Level::WARN),
         ] {
-            assert!(!may_be_told(target, level), "{target}");
+            assert!(!is_allowed(target, level), "{target}");
         }
     }
 }

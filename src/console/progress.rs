@@ -1,7 +1,7 @@
-//! Progress of long work on standard error: a bar where that is a terminal, else lines.
+//! Progress of long work on standard error: a bar on a terminal, lines elsewhere.
 //!
-//! Lines come at a stage's begin, at its end, and every ten seconds between, whether anything moves or not: who reads a
-//! pipe or a log sees that the program works, and at what. Stages' names hold no file names.
+//! A line is printed when a stage starts, when it ends, and every ten seconds in between, even without progress, so that a log
+//! shows that the program is running. Names of stages contain no file names.
 
 use std::io::{self, IsTerminal, Write};
 use std::sync::{Arc, Condvar, Mutex, OnceLock, PoisonError};
@@ -10,32 +10,32 @@ use std::time::{Duration, Instant};
 
 use indicatif::{HumanDuration, MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 
-use super::{Level, LogFormat, say, voice, without_control_characters};
+use super::{Level, LogFormat, say, settings, without_control_characters};
 
-/// Time between two lines of a stage.
+/// Interval between two lines of a stage.
 const EVERY: Duration = Duration::from_secs(10);
 
-/// What a stage counts.
+/// Unit of a stage's steps.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Unit {
-    /// Bytes, told in MiB.
+    /// Bytes, shown in MiB.
     Bytes,
-    /// Things of this name.
+    /// Items with this plural name.
     Of(&'static str),
-    /// Nothing that can be counted.
+    /// Steps cannot be counted.
     Nothing,
 }
 
-/// Progress of work that goes through stages one after the other; a clone is the same one.
+/// Progress of consecutive stages. Clones share the state.
 #[derive(Debug, Clone)]
 pub struct Progress {
     bar: ProgressBar,
-    /// The stage's lines, where lines are wanted.
+    /// Lines of the current stage, if lines are printed.
     lines: Arc<Mutex<Option<Lines>>>,
 }
 
 impl Progress {
-    /// Draws no bar, for a terminal that shows something else; lines come nevertheless.
+    /// Progress without a bar, for a terminal that shows other output; lines are still printed.
     pub fn without_bar() -> Self {
         Self::on(ProgressBar::hidden())
     }
@@ -47,10 +47,10 @@ impl Progress {
         }
     }
 
-    /// Ends the stage before and begins the stage `name` of `length` steps, 0 where that is not known yet.
+    /// Ends the current stage and starts the stage `name` with `length` steps; 0: not known yet.
     pub fn begin(&self, name: &str, unit: Unit, length: u64) {
         let mut lines = self.lines.lock().unwrap_or_else(PoisonError::into_inner);
-        // Its last line comes before the next one's first.
+        // Prints the last line of the current stage before the first one of the next.
         drop(lines.take());
         self.bar.reset();
         self.bar.set_message("");
@@ -76,39 +76,39 @@ impl Progress {
         }
     }
 
-    /// The stage has `length` steps.
+    /// Sets the number of steps.
     pub fn set_length(&self, length: u64) {
         self.bar.set_length(length);
     }
 
-    /// The stage has `steps` steps more.
+    /// Adds to the number of steps.
     pub fn inc_length(&self, steps: u64) {
         self.bar.set_length(self.bar.length().unwrap_or(0) + steps);
     }
 
-    /// `position` steps are done.
+    /// Sets the number of finished steps.
     pub fn set_position(&self, position: u64) {
         self.bar.set_position(position);
     }
 
-    /// `steps` more steps are done.
+    /// Adds to the number of finished steps.
     pub fn inc(&self, steps: u64) {
         self.bar.inc(steps);
     }
 
-    /// Says something beside the count, such as a loss.
+    /// Sets a message shown after the count, such as the loss.
     pub fn set_message(&self, message: String) {
         self.bar.set_message(message);
     }
 
-    /// Runs `work`, which may write to standard error, with the bar out of its way.
+    /// Hides the bar while `work` writes to standard error.
     pub fn suspend<T>(&self, work: impl FnOnce() -> T) -> T {
         self.bar.suspend(work)
     }
 
-    /// Ends the stage and takes the bar away.
+    /// Ends the stage and removes the bar.
     pub fn finish_and_clear(&self) {
-        // Before the bar, which goes to its end whatever was done.
+        // Before the bar, which jumps to its end.
         drop(self.lines.lock().unwrap_or_else(PoisonError::into_inner).take());
         self.bar.finish_and_clear();
     }
@@ -122,26 +122,26 @@ fn template(unit: Unit) -> &'static str {
     }
 }
 
-/// Progress without a stage yet.
+/// Returns a progress without a stage.
 pub fn progress() -> Progress {
     Progress::on(ProgressBar::with_draw_target(None, draw_target()))
 }
 
-/// Progress of the one stage `name` of `length` steps.
+/// Returns a progress in the stage `name` with `length` steps.
 pub fn progress_of(name: &str, unit: Unit, length: u64) -> Progress {
     let progress = progress();
     progress.begin(name, unit, length);
     progress
 }
 
-/// Progress of the one stage `name`, in which nothing can be counted.
+/// Returns a progress in the stage `name`, whose steps cannot be counted.
 pub fn spinner(name: &str) -> Progress {
     let progress = progress();
     progress.begin(name, Unit::Nothing, 0);
     progress
 }
 
-/// The program's block of bars: there is one, since two would draw over each other.
+/// The process's block of bars. There is only one: two would overwrite each other.
 pub(super) fn block() -> MultiProgress {
     static BLOCK: OnceLock<MultiProgress> = OnceLock::new();
     BLOCK
@@ -149,7 +149,7 @@ pub(super) fn block() -> MultiProgress {
         .clone()
 }
 
-/// A block of bars, one a file; its lines tell of all files together.
+/// Progress of concurrent transfers: one bar per file, and lines with the total of all files.
 #[derive(Debug, Clone)]
 pub struct Bars {
     block: MultiProgress,
@@ -158,7 +158,7 @@ pub struct Bars {
     lines: Arc<Mutex<Option<Lines>>>,
 }
 
-/// An empty block of bars for the stage `stage`, which begins with its first file and ends with the block's last clone.
+/// Returns the bars of the stage `stage`, which starts with the first file and ends when the last clone is dropped.
 pub fn transfer_bars(stage: &'static str) -> Bars {
     Bars {
         block: block(),
@@ -169,7 +169,7 @@ pub fn transfer_bars(stage: &'static str) -> Bars {
 }
 
 impl Bars {
-    /// A bar for `bytes` bytes of the file `name`.
+    /// Adds a bar for the file `name` of `bytes` bytes.
     pub fn add(&self, name: &str, bytes: u64) -> ProgressBar {
         let bar = self.block.add(ProgressBar::new(bytes));
         let template = "{bar:24} {bytes:>10}/{total_bytes:10} {bytes_per_sec:>12} {eta:>4} {wide_msg}";
@@ -192,8 +192,8 @@ impl Bars {
 }
 
 fn draw_target() -> ProgressDrawTarget {
-    let voice = voice();
-    if voice.quiet || voice.format == LogFormat::Json {
+    let settings = settings();
+    if settings.quiet || settings.format == LogFormat::Json {
         ProgressDrawTarget::hidden()
     } else {
         ProgressDrawTarget::stderr()
@@ -201,11 +201,11 @@ fn draw_target() -> ProgressDrawTarget {
 }
 
 fn lines_wanted() -> bool {
-    let voice = voice();
-    !voice.quiet && (voice.format == LogFormat::Json || !io::stderr().is_terminal())
+    let settings = settings();
+    !settings.quiet && (settings.format == LogFormat::Json || !io::stderr().is_terminal())
 }
 
-/// Where a stage's lines count from.
+/// Source of a stage's counts.
 #[derive(Debug)]
 enum Count {
     One(ProgressBar),
@@ -213,7 +213,7 @@ enum Count {
 }
 
 impl Count {
-    /// Done, of how many, and what is said beside.
+    /// Finished steps, number of steps, message.
     fn now(&self) -> (u64, Option<u64>, String) {
         match self {
             Self::One(bar) => (bar.position(), bar.length(), bar.message()),
@@ -227,7 +227,7 @@ impl Count {
     }
 }
 
-/// A stage's state at one moment.
+/// State of a stage, for one line.
 #[derive(Debug, Clone, PartialEq)]
 struct Report {
     stage: String,
@@ -258,7 +258,7 @@ impl Report {
     fn text(&self) -> String {
         let mut text = format!("{}: ", self.stage);
         if self.moment == Moment::Begin {
-            text += "begun";
+            text += "started";
             if let Some((_, Some(total), unit)) = self.counted().filter(|(_, total, _)| *total != Some(0)) {
                 text += &format!(", {total} {}", plural(unit, total));
             }
@@ -300,7 +300,7 @@ impl Report {
     }
 }
 
-/// `unit` is a plural.
+/// Returns `unit`, a plural, in the form for `count`.
 fn plural(unit: &'static str, count: u64) -> &'static str {
     match count {
         1 => unit.strip_suffix('s').unwrap_or(unit),
@@ -318,16 +318,16 @@ fn elapsed(time: Duration) -> String {
 }
 
 fn emit(report: &Report) {
-    match voice().format {
+    match settings().format {
         LogFormat::Text => say(Level::INFO, &report.text()),
         LogFormat::Json => {
-            // Nobody is left to tell when standard error is gone.
+            // A closed standard error cannot be reported.
             let _ = io::stderr().write_all(format!("{}\n", report.json()).as_bytes());
         }
     }
 }
 
-/// The lines of one stage: the first when it begins, the last when this is dropped.
+/// Prints the lines of a stage: the first one on creation, the last one on drop.
 #[derive(Debug)]
 struct Lines {
     stage: Arc<Stage>,
@@ -339,7 +339,7 @@ struct Stage {
     name: String,
     unit: Unit,
     count: Count,
-    begun: Instant,
+    start: Instant,
     emit: fn(&Report),
     ended: Mutex<bool>,
     end: Condvar,
@@ -351,24 +351,24 @@ impl Lines {
             name: name.to_owned(),
             unit,
             count,
-            begun: Instant::now(),
+            start: Instant::now(),
             emit,
             ended: Mutex::new(false),
             end: Condvar::new(),
         });
-        stage.tell(Moment::Begin);
-        let watched = Arc::clone(&stage);
-        // Without a thread the lines between are missing, and nothing else.
+        stage.report(Moment::Begin);
+        let shared = Arc::clone(&stage);
+        // If the thread cannot be started, only the lines in between are missing.
         let thread = thread::Builder::new()
             .name("progress".to_owned())
-            .spawn(move || watched.tell_every(every))
+            .spawn(move || shared.report_every(every))
             .ok();
         Self { stage, thread }
     }
 }
 
 impl Stage {
-    fn tell(&self, moment: Moment) {
+    fn report(&self, moment: Moment) {
         let (done, total, note) = self.count.now();
         (self.emit)(&Report {
             stage: self.name.clone(),
@@ -376,19 +376,19 @@ impl Stage {
             done,
             total,
             note,
-            elapsed: self.begun.elapsed(),
+            elapsed: self.start.elapsed(),
             moment,
         });
     }
 
-    fn tell_every(&self, every: Duration) {
+    fn report_every(&self, every: Duration) {
         let mut ended = self.ended.lock().unwrap_or_else(PoisonError::into_inner);
         while !*ended {
             let waited = self.end.wait_timeout(ended, every);
             let (guard, wait) = waited.unwrap_or_else(PoisonError::into_inner);
             ended = guard;
             if wait.timed_out() && !*ended {
-                self.tell(Moment::Between);
+                self.report(Moment::Between);
             }
         }
     }
@@ -399,10 +399,10 @@ impl Drop for Lines {
         *self.stage.ended.lock().unwrap_or_else(PoisonError::into_inner) = true;
         self.stage.end.notify_all();
         if let Some(thread) = self.thread.take() {
-            // It does not panic; were it to, its lines alone would be missing.
+            // A panic there costs only its lines.
             let _ = thread.join();
         }
-        self.stage.tell(Moment::End);
+        self.stage.report(Moment::End);
     }
 }
 
@@ -423,13 +423,13 @@ mod tests {
     }
 
     #[test]
-    fn lines_tell_stage_count_and_time() {
+    fn lines_have_stage_count_and_time() {
         use Moment::{Begin, Between, End};
         let pages = Unit::Of("pages");
         for (unit, done, total, seconds, moment, expected) in [
-            (pages, 0, Some(4), 0.0, Begin, "work: begun, 4 pages"),
-            (pages, 0, Some(1), 0.0, Begin, "work: begun, 1 page"),
-            (pages, 0, None, 0.0, Begin, "work: begun"),
+            (pages, 0, Some(4), 0.0, Begin, "work: started, 4 pages"),
+            (pages, 0, Some(1), 0.0, Begin, "work: started, 1 page"),
+            (pages, 0, None, 0.0, Begin, "work: started"),
             (pages, 3, Some(4), 10.02, Between, "work: 3/4 pages, 10 s"),
             (pages, 4, Some(4), 3.12, End, "work: 4/4 pages, ended after 3.1 s"),
             (pages, 7, None, 61.0, Between, "work: 7 pages, 61 s"),
@@ -470,10 +470,10 @@ mod tests {
         );
     }
 
-    static TOLD: Mutex<Vec<Report>> = Mutex::new(Vec::new());
+    static REPORTS: Mutex<Vec<Report>> = Mutex::new(Vec::new());
 
     #[test]
-    fn a_stage_that_stands_still_goes_on_telling_until_it_ends() {
+    fn a_stage_without_progress_is_reported_until_it_ends() {
         let bar = ProgressBar::hidden();
         bar.set_length(2);
         let lines = Lines::begin(
@@ -481,17 +481,17 @@ mod tests {
             Unit::Of("pages"),
             Count::One(bar.clone()),
             Duration::from_millis(1),
-            |report| TOLD.lock().unwrap().push(report.clone()),
+            |report| REPORTS.lock().unwrap().push(report.clone()),
         );
-        while TOLD.lock().unwrap().len() < 3 {
+        while REPORTS.lock().unwrap().len() < 3 {
             thread::yield_now();
         }
         bar.inc(2);
         drop(lines);
-        let told = TOLD.lock().unwrap();
-        let moments: Vec<Moment> = told.iter().map(|report| report.moment).collect();
+        let reports = REPORTS.lock().unwrap();
+        let moments: Vec<Moment> = reports.iter().map(|report| report.moment).collect();
         assert_eq!((moments[0], moments[1]), (Moment::Begin, Moment::Between));
-        let last = told.last().unwrap();
+        let last = reports.last().unwrap();
         assert_eq!((last.moment, last.done, last.total), (Moment::End, 2, Some(2)));
         assert_eq!(moments.iter().filter(|&&moment| moment == Moment::End).count(), 1);
     }

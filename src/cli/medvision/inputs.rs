@@ -1,4 +1,4 @@
-//! From `FILE|DIR|-` on the command line to pages' bytes.
+//! Resolves the inputs of `extract` (files, folders, standard input) and reads them.
 
 use std::fs::{self, File};
 use std::io::{self, Read};
@@ -9,12 +9,12 @@ use crate::fs::{irregular, open_regular};
 use crate::processing::{SIGNATURE_BYTES, is_picture};
 use crate::{Error, Result};
 
-/// Extensions, in lower case, of files that are said to be pictures: one that is none is reported, not passed over.
+/// Lower-case extensions of image files. In a folder, such a file is reported if it is not an image; others are skipped.
 const EXTENSIONS: [&str; 11] = [
     "png", "jpg", "jpeg", "jpe", "jfif", "webp", "tif", "tiff", "bmp", "dib", "gif",
 ];
 
-/// Where a page comes from.
+/// Source of a page.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Source {
     /// A file.
@@ -24,7 +24,7 @@ pub(super) enum Source {
 }
 
 impl From<&Path> for Source {
-    /// `-` is standard input.
+    /// Converts a path of the command line; `-` is standard input.
     fn from(path: &Path) -> Self {
         if path.as_os_str() == "-" {
             Self::Stdin
@@ -35,7 +35,7 @@ impl From<&Path> for Source {
 }
 
 impl Source {
-    /// What the user calls it.
+    /// Its name on the command line.
     pub(super) fn name(&self) -> String {
         match self {
             Self::File(path) => path.to_string_lossy().into_owned(),
@@ -43,7 +43,10 @@ impl Source {
         }
     }
 
-    /// Its bytes; more than `limit` bytes are an error before they are read.
+    /// Reads all bytes.
+    ///
+    /// # Errors
+    /// [`Error::Io`], also for more than `limit` bytes, of which no more are read.
     pub(super) fn read(&self, limit: u64) -> Result<Vec<u8>> {
         let (path, bytes) = match self {
             Self::File(path) => (
@@ -64,7 +67,7 @@ impl Source {
     }
 }
 
-/// Opens a regular file; anything else is an error at once, where opening or reading it could last for ever.
+/// Opens a regular file. Anything else is an error at once: opening or reading it could block forever.
 fn open_file(path: &Path) -> io::Result<File> {
     open_regular(path).map_err(|error| match error.kind() {
         io::ErrorKind::InvalidInput => io::Error::new(
@@ -75,21 +78,21 @@ fn open_file(path: &Path) -> io::Result<File> {
     })
 }
 
-/// At most one byte more than `limit`, however long the input is.
+/// Reads at most one byte more than `limit`.
 fn read_up_to(input: impl Read, limit: u64) -> io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
     input.take(limit.saturating_add(1)).read_to_end(&mut bytes)?;
     Ok(bytes)
 }
 
-/// The pages that `inputs` name, in order; a folder stands for its pictures by name.
+/// Resolves `inputs` in order; a folder is replaced by its images, sorted by name.
 ///
-/// A folder that cannot be read or holds no picture is an error in its place, so that the rest can go on.
+/// A folder that cannot be read or has no images is an error at its position, so that the others are processed.
 pub(super) fn collect(inputs: &[PathBuf], recursive: bool) -> Vec<Result<Source>> {
     let mut sources = Vec::new();
     for input in inputs {
         if input.is_dir() {
-            sources.extend(pictures(input, recursive));
+            sources.extend(images_in(input, recursive));
         } else {
             sources.push(Ok(Source::from(input.as_path())));
         }
@@ -97,9 +100,9 @@ pub(super) fn collect(inputs: &[PathBuf], recursive: bool) -> Vec<Result<Source>
     sources
 }
 
-fn pictures(folder: &Path, recursive: bool) -> Vec<Result<Source>> {
+fn images_in(folder: &Path, recursive: bool) -> Vec<Result<Source>> {
     let mut found = Vec::new();
-    if let Err(error) = add_pictures(folder, recursive, &mut found) {
+    if let Err(error) = add_images(folder, recursive, &mut found) {
         return vec![Err(error)];
     }
     if found.is_empty() {
@@ -115,9 +118,9 @@ fn pictures(folder: &Path, recursive: bool) -> Vec<Result<Source>> {
     found.into_iter().map(|path| Ok(Source::File(path))).collect()
 }
 
-/// Files count by their first bytes, whatever their names, and by names that promise a picture. Hidden ones and links to folders are passed over, and what is
-/// no file at all with a word.
-fn add_pictures(folder: &Path, recursive: bool, found: &mut Vec<PathBuf>) -> Result<()> {
+/// Adds the images of `folder`: files that start like an image or have an image's extension. Hidden files and links to folders
+/// are skipped; sockets, devices and the like are skipped with a warning.
+fn add_images(folder: &Path, recursive: bool, found: &mut Vec<PathBuf>) -> Result<()> {
     let in_folder = |error| Error::io(folder, error);
     for entry in fs::read_dir(folder).map_err(in_folder)? {
         let entry = entry.map_err(in_folder)?;
@@ -127,29 +130,31 @@ fn add_pictures(folder: &Path, recursive: bool, found: &mut Vec<PathBuf>) -> Res
         }
         if entry.file_type().map_err(in_folder)?.is_dir() {
             if recursive {
-                add_pictures(&path, recursive, found)?;
+                add_images(&path, recursive, found)?;
             }
             continue;
         }
-        // A link that leads nowhere is no picture.
+        // A broken link.
         let Ok(metadata) = path.metadata() else { continue };
         match irregular(metadata.file_type()) {
             Some(_) if metadata.is_dir() => {}
             Some(what) => console::say(Level::WARN, &format!("{}: skipped: {what}", path.display())),
-            // What cannot be read is reported in its turn.
-            None if is_called_picture(&path) || starts_as_picture(&path).unwrap_or(true) => found.push(path),
+            // Unreadable files are kept, so that they are reported.
+            None if has_image_extension(&path) || starts_like_image(&path).unwrap_or(true) => {
+                found.push(path)
+            }
             None => {}
         }
     }
     Ok(())
 }
 
-fn is_called_picture(path: &Path) -> bool {
+fn has_image_extension(path: &Path) -> bool {
     let extension = path.extension().and_then(|extension| extension.to_str());
     extension.is_some_and(|extension| EXTENSIONS.contains(&extension.to_ascii_lowercase().as_str()))
 }
 
-fn starts_as_picture(path: &Path) -> io::Result<bool> {
+fn starts_like_image(path: &Path) -> io::Result<bool> {
     let mut start = Vec::new();
     open_file(path)?.take(SIGNATURE_BYTES).read_to_end(&mut start)?;
     Ok(is_picture(&start))
@@ -169,7 +174,7 @@ mod tests {
     }
 
     #[test]
-    fn a_folder_stands_for_its_pictures_in_order() {
+    fn a_folder_is_replaced_by_its_images_in_order() {
         let folder = tempfile::tempdir().unwrap();
         fs::create_dir(folder.path().join("c")).unwrap();
         const PNG: &[u8] = b"\x89PNG\r\n\x1a\n";
@@ -196,7 +201,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_file_is_refused_without_waiting() {
+    fn irregular_files_are_rejected_without_blocking() {
         let folder = tempfile::tempdir().unwrap();
         let pipe = folder.path().join("page.png");
         rustix::fs::mkfifoat(rustix::fs::CWD, &pipe, rustix::fs::Mode::RUSR).unwrap();
@@ -214,7 +219,7 @@ mod tests {
     }
 
     #[test]
-    fn a_folder_without_pictures_is_an_error_that_names_it() {
+    fn a_folder_without_images_is_an_error_that_names_it() {
         let folder = tempfile::tempdir().unwrap();
         let sources = collect(&[folder.path().to_owned(), PathBuf::from("-")], false);
         let error = sources[0].as_ref().unwrap_err().to_string();
@@ -226,7 +231,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_over_the_limit_is_refused_however_long() {
+    fn a_file_over_the_limit_is_rejected() {
         let file = tempfile::NamedTempFile::new().unwrap();
         fs::write(file.path(), [0; 1025]).unwrap();
         let source = Source::File(file.path().to_owned());

@@ -1,4 +1,4 @@
-//! Flags that decide how a page is read.
+//! Flags of the commands that read pages.
 
 use clap::builder::FalseyValueParser;
 use clap::value_parser;
@@ -6,9 +6,7 @@ use clap::value_parser;
 use crate::cli::free_text;
 use crate::generation::GenerationOverrides;
 
-/// How the answer is generated.
-///
-/// What is not given comes from the model folder's `generation_config.json`.
+/// Generation options. Defaults come from the model folder's `generation_config.json`.
 #[derive(Debug, Clone, clap::Args)]
 #[command(next_help_heading = "Generation")]
 pub(super) struct GenerationArgs {
@@ -49,7 +47,7 @@ pub(super) struct GenerationArgs {
     no_repetition_detection: bool,
 }
 
-/// Which files are read at all.
+/// Limits of input files.
 #[derive(Debug, Clone, clap::Args)]
 pub(super) struct FileArgs {
     /// Maximum file size, MiB
@@ -59,13 +57,13 @@ pub(super) struct FileArgs {
 }
 
 impl FileArgs {
-    /// Most bytes of a file.
+    /// Maximum file size in bytes.
     pub(super) fn limit(&self) -> u64 {
         self.max_file_size << 20
     }
 }
 
-/// How large the model sees a page.
+/// Range of page sizes.
 #[derive(Debug, Clone, clap::Args)]
 #[command(next_help_heading = "Page size")]
 pub(super) struct PixelArgs {
@@ -81,7 +79,7 @@ pub(super) struct PixelArgs {
 }
 
 impl GenerationArgs {
-    /// These flags as one request's options.
+    /// The flags as options of a request.
     pub(super) fn overrides(&self) -> GenerationOverrides {
         GenerationOverrides {
             max_new_tokens: Some(self.max_new_tokens as usize),
@@ -137,7 +135,7 @@ mod tests {
     }
 
     #[test]
-    fn flags_that_are_absent_keep_the_folder_values() {
+    fn absent_flags_keep_the_values_of_the_folder() {
         let expected = GenerationOverrides {
             max_new_tokens: Some(1024),
             ..GenerationOverrides::default()
@@ -169,7 +167,7 @@ mod tests {
     }
 
     #[test]
-    fn values_out_of_range_are_refused() {
+    fn values_out_of_range_are_rejected() {
         for flag in [
             "--temperature=-1",
             "--temperature=nan",

@@ -75,7 +75,7 @@ pub(super) fn run(args: &TraceArgs) -> anyhow::Result<ExitCode> {
     let project = args.common.project()?;
     let model = args.common.model_folder(&project)?;
     let adapter = args.adapter.named(&project)?;
-    check_place(&args.out)?;
+    check_output(&args.out)?;
     let images = args
         .image
         .iter()
@@ -95,14 +95,14 @@ pub(super) fn run(args: &TraceArgs) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::from(EXIT_OK))
 }
 
-/// One picture; an error names its file.
+/// Decodes an image; errors name its file.
 fn page(path: &Path, limit: u64) -> anyhow::Result<RgbPage> {
     let source = Source::from(path);
     let bytes = source.read(limit)?;
     decode(&bytes, &DecodeLimits::default()).with_context(|| source.name())
 }
 
-/// One message: the pictures, then the text.
+/// A request with one message: the images, then the text.
 fn request(prompt: String, images: Vec<RgbPage>) -> ReadRequest {
     let mut content = vec![Content::Image; images.len()];
     content.push(Content::Text(prompt));
@@ -116,15 +116,15 @@ fn request(prompt: String, images: Vec<RgbPage>) -> ReadRequest {
     }
 }
 
-/// Finds out before the work is done that its result cannot be written.
-fn check_place(out: &Path) -> Result<()> {
+/// Checks, before any work, that the output can be written.
+fn check_output(out: &Path) -> Result<()> {
     match parent_folder(out) {
         folder if !folder.is_dir() => {
-            let reason = std::io::Error::other("no such folder; --out needs one that is there");
+            let reason = std::io::Error::other("no such folder; --out must be in an existing folder");
             Err(Error::io(folder, reason))
         }
         _ if out.is_dir() => {
-            let reason = std::io::Error::other("a folder; --out needs the name of a file");
+            let reason = std::io::Error::other("is a folder; --out must name a file");
             Err(Error::io(out, reason))
         }
         _ => Ok(()),

@@ -73,13 +73,13 @@ fn both_are_made_measured_and_one_failing_costs_the_other_nothing() {
     let (both, said, told) = project.told(&[]);
     // Standard error is a pipe here: every stage says that it begins and what came of it.
     for stage in [
-        "checking the model's files: begun",
-        "quantizing to NF4: begun, 25 MiB",
+        "checking the model's files: started",
+        "quantizing to NF4: started, 25 MiB",
         "quantizing to NF4: 25/25 MiB, ended after ",
         "reading the calibration pages: 1/1 page, ended after ",
         "quantizing to AWQ: 25/25 MiB, ended after ",
         "loading AWQ_INT4: ended after ",
-        "measuring the original: begun, 1 page",
+        "measuring the original: started, 1 page",
         "measuring the original: 1/1 page, ended after ",
         "the original reads the documents: 1/1 document, ended after ",
         "measuring bitsandbytes_NF4: 1/1 page, ended after ",

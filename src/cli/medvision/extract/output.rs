@@ -1,4 +1,4 @@
-//! Pages' text on standard output.
+//! Writes the text of pages to standard output.
 
 use std::io::{self, Write};
 
@@ -9,7 +9,7 @@ use crate::generation::FinishReason;
 use crate::processing::PageWarning;
 use crate::records::seconds;
 
-/// One page, as `--json` prints it.
+/// The JSON object of a page.
 #[derive(Debug, Serialize)]
 pub(super) struct PageRecord<'a> {
     file: &'a str,
@@ -25,7 +25,7 @@ pub(super) struct PageRecord<'a> {
 }
 
 impl<'a> PageRecord<'a> {
-    /// The record of one page.
+    /// Creates the object of a page that was read.
     pub(super) fn new(
         file: &'a str,
         reading: &'a Reading,
@@ -47,21 +47,21 @@ impl<'a> PageRecord<'a> {
     }
 }
 
-/// How pages are written.
+/// Output format.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Style {
-    /// Text as it is read; `headers` puts a line with its name above each page.
+    /// Text, streamed; with `headers` each page is preceded by a line with its name.
     Text {
         /// More than one page.
         headers: bool,
-        /// Control characters are replaced, since a terminal would obey them.
+        /// Output is a terminal: control characters, which it would interpret, are replaced.
         terminal: bool,
     },
-    /// One JSON object a line.
+    /// One JSON object per line.
     Json,
 }
 
-/// Writes pages one after the other. Every write is flushed, so that a reader at the other end sees it at once.
+/// Writes pages in sequence. Every write is flushed, so that the other end of a pipe receives it at once.
 pub(super) struct PageWriter<W> {
     out: W,
     style: Style,
@@ -70,7 +70,7 @@ pub(super) struct PageWriter<W> {
 }
 
 impl<W: Write> PageWriter<W> {
-    /// A writer of pages to `out`.
+    /// Creates a writer to `out`.
     pub(super) fn new(out: W, style: Style) -> Self {
         Self {
             out,
@@ -80,7 +80,7 @@ impl<W: Write> PageWriter<W> {
         }
     }
 
-    /// Begins a page.
+    /// Starts a page.
     pub(super) fn begin(&mut self, name: &str) -> io::Result<()> {
         let separator = if self.pages == 0 { "" } else { "\n" };
         self.pages += 1;
@@ -90,7 +90,7 @@ impl<W: Write> PageWriter<W> {
         }
     }
 
-    /// Adds to the page's text.
+    /// Appends to the text of the page.
     pub(super) fn piece(&mut self, text: &str) -> io::Result<()> {
         match self.style {
             Style::Text { .. } => self.write(text),
@@ -98,7 +98,7 @@ impl<W: Write> PageWriter<W> {
         }
     }
 
-    /// Ends a page that failed on the way.
+    /// Ends a page that failed.
     pub(super) fn abandon(&mut self) -> io::Result<()> {
         if self.at_line_start {
             Ok(())
