@@ -1,7 +1,6 @@
-//! How well a model reads pages whose text is known, and how far a quantized one is from the original.
+//! Teacher-forced token accuracy on pages with known text, and the distance of a quantized model's logits from the original's.
 //!
-//! The model is given the page, asked for all that it says and shown the text, and judged on each next token: one pass a
-//! page, the same work for every model.
+//! The model gets the page, the extraction prompt and the text, and is judged on each next token: one forward pass per page.
 
 use std::path::Path;
 
@@ -21,21 +20,21 @@ use crate::records::round_to;
 use crate::rendering::collapse_whitespace;
 use crate::{Error, Result};
 
-/// Logits that are computed at once, at most.
+/// Maximum number of logits computed at once.
 const LOGITS: usize = 4 << 20;
 
-/// A model on pages.
+/// Accuracy of a model on pages.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct PageAccuracy {
-    /// Pages.
+    /// Number of pages.
     pub pages: usize,
-    /// Tokens of their texts.
+    /// Number of tokens in their texts.
     pub tokens: usize,
-    /// Tokens that the model holds for the likeliest next, percent.
+    /// Top-1 accuracy of the next token, percent.
     pub token_accuracy_pct: f64,
-    /// Mean negative log-likelihood of a token, nats.
+    /// Mean negative log-likelihood per token, nats.
     pub mean_loss: f64,
-    /// Against the original model's outputs, where they are known.
+    /// Error of the logits against the original model's, if those are known.
     #[serde(flatten)]
     pub outputs: Option<OutputError>,
 }
@@ -43,40 +42,40 @@ pub struct PageAccuracy {
 /// A quantized model's logits against the original's, over all tokens of the pages' texts.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct OutputError {
-    /// Mean over the tokens of the cosine between both models' logits.
+    /// Mean cosine similarity of both models' logits per token.
     pub output_cosine: f64,
-    /// Root mean square difference.
+    /// Root mean square error.
     pub output_rmse: f64,
-    /// Largest difference.
+    /// Maximum absolute error.
     pub output_max_abs: f64,
 }
 
-/// What a model makes of pages.
+/// Result of measuring a model on pages.
 pub struct Measured {
     /// Figures.
     pub accuracy: PageAccuracy,
-    /// Hidden states of the texts' tokens before the final norm, a page each: `[tokens, hidden]`, on the CPU.
+    /// Hidden states of the texts' tokens before the final norm, per page: `[tokens, hidden]`, on the CPU.
     pub hidden: Vec<Tensor>,
 }
 
-/// Pages → ids and patches of a model.
-pub(super) struct Encoder {
+/// Encodes pages to token ids and patches.
+pub(super) struct PageEncoder {
     text: TextProcessor,
     images: ImageProcessor,
     most_tokens: usize,
 }
 
-/// One page's.
-pub(super) struct Encoded {
+/// An encoded page.
+pub(super) struct EncodedPage {
     /// Prompt and answer.
     pub(super) ids: Vec<i64>,
-    /// How many of them are the prompt's.
+    /// Number of prompt tokens among them.
     pub(super) prompt: usize,
     pub(super) pixels: Tensor,
     pub(super) grid: Grid,
 }
 
-impl Encoder {
+impl PageEncoder {
     pub(super) fn new(folder: &ModelFolder, config: &Config) -> Result<Self> {
         Ok(Self {
             text: TextProcessor::from_folder(folder)?,
@@ -85,8 +84,8 @@ impl Encoder {
         })
     }
 
-    /// The page with `prompt`, and its text as the answer: a run of spaces is one, as models write it.
-    pub(super) fn encode(&self, page: &CalibrationPage, prompt: &str) -> Result<Encoded> {
+    /// Encodes the page with `prompt`, and its text as the answer, with white space collapsed as models write it.
+    pub(super) fn encode(&self, page: &CalibrationPage, prompt: &str) -> Result<EncodedPage> {
         let grid = self.images.grid(page.image.height, page.image.width)?;
         let messages = [Message {
             role: Role::User,
@@ -98,7 +97,7 @@ impl Encoder {
         let answer = lines.collect::<Vec<_>>().join("\n");
         ids.extend(self.text.encode_plain(&answer)?);
         ids.truncate(self.most_tokens);
-        Ok(Encoded {
+        Ok(EncodedPage {
             ids,
             prompt,
             pixels: self.images.process(&page.image)?.pixel_values,
@@ -117,7 +116,7 @@ pub fn measure(
     measure_with(dir, None, pages, device, original, Watch::none())
 }
 
-/// The same with an adapter attached; `watch` is told of every page.
+/// The same with an adapter attached, and with progress per page.
 pub fn measure_with(
     dir: &Path,
     adapter: Option<&Adapter>,
@@ -128,7 +127,7 @@ pub fn measure_with(
 ) -> Result<Measured> {
     let folder = ModelFolder::new(dir);
     let config = Config::from_json(folder.config()?)?;
-    let encoder = Encoder::new(&folder, &config)?;
+    let encoder = PageEncoder::new(&folder, &config)?;
     let kind = Precision::Auto.kind(device);
     let options = ModelOptions {
         adapter,
@@ -142,7 +141,7 @@ pub fn measure_with(
         let states = states(&model, &encoded, device)?;
         let answer = Tensor::f_from_slice(&encoded.ids[encoded.prompt..])?.f_to_device(device)?;
         let original = original.and_then(|pages| pages.get(i));
-        // Some rows at a time: a large vocabulary's logits of a whole page take gigabytes.
+        // In chunks of rows: with a large vocabulary the logits of a whole page take gigabytes.
         let (rows, step) = (states.size()[0], logit_rows(&config));
         for row in (0..rows).step_by(step as usize) {
             let count = step.min(rows - row);
@@ -165,13 +164,13 @@ pub fn measure_with(
     Ok(Measured { accuracy, hidden })
 }
 
-/// Rows whose logits are computed at once.
+/// Number of rows whose logits are computed at once.
 fn logit_rows(config: &Config) -> i64 {
     (LOGITS / config.text.vocab_size.max(1)).max(1) as i64
 }
 
-/// Hidden states of the tokens before each of the answer's: `[answer, hidden]`.
-fn states(model: &Model, encoded: &Encoded, device: Device) -> Result<Tensor> {
+/// Hidden states that predict the answer's tokens: `[answer, hidden]`.
+fn states(model: &Model, encoded: &EncodedPage, device: Device) -> Result<Tensor> {
     let pixels = encoded.pixels.f_to_device(device)?;
     let features = model.image_features(&pixels, &[encoded.grid])?;
     let mut cache = model.cache(encoded.ids.len())?;

@@ -1,6 +1,6 @@
-//! Runs that are killed at every rename: the next run makes what an unbroken one makes, to the byte.
+//! Runs that are killed at every rename: the next run writes the same bytes as an uninterrupted one.
 //!
-//! The child is this test binary again, which ends before the rename whose number it is told (see [`failpoint`]).
+//! The child process is this test binary, which exits before the rename of a given number (see [`failpoint`]).
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -28,13 +28,13 @@ use crate::records::{QuantizationInfo, paths, read};
 const WORK: &str = "MEDVISION_TEST_KILLED_WORK";
 const ROOT: &str = "MEDVISION_TEST_KILLED_ROOT";
 
-/// The little model's folder in a project.
-const MODEL: &str = "models/little-base";
-/// Layers of the embedded model that the little one has.
+/// Folder of the small model in a project.
+const MODEL: &str = "models/small-base";
+/// Decoder layers of the small model.
 const LAYERS: usize = 2;
 
-/// The embedded model with two decoder layers and one block of the vision tower: it says nothing of use, quickly.
-fn little_model(dir: &Path) {
+/// Writes the embedded model with two decoder layers and one vision block: fast, and its output does not matter.
+fn small_model(dir: &Path) {
     fs::create_dir_all(dir).unwrap();
     let nano = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/qwen25-vl-nano");
     for file in [
@@ -88,11 +88,11 @@ fn work(name: &str, root: &Path) {
     };
     match name {
         "nf4" => {
-            let target = root.join("models/little-bnb-nf4");
+            let target = root.join("models/small-bnb-nf4");
             nf4::quantize_folder(&model, &target, &nf4_options, Watch::none()).unwrap();
         }
         "awq" => {
-            let target = root.join("models/little-awq-int4");
+            let target = root.join("models/small-awq-int4");
             awq::quantize_folder(
                 &model,
                 &target,
@@ -127,23 +127,23 @@ fn work(name: &str, root: &Path) {
     }
 }
 
-/// Runs in a process of its own, for the tests below.
+/// Runs in a child process of the tests below.
 #[test]
 #[ignore = "a part of other tests"]
 fn child() {
     let (Ok(name), Ok(root)) = (std::env::var(WORK), std::env::var(ROOT)) else {
         return;
     };
-    // Sums go the same way in every process.
+    // The order of summation must not depend on threads.
     tch::set_num_threads(1);
     work(&name, Path::new(&root));
     println!("renames: {}", failpoint::passed());
 }
 
-/// A project with the little model in it.
+/// A project with the small model.
 fn project() -> tempfile::TempDir {
     let root = tempfile::tempdir().unwrap();
-    little_model(&root.path().join(MODEL));
+    small_model(&root.path().join(MODEL));
     let document = json!({"id": "a", "filename": "a.png", "title": "A", "content": ["Sodium 139"], "prompt": "Read.",
                           "expected_terms": ["Sodium"], "expected_values": []});
     let documents = json!({"documents": [document]});
@@ -151,12 +151,12 @@ fn project() -> tempfile::TempDir {
     root
 }
 
-/// The project as it was: what is made names the folder that it is made in, so that all runs go on in one.
+/// Resets the project. Its folder is reused because output files contain its path.
 fn empty(root: &Path) {
     let models = fs::read_dir(root.join("models"))
         .unwrap()
         .map(|entry| entry.unwrap().path());
-    let made = models.filter(|path| !path.ends_with("little-base"));
+    let made = models.filter(|path| !path.ends_with("small-base"));
     for path in made.chain(["benchmarks", "datasets"].map(|folder| root.join(folder))) {
         if path.exists() {
             fs::remove_dir_all(path).unwrap();
@@ -164,9 +164,9 @@ fn empty(root: &Path) {
     }
 }
 
-/// Does the work `name` in `root`, up to the rename number `kill` where there is one; else how many renames it took.
+/// Runs the work `name` in `root` and returns the number of renames; with `kill` only up to that rename.
 fn run(name: &str, root: &Path, kill: Option<u64>) -> u64 {
-    // As the test's harness names it: without the crate.
+    // The test harness omits the crate's name.
     let child = format!("{}::child", module_path!().split_once("::").unwrap().1);
     let mut command = Command::new(std::env::current_exe().unwrap());
     command
@@ -196,7 +196,7 @@ fn run(name: &str, root: &Path, kill: Option<u64>) -> u64 {
     }
 }
 
-/// Every file below `dir`, with its bytes.
+/// All files below `dir` with their bytes.
 fn files(dir: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
     let mut found = BTreeMap::new();
     let mut folders = vec![dir.to_owned()];
@@ -225,7 +225,7 @@ fn assert_same(killed: &BTreeMap<PathBuf, Vec<u8>>, whole: &BTreeMap<PathBuf, Ve
     }
 }
 
-/// Kills the work at every rename and goes on; all files are those of an unbroken run.
+/// Kills the work at every rename and resumes it; the files must be those of an uninterrupted run.
 fn killed_at_every_rename(name: &str) {
     let project = project();
     let root = project.path();
@@ -245,16 +245,16 @@ fn killed_at_every_rename(name: &str) {
 }
 
 #[test]
-fn nf4_killed_at_every_rename_goes_on_to_the_same_folder() {
+fn nf4_killed_at_any_rename_resumes_to_the_same_folder() {
     killed_at_every_rename("nf4");
 }
 
 #[test]
-fn awq_killed_at_every_rename_goes_on_to_the_same_folder() {
+fn awq_killed_at_any_rename_resumes_to_the_same_folder() {
     killed_at_every_rename("awq");
 }
 
-/// The record without what a clock, a memory or a run's luck decides.
+/// The record without figures that depend on time, memory or the run.
 fn figures(root: &Path) -> Value {
     let info: QuantizationInfo = read(&root.join(paths::QUANTIZATION_INFO)).unwrap();
     let mut value = serde_json::to_value(info).unwrap();
@@ -275,7 +275,7 @@ fn figures(root: &Path) -> Value {
 }
 
 #[test]
-fn measuring_killed_at_every_rename_goes_on_and_keeps_what_was_finished() {
+fn measuring_killed_at_any_rename_resumes_without_repeating_finished_measurements() {
     let project = project();
     let root = project.path();
     let renames = run("base", root, None);
@@ -296,7 +296,7 @@ fn measuring_killed_at_every_rename_goes_on_and_keeps_what_was_finished() {
             .collect::<Vec<PathBuf>>()
     };
     assert_eq!(left(), [PathBuf::from("quantization_info.json")]);
-    // Both folders are tested above: from the last of their renames on, which is the original's hidden states'.
+    // The folders' renames are tested above; this test starts at the rename of the original's hidden states.
     let measuring = 12;
     let mut again = Vec::new();
     for kill in renames - measuring..=renames {
@@ -311,7 +311,7 @@ fn measuring_killed_at_every_rename_goes_on_and_keeps_what_was_finished() {
             "killed at rename {kill}"
         );
     }
-    // What was finished is not done again: the later the kill, the less is left.
+    // Finished work is not repeated: the later the kill, the fewer renames are left.
     assert!(again.is_sorted_by(|earlier, later| earlier >= later), "{again:?}");
     assert!(again[again.len() - 1] < measuring, "{again:?}");
 }

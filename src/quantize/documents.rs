@@ -1,4 +1,4 @@
-//! How a model reads the test documents, before and after quantization.
+//! Accuracy of a model on the test documents, before and after quantization.
 
 use std::path::Path;
 
@@ -12,10 +12,10 @@ use crate::fs::hex;
 use crate::records::{Accuracy, InferenceResult, round_to};
 use crate::{Error, Result};
 
-/// A model on documents that name what an answer must hold: means over the documents, percent.
+/// Mean accuracy over documents with expected terms or values, percent.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct DocumentAccuracy {
-    /// Documents that expect something.
+    /// Number of these documents.
     pub documents: usize,
     /// Terms found.
     pub avg_term_accuracy_pct: f64,
@@ -44,7 +44,7 @@ impl DocumentAccuracy {
     }
 }
 
-/// Has the model in `dir` read the run's documents.
+/// Measures the model in `dir` on the run's documents.
 pub(super) fn document_accuracy(run: &BaseRun<'_>, dir: &Path, watch: Watch<'_>) -> Result<DocumentAccuracy> {
     let record = benchmark(&BenchmarkRun {
         project: run.project,
@@ -66,7 +66,7 @@ pub(super) fn document_accuracy(run: &BaseRun<'_>, dir: &Path, watch: Watch<'_>)
     Ok(DocumentAccuracy::of(&record.inference_results))
 }
 
-/// sha256 over the run's documents and the limit of an answer.
+/// sha256 over the run's documents and the maximum answer length.
 pub(super) fn documents_digest(run: &BaseRun<'_>) -> Result<String> {
     let documents = run.documents.load_documents()?;
     let text = serde_json::to_vec(&(documents, run.documents.max_new_tokens))

@@ -1,9 +1,8 @@
-//! Makes weights in four bits from a model folder, measures what they cost, and merges adapters.
+//! Quantization of model folders to four bits, its measurement, and merging of adapters.
 //!
-//! A method takes a model folder and writes another one, which transformers loads as it stands: [`nf4::quantize_folder`],
-//! [`awq::quantize_folder`]. [`quantize_base`] makes both, measures both and says which to use.
-//! What every method shares is [`Source`], the model folder it reads, and
-//! [`Staging`](crate::fs::Staging), the folder in the making.
+//! A method reads a model folder ([`Source`]) and writes another one, which transformers loads without changes:
+//! [`nf4::quantize_folder`], [`awq::quantize_folder`]. [`quantize_base`] runs and measures both and chooses one. Output is written to a
+//! staging directory ([`Staging`](crate::fs::Staging)), so that a killed run is resumed.
 
 mod accuracy;
 pub mod awq;
@@ -34,24 +33,24 @@ pub use self::summary::summary;
 use crate::console::Unit;
 use crate::{Error, Result};
 
-/// Most bytes of a report beside quantized weights.
+/// Maximum size of a report beside quantized weights.
 const MAX_REPORT_BYTES: u64 = 64 << 20;
 
-/// How a caller watches and stops a quantization.
+/// Progress and cancellation of a quantization.
 #[derive(Clone, Copy)]
 pub struct Watch<'a> {
-    /// Told of every stage that begins: its name, what it counts, and how many of them it has, 0 where that is not known yet.
+    /// Called when a stage begins: its name, its unit, and its length in that unit, 0 if unknown.
     pub stage: &'a (dyn Fn(&str, Unit, u64) + Sync),
-    /// Told how many of them the stage has: bytes of the source, pages, documents.
+    /// Called with the length of the stage once it is known.
     pub total: &'a (dyn Fn(u64) + Sync),
-    /// Told how many more are done.
+    /// Called with the number of units done since the last call.
     pub progress: &'a (dyn Fn(u64) + Sync),
-    /// Set to stop; what is finished is kept for the next run.
+    /// Set to stop; finished work is kept for the next run.
     pub stop: &'a AtomicBool,
 }
 
 impl Watch<'static> {
-    /// Of a caller who watches nothing and never stops.
+    /// Without progress and cancellation.
     pub fn none() -> Self {
         static NEVER: AtomicBool = AtomicBool::new(false);
         Self {
@@ -64,20 +63,22 @@ impl Watch<'static> {
 }
 
 impl Watch<'_> {
-    /// The stage `name` of `count` units begins; the error that ends the work where the caller wants to stop.
+    /// Begins the stage `name` of `count` units.
+    ///
+    /// # Errors
+    /// [`Error::Interrupted`] if the caller wants to stop.
     pub fn begin(&self, name: &str, unit: Unit, count: u64) -> Result<()> {
         (self.stage)(name, unit, count);
-        self.go_on()
+        self.check_stop()
     }
 
-    /// `count` more are done; the error that ends the work where the caller wants to stop.
+    /// Reports `count` more units as done. Errors as [`Self::begin`].
     pub fn done(&self, count: u64) -> Result<()> {
         (self.progress)(count);
-        self.go_on()
+        self.check_stop()
     }
 
-    /// The error that ends the work where the caller wants to stop.
-    fn go_on(&self) -> Result<()> {
+    fn check_stop(&self) -> Result<()> {
         if self.stop.load(Ordering::Relaxed) {
             return Err(Error::Interrupted);
         }
@@ -85,14 +86,14 @@ impl Watch<'_> {
     }
 }
 
-/// What a quantization made.
+/// A folder that was written, or was up to date.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Outcome {
+pub struct OutputFolder {
     /// The folder.
     pub folder: PathBuf,
-    /// It was there before, made from the same source in the same way.
+    /// Whether an earlier run had written it from the same source with the same options.
     pub up_to_date: bool,
-    /// Weights of the source.
+    /// Number of weights of the source.
     pub parameters: u64,
     /// Bytes of the folder's weights.
     pub bytes: u64,
@@ -101,7 +102,7 @@ pub struct Outcome {
 /// The stage in which a model's files are hashed.
 const CHECKING: &str = "checking the model's files";
 
-/// A file of a quantized folder, as text.
+/// JSON text of a file of a quantized folder.
 fn json_text(value: &impl Serialize) -> String {
     // Maps with text keys and finite numbers always serialize.
     serde_json::to_string_pretty(value).unwrap_or_default() + "\n"

@@ -1,11 +1,11 @@
-//! What `quantize_base` does: the base model in four bits by each method, which one to use, and the record of it.
+//! `quantize_base`: quantizes the base model by each method, measures and compares them, and writes the record.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use super::{
-    MAX_REPORT_BYTES, Outcome, Watch,
+    MAX_REPORT_BYTES, OutputFolder, Watch,
     awq::{self, AwqOptions, AwqReport},
     nf4::{Nf4Options, REPORT, quantize_folder},
     saved::SavedMeasurements,
@@ -28,23 +28,23 @@ use serde_json::json;
 
 /// A run of `quantize_base`.
 pub struct BaseRun<'a> {
-    /// Where models and records lie.
+    /// Project of the models and records.
     pub project: &'a Project,
     /// The model to quantize.
     pub model: &'a Path,
-    /// Where the quantized model is loaded, to see that it loads, and measured.
+    /// Device on which the quantized model is test-loaded and measured.
     pub selected: &'a Selected,
-    /// The one method wanted; else all, and the best one becomes active.
+    /// The only method to run; `None` for all, of which the more accurate one becomes active.
     pub method: Option<Method>,
     /// Options of NF4.
     pub nf4: Nf4Options,
     /// Options of AWQ.
     pub awq: AwqOptions,
-    /// Pages that AWQ is calibrated on; with none nothing is measured.
+    /// Number of calibration pages; with 0 nothing is measured.
     pub pages: usize,
-    /// How many of them all models are measured on.
+    /// Number of those on which all models are measured.
     pub measured_pages: usize,
-    /// Documents that the model reads before and after.
+    /// Documents to measure before and after quantization.
     pub documents: &'a BenchmarkOptions,
 }
 
@@ -53,7 +53,7 @@ impl BaseRun<'_> {
         self.method.is_none_or(|wanted| wanted == method)
     }
 
-    /// The folder that `method` makes.
+    /// The output folder of `method`.
     pub fn folder(&self, method: Method) -> PathBuf {
         self.project.derived_model(self.model, method.suffix())
     }
@@ -63,10 +63,12 @@ impl BaseRun<'_> {
     }
 }
 
-/// Quantizes the model by each method that is wanted and writes the record, which it returns.
+/// Quantizes the model by the requested methods, and writes and returns the record.
 ///
-/// A method that fails has its error in the record and costs the other nothing. Options that make no sense and a caller
-/// who wants to stop are errors: then no record is written.
+/// A method that fails has its error in the record and does not affect the other one.
+///
+/// # Errors
+/// Invalid options and cancellation; no record is written then.
 pub fn quantize_base(run: &BaseRun<'_>, watch: Watch<'_>) -> Result<QuantizationInfo> {
     let path = run.project.file(records::paths::QUANTIZATION_INFO);
     let earlier = earlier(run, &path);
@@ -104,7 +106,7 @@ pub fn quantize_base(run: &BaseRun<'_>, watch: Watch<'_>) -> Result<Quantization
     Ok(info)
 }
 
-/// The record of an earlier run on the same model, whose results of a method that is not wanted now stay.
+/// The record of an earlier run on the same model, which keeps the result of a method that is not requested now.
 fn earlier(run: &BaseRun<'_>, path: &Path) -> Option<QuantizationInfo> {
     let info: QuantizationInfo = records::read_if_present(path).ok()??;
     let same = |dir: &Option<String>, method| dir.as_deref() == Some(run.folder_name(method).as_str());
@@ -171,7 +173,7 @@ fn make_awq(
     Ok(())
 }
 
-/// What went wrong in `work`, word for word; `Err` for what is the caller's doing, not the method's.
+/// Runs `work` and returns its error or panic as text; `Err` for invalid options and cancellation.
 fn failure(work: impl FnOnce() -> Result<()>) -> Result<Option<String>> {
     let result = catch_unwind(AssertUnwindSafe(work));
     match result {
@@ -235,14 +237,14 @@ fn make_nf4(
     Ok(())
 }
 
-/// What it took to load a folder.
+/// Time and memory to load a folder.
 struct Loaded {
     seconds: f64,
-    /// On a CPU what is resident, some of it from quantizing: `benchmark_quantized` measures the model alone.
+    /// On a CPU the resident memory, which includes remains of quantizing; `benchmark_quantized` measures the model alone.
     gpu: Option<GpuMemory>,
 }
 
-/// Loads the folder that `method` made as every other binary will.
+/// Loads the folder of `method` as the other programs will.
 fn load(run: &BaseRun<'_>, method: Method, watch: Watch<'_>) -> Result<Loaded> {
     watch.begin(&format!("loading {}", method.name()), Unit::Nothing, 0)?;
     let start = Instant::now();
@@ -257,8 +259,8 @@ fn load(run: &BaseRun<'_>, method: Method, watch: Watch<'_>) -> Result<Loaded> {
     })
 }
 
-/// The error of all weights together, from the folder's report.
-fn read_total(made: &Outcome) -> Option<crate::quant::nf4::WeightError> {
+/// The error over all weights, from the folder's report.
+fn read_total(made: &OutputFolder) -> Option<crate::quant::nf4::WeightError> {
     let text = read_bounded(&made.folder.join(REPORT), MAX_REPORT_BYTES).ok()?;
     serde_json::from_slice::<WeightErrors>(&text)
         .ok()

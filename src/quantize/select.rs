@@ -1,4 +1,4 @@
-//! Which of the methods to use: both are measured on the calibration pages beside the original.
+//! Measures the quantized models beside the original, and chooses the method to use.
 
 use std::path::Path;
 
@@ -336,11 +336,11 @@ fn more_accurate(nf4: &Candidate, awq: &Candidate) -> (Method, String) {
     };
     let wrong = |figures: &PageAccuracy| (1.0 - figures.token_accuracy_pct / 100.0) * figures.tokens as f64;
     let fewer = wrong(a) - wrong(b);
-    // Where both read the same tokens, the standard error of the difference is at most the root of both's wrong ones.
+    // Both are measured on the same tokens: the standard error of the difference is at most the root of all wrong ones.
     let chance = (wrong(a) + wrong(b)).sqrt();
     let by_chance = fewer.abs() < chance.max(1e-6);
-    // The logits' distance from the original is an average over every token's whole vocabulary, and hardly changes with
-    // the pages, where tokens that are near to both sides of a choice do.
+    // The distance of the logits averages over the whole vocabulary at each token, so it varies less between pages than the
+    // number of tokens near a decision boundary.
     let nearer = a.outputs.as_ref().zip(b.outputs.as_ref());
     let nearer = nearer.map(|(a, b)| b.output_rmse < a.output_rmse);
     let awq_is_better = if by_chance {
@@ -431,7 +431,7 @@ mod tests {
     }
 
     #[test]
-    fn what_may_be_chance_is_decided_by_the_logits_where_they_are_known() {
+    fn differences_within_chance_are_decided_by_logit_distance() {
         let (mut nf4, mut awq) = candidates((true, 98.9, 0.1), (true, 98.8, 0.2));
         for (candidate, output_rmse) in [(&mut nf4, 0.95), (&mut awq, 0.85)] {
             pages(candidate).outputs = Some(OutputError {
@@ -450,7 +450,7 @@ mod tests {
     }
 
     #[test]
-    fn the_more_accurate_one_is_used_unless_one_is_asked_for() {
+    fn the_more_accurate_method_is_chosen_unless_one_is_requested() {
         let chosen = |requested, nf4, awq| {
             let (nf4, awq) = candidates(nf4, awq);
             choose(requested, &nf4, &awq)

@@ -20,9 +20,9 @@ use crate::quant::{
 };
 use crate::{Error, Result};
 
-/// Files beside the weights that belong to a model: tokenizer, processor, chat template, licence.
+/// Extensions of a model's other files: tokenizer, processor, chat template, license.
 const KINDS: [&str; 5] = ["json", "txt", "jinja", "model", "tiktoken"];
-/// Files that a quantized folder has of its own.
+/// Files that a quantized folder does not copy.
 const OWN: [&str; 5] = [
     "config.json",
     "model.safetensors.index.json",
@@ -30,7 +30,7 @@ const OWN: [&str; 5] = [
     "quantization_report.json",
     MANIFEST,
 ];
-/// A larger file is no tokenizer.
+/// Maximum size of a copied file.
 const MAX_SIDE_FILE: u64 = 256 << 20;
 
 /// A model folder to be quantized.
@@ -42,7 +42,7 @@ pub struct Source {
 }
 
 impl Source {
-    /// Opens `dir`, which must hold the weights as numbers.
+    /// Opens `dir`, which must be unquantized.
     pub fn open(dir: &Path) -> Result<Self> {
         let path = dir.join("config.json");
         crate::qwen2_5_vl::Config::from_dir(dir)?;
@@ -83,7 +83,7 @@ impl Source {
         &self.checkpoint
     }
 
-    /// The sha256 over all of its files. Reads every byte.
+    /// sha256 over all of its files, which are read completely.
     pub fn revision(&self) -> Result<String> {
         let mut files = self.checkpoint.files();
         files.extend(self.side_files.iter().cloned());
@@ -91,7 +91,7 @@ impl Source {
         revision(&files)
     }
 
-    /// Copies what belongs to the model beside its weights.
+    /// Copies the files beside the weights.
     pub fn copy_side_files(&self, staging: &mut Staging) -> Result<()> {
         for path in &self.side_files {
             let name = path.file_name().unwrap_or_default().to_string_lossy();
@@ -106,7 +106,7 @@ impl Source {
         &self.config_text
     }
 
-    /// The source's `config.json` with `quantization_config` added and nothing else touched.
+    /// The source's `config.json` with `quantization_config` added and otherwise unchanged.
     pub fn config_with(&self, quantization: &Map<String, Value>) -> Result<String> {
         let end = self.config_text.rfind('}').unwrap_or(0);
         let before = self.config_text[..end].trim_end();
@@ -135,7 +135,7 @@ fn side_files(dir: &Path) -> io::Result<Vec<PathBuf>> {
             (KINDS.contains(&kind.as_str()) || name.starts_with("LICENSE") || name.starts_with("NOTICE"))
                 && !OWN.contains(&name.as_str())
                 && !name.starts_with('.');
-        // Follows links, as the hub's cache has them.
+        // Follows links, which the hub's cache has.
         if wanted && fs::metadata(&path)?.is_file() && fs::metadata(&path)?.len() <= MAX_SIDE_FILE {
             files.push(path);
         }
@@ -144,7 +144,7 @@ fn side_files(dir: &Path) -> io::Result<Vec<PathBuf>> {
     Ok(files)
 }
 
-/// Float weights in a file, read piece by piece: the file is not mapped, so that the memory stays small.
+/// Float weights in a file, read in chunks. The file is not mapped, so that resident memory stays small.
 pub(super) struct FileValues {
     file: Arc<File>,
     path: PathBuf,
@@ -154,7 +154,7 @@ pub(super) struct FileValues {
 }
 
 impl FileValues {
-    /// The values of `tensor` in `file`; `None` where they are no F32, F16 or BF16.
+    /// The values of `tensor` in `file`; `None` if its dtype is not F32, F16 or BF16.
     pub(super) fn new(file: &Arc<File>, tensor: &StoredTensor) -> Option<Self> {
         matches!(tensor.dtype, Dtype::F32 | Dtype::F16 | Dtype::BF16).then(|| Self {
             file: Arc::clone(file),

@@ -102,7 +102,7 @@ fn awq_lines(attempt: &AwqAttempt) -> String {
     text + "\n" + &accuracy_line(&attempt.extra)
 }
 
-/// What calibration pages and documents say of a method.
+/// Accuracy of a method on calibration pages and documents.
 fn accuracy_line(extra: &Extra) -> String {
     let documents = extra
         .get("documents")

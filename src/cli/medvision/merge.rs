@@ -18,7 +18,7 @@ use crate::lora::{Adapter, Found, find};
 use crate::project::{BASE_MODEL, MERGED_SUFFIX, NF4_SUFFIX, Project};
 use crate::quant::Quantization;
 use crate::quantize::{
-    Measured, MergeError, Outcome, PageAccuracy, Watch, measure_with, merge_error, merge_folder,
+    Measured, MergeError, OutputFolder, PageAccuracy, Watch, measure_with, merge_error, merge_folder,
     nf4::{Nf4Options, quantize_folder},
 };
 use crate::records::{self, mebibytes, seconds};
@@ -214,7 +214,7 @@ impl Merge<'_> {
     }
 
     /// Runs `make` and measures the weight error of the folder that it writes.
-    fn made(&self, make: impl FnOnce(Watch<'_>) -> crate::Result<Outcome>) -> crate::Result<Merged> {
+    fn made(&self, make: impl FnOnce(Watch<'_>) -> crate::Result<OutputFolder>) -> crate::Result<Merged> {
         let (start, before) = (Instant::now(), process_memory());
         let outcome = make(self.watch)?;
         let time_seconds = seconds(start.elapsed().as_secs_f64());

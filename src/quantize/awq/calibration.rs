@@ -1,4 +1,4 @@
-//! Calibration pages → what the first decoder layer reads of them.
+//! Calibration pages → inputs of the first decoder layer.
 
 use sha2::{Digest, Sha256};
 use tch::{Device, Kind};
@@ -7,11 +7,11 @@ use super::{decoder::Rotary, layer::Prompt};
 use crate::checkpoint::ModelFolder;
 use crate::data::CalibrationPage;
 use crate::fs::hex;
-use crate::quantize::{Source, Watch, accuracy::Encoder};
+use crate::quantize::{Source, Watch, accuracy::PageEncoder};
 use crate::qwen2_5_vl::{Config, InputEmbedder};
 use crate::{Error, Result};
 
-/// The pages with their answers, through the vision tower and the embedding.
+/// Embeds the pages and their answers: vision tower and token embeddings.
 pub fn prompts(
     source: &Source,
     config: &Config,
@@ -19,7 +19,7 @@ pub fn prompts(
     device: Device,
     watch: Watch<'_>,
 ) -> Result<Vec<Prompt>> {
-    let encoder = Encoder::new(&ModelFolder::new(source.dir()), config)?;
+    let encoder = PageEncoder::new(&ModelFolder::new(source.dir()), config)?;
     let embedder = InputEmbedder::load(source.checkpoint(), config, Kind::Float, device)?;
     pages
         .iter()
@@ -42,7 +42,7 @@ pub fn prompts(
         .collect()
 }
 
-/// sha256 over the pages: what a folder was calibrated on.
+/// sha256 over the calibration pages.
 pub fn pages_digest(pages: &[CalibrationPage]) -> String {
     let mut hasher = Sha256::new();
     for page in pages {

@@ -1,7 +1,7 @@
-//! One decoder layer taken apart: what each of its Linears reads, and what its blocks make of changed weights.
+//! One decoder layer in parts: the inputs of its Linears, and the outputs of its blocks with candidate weights.
 //!
-//! The model itself runs whole layers; the search for scales wants parts of one, many times over, and only one layer in
-//! memory at a time. Everything is f32. Reference: [`crate::qwen2_5_vl`], which a test holds it to.
+//! The model runs whole layers. The scale search runs attention and MLP dozens of times with different weights, with only one
+//! layer in memory, in f32. A test compares it with [`crate::qwen2_5_vl`].
 
 use tch::{Device, Kind, Tensor};
 
@@ -18,7 +18,7 @@ pub struct Dense {
 }
 
 impl Dense {
-    /// x: `[rows, in]` → `[rows, out]` with `weight` in place of its own.
+    /// x: `[rows, in]` → `[rows, out]` with `weight` instead of its own.
     fn with(&self, weight: &Tensor, x: &Tensor) -> Result<Tensor> {
         Ok(x.f_linear(weight, self.bias.as_ref())?)
     }
@@ -26,25 +26,25 @@ impl Dense {
 
 /// One decoder layer.
 pub struct DecoderLayer {
-    /// Name in the folder: `model.layers.N`.
+    /// Name: `model.layers.N`.
     pub name: String,
     /// `[hidden]`
     pub input_norm: Tensor,
-    /// Queries.
+    /// Query projection.
     pub q: Dense,
-    /// Keys.
+    /// Key projection.
     pub k: Dense,
-    /// Values.
+    /// Value projection.
     pub v: Dense,
-    /// Output of the attention.
+    /// Output projection.
     pub o: Dense,
     /// `[hidden]`
     pub post_norm: Tensor,
-    /// Gate of the MLP.
+    /// Gate projection of the MLP.
     pub gate: Dense,
-    /// Its other half.
+    /// Up projection.
     pub up: Dense,
-    /// Its output.
+    /// Down projection.
     pub down: Dense,
     config: TextConfig,
 }
@@ -55,7 +55,7 @@ pub struct Rotary {
     sin: Tensor,
 }
 
-/// What the Linears of a layer read for one prompt, one row a token.
+/// Inputs of a layer's Linears for one prompt, one row per token.
 pub struct LayerInputs {
     /// q, k and v: `[rows, hidden]`.
     pub attention: Tensor,
@@ -65,7 +65,7 @@ pub struct LayerInputs {
     pub mlp: Tensor,
     /// down: `[rows, intermediate]`.
     pub product: Tensor,
-    /// The next layer's states: `[rows, hidden]`.
+    /// Output of the layer: `[rows, hidden]`.
     pub next: Tensor,
 }
 
@@ -99,7 +99,7 @@ impl DecoderLayer {
         })
     }
 
-    /// Runs the layer on one prompt's states, `[rows, hidden]`.
+    /// Runs the layer on the hidden states of one prompt, `[rows, hidden]`.
     pub fn inputs(&self, x: &Tensor, rotary: &Rotary) -> Result<LayerInputs> {
         let attention = self.norm(x, &self.input_norm)?;
         let heads = self.heads(
@@ -120,12 +120,12 @@ impl DecoderLayer {
         })
     }
 
-    /// Attention with other weights for q, k and v. x: `[rows, hidden]`, same shape out.
+    /// Attention with the given weights for q, k and v. x: `[rows, hidden]`, same shape out.
     pub fn attention(&self, x: &Tensor, qkv: [&Tensor; 3], rotary: &Rotary) -> Result<Tensor> {
         self.o.with(&self.o.weight, &self.heads(x, qkv, rotary)?)
     }
 
-    /// The MLP with other weights for gate and up. x: `[rows, hidden]`, same shape out.
+    /// The MLP with the given weights for gate and up. x: `[rows, hidden]`, same shape out.
     pub fn mlp(&self, x: &Tensor, gate_up: [&Tensor; 2]) -> Result<Tensor> {
         self.down.with(&self.down.weight, &self.product(x, gate_up)?)
     }
@@ -162,7 +162,7 @@ impl DecoderLayer {
 }
 
 impl Rotary {
-    /// Of the prompt at `positions`: each frequency follows the axis that its mrope section names.
+    /// For the prompt at `positions`: each frequency uses the axis of its M-RoPE section.
     pub fn new(positions: &Positions, config: &TextConfig, device: Device) -> Result<Self> {
         let half = config.head_dim / 2;
         let mut angles = Vec::with_capacity(positions.ids[0].len() * 2 * half);
@@ -206,9 +206,9 @@ mod tests {
     use crate::checkpoint::JsonFile;
     use crate::qwen2_5_vl::Config;
 
-    /// The frequencies are the model's own; so is what YaRN multiplies the waves by.
+    /// Frequencies and the YaRN attention factor are the model's.
     #[test]
-    fn yarn_turns_a_prompt_as_the_model_does() {
+    fn yarn_rotates_a_prompt_as_the_model_does() {
         let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/configs/hub/7b-yarn.json");
         let value = serde_json::from_str(&std::fs::read_to_string(&file).unwrap()).unwrap();
         let config = JsonFile::new(file, value).unwrap();

@@ -1,6 +1,6 @@
-//! A model folder quantized by AWQ to a folder in AutoAWQ's GEMM layout.
+//! AWQ quantization of a model folder to a folder in AutoAWQ's GEMM layout.
 //!
-//! One decoder layer is in memory at a time, and makes one file: a run that is killed goes on at the next layer.
+//! One decoder layer is in memory at a time and is written to one file: a killed run resumes at the first missing layer.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -22,22 +22,22 @@ use crate::data::CalibrationPage;
 use crate::fs::{Manifest, Origin, Staged, Staging, read_bounded};
 use crate::quant::Method;
 use crate::quantize::{
-    CHECKING, MAX_REPORT_BYTES, Outcome, Source, Watch, json_text,
+    CHECKING, MAX_REPORT_BYTES, OutputFolder, Source, Watch, json_text,
     shards::{INDEX, index as index_text, shard_name},
 };
 use crate::qwen2_5_vl::Config;
 use crate::{Error, Result};
 
-/// The error of every quantized Linear on the calibration pages, beside the weights.
+/// File with the error of each quantized Linear on the calibration pages.
 pub const REPORT: &str = "quantization_report.json";
 
-/// How to quantize.
+/// Options of AWQ.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AwqOptions {
-    /// Inputs that share a scale and a zero point; where a model's sizes are no multiples of it, the largest of 128, 64 and 32
-    /// below it that all of them are multiples of.
+    /// Group size: inputs that share a scale and a zero point. If a model's sizes are not multiples of it, the largest of 128, 64
+    /// and 32 that divides all of them.
     pub group_size: usize,
-    /// Rows of the calibration pages that the searches look at, evenly spread over the pages.
+    /// Number of calibration tokens used in the searches, evenly spaced.
     pub rows: usize,
 }
 
@@ -50,7 +50,7 @@ impl Default for AwqOptions {
     }
 }
 
-/// What [`REPORT`] holds.
+/// Content of [`REPORT`].
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct AwqReport {
     /// Means over the Linears.
@@ -59,12 +59,12 @@ pub struct AwqReport {
     pub linears: BTreeMap<String, LinearError>,
 }
 
-/// Relative errors of outputs on the calibration pages: mean square error over mean square.
+/// Relative output error on the calibration pages: mean square error divided by the mean square.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct MeanError {
     /// Rounded to nearest in the same groups.
     pub round_to_nearest: f64,
-    /// With scales and clipping.
+    /// AWQ: with scales and clipping.
     pub awq: f64,
 }
 
@@ -81,7 +81,7 @@ impl AwqReport {
         }
     }
 
-    /// The report in `dir`, where there is one that can be read.
+    /// Reads the report in `dir`, if there is a valid one.
     pub fn read(dir: &Path) -> Option<Self> {
         serde_json::from_slice(&read_bounded(&dir.join(REPORT), MAX_REPORT_BYTES).ok()?).ok()
     }
@@ -97,7 +97,7 @@ pub fn quantize_folder(
     pages: &[CalibrationPage],
     device: Device,
     watch: Watch<'_>,
-) -> Result<Outcome> {
+) -> Result<OutputFolder> {
     let job = Job::new(source, options, pages)?;
     (watch.stage)(CHECKING, Unit::Nothing, 0);
     let origin = Origin {
@@ -132,7 +132,7 @@ pub fn quantize_folder(
     Ok(job.outcome(target, &manifest, false))
 }
 
-/// One folder to make.
+/// One quantization.
 struct Job<'a> {
     source: Source,
     config: Config,
@@ -175,7 +175,7 @@ impl<'a> Job<'a> {
         self.config.text.num_hidden_layers
     }
 
-    /// Files hold one layer each, and one all the rest.
+    /// Name of file `index`: one per layer, and one for everything else.
     fn file(&self, index: usize) -> String {
         shard_name(index, self.layers() + 1)
     }
@@ -187,7 +187,7 @@ impl<'a> Job<'a> {
         tensors.map(|tensor| tensor.place.len() as u64).sum()
     }
 
-    /// About what is still to be written: four bits, scales and zero points for a layer's matrices, half precision else.
+    /// Estimated size of the missing files: four bits, scales and zero points for the layers' matrices, otherwise half precision.
     fn missing_bytes(&self, staging: &Staging) -> u64 {
         let done: Vec<String> = (0..self.layers())
             .filter(|&index| self.earlier_errors(staging, index).is_some())
@@ -249,13 +249,13 @@ impl<'a> Job<'a> {
         Ok(errors)
     }
 
-    /// Errors of the layer `index`, where an earlier run finished its file.
+    /// Errors of the layer `index`, if an earlier run finished its file.
     fn earlier_errors(&self, staging: &Staging, index: usize) -> Option<Vec<LinearError>> {
         Vec::deserialize(staging.note(&self.file(index))?).ok()
     }
 
-    /// Everything but the layers, in half precision like them: other engines take the folder's number formats as they are,
-    /// and cannot multiply two.
+    /// Writes everything except the layers, in half precision like them: other engines use the stored dtypes and do not support
+    /// two of them.
     fn write_rest(&self, staging: &mut Staging, watch: Watch<'_>) -> Result<()> {
         let rest: Vec<&StoredTensor> = self
             .stored
@@ -313,12 +313,12 @@ impl<'a> Job<'a> {
         }
     }
 
-    fn outcome(&self, target: &Path, manifest: &Manifest, up_to_date: bool) -> Outcome {
+    fn outcome(&self, target: &Path, manifest: &Manifest, up_to_date: bool) -> OutputFolder {
         let weights = manifest
             .files
             .iter()
             .filter(|(name, _)| name.ends_with(".safetensors"));
-        Outcome {
+        OutputFolder {
             folder: target.to_owned(),
             up_to_date,
             parameters: self.source.checkpoint().parameters(),
@@ -347,7 +347,7 @@ fn tensor_sizes(file: &mut std::fs::File) -> std::io::Result<Vec<(String, u64)>>
         .collect())
 }
 
-/// The config with half precision as the number format: AWQ's kernels in other engines compute in nothing else.
+/// The config with dtype float16, the only one that other engines' AWQ kernels support.
 fn half_precision(config: &str) -> String {
     ["torch_dtype", "dtype"]
         .iter()

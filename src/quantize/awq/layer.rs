@@ -1,4 +1,4 @@
-//! One decoder layer: scales, clipping, four-bit codes.
+//! AWQ of one decoder layer: scales, clipping, rounding.
 
 use tch::{Kind, Tensor};
 
@@ -11,42 +11,42 @@ use crate::quant::awq::{Grouped, Packed};
 use crate::quantize::Watch;
 use crate::{Error, Result};
 
-/// One calibration prompt on its way through the layers.
+/// Hidden states of one calibration prompt.
 pub struct Prompt {
-    /// `[rows, hidden]`: what the next layer reads.
+    /// `[rows, hidden]`: input of the next layer.
     pub states: Tensor,
-    /// Of its positions.
+    /// Rotary factors of its positions.
     pub rotary: Rotary,
 }
 
-/// Error of one Linear's output on the calibration pages, relative to the mean square of that output.
+/// Output error of one Linear on the calibration pages, relative to the mean square of its output.
 #[derive(Debug, Clone, PartialEq, serde::Serialize, serde::Deserialize)]
 pub struct LinearError {
     /// Module name: `model.layers.0.mlp.down_proj`.
     pub name: String,
     /// Rounded to nearest in the same groups.
     pub round_to_nearest: f64,
-    /// With scales and clipping.
+    /// AWQ: with scales and clipping.
     pub awq: f64,
 }
 
-/// What a layer becomes.
+/// A quantized layer.
 pub struct QuantizedLayer {
-    /// Names and tensors to write, in the order of the folder.
+    /// Tensors to write with their names, in the folder's order.
     pub tensors: Vec<(String, Tensor)>,
-    /// One entry a quantized Linear.
+    /// One entry per quantized Linear.
     pub errors: Vec<LinearError>,
 }
 
-/// What the Linears of one layer read, over all prompts.
+/// Inputs of one layer's Linears, over all prompts.
 struct Samples {
-    /// Of q, k and v: whole prompts, since attention mixes rows.
+    /// Inputs of q, k and v per prompt, since attention mixes rows.
     attention: Vec<Tensor>,
-    /// Rows of all prompts: of q, k and v, of o, of gate and up, of down.
+    /// Sampled rows of all prompts: inputs of q, k and v, of o, of gate and up, of down.
     rows: [Tensor; 4],
 }
 
-/// Scales of the four groups of Linears that share an input; `None` where there are none.
+/// Scales of the four groups of Linears with a common input; `None` for a group without.
 #[derive(Default)]
 struct Scales {
     qkv: Option<Tensor>,
@@ -55,7 +55,7 @@ struct Scales {
     down: Option<Tensor>,
 }
 
-/// Moves the prompts' states through `layer` to the next one.
+/// Replaces the prompts' states by the outputs of `layer`.
 pub fn advance(layer: &DecoderLayer, prompts: &mut [Prompt]) -> Result<()> {
     for prompt in prompts {
         prompt.states = layer.inputs(&prompt.states, &prompt.rotary)?.next;
@@ -63,10 +63,10 @@ pub fn advance(layer: &DecoderLayer, prompts: &mut [Prompt]) -> Result<()> {
     Ok(())
 }
 
-/// Quantizes `layer` and moves the prompts' states to the next one.
+/// Quantizes `layer` and replaces the prompts' states by its outputs.
 ///
-/// As in AutoAWQ the states come from the layer as it was: errors of earlier layers are not handed on. `most_rows`
-/// bounds the rows that are looked at, evenly spread over the prompts.
+/// As in AutoAWQ the states are those of the unquantized layers: errors are not propagated. At most `most_rows` rows, evenly
+/// spaced over the prompts, are used.
 pub fn quantize(
     layer: &DecoderLayer,
     prompts: &mut [Prompt],
@@ -174,7 +174,7 @@ pub fn quantize(
     Ok(QuantizedLayer { tensors, errors })
 }
 
-/// Runs every prompt through the layer and keeps what its Linears read.
+/// Runs all prompts through the layer and collects the inputs of its Linears.
 fn collect(layer: &DecoderLayer, prompts: &mut [Prompt], most_rows: i64) -> Result<Samples> {
     let total: i64 = prompts.iter().map(|p| p.states.size()[0]).sum();
     let stride = (total as u64).div_ceil(most_rows as u64).max(1) as i64;
@@ -212,7 +212,7 @@ fn find_scales(
     let mut found = Scales::default();
     let importance = |x: &Tensor| x.f_abs()?.f_mean_dim(&[0i64][..], false, Kind::Float);
     if shapes.qkv {
-        // Attention is judged on whole prompts: as many as give `most_rows`, at least one.
+        // The attention loss needs whole prompts: at least one, and up to `most_rows` rows.
         let mut budget = most_rows;
         let judged: Vec<(&Tensor, &Rotary)> = samples
             .attention
@@ -239,7 +239,7 @@ fn find_scales(
         };
         found.qkv = Some(search::scales(&weights, &importance(&samples.rows[0])?, group, loss)?.scales);
     }
-    // With grouped queries v's outputs are shared by several of o's inputs: AutoAWQ leaves such layers alone.
+    // With grouped-query attention several inputs of o share an output of v; AutoAWQ does not scale such layers either.
     if shapes.o && layer.v.weight.size() == layer.o.weight.size() {
         found.o = Some(single(&layer.o, &samples.rows[1], group, watch)?);
     }
@@ -259,7 +259,7 @@ fn find_scales(
     Ok(found)
 }
 
-/// Scales of one Linear that is alone with its input.
+/// Scales of a Linear that does not share its input.
 fn single(dense: &Dense, x: &Tensor, group: i64, watch: Watch<'_>) -> Result<Tensor> {
     let importance = x.f_abs()?.f_mean_dim(&[0i64][..], false, Kind::Float)?;
     let loss = |w: &[Tensor]| {
@@ -277,9 +277,9 @@ fn squared_distance(a: &Tensor, b: &Tensor) -> Result<f64> {
     Ok(a.f_sub(b)?.f_square()?.f_sum(Kind::Double)?.f_double_value(&[])?)
 }
 
-/// Divides a norm's weight by the scales of what reads it.
+/// Divides a norm's weight by the scales of the Linears that read it.
 ///
-/// The folder holds the quotient in f16: the scales become what that rounding makes of them, so that nothing is lost.
+/// The quotient is stored in f16; the scales are adjusted to that rounding, so that it adds no error.
 fn fold(norm: &Tensor, scales: Option<&mut Tensor>) -> Result<Tensor> {
     let Some(scales) = scales else {
         return Ok(norm.shallow_clone());
@@ -294,7 +294,7 @@ fn fold(norm: &Tensor, scales: Option<&mut Tensor>) -> Result<Tensor> {
     Ok(folded)
 }
 
-/// `tensor` in f16 on the CPU; an error where a value does not fit.
+/// Converts `tensor` to f16 on the CPU; values out of range are an error.
 pub fn half(name: &str, tensor: &Tensor) -> Result<Tensor> {
     let half = tensor
         .f_to_kind(Kind::Half)?
@@ -308,15 +308,15 @@ pub fn half(name: &str, tensor: &Tensor) -> Result<Tensor> {
     Ok(half)
 }
 
-/// One Linear and what the searches found for it.
+/// One Linear and the results of the searches.
 struct Task<'a> {
     name: String,
     dense: &'a Dense,
-    /// `[rows, in]`, as they were before scaling.
+    /// `[rows, in]`, unscaled.
     inputs: &'a Tensor,
-    /// Scales of its inputs: its columns are multiplied by them.
+    /// Input scales: columns are multiplied by them.
     columns: Option<&'a Tensor>,
-    /// Scales of its outputs: its rows are divided by them.
+    /// Output scales: rows are divided by them.
     divide: Option<&'a Tensor>,
     clip: bool,
     group: i64,
@@ -347,7 +347,7 @@ impl Task<'_> {
         Ok(())
     }
 
-    /// A Linear whose shape four bits do not fit: scaled where its neighbours ask for it, else as it was.
+    /// Writes a Linear whose shape AWQ does not support: scaled if its neighbours require it, otherwise unchanged.
     fn keep(&self, tensors: &mut Vec<(String, Tensor)>) -> Result<()> {
         let name = format!("{}.weight", self.name);
         let weight = half(&name, &self.scaled()?)?;

@@ -1,4 +1,4 @@
-//! AWQ: four-bit weights whose scales are chosen by what they read.
+//! AWQ: activation-aware four-bit quantization.
 
 mod calibration;
 mod decoder;

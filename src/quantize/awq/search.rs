@@ -1,4 +1,4 @@
-//! The two searches of AWQ: scales that protect the channels with large activations, and ranges to clip weights to.
+//! The two searches of AWQ: scales that protect channels with large activations, and clipping ranges of weights.
 //!
 //! Lin et al., "AWQ: Activation-aware Weight Quantization" (2023), section 3, with the choices of AutoAWQ's
 //! `awq/quantize/quantizer.py`: twenty exponents, scales normalised by √(max · min), ten clipping ranges down to 55 %.
@@ -8,26 +8,26 @@ use tch::{Kind, Tensor};
 use crate::Result;
 use crate::quant::awq::Grouped;
 
-/// Exponents tried.
+/// Number of exponents tried.
 const EXPONENTS: usize = 20;
-/// Steps of 1 / 20 by which a range is narrowed.
+/// Number of steps, 1 / 20 each, by which a range is reduced.
 const CLIP_STEPS: usize = 10;
-/// Weights whose clipping is searched at once: bounds the memory it takes.
+/// Weights per clipping search; bounds its memory.
 const CLIP_WEIGHTS: i64 = 1 << 23;
 
-/// What a search for scales found.
+/// Result of a scale search.
 pub struct Scaling {
-    /// `[in]`: the weights' columns are multiplied by them, the inputs divided.
+    /// `[in]`: weight columns are multiplied by them, inputs divided.
     pub scales: Tensor,
     /// Mean square error of the block's output with them.
     pub loss: f64,
 }
 
-/// Finds scales for Linears that read the same input.
+/// Searches scales for Linears with a common input.
 ///
-/// `importance`: `[in]`, the mean magnitude of each input channel. `loss` gives the mean square error of the output
-/// when the Linears have the weights it is handed (already divided by the scales again). No scaling at all is among the
-/// candidates, so that the result is never worse than round to nearest.
+/// `importance`: `[in]`, the mean magnitude of each input channel. `loss` returns the mean square error of the output with
+/// the given weights (already divided by the scales again). Not scaling is a candidate, so that the result is never worse than
+/// rounding to nearest.
 ///
 /// Reference: [`_compute_best_scale`](https://github.com/casper-hansen/AutoAWQ/blob/88e4c76b20755db275574e6a03c83c84ba3bece5/awq/quantize/quantizer.py#L295-L442).
 pub fn scales(
@@ -66,7 +66,7 @@ pub fn scales(
     Ok(best)
 }
 
-/// importance^α / magnitude^(1 - α), normalised; `None` where that is no usable number.
+/// importance^α / magnitude^(1 - α), normalized; `None` if that is not finite and positive.
 fn candidate(importance: &Tensor, magnitude: &Tensor, exponent: f64) -> Result<Option<Tensor>> {
     let scales = importance
         .f_pow_tensor_scalar(exponent)?
@@ -103,10 +103,10 @@ fn relative_magnitude(weights: &[&Tensor], group: i64) -> Result<Tensor> {
     Ok(sum.f_div_scalar(rows as f64)?)
 }
 
-/// Clips each group of `weight`, `[out, in]`, to the range at which its share of the output suffers least.
+/// Clips each group of `weight`, `[out, in]`, to the range with the smallest output error of that group.
 ///
-/// inputs: `[rows, in]`. The error of one group with weights off by d is dᵀ (XᵀX) d, so that the inputs are needed only
-/// as one Gram matrix a group, and all of them count.
+/// inputs: `[rows, in]`. The error of a group with a weight error d is dᵀ (XᵀX) d, so that one Gram matrix per group stands for
+/// all inputs.
 ///
 /// Reference: [`_compute_best_clip`](https://github.com/casper-hansen/AutoAWQ/blob/88e4c76b20755db275574e6a03c83c84ba3bece5/awq/quantize/quantizer.py#L496-L554).
 pub fn clipped(weight: &Tensor, inputs: &Tensor, group: i64) -> Result<Tensor> {

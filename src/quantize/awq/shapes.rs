@@ -1,15 +1,15 @@
-//! Which Linears of a model AWQ's layout can hold.
+//! Which Linears of a model AWQ's layout supports.
 
 use crate::quant::awq::layout::PER_WORD;
 use crate::qwen2_5_vl::TextConfig;
 
-/// The Linears of the decoder layers that are quantized; all layers have the same shapes.
+/// Which Linears of the decoder layers are quantized; all layers have the same shapes.
 ///
-/// A Linear's inputs must be whole groups and its outputs whole words of eight. Linears that other engines join to one
+/// The number of inputs must be a multiple of the group size, that of outputs a multiple of eight. Linears that other engines fuse
 /// (q, k and v; gate and up) are quantized together or not at all.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Shapes {
-    /// Inputs that share a scale and a zero point.
+    /// Group size.
     pub group: i64,
     /// q, k and v.
     pub qkv: bool,
@@ -21,11 +21,11 @@ pub struct Shapes {
     pub down: bool,
 }
 
-/// Groups that other engines' kernels know, the largest first.
+/// Group sizes that other engines' kernels support, in descending order.
 const GROUPS: [usize; 3] = [128, 64, 32];
 
 impl Shapes {
-    /// The largest group of at most `group` with which every Linear fits; where there is none, `group` itself, and some are
+    /// The largest group size of at most `group` that fits all Linears; if there is none, `group` itself, and some Linears are
     /// left out.
     pub fn choose(config: &TextConfig, group: usize) -> Self {
         let smaller = GROUPS.into_iter().filter(|&smaller| smaller < group);
@@ -40,7 +40,7 @@ impl Shapes {
         self.qkv && self.o && self.gate_up && self.down
     }
 
-    /// What groups of `group` fit in a model of `config`.
+    /// The Linears of `config` that groups of `group` fit.
     pub fn new(config: &TextConfig, group: usize) -> Self {
         let fits = |input: usize, out: usize| input.is_multiple_of(group) && out.is_multiple_of(PER_WORD);
         let (hidden, inner) = (config.hidden_size, config.intermediate_size);
@@ -54,12 +54,12 @@ impl Shapes {
         }
     }
 
-    /// Nothing fits.
+    /// Whether no Linear fits.
     pub fn is_empty(&self) -> bool {
         !(self.qkv || self.o || self.gate_up || self.down)
     }
 
-    /// `modules_to_not_convert`: the vision tower under the hub's and transformers 5's name, the head, and what does not fit.
+    /// `modules_to_not_convert`: the vision tower under the hub's and transformers 5's name, the head, and Linears that do not fit.
     pub fn left_out(&self) -> Vec<&'static str> {
         let mut names = vec!["visual", "model.visual", "lm_head"];
         let rest = [

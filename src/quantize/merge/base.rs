@@ -1,4 +1,4 @@
-//! The weights that an adapter is merged into: a model folder's, as numbers, a few rows at a time.
+//! Weights of the model that an adapter is merged into, dense or dequantized from NF4, in chunks of rows.
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -12,7 +12,7 @@ use crate::quant::Quantization;
 use crate::qwen2_5_vl::{Config, Tying};
 use crate::{Error, Result};
 
-/// A model folder whose weights are numbers, or four bits that numbers are restored from.
+/// A model folder with dense or NF4 weights.
 pub(super) struct Base {
     checkpoint: Checkpoint,
     quantization: Quantization,
@@ -52,12 +52,12 @@ impl Base {
         })
     }
 
-    /// Embedding and output head are one tensor.
+    /// Whether embedding and output head are one tensor.
     pub(super) fn is_tied(&self) -> bool {
         self.tying != Tying::Apart
     }
 
-    /// What [`Self::tensors`] lacks where the two are one: the other's name in the folder's spelling, as the tensor that it is.
+    /// With tied embeddings the tensor that [`Self::tensors`] lacks: the tied tensor under the other one's name.
     pub(super) fn untied(&self) -> Option<(StoredTensor, Vec<usize>)> {
         let Tying::One(stored) = self.tying else {
             return None;
@@ -81,7 +81,7 @@ impl Base {
         Some((tensor, shape))
     }
 
-    /// Its tensors without what belongs to packed ones, with the shapes of their values.
+    /// Its weights with the shapes of their values; quantization data is left out.
     pub(super) fn tensors(&self) -> Vec<(StoredTensor, Vec<usize>)> {
         let stored = self.checkpoint.stored();
         let belongs = |name: &str| {
@@ -101,7 +101,7 @@ impl Base {
             .collect()
     }
 
-    /// The tensor of canonical `name` and `shape`, with what `adapter` holds in its place.
+    /// The tensor of canonical `name` and `shape`; the one that `adapter` stores instead, if any.
     pub(super) fn weight_with(&self, adapter: &Adapter, name: &str, shape: &[usize]) -> Result<Weight> {
         let ends: &[&str] = match (self.tying, name) {
             (Tying::One(_), EMBEDDING | HEAD) => &[HEAD, EMBEDDING],
@@ -162,7 +162,7 @@ impl Weight {
         }
     }
 
-    /// `count` rows from `start` on, f32, a copy.
+    /// Copies `count` rows from `start` on as f32.
     pub(super) fn rows(&self, start: i64, count: i64) -> Result<Tensor> {
         let all = match self {
             Self::Mapped(mapped, size) => mapped.tensor.f_view(*size)?,

@@ -1,4 +1,4 @@
-//! An adapter merged into its base: a bf16 folder without adapter, made a few rows at a time, and how exact it is.
+//! Merging an adapter into its base to a bf16 folder, in chunks of rows, and the error of the result.
 
 mod base;
 
@@ -16,42 +16,42 @@ use crate::fs::{FileDigest, Manifest, Origin, Staged, Staging, json::read_object
 use crate::lora::{ADAPTER_CONFIG, Adapter, EMBEDDING_MODULE, LoraPair};
 use crate::processing::PREPROCESSOR_CONFIG;
 use crate::quantize::{
-    Outcome, Source, Watch, json_text,
+    OutputFolder, Source, Watch, json_text,
     shards::{INDEX, Shard, index},
 };
 use crate::qwen2_5_vl::Config;
 use crate::{Error, Result};
 
-/// Where transformers 5 keeps the image processor's settings.
+/// transformers 5's file with the image processor's settings.
 const PROCESSOR_CONFIG: &str = "processor_config.json";
-/// Bytes of weights that go into one file: a killed run loses no more work than this.
+/// Maximum size of a shard; a killed run repeats at most this much work.
 const FILE_BYTES: u64 = 2 << 30;
-/// Values that are merged at a time.
+/// Values per chunk.
 const PIECE_VALUES: i64 = 4 << 20;
 
-/// Merged weights against W + s·B·A in f32.
+/// Error of merged weights against W + s·B·A in f32.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct MergeError {
-    /// Weights that the adapter changes.
+    /// Number of weights that the adapter changes.
     pub weights: usize,
     /// Root mean square of the exact values.
     pub rms: f64,
-    /// Root mean square difference.
+    /// Root mean square error.
     pub rmse: f64,
-    /// Largest difference.
+    /// Maximum absolute error.
     pub max_abs: f64,
-    /// Module with the largest difference.
+    /// Module with the maximum error.
     pub worst: String,
 }
 
 /// Writes the model in `base` with `adapter` merged into it to the folder `target`, in bf16; keeps what an earlier run
-/// finished. A base in NF4 is restored to numbers.
-pub fn merge_folder(base: &Path, adapter: &Adapter, target: &Path, watch: Watch<'_>) -> Result<Outcome> {
+/// finished. An NF4 base is dequantized.
+pub fn merge_folder(base: &Path, adapter: &Adapter, target: &Path, watch: Watch<'_>) -> Result<OutputFolder> {
     let config = Config::from_dir(base)?;
     adapter.check(&config.adaptable_modules())?;
     let source = Source::open_any(base)?;
     let opened = Base::open(base)?;
-    // An adapter of one parts the two: attached it does not change the other.
+    // An adapter of one of the tied tensors unties them: attached, it does not change the other one.
     let adapted = ["lm_head", EMBEDDING_MODULE]
         .iter()
         .any(|end| adapter.pairs.contains_key(*end));
@@ -66,7 +66,7 @@ pub fn merge_folder(base: &Path, adapter: &Adapter, target: &Path, watch: Watch<
         source_revision: source.revision()?,
         tool: format!("{} {}", env!("CARGO_PKG_NAME"), env!("CARGO_PKG_VERSION")),
     };
-    let outcome = |manifest: &Manifest, up_to_date| Outcome {
+    let outcome = |manifest: &Manifest, up_to_date| OutputFolder {
         folder: target.to_owned(),
         up_to_date,
         parameters: files.iter().map(|file| file.bytes() / 2).sum(),
@@ -101,7 +101,7 @@ pub fn merge_folder(base: &Path, adapter: &Adapter, target: &Path, watch: Watch<
     source.copy_side_files(&mut staging)?;
     if let Some(images) = &adapter.images {
         staging.write(PREPROCESSOR_CONFIG, images.settings().to_string().as_bytes())?;
-        // Where the base has transformers 5's file, that one counts.
+        // If the base has transformers 5's file, that has precedence.
         if let Some(mut processor) = read_object(&dir.join(PROCESSOR_CONFIG))? {
             processor.insert("image_processor".to_owned(), images.settings());
             staging.write(PROCESSOR_CONFIG, Value::Object(processor).to_string().as_bytes())?;
@@ -115,7 +115,7 @@ pub fn merge_folder(base: &Path, adapter: &Adapter, target: &Path, watch: Watch<
     Ok(outcome(&manifest, false))
 }
 
-/// How far the weights in `merged`, numbers or NF4, are from `base`'s with `adapter`, exactly.
+/// Compares the weights in `merged`, dense or NF4, with those of `base` and `adapter` in f32.
 pub fn merge_error(base: &Path, adapter: &Adapter, merged: &Path, watch: Watch<'_>) -> Result<MergeError> {
     let weights = adapter.pairs.len() as u64;
     watch.begin("comparing the merged weights", Unit::Of("weights"), weights)?;
@@ -165,7 +165,7 @@ fn exact(weight: &Weight, pair: Option<&LoraPair>, start: i64, count: i64) -> Re
     Ok(rows)
 }
 
-/// Runs of rows of about [`PIECE_VALUES`].
+/// Row ranges of about [`PIECE_VALUES`] values.
 fn pieces([rows, columns]: [i64; 2]) -> impl Iterator<Item = (i64, i64)> {
     let step = (PIECE_VALUES / columns.max(1)).max(1);
     (0..rows)
@@ -183,7 +183,7 @@ fn adapter_revision(adapter: &Adapter) -> Result<String> {
     revision(&files)
 }
 
-/// Of a tensor in bf16.
+/// Size of a tensor in bf16.
 fn bytes(shape: &[usize]) -> u64 {
     2 * shape.iter().product::<usize>() as u64
 }
@@ -226,7 +226,7 @@ impl Shard<(StoredTensor, Vec<usize>)> {
     }
 }
 
-/// `config.json` without a quantization and with bf16 as its number format; `apart`: embedding and head are two tensors.
+/// `config.json` without quantization and with dtype bf16; `apart`: untied embeddings.
 fn merged_config(config: &str, apart: bool) -> Result<String> {
     let mut value: Value = serde_json::from_str(config)
         .map_err(|error| Error::checkpoint("config.json", format!("not valid JSON: {error}")))?;

@@ -1,7 +1,6 @@
-//! A model folder quantized to a folder that transformers and bitsandbytes load as it stands.
+//! NF4 and FP4 quantization of a model folder to a folder that transformers and bitsandbytes load.
 //!
-//! The source is read piece by piece and each output file written as it comes: memory holds one weight's codes, whatever
-//! the model's size.
+//! The source is read in chunks and written tensor by tensor: memory holds the codes of one weight, whatever the model's size.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -25,30 +24,30 @@ use crate::quant::{
     },
 };
 use crate::quantize::{
-    CHECKING, Outcome, Source, Watch, json_text,
+    CHECKING, OutputFolder, Source, Watch, json_text,
     shards::{INDEX, Shard, index},
     source::FileValues,
 };
 use crate::records::{self, Nf4Config, Nf4QuantizationConfig};
 use crate::{Error, Result};
 
-/// The errors of every weight, beside the weights.
+/// File with the error of each weight.
 pub const REPORT: &str = "quantization_report.json";
-/// Bytes copied at a time.
+/// Bytes per copied chunk.
 const COPY_BYTES: usize = 4 << 20;
 
-/// How to quantize.
+/// Options of NF4.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Nf4Options {
-    /// Number format.
+    /// 4-bit data type.
     pub quant_type: QuantType,
-    /// Values that share a scale, one of [`BLOCKSIZES`].
+    /// Block size, one of [`BLOCKSIZES`].
     pub blocksize: usize,
-    /// Quantize the scales too.
+    /// Double quantization: quantize the scales too.
     pub double_quant: bool,
-    /// Modules whose weights stay as they are, beside the output head: a name, the beginning of one up to a dot, or its end.
+    /// Modules to keep unquantized besides the output head: a full name, a prefix or a suffix at a dot.
     pub skip_modules: Vec<String>,
-    /// MiB of the source that go into one file: a killed run loses no more work than this.
+    /// Source MiB per shard; a killed run repeats at most this much work.
     pub file_mib: usize,
 }
 
@@ -104,7 +103,7 @@ pub fn quantize_folder(
     target: &Path,
     options: &Nf4Options,
     watch: Watch<'_>,
-) -> Result<Outcome> {
+) -> Result<OutputFolder> {
     let source = Source::open(source)?;
     let plan = Plan::new(&source, options)?;
     (watch.stage)(CHECKING, Unit::Nothing, 0);
@@ -115,7 +114,7 @@ pub fn quantize_folder(
         source_revision: source.revision()?,
         tool: format!("{} {}", env!("CARGO_PKG_NAME"), env!("CARGO_PKG_VERSION")),
     };
-    let outcome = |manifest: &Manifest, up_to_date| Outcome {
+    let outcome = |manifest: &Manifest, up_to_date| OutputFolder {
         folder: target.to_owned(),
         up_to_date,
         parameters: source.checkpoint().parameters(),
@@ -167,7 +166,7 @@ pub fn quantize_folder(
     Ok(outcome(&manifest, false))
 }
 
-/// The original project's file: how the folder was made.
+/// The original project's description of the folder.
 fn contract_config(source: &Source, options: &Nf4Options) -> Nf4QuantizationConfig {
     let own = json!({"blocksize": options.blocksize, "skip_modules": options.skip_modules});
     Nf4QuantizationConfig {
@@ -188,15 +187,15 @@ fn contract_config(source: &Source, options: &Nf4Options) -> Nf4QuantizationConf
     }
 }
 
-/// Errors of the weights in `file`, where an earlier run finished it.
+/// Errors of the weights in `file`, if an earlier run finished it.
 fn earlier_errors(staging: &Staging, file: &str) -> Option<BTreeMap<String, WeightError>> {
     BTreeMap::deserialize(staging.note(file)?).ok()
 }
 
-/// Which tensors become what, in which files.
+/// What happens to each tensor, and the shards.
 struct Plan {
     files: Vec<Shard<PlannedTensor>>,
-    /// Modules left as they are, as transformers calls them.
+    /// Unquantized modules, by transformers' names.
     skipped: Vec<String>,
 }
 
@@ -219,7 +218,7 @@ impl Plan {
             let blocksize = options.blocksize;
             return Err(option(
                 "--blocksize",
-                format!("{blocksize}: bitsandbytes knows {BLOCKSIZES:?}"),
+                format!("{blocksize}: bitsandbytes supports {BLOCKSIZES:?}"),
             ));
         }
         let stored = source.checkpoint().stored();
@@ -270,14 +269,14 @@ fn option(option: &'static str, reason: String) -> Error {
     PromptError::Option { option, reason }.into()
 }
 
-/// The module whose weight `tensor` is, by the hub's name, where it is a linear layer that transformers would quantize.
+/// The module of the weight `tensor`, by the hub's name, if transformers would quantize it.
 fn linear_name(tensor: &StoredTensor) -> Option<&str> {
     let module = tensor.canonical.strip_suffix(".weight")?;
     let kept = ["lm_head", "model.embed_tokens"].contains(&module);
     (tensor.shape.len() == 2 && !kept).then_some(module)
 }
 
-/// transformers' name of a module: it loads the hub's names under `model.`.
+/// transformers' name of a module.
 fn transformers_name(module: &str) -> String {
     if let Some(rest) = module.strip_prefix("model.") {
         format!("model.language_model.{rest}")
@@ -288,7 +287,7 @@ fn transformers_name(module: &str) -> String {
     }
 }
 
-/// Whether `pattern` names `module`, by either of its names.
+/// Whether `pattern` matches `module`, by either of its names.
 fn matches(pattern: &str, module: &str) -> bool {
     [module, &transformers_name(module)].iter().any(|name| {
         let begins = name
@@ -338,12 +337,12 @@ impl Shard<PlannedTensor> {
             .sum()
     }
 
-    /// Bytes of its tensors without the states' few.
+    /// Bytes of its tensors without their small states.
     fn bytes(&self) -> u64 {
         self.plans().0.iter().map(TensorPlan::bytes).sum()
     }
 
-    /// Its tensors, and the states' names in the order of the quantized weights.
+    /// Its tensors, and the names of the states in the order of the quantized weights.
     fn plans(&self) -> (Vec<TensorPlan>, Vec<String>) {
         let (mut plans, mut notes) = (Vec::new(), Vec::new());
         for tensor in &self.tensors {
@@ -399,7 +398,7 @@ impl Shard<PlannedTensor> {
 }
 
 impl PlannedTensor {
-    /// Quantizes the tensor from `file` into `out`; its state and how far it is from what it was.
+    /// Quantizes the tensor from `file` into `out`; returns its state and its error.
     fn write_quantized(
         &self,
         file: &Arc<File>,
@@ -454,7 +453,7 @@ impl PlannedTensor {
         Ok((state, error))
     }
 
-    /// Copies the tensor from `file` as it is.
+    /// Copies the tensor from `file` unchanged.
     fn copy(&self, file: &File, out: &TensorFile) -> Result<()> {
         use std::os::unix::fs::FileExt;
         let place = &self.stored.place;
@@ -479,7 +478,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn modules_are_named_by_either_name_from_either_end() {
+    fn modules_match_by_prefix_or_suffix_of_either_name() {
         let module = "model.layers.1.mlp.up_proj";
         for pattern in [
             "model.layers.1",

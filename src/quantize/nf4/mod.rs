@@ -1,7 +1,7 @@
-//! NF4 and FP4, as bitsandbytes makes, stores and reads them.
+//! NF4 and FP4 in the format of bitsandbytes.
 //!
-//! A weight is flattened and cut into blocks of 64; each block keeps its largest magnitude as scale and sixteen-valued
-//! codes for what is left, two a byte. With double quantization the scales are quantized again, in runs of 256.
+//! A weight is flattened and divided into blocks of 64; each block is stored as its absmax (the scale) and 4-bit codes, two per
+//! byte. With double quantization the scales are quantized again, in blocks of 256.
 
 mod folder;
 mod outputs;

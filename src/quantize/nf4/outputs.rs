@@ -1,4 +1,4 @@
-//! What quantized weights make of what they read: each linear layer's outputs against the original's, on pages.
+//! Output error of each quantized linear layer on the original's inputs, on calibration pages.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -13,38 +13,37 @@ use crate::data::CalibrationPage;
 use crate::device::Precision;
 use crate::prompts::EXTRACTION_PROMPT;
 use crate::quant::{Quantization, nf4::Nf4Weight};
-use crate::quantize::{Watch, accuracy::Encoder};
+use crate::quantize::{Watch, accuracy::PageEncoder};
 use crate::qwen2_5_vl::{Config, InputSamples, LogitsToKeep, Model, ModelOptions};
 
-/// Rows of each layer's input that are kept of a page.
+/// Input rows per layer and page.
 const ROWS: i64 = 32;
 
-/// Outputs of a quantized layer against the original's, over the rows that were kept.
+/// Output error of a quantized layer against the original, over the sampled rows.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct LayerOutputError {
-    /// Rows compared.
+    /// Number of rows.
     pub rows: i64,
-    /// Root of the mean squared difference.
+    /// Root mean square error.
     pub rmse: f64,
-    /// Largest difference.
+    /// Maximum absolute error.
     pub max_abs: f64,
-    /// Cosine of the angle between the two.
+    /// Cosine similarity of both outputs.
     pub cosine: f64,
 }
 
-/// The layers of a model, each on its own inputs.
+/// Output errors of a model's layers.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct LayerOutputErrors {
     /// Mean of the layers' cosines.
     pub mean_cosine: f64,
-    /// The layer with the smallest.
+    /// The layer with the smallest cosine.
     pub worst: Option<String>,
-    /// By weight, as it is called in the hub's folders.
+    /// By the weight's hub name.
     pub layers: BTreeMap<String, LayerOutputError>,
 }
 
-/// Errors of the outputs of every quantized layer of the folder `made`, on what the original in `source` reads there of
-/// `pages`.
+/// Output errors of the quantized layers of the folder `made`, on the inputs of the original in `source` on `pages`.
 pub fn output_errors(
     source: &Path,
     made: &Path,
@@ -83,7 +82,7 @@ pub fn output_errors(
     })
 }
 
-/// Rows that each linear layer of the original reads.
+/// Sampled inputs of each linear layer of the original.
 fn inputs(
     dir: &Path,
     weights: &Checkpoint,
@@ -93,7 +92,7 @@ fn inputs(
 ) -> Result<BTreeMap<String, Tensor>> {
     let folder = ModelFolder::new(dir);
     let config = Config::from_json(folder.config()?)?;
-    let encoder = Encoder::new(&folder, &config)?;
+    let encoder = PageEncoder::new(&folder, &config)?;
     let kind = Precision::Auto.kind(device);
     let samples = Arc::new(InputSamples::new(ROWS, pages.len()));
     let options = ModelOptions {

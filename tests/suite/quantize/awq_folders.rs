@@ -10,7 +10,7 @@ use medical_vision::data::CalibrationPage;
 use medical_vision::fs::Manifest;
 use medical_vision::processing::{DecodeLimits, decode};
 use medical_vision::quantize::{
-    Outcome, Watch,
+    OutputFolder, Watch,
     awq::{AwqOptions, AwqReport, quantize_folder},
     measure,
 };
@@ -42,7 +42,7 @@ fn pages(names: &[&str]) -> Vec<CalibrationPage> {
 const CALIBRATION: [&str; 1] = ["small_meds.png"];
 const OTHERS: [&str; 3] = ["small_echo.png", "small_vitals.png", "small_urine.png"];
 
-fn quantize(target: &Path, watch: Watch<'_>) -> medical_vision::Result<Outcome> {
+fn quantize(target: &Path, watch: Watch<'_>) -> medical_vision::Result<OutputFolder> {
     let options = AwqOptions {
         rows: 256,
         ..AwqOptions::default()
@@ -57,7 +57,7 @@ fn quantize(target: &Path, watch: Watch<'_>) -> medical_vision::Result<Outcome> 
     )
 }
 
-fn unwatched(target: &Path) -> Outcome {
+fn unwatched(target: &Path) -> OutputFolder {
     let watch = Watch {
         stage: &|_, _, _| {},
         total: &|_| {},

@@ -10,7 +10,7 @@ use medical_vision::engine::{LoadOptions, Reader};
 use medical_vision::lora::{Adapter, LoraConfig};
 use medical_vision::processing::{ImageProcessor, PREPROCESSOR_CONFIG};
 use medical_vision::quant::Quantization;
-use medical_vision::quantize::{MergeError, Outcome, Watch, merge_error, merge_folder};
+use medical_vision::quantize::{MergeError, OutputFolder, Watch, merge_error, merge_folder};
 use medical_vision::qwen2_5_vl::Config;
 use serde_json::Value;
 use tch::{Device, Kind, Tensor};
@@ -21,7 +21,7 @@ use crate::suite::program::{
     ModelCopy, TRAINED_PROMPT, assert_failed, code, golden_page, run, stderr, stdout, text,
 };
 
-fn merge(base: &Path, adapter: &Adapter, target: &Path) -> medical_vision::Result<Outcome> {
+fn merge(base: &Path, adapter: &Adapter, target: &Path) -> medical_vision::Result<OutputFolder> {
     watched(base, adapter, target, &AtomicBool::new(false))
 }
 
@@ -30,7 +30,7 @@ fn watched(
     adapter: &Adapter,
     target: &Path,
     stop: &AtomicBool,
-) -> medical_vision::Result<Outcome> {
+) -> medical_vision::Result<OutputFolder> {
     let watch = Watch {
         stage: &|_, _, _| {},
         total: &|_| {},

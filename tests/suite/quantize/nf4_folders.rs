@@ -10,7 +10,7 @@ use medical_vision::processing::Grid;
 use medical_vision::quant::Quantization;
 use medical_vision::quant::nf4::{Nf4Weight, QuantType, WeightErrors};
 use medical_vision::quantize::{
-    Outcome, Watch,
+    OutputFolder, Watch,
     nf4::{Nf4Options, quantize_folder},
 };
 use medical_vision::qwen2_5_vl::{Config, LogitsToKeep, Model, ModelOptions};
@@ -33,7 +33,7 @@ fn folders() -> [(&'static str, &'static str, Nf4Options); 2] {
     ]
 }
 
-fn quantize(source: &Path, target: &Path, options: &Nf4Options) -> medical_vision::Result<Outcome> {
+fn quantize(source: &Path, target: &Path, options: &Nf4Options) -> medical_vision::Result<OutputFolder> {
     let watch = Watch {
         stage: &|_, _, _| {},
         total: &|_| {},
