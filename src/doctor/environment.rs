@@ -166,7 +166,7 @@ mod tests {
     }
 
     #[test]
-    fn a_gpu_is_told_with_its_capability() {
+    fn gpus_are_reported_with_their_compute_capability() {
         let mut report = report();
         report.accelerators.gpus = vec![GpuReport {
             index: 0,
@@ -197,7 +197,7 @@ mod tests {
     }
 
     #[test]
-    fn a_model_that_is_to_be_downloaded_is_no_error() {
+    fn a_model_to_be_downloaded_is_not_an_error() {
         let mut report = report();
         report.checks.retain(|check| check.status != Status::Error);
         assert!(record(&report, true).validation_passed);

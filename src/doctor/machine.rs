@@ -163,7 +163,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_port_in_use_is_seen() {
+    fn ports_in_use_are_detected() {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
         let port = listener.local_addr().unwrap().port();
         assert!(port_in_use(port));
@@ -172,7 +172,7 @@ mod tests {
     }
 
     #[test]
-    fn too_little_room_for_the_base_model_is_a_warning_until_it_is_there() {
+    fn too_little_disk_space_is_a_warning_until_the_base_model_exists() {
         let folder = tempfile::tempdir().unwrap();
         let project = Project::open(Some(folder.path())).unwrap();
         let mut machine = examine(&project, &mut Checks::default());

@@ -222,7 +222,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_libtorch_in_use_tells_its_version() {
+    fn the_version_of_the_loaded_libtorch_is_known() {
         let libtorch = examine_libtorch(&mut Checks::default());
         assert!(libtorch.version.unwrap().starts_with("2."));
     }

@@ -232,7 +232,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_parsers_own_errors_are_told_from_all_other_answers() {
+    fn the_parsers_own_errors_are_recognized() {
         let own = "HTTP/1.1 400 Bad Request\r\ncontent-length: 0\r\nconnection: close\r\ndate: x\r\n\r\n";
         let ours = "HTTP/1.1 404 Not Found\r\ncontent-length: 0\r\nx-request-id: 1\r\n\r\n";
         let good = "HTTP/1.1 200 OK\r\ncontent-length: 2\r\nx-request-id: 1\r\n\r\n{}";

@@ -285,7 +285,7 @@ mod tests {
     }
 
     #[test]
-    fn an_address_has_its_bound_and_a_proxy_has_none() {
+    fn addresses_are_limited_and_trusted_proxies_are_not() {
         let slots = slots(100, 2);
         let mine: Vec<_> = (0..4).map(|_| slots.enter(address(1))).collect();
         let spare: Vec<_> = mine.iter().map(|slot| slot.state().is_spare()).collect();
@@ -302,7 +302,7 @@ mod tests {
     }
 
     #[test]
-    fn the_idle_give_way_and_the_busy_do_not() {
+    fn idle_connections_are_evicted_and_busy_ones_are_not() {
         let slots = slots(2, 100);
         let (first, second) = (slots.enter(address(1)), slots.enter(address(2)));
         assert!(slots.enter(address(3)).state().is_spare(), "both have just come");
@@ -327,7 +327,7 @@ mod tests {
     }
 
     #[test]
-    fn the_oldest_spare_connection_gives_way() {
+    fn the_oldest_spare_connection_is_evicted() {
         let slots = slots(1, 1);
         let _full = slots.enter(address(1));
         let spare: Vec<_> = (0..3 * SPARE_SLOTS).map(|_| slots.enter(address(1))).collect();

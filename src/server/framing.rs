@@ -226,7 +226,7 @@ mod tests {
     }
 
     #[test]
-    fn requests_end_where_their_framing_says() {
+    fn requests_end_as_framed() {
         let next = "GET / HTTP/1.1\r\nHost: a\r\n";
         for request in [
             "GET / HTTP/1.1\r\nHost: a\r\n\r\n",
@@ -244,7 +244,7 @@ mod tests {
     }
 
     #[test]
-    fn a_head_begins_with_its_first_letter() {
+    fn a_head_begins_with_its_first_byte() {
         let mut framing = Framing::new();
         for (bytes, begins, inside) in [
             ("\r\n", false, false),
@@ -265,7 +265,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_parser_refuses_is_left_to_it() {
+    fn requests_that_the_parser_rejects_are_ignored() {
         for refused in [
             "POST / HTTP/1.1\r\nContent-Length: 4\r\nTransfer-Encoding: chunked\r\n\r\n",
             "POST / HTTP/1.1\r\nContent-Length: 4\r\nContent-Length: 4\r\n\r\n",
@@ -281,7 +281,7 @@ mod tests {
     }
 
     #[test]
-    fn a_head_is_bounded_wherever_its_bytes_are() {
+    fn heads_are_bounded_in_every_part() {
         let start = "GET / HTTP/1.1\r\nHost: a\r\n";
         for endless in [
             format!("{start}{}", "a".repeat(65_536)),

@@ -58,7 +58,7 @@ pub fn peak_allocation<T>(work: impl FnOnce() -> T) -> (T, usize) {
 }
 
 #[test]
-fn the_peak_is_what_was_held_at_once() {
+fn the_peak_is_the_maximum_allocation() {
     let ((), peak) = peak_allocation(|| {
         drop(std::hint::black_box(vec![1u8; 5000]));
         drop(std::hint::black_box(vec![1u8; 7000]));

@@ -32,7 +32,7 @@ fn findings(report: &Value, status: &str) -> Vec<String> {
 }
 
 #[test]
-fn a_machine_that_can_read_pages_is_said_to() {
+fn a_working_machine_passes() {
     let (code, text) = doctor(&["--model", "models/qwen25-vl-nano"]);
     assert_eq!(code, 0, "{text}");
     for part in [
@@ -48,7 +48,7 @@ fn a_machine_that_can_read_pages_is_said_to() {
 }
 
 #[test]
-fn the_json_report_says_the_same() {
+fn the_json_report_has_the_same_findings() {
     let report = report(&["--model", "models/qwen25-vl-nano"], 0);
     assert!(report["machine"]["threads"].as_u64().unwrap() >= 1);
     assert!(report["machine"]["disk_free_bytes"].as_u64().unwrap() > 0);
@@ -69,7 +69,7 @@ fn the_json_report_says_the_same() {
 }
 
 #[test]
-fn a_missing_model_is_an_error_with_the_way_to_get_one() {
+fn a_missing_model_is_an_error_with_a_hint() {
     let (code, text) = doctor(&["--model", "models/absent"]);
     assert_eq!(code, 1, "{text}");
     for part in [
@@ -82,7 +82,7 @@ fn a_missing_model_is_an_error_with_the_way_to_get_one() {
 }
 
 #[test]
-fn a_broken_model_is_an_error_that_names_file_and_cause() {
+fn a_damaged_model_is_an_error_that_names_file_and_cause() {
     type Case<'a> = (&'a dyn Fn(&ModelCopy), &'a [&'a str]);
     let cases: [Case; 6] = [
         (
@@ -133,7 +133,7 @@ fn a_broken_model_is_an_error_that_names_file_and_cause() {
 }
 
 #[test]
-fn a_broken_model_that_is_not_used_is_a_warning() {
+fn a_damaged_model_that_is_not_used_is_a_warning() {
     let root = tempfile::tempdir().unwrap();
     let broken = root.path().join("models/broken");
     std::fs::create_dir_all(&broken).unwrap();
@@ -153,7 +153,7 @@ fn a_broken_model_that_is_not_used_is_a_warning() {
 }
 
 #[test]
-fn the_embedded_model_stands_in_with_a_warning() {
+fn using_the_embedded_model_by_default_is_a_warning() {
     let root = tempfile::tempdir().unwrap();
     let report = report(&["--root", text(root.path())], 0);
     let warnings = findings(&report, "warn");
@@ -172,7 +172,7 @@ fn the_embedded_model_stands_in_with_a_warning() {
 }
 
 #[test]
-fn a_device_that_is_not_there_is_an_error() {
+fn a_missing_device_is_an_error() {
     let output = run(&["doctor", "--device", "cuda:99", "--json"]);
     assert_eq!(code(&output), 1);
     let report: Value = serde_json::from_str(&stdout(&output)).unwrap();
@@ -186,7 +186,7 @@ fn a_device_that_is_not_there_is_an_error() {
 }
 
 #[test]
-fn a_taken_port_and_a_folder_that_cannot_be_written_are_warnings() {
+fn a_port_in_use_and_a_read_only_folder_are_warnings() {
     // Where somebody else has the port already, it is taken as well.
     let _taken = TcpListener::bind("127.0.0.1:8000");
     let report = report(&["--root", "/proc", "--model", ModelCopy::new().folder()], 0);
@@ -200,7 +200,7 @@ fn a_taken_port_and_a_folder_that_cannot_be_written_are_warnings() {
 }
 
 #[test]
-fn a_missing_project_folder_and_wrong_flags_are_told() {
+fn missing_project_folders_and_invalid_flags_are_errors() {
     let output = run(&["doctor", "--root", "/does/not/exist"]);
     assert_eq!(code(&output), 1);
     assert!(

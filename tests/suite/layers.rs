@@ -128,7 +128,7 @@ fn sources(folder: &Path, files: &mut Vec<String>) {
 }
 
 #[test]
-fn a_room_imports_only_what_stands_below_it() {
+fn imports_never_point_upward() {
     let rooms = listed();
     let place = |room: &str| rooms.iter().position(|listed| listed == room);
     let folder = root().join("src");
@@ -159,7 +159,7 @@ fn a_room_imports_only_what_stands_below_it() {
 }
 
 #[test]
-fn imports_are_found_however_they_are_written() {
+fn imports_are_found_in_every_form() {
     let text = "use crate::{Error, fs::{a, b}, cli};\n// crate::comment\nlet s = \"crate::text\\\"\"; let r = r#\"crate::raw\"#;\n\
                 let c = '\"'; crate::engine::run('a');\n#[cfg(test)]\nmod tests {\n    use crate::server::x;\n    fn f() {}\n}\n\
                 pub use crate::data::Set;";

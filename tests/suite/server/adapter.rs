@@ -50,7 +50,7 @@ fn anonymous_bytes(server: &Shipped) -> u64 {
 }
 
 #[test]
-fn an_adapter_of_the_model_is_attached_and_takes_its_own_size() {
+fn an_adapter_is_attached_with_its_own_page_size() {
     let model = ModelCopy::new();
     let adapter = adapter(&model);
     let dir = model.models().join("qwen25-vl-nano-medical-lora");

@@ -35,7 +35,7 @@ fn run(arguments: &[&str]) -> (i32, String) {
 }
 
 #[test]
-fn a_taken_port_is_named_with_what_to_do() {
+fn a_port_in_use_is_an_error_with_a_hint() {
     let taken = TcpListener::bind("127.0.0.1:0").expect("a free port");
     let port = taken.local_addr().expect("an address").port().to_string();
     let (code, stderr) = run(&["--port", &port]);
@@ -47,7 +47,7 @@ fn a_taken_port_is_named_with_what_to_do() {
 }
 
 #[test]
-fn a_model_that_does_not_load_ends_the_server_with_1() {
+fn a_model_that_cannot_be_loaded_ends_the_server_with_1() {
     let folder = tempfile::tempdir().expect("a folder");
     std::fs::write(folder.path().join("config.json"), "{").expect("a file");
     let path = folder.path().to_str().expect("UTF-8");
@@ -160,7 +160,7 @@ fn started(
 
 /// Whatever the filter, and whatever a client does, no header's value and no error of ours is in the log.
 #[test]
-fn clients_put_neither_secrets_nor_errors_into_the_log() {
+fn clients_cannot_write_to_the_log() {
     let (mut child, address, reader) = started(&[("MVP_LOG", "trace,actix_http=trace")]);
     let mut answers = Vec::new();
     for _ in 0..30 {
@@ -194,7 +194,7 @@ fn clients_put_neither_secrets_nor_errors_into_the_log() {
 }
 
 #[test]
-fn a_cause_is_said_once_and_a_name_stays_on_its_line() {
+fn causes_are_printed_once_and_names_are_escaped() {
     let taken = TcpListener::bind("127.0.0.1:0").expect("a free port");
     let port = taken.local_addr().expect("an address").port().to_string();
     let (_, stderr) = run(&["--port", &port]);

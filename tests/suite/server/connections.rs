@@ -102,7 +102,7 @@ fn a_head_is_bounded_before_the_parser_sees_it() {
 
 /// A text in a form may be as long without a line end as it likes.
 #[test]
-fn what_looks_like_a_long_name_in_a_body_is_a_body() {
+fn bytes_of_a_body_are_not_taken_for_a_header() {
     let server = TestServer::start(ServerOptions::default());
     let prompt = b"x".repeat(8_192);
     let body = raw_body("b", &[(FILE_PART, &b"a".repeat(300_000)), (PROMPT_PART, &prompt)]);
@@ -139,7 +139,7 @@ fn the_parsers_own_errors_have_the_json_body() {
 
 /// The first head of a connection, and one after an answer.
 #[test]
-fn a_head_that_does_not_end_is_408() {
+fn an_incomplete_head_is_408() {
     let server = TestServer::start(ServerOptions::default());
     for before in [&b""[..], GET] {
         let mut client = server.connect();
@@ -165,7 +165,7 @@ fn a_head_that_does_not_end_is_408() {
 }
 
 #[test]
-fn head_answers_as_get_without_a_body() {
+fn head_is_like_get_without_a_body() {
     let server = TestServer::start(ServerOptions::default());
     for path in [
         "/health",
@@ -210,7 +210,7 @@ fn head_answers_as_get_without_a_body() {
 }
 
 #[test]
-fn a_body_that_drips_is_408_long_before_its_deadline() {
+fn a_body_below_the_minimum_rate_is_408_before_its_deadline() {
     let options = ServerOptions {
         body_deadline_seconds: 3600,
         ..ServerOptions::default()
@@ -235,7 +235,7 @@ fn a_body_that_drips_is_408_long_before_its_deadline() {
 
 /// Slow bodies and idle connections on every place, and more: `/health` is answered, and the places come back.
 #[test]
-fn health_is_answered_whoever_holds_the_places() {
+fn health_is_served_when_all_connection_slots_are_taken() {
     let options = ServerOptions {
         max_connections: 24,
         max_connections_per_address: 16,
@@ -290,7 +290,7 @@ fn health_is_answered_whoever_holds_the_places() {
 
 /// Connections that ask for nothing give way to those that do.
 #[test]
-fn idle_connections_give_way() {
+fn idle_connections_are_evicted() {
     let options = ServerOptions {
         max_connections: 4,
         ..ServerOptions::default()
@@ -312,7 +312,7 @@ fn idle_connections_give_way() {
 }
 
 #[test]
-fn a_connection_has_a_longest_life() {
+fn connections_have_a_maximum_lifetime() {
     let options = ServerOptions {
         connection_lifetime_seconds: 1,
         ..ServerOptions::default()
@@ -349,7 +349,7 @@ fn resident() -> u64 {
 }
 
 #[test]
-fn readers_that_take_nothing_hold_no_copy_of_the_documentation() {
+fn stalled_clients_hold_no_copy_of_the_documentation() {
     let options = ServerOptions {
         max_connections_per_address: 512,
         ..ServerOptions::default()
@@ -390,7 +390,7 @@ fn readers_that_take_nothing_hold_no_copy_of_the_documentation() {
 
 /// The deadline of the queue counts from the first byte, not from the last.
 #[test]
-fn a_slow_upload_shortens_the_wait_for_a_turn() {
+fn a_slow_upload_counts_toward_the_queue_deadline() {
     let options = ServerOptions {
         queue_deadline_seconds: 12,
         min_body_rate: 0,

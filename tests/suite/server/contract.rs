@@ -29,7 +29,7 @@ fn assert_figures(body: &Value) {
 }
 
 #[test]
-fn health_has_the_contracts_keys() {
+fn health_has_the_keys_of_the_original_project() {
     let server = TestServer::start(ServerOptions::default());
     let health = server.health();
     assert_eq!(health["model_loaded"], true);
@@ -41,7 +41,7 @@ fn health_has_the_contracts_keys() {
 }
 
 #[test]
-fn health_answers_and_readings_are_refused_while_the_model_loads() {
+fn while_the_model_loads_health_is_served_and_pages_are_503() {
     let (go, gate) = mpsc::channel::<()>();
     let load = move || {
         gate.recv_timeout(PATIENCE).expect("a word");
@@ -59,7 +59,7 @@ fn health_answers_and_readings_are_refused_while_the_model_loads() {
 }
 
 #[test]
-fn extract_reads_with_the_extraction_prompt() {
+fn extract_uses_the_default_prompt() {
     let server = TestServer::start(ServerOptions::default());
     let response = server.post("/extract", page_form().text("prompt", "not here"));
     assert_eq!(response.status(), 200);
@@ -73,7 +73,7 @@ fn extract_reads_with_the_extraction_prompt() {
 }
 
 #[test]
-fn analyze_says_which_prompt_it_used() {
+fn analyze_returns_the_prompt() {
     let server = TestServer::start(ServerOptions::default());
     let cases = [
         (page_form().text("prompt", "List the doses"), "List the doses"),
@@ -98,7 +98,7 @@ fn analyze_says_which_prompt_it_used() {
 }
 
 #[test]
-fn fields_set_the_answers_options() {
+fn form_fields_set_generation_options() {
     let server = TestServer::start(ServerOptions::default());
     let form = page_form()
         .text("prompt", "p")
@@ -114,7 +114,7 @@ fn fields_set_the_answers_options() {
 }
 
 #[test]
-fn fields_outside_their_range_are_refused_by_name() {
+fn fields_outside_their_range_are_422_by_name() {
     let server = TestServer::start(ServerOptions::default());
     let megabyte = "9".repeat(40_000);
     for (field, values) in [
@@ -157,7 +157,7 @@ fn a_missing_file_is_422_however_the_form_is_sent() {
 }
 
 #[test]
-fn pictures_that_cannot_be_read_are_400() {
+fn undecodable_images_are_400() {
     let server = TestServer::start(ServerOptions::default());
     let mut truncated = png(64, 64);
     truncated.truncate(truncated.len() / 2);
@@ -169,7 +169,7 @@ fn pictures_that_cannot_be_read_are_400() {
 }
 
 #[test]
-fn unknown_routes_and_methods_are_json() {
+fn unknown_routes_and_methods_are_json_errors() {
     let server = TestServer::start(ServerOptions::default());
     for path in [
         "/",
@@ -193,7 +193,7 @@ fn unknown_routes_and_methods_are_json() {
 }
 
 #[test]
-fn benchmark_serves_the_records_and_names_what_it_leaves_out() {
+fn benchmark_serves_records_and_lists_skipped_ones() {
     let server = TestServer::start(ServerOptions::default());
     let empty: Value = server.get("/benchmark").json().expect("JSON");
     assert_eq!(empty["benchmarks"], json!({}));
@@ -244,7 +244,7 @@ fn benchmark_serves_the_records_and_names_what_it_leaves_out() {
 }
 
 #[test]
-fn every_answer_has_safe_headers_and_an_id() {
+fn every_response_has_security_headers_and_a_request_id() {
     let server = TestServer::start(ServerOptions::default());
     for path in ["/health", "/nope", "/docs/", "/openapi.json"] {
         let response = server.get(path);
@@ -259,7 +259,7 @@ fn every_answer_has_safe_headers_and_an_id() {
 }
 
 #[test]
-fn a_sane_request_id_is_taken_over_and_no_other() {
+fn only_safe_request_ids_are_adopted() {
     let server = TestServer::start(ServerOptions::default());
     let longest = "a".repeat(64);
     let too_long = "a".repeat(65);

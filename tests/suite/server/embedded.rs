@@ -158,7 +158,7 @@ fn assert_figures(body: &Value, page: &GoldenPage) {
 }
 
 #[test]
-fn the_whole_api_from_loading_to_the_end() {
+fn the_api_from_loading_to_shutdown() {
     let root = tempfile::tempdir().expect("a folder");
     fs::create_dir(root.path().join("benchmarks")).expect("a folder");
     fs::write(
@@ -244,7 +244,7 @@ fn the_whole_api_from_loading_to_the_end() {
 }
 
 #[test]
-fn sigterm_lets_the_page_that_is_read_be_finished() {
+fn sigterm_drains_the_running_request() {
     let server = Shipped::start("models/qwen25-vl-nano", &[]).loaded();
     let page = golden_page("small_consult.png");
     let response = std::thread::scope(|scope| {
@@ -270,7 +270,7 @@ fn sigterm_lets_the_page_that_is_read_be_finished() {
 }
 
 #[test]
-fn sigterm_while_the_model_loads_ends_at_once() {
+fn sigterm_during_loading_exits_immediately() {
     let model = ModelCopy::new();
     // It listens before it loads.
     let server = Shipped::start(model.folder(), &[]);
@@ -280,7 +280,7 @@ fn sigterm_while_the_model_loads_ends_at_once() {
 }
 
 #[test]
-fn a_client_that_leaves_frees_the_engine() {
+fn a_disconnect_frees_the_engine() {
     // An answer without an end: no token is the last one, and chance keeps it from repeating itself.
     let model = ModelCopy::new();
     model.edit("generation_config.json", |config| {
@@ -327,7 +327,7 @@ fn insert_header(request: &[u8], line: &str) -> Vec<u8> {
 }
 
 #[test]
-fn readings_at_the_same_time_are_answered_as_if_alone() {
+fn concurrent_requests_get_the_same_answers_as_single_ones() {
     let server = Shipped::start("models/qwen25-vl-nano", &[]).loaded();
     let files = [
         "small_strip_rx.png",
@@ -349,7 +349,7 @@ fn readings_at_the_same_time_are_answered_as_if_alone() {
 }
 
 #[test]
-fn weights_that_are_no_numbers_are_a_plain_500() {
+fn non_finite_weights_are_a_plain_500() {
     let model = ModelCopy::new();
     model.spoil("model.norm.weight");
     let server = Shipped::start(model.folder(), &[]).loaded();

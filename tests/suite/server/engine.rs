@@ -38,7 +38,7 @@ fn ask(engine: &Engine, prompt: &str) -> Result<Answer, EngineError> {
 }
 
 #[test]
-fn answers_come_in_order_and_measure_their_wait() {
+fn requests_run_in_order_and_report_their_queue_time() {
     let (engine, counts) = start(engine_options());
     let first = submit(&engine, "sleep 100").expect("a slot");
     let second = submit(&engine, "second").expect("a slot");
@@ -53,7 +53,7 @@ fn answers_come_in_order_and_measure_their_wait() {
 }
 
 #[test]
-fn exactly_one_running_and_the_queue_are_admitted() {
+fn admission_is_one_running_request_plus_the_queue() {
     let options = EngineOptions {
         queue: 2,
         ..engine_options()
@@ -78,7 +78,7 @@ fn exactly_one_running_and_the_queue_are_admitted() {
 }
 
 #[test]
-fn an_unused_place_is_given_back() {
+fn an_unused_queue_slot_is_released() {
     let options = EngineOptions {
         queue: 0,
         ..engine_options()
@@ -91,7 +91,7 @@ fn an_unused_place_is_given_back() {
 }
 
 #[test]
-fn a_dropped_ticket_cancels_while_waiting_and_while_running() {
+fn a_dropped_ticket_cancels_queued_and_running_requests() {
     let (engine, counts) = start(engine_options());
     let running = submit(&engine, "sleep 60000").expect("a slot");
     eventually("it runs", || counts.started.load(Ordering::SeqCst) == 1);
@@ -111,7 +111,7 @@ fn a_dropped_ticket_cancels_while_waiting_and_while_running() {
 }
 
 #[test]
-fn a_wait_beyond_the_queue_deadline_is_refused() {
+fn requests_beyond_the_queue_deadline_are_rejected() {
     let options = EngineOptions {
         queue_deadline: Duration::from_millis(100),
         ..engine_options()
@@ -131,7 +131,7 @@ fn a_wait_beyond_the_queue_deadline_is_refused() {
 }
 
 #[test]
-fn the_queue_deadline_counts_from_the_requests_beginning() {
+fn the_queue_deadline_starts_with_the_request() {
     let options = EngineOptions {
         queue_deadline: Duration::from_secs(3600),
         ..engine_options()
@@ -157,7 +157,7 @@ fn the_queue_deadline_counts_from_the_requests_beginning() {
 
 /// The model itself: the deadline is seen while it reads the prompt.
 #[test]
-fn a_deadline_ends_the_prompts_reading() {
+fn the_generation_deadline_ends_prefill() {
     let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("models/qwen25-vl-nano");
     let options = EngineOptions {
         generation_deadline: Duration::ZERO,
@@ -187,7 +187,7 @@ fn a_running_request_outlives_the_queue_deadline() {
 }
 
 #[test]
-fn a_reading_beyond_its_deadline_is_stopped() {
+fn the_generation_deadline_ends_generation() {
     let options = EngineOptions {
         generation_deadline: Duration::from_millis(100),
         ..engine_options()
@@ -203,7 +203,7 @@ fn a_reading_beyond_its_deadline_is_stopped() {
 }
 
 #[test]
-fn a_panic_and_an_error_cost_one_request_each() {
+fn panics_and_errors_affect_only_their_request() {
     let (engine, _) = start(engine_options());
     for _ in 0..3 {
         assert!(matches!(ask(&engine, "panic"), Err(EngineError::Panicked)));
@@ -214,7 +214,7 @@ fn a_panic_and_an_error_cost_one_request_each() {
 }
 
 #[test]
-fn closing_refuses_what_waits_and_finishes_what_runs() {
+fn closing_rejects_queued_requests_and_drains_the_running_one() {
     let (engine, counts) = start(engine_options());
     let running = submit(&engine, "sleep 300").expect("a slot");
     eventually("it runs", || counts.started.load(Ordering::SeqCst) == 1);
@@ -245,7 +245,7 @@ fn nothing_is_admitted_while_the_model_loads() {
 }
 
 #[test]
-fn a_model_that_does_not_load_is_reported() {
+fn a_failed_load_is_reported() {
     let fails = || Err::<Stub, _>(medical_vision::Error::Numeric("no such model".into()));
     let engine = Engine::start(fails, engine_options()).expect("a thread");
     let state = actix_web::rt::System::new().block_on(engine.loaded());

@@ -22,7 +22,7 @@ fn long_request() -> Vec<u8> {
 }
 
 #[test]
-fn a_client_that_leaves_cancels_its_running_reading() {
+fn a_disconnect_cancels_the_running_request() {
     let server = TestServer::start(ServerOptions::default());
     for (round, how) in [Shutdown::Both, Shutdown::Write].into_iter().enumerate() {
         let mut client = server.connect();
@@ -40,7 +40,7 @@ fn a_client_that_leaves_cancels_its_running_reading() {
 }
 
 #[test]
-fn a_client_that_leaves_while_waiting_is_never_served() {
+fn a_disconnect_cancels_the_queued_request() {
     let server = TestServer::start(ServerOptions::default());
     let mut running = server.connect();
     running.write_all(&long_request()).expect("written");
@@ -88,7 +88,7 @@ fn a_full_queue_is_503_with_retry_after() {
 }
 
 #[test]
-fn both_deadlines_are_told_apart() {
+fn queue_and_generation_deadlines_have_different_errors() {
     let options = ServerOptions {
         queue_deadline_seconds: 1,
         generation_deadline_seconds: 3,
@@ -106,7 +106,7 @@ fn both_deadlines_are_told_apart() {
 }
 
 #[test]
-fn health_answers_at_once_while_a_page_is_read() {
+fn health_is_served_during_generation() {
     let server = TestServer::start(ServerOptions::default());
     let mut running = server.connect();
     running.write_all(&long_request()).expect("written");
@@ -125,7 +125,7 @@ fn health_answers_at_once_while_a_page_is_read() {
 }
 
 #[test]
-fn a_fault_of_the_reading_is_a_plain_500_and_the_next_request_is_served() {
+fn an_engine_error_is_a_plain_500_and_the_next_request_is_served() {
     let server = TestServer::start(ServerOptions::default());
     for prompt in ["panic", "error", "panic", "error"] {
         let detail = assert_error(server.analyze(prompt), 500);
@@ -138,7 +138,7 @@ fn a_fault_of_the_reading_is_a_plain_500_and_the_next_request_is_served() {
 }
 
 #[test]
-fn readings_at_the_same_time_never_mix() {
+fn concurrent_requests_do_not_mix() {
     let options = ServerOptions {
         queue: 64,
         ..ServerOptions::default()
@@ -163,7 +163,7 @@ fn readings_at_the_same_time_never_mix() {
 }
 
 #[test]
-fn a_kept_connection_serves_many_requests() {
+fn a_keep_alive_connection_serves_many_requests() {
     let server = TestServer::start(ServerOptions::default());
     let body = raw_body("b", &[(FILE_PART, &png(8, 8)), (PROMPT_PART, b"hello")]);
     let head = format!(

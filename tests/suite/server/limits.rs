@@ -44,7 +44,7 @@ fn the_upload_limit_is_exact() {
 }
 
 #[test]
-fn an_oversized_body_is_refused_before_it_has_arrived() {
+fn an_oversized_body_is_rejected_early() {
     let server = TestServer::start(small());
     // Announced: not a byte of it is waited for.
     let mut announced = server.connect();
@@ -68,7 +68,7 @@ fn an_oversized_body_is_refused_before_it_has_arrived() {
 }
 
 #[test]
-fn a_client_that_sends_its_whole_body_first_still_gets_the_refusal() {
+fn a_client_that_keeps_sending_receives_the_rejection() {
     let server = TestServer::start(small());
     let mut client = server.connect();
     let body = vec![0; 24 * MIB];
@@ -83,7 +83,7 @@ fn a_client_that_sends_its_whole_body_first_still_gets_the_refusal() {
 }
 
 #[test]
-fn a_preamble_without_end_is_bounded_too() {
+fn an_endless_preamble_is_bounded() {
     let server = TestServer::start(small());
     let mut client = server.connect();
     let request = head("/extract", "Transfer-Encoding: chunked");
@@ -100,7 +100,7 @@ fn a_preamble_without_end_is_bounded_too() {
 }
 
 #[test]
-fn a_slow_body_is_ended_by_its_deadline_however_it_is_framed() {
+fn the_body_deadline_applies_to_every_framing() {
     let server = TestServer::start(small());
     let cases = [
         ("/extract", "Content-Length: 100000", 408),
@@ -140,7 +140,7 @@ fn a_slow_head_is_408() {
 }
 
 #[test]
-fn uploads_share_a_bound_on_memory() {
+fn uploads_share_a_memory_budget() {
     let options = ServerOptions {
         max_upload_mib: 1,
         body_deadline_seconds: 8,
@@ -185,7 +185,7 @@ fn uploads_share_a_bound_on_memory() {
 }
 
 #[test]
-fn uploads_wait_for_memory_and_not_for_each_other() {
+fn uploads_waiting_for_memory_do_not_deadlock() {
     let options = ServerOptions {
         max_upload_mib: 1,
         queue: 32,
@@ -207,7 +207,7 @@ fn uploads_wait_for_memory_and_not_for_each_other() {
 }
 
 #[test]
-fn the_forms_limits_are_exact() {
+fn form_limits_are_exact() {
     let server = TestServer::start(ServerOptions::default());
     let parts = |count: usize| (1..count).fold(page_form(), |form, part| form.text(format!("f{part}"), "x"));
     assert_eq!(server.post("/extract", parts(MAX_PARTS)).status(), 200);
@@ -224,7 +224,7 @@ fn the_forms_limits_are_exact() {
 }
 
 #[test]
-fn the_prompts_limit_counts_characters() {
+fn the_prompt_limit_counts_characters() {
     let server = TestServer::start(ServerOptions::default());
     // Two bytes each.
     let prompt = |characters: usize| page_form().text("prompt", "é".repeat(characters));
@@ -240,7 +240,7 @@ fn the_prompts_limit_counts_characters() {
 }
 
 #[test]
-fn the_headers_limits_are_exact() {
+fn header_limits_are_exact() {
     let server = TestServer::start(ServerOptions::default());
     let status = |lines: usize, length: usize| {
         let filler: String = (2..lines)
@@ -259,7 +259,7 @@ fn the_headers_limits_are_exact() {
 }
 
 #[test]
-fn a_picture_bomb_is_refused_from_its_header() {
+fn a_decompression_bomb_is_rejected_from_its_header() {
     let server = TestServer::start(ServerOptions::default());
     for (width, height) in [(22_000, 22_000), (65_535, 65_535)] {
         let mut bytes = Vec::new();

@@ -16,7 +16,7 @@ fn peak_mib(process: u32) -> u64 {
 }
 
 #[test]
-fn eight_pages_of_forty_megapixels_at_once_fit_into_half_a_gibibyte() {
+fn eight_concurrent_pages_of_forty_megapixels_fit_into_half_a_gibibyte() {
     let server = Shipped::start("models/qwen25-vl-nano", &["--threads", "2"]).loaded();
     let lossy = lossy_webp();
     let floats = tiff(32, 3);
@@ -43,7 +43,7 @@ fn eight_pages_of_forty_megapixels_at_once_fit_into_half_a_gibibyte() {
 }
 
 #[test]
-fn a_picture_that_takes_more_than_there_is_for_all_is_refused_by_a_figure() {
+fn an_image_beyond_the_whole_memory_budget_is_rejected_with_a_figure() {
     let server = Shipped::start("models/qwen25-vl-nano", &["--max-decoded-mib", "100"]).loaded();
     let part = Part::bytes(LOSSLESS_WEBP.to_vec()).file_name("page");
     let response = server.post("/extract", Form::new().part("file", part));

@@ -25,7 +25,7 @@ fn assert_refused(server: &TestServer, what: &str, request: &[u8]) -> String {
 }
 
 #[test]
-fn malformed_http_is_refused_and_the_connection_closed() {
+fn malformed_http_is_rejected_and_the_connection_closed() {
     let server = TestServer::start(quick());
     let smuggled = "0\r\n\r\nGET /smuggled HTTP/1.1\r\nHost: l\r\n\r\n";
     let post =
@@ -141,7 +141,7 @@ fn malformed_http_is_refused_and_the_connection_closed() {
 }
 
 #[test]
-fn malformed_forms_are_refused() {
+fn malformed_forms_are_rejected() {
     let server = TestServer::start(quick());
     let page = png(8, 8);
     let part = |lines: &str| raw_post("/extract", "b", &[(lines, &page)]);
@@ -225,7 +225,7 @@ fn malformed_forms_are_refused() {
 }
 
 #[test]
-fn mutated_forms_are_answered() {
+fn mutated_forms_get_a_response() {
     let server = TestServer::start(quick());
     let page = png(8, 8);
     let whole = raw_body("b", &[(FILE_PART, &page), (PROMPT_PART, b"hello")]);
@@ -287,7 +287,7 @@ fn mutated_forms_are_answered() {
 }
 
 #[test]
-fn unusual_but_correct_forms_are_read() {
+fn unusual_but_valid_forms_are_accepted() {
     let server = TestServer::start(quick());
     let page = png(8, 8);
     let long = "b".repeat(256);
@@ -333,7 +333,7 @@ fn unusual_but_correct_forms_are_read() {
 }
 
 #[test]
-fn a_form_may_be_split_anywhere() {
+fn forms_may_be_split_anywhere() {
     let server = TestServer::start(quick());
     let page = png(4, 4);
     let body = raw_body("bound", &[(PROMPT_PART, b"split\r\n--boun"), (FILE_PART, &page)]);
