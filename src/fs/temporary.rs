@@ -133,7 +133,10 @@ mod tests {
         fs::write(&other, "").unwrap();
         std::os::unix::fs::symlink(&other, &link).unwrap();
         // Another path of the same folder: the search is once per process and path.
-        remove_stale(&folder.path().join("."));
+        let elsewhere = tempfile::tempdir().unwrap();
+        let alias = elsewhere.path().join("alias");
+        std::os::unix::fs::symlink(folder.path(), &alias).unwrap();
+        remove_stale(&alias);
         assert!(!stale.exists() && !stale_folder.exists());
         assert!(other.exists() && link.exists());
         assert!(live.path().exists() && live_folder.path().exists());
