@@ -218,11 +218,6 @@ pub fn require_model(folder: &Path) -> Result<()> {
     ))
 }
 
-/// Resolves `folder`: a hub cache folder to the snapshot of `revision`, any other to itself.
-pub fn resolved_folder(folder: &Path, revision: &str) -> Result<PathBuf> {
-    hub_cache::resolved(folder, revision)
-}
-
 /// Name of a model's folder, with links resolved; for a snapshot in the hub cache the name of the repository.
 pub fn model_folder_name(model: &Path) -> String {
     name_in(&model.canonicalize().unwrap_or_else(|_| model.to_owned()))

@@ -11,10 +11,11 @@ use super::{CommonArgs, EXIT_CODES_HELP, EXIT_FAILURE, EXIT_OK, HubArgs, print, 
 use crate::checkpoint::LocalFolder;
 use crate::console::{exit_on_signal, say, without_control_characters};
 use crate::engine::FolderCheck;
+use crate::fs::hub_cache;
 use crate::hub::{
     ModelDownload, ModelRequest, RemoteFolder, Repository, RepositoryKind, download_model, model_name,
 };
-use crate::project::{MODEL_ID, Project, resolved_folder};
+use crate::project::{MODEL_ID, Project};
 use crate::records::{self, gibibytes};
 use crate::version::version;
 
@@ -88,11 +89,11 @@ fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
 fn local_folder(arguments: &Arguments, project: &Project) -> crate::Result<Option<PathBuf>> {
     let model = arguments.common.model.as_deref();
     if let Some(source) = &arguments.source {
-        return resolved_folder(source, &arguments.revision).map(Some);
+        return hub_cache::resolved(source, &arguments.revision).map(Some);
     }
     if model.is_some() || arguments.hub.offline() {
         let folder = project.new_model(model, model_name(&arguments.model_id));
-        return resolved_folder(&folder, &arguments.revision).map(Some);
+        return hub_cache::resolved(&folder, &arguments.revision).map(Some);
     }
     Ok(None)
 }

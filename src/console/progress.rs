@@ -81,11 +81,6 @@ impl Progress {
         self.bar.set_length(length);
     }
 
-    /// Adds to the number of steps.
-    pub fn inc_length(&self, steps: u64) {
-        self.bar.set_length(self.bar.length().unwrap_or(0) + steps);
-    }
-
     /// Sets the number of finished steps.
     pub fn set_position(&self, position: u64) {
         self.bar.set_position(position);

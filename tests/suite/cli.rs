@@ -94,6 +94,10 @@ fn every_program_and_command_has_a_manual_page() {
         for part in [".SH NAME", ".SH SYNOPSIS", ".SH OPTIONS", "Exit codes"] {
             assert!(roff.contains(part) || *page == "medvision", "{page}: {part}");
         }
+        assert!(
+            roff.contains("MVP_ROOT") || *page == "medvision",
+            "{page}: {roff}"
+        );
     }
     assert_eq!(stdout(&run(&["man"])), stdout(&run(&["man", "medvision"])));
     let unknown = run(&["man", "no-such-program"]);

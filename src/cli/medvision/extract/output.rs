@@ -126,8 +126,8 @@ impl<W: Write> PageWriter<W> {
         };
         self.at_line_start = last == '\n';
         if matches!(self.style, Style::Text { terminal: true, .. }) {
-            let harmless = crate::console::without_control_characters(text);
-            self.out.write_all(harmless.as_bytes())?;
+            let shown = crate::console::without_control_characters(text);
+            self.out.write_all(shown.as_bytes())?;
         } else {
             self.out.write_all(text.as_bytes())?;
         }
