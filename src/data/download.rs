@@ -19,6 +19,7 @@ use super::{
 };
 use crate::console::{self, Level, Notify, Progress, Unit};
 use crate::error::HubError;
+use crate::fs::{parent_folder, write_atomically};
 use crate::hub::{
     CancelGuard, Hub, HubSettings, Incoming, RemoteFile, RemoteReader, Repository, RepositoryKind, Snapshot,
     fetch_all, is_excluded, is_pickle, name_fault,
@@ -376,9 +377,9 @@ fn extract(
             continue;
         };
         let path = folder.join(name);
-        let parent = path.parent().unwrap_or(folder);
+        let parent = parent_folder(&path);
         fs::create_dir_all(parent).map_err(|error| Error::io(parent, error))?;
-        crate::fs::write_atomically(&path, |file| std::io::Write::write_all(file, &bytes))?;
+        write_atomically(&path, |file| std::io::Write::write_all(file, &bytes))?;
         bar.inc(1);
     }
     Ok(())

@@ -7,7 +7,7 @@ use std::str::FromStr;
 use super::datasets::{DATASETS, Dataset, Publication};
 use crate::console::Notify;
 use crate::error::HubError;
-use crate::fs::{hub_cache, open_regular};
+use crate::fs::{hub_cache, open_regular, parent_folder};
 use crate::hub::{Checksum, Hasher, ManifestFile, files_below, is_pickle};
 use crate::{Error, Result};
 
@@ -85,13 +85,7 @@ pub(super) fn local_files(
         return Err(unsuitable(PICKLE).into());
     }
     if path.is_file() {
-        let folder = path.parent().unwrap_or(Path::new(""));
-        let folder = if folder.as_os_str().is_empty() {
-            Path::new(".")
-        } else {
-            folder
-        };
-        return Ok((vec![path.to_owned()], folder.to_owned()));
+        return Ok((vec![path.to_owned()], parent_folder(path).to_owned()));
     }
     if path.exists() && !path.is_dir() {
         open_regular(path).map_err(|error| Error::io(path, error))?;

@@ -17,7 +17,7 @@ pub(crate) const EMBEDDING_MODULE: &str = "model.embed_tokens";
 
 /// A and B of one module: it computes `W x + scale · B(A x)`.
 ///
-/// Of the embedding the pair is that of its table `[vocabulary, width]`: what is looked up is a row of `W + scale · B A`.
+/// For the embedding the pair belongs to the table `[vocabulary, width]`: a lookup returns a row of `W + scale · B A`.
 #[derive(Debug)]
 pub struct LoraPair {
     /// `[rank, inputs]`.
@@ -39,25 +39,25 @@ impl LoraPair {
 /// A LoRA adapter.
 #[derive(Debug)]
 pub struct Adapter {
-    /// Its settings.
+    /// Its configuration.
     pub config: LoraConfig,
-    /// What it adds, by the hub's module names, such as `model.layers.0.self_attn.q_proj`.
+    /// Its pairs by the hub's module names, such as `model.layers.0.self_attn.q_proj`.
     pub pairs: BTreeMap<String, LoraPair>,
-    /// Tensors of the base that its folder holds, by the hub's names: PEFT saves the output head's (and, where the vocabulary
-    /// was resized, the embedding's) beside an adapter of it, and what it saved is what it computes with.
+    /// Tensors that replace the base's, by the hub's names: PEFT saves the output head (and, if the vocabulary was resized, the
+    /// embedding) beside an adapter of it, and uses the saved one.
     pub replaced: BTreeMap<String, Tensor>,
-    /// How pages are resized for it, where it was trained with other bounds than its base's.
+    /// Image processor, if it was trained with other resize limits than its base's.
     pub images: Option<ImageProcessor>,
-    /// The file that it was read from; for errors.
+    /// The file that it was read from, for errors.
     pub(super) file: PathBuf,
-    /// Names of modules in the file, which `target_modules` does not mean: they are left out, as PEFT does.
+    /// Modules in the file that `target_modules` does not match; they are ignored, as in PEFT.
     pub(super) left_out: Vec<String>,
-    /// Its file has transformers 5's names; else the hub's.
+    /// Whether its file has transformers 5's names; otherwise the hub's.
     pub(super) spelled_as_transformers: bool,
 }
 
 impl LoraConfig {
-    /// Those of a model's linear layers, `modules`, that this configuration means.
+    /// The linear layers among `modules` that this configuration matches.
     pub fn targets(&self, modules: &[LinearModule]) -> Result<Vec<LinearModule>> {
         let file = Path::new(ADAPTER_CONFIG);
         let wanted = self.matcher(file)?;
@@ -66,7 +66,7 @@ impl LoraConfig {
                 return Err(Error::checkpoint(
                     file,
                     format!(
-                        "\"target_modules\" means {name}, which is no linear layer: name the modules longer"
+                        "\"target_modules\" matches {name}, which is not a linear layer; use longer module suffixes"
                     ),
                 ));
             }
@@ -86,7 +86,7 @@ impl LoraConfig {
         Ok(targets)
     }
 
-    /// Values that an adapter of this configuration trains on a model with the linear layers `modules`.
+    /// Number of trainable parameters of this configuration on a model with the linear layers `modules`.
     pub fn parameters(&self, modules: &[LinearModule]) -> Result<u64> {
         let mut sum = 0;
         for module in self.targets(modules)? {
@@ -99,10 +99,10 @@ impl LoraConfig {
 }
 
 impl Adapter {
-    /// A new adapter of a model with the linear layers `modules`, which changes nothing yet: A as PEFT draws it, B zero; f32 on the CPU.
+    /// A new adapter for a model with the linear layers `modules`: A initialized as in PEFT, B zero; f32 on the CPU.
     ///
-    /// A is uniform within ±1/sqrt(inputs), PyTorch's `kaiming_uniform_(a=sqrt(5))`. Each module has a random stream of
-    /// its own, so that the choice of other modules does not change it.
+    /// A is uniform within ±1/sqrt(inputs), PyTorch's `kaiming_uniform_(a=sqrt(5))`. Each module has its own
+    /// random stream, so that it does not depend on the other modules.
     ///
     /// Reference: [`reset_lora_parameters`](https://github.com/huggingface/peft/blob/a5526d27a9d47d1e8264d5e1b1f96c0fdc79464e/src/peft/tuners/lora/layer.py#L328-L378).
     pub fn initial(config: LoraConfig, modules: &[LinearModule], seed: u64) -> Result<Self> {
@@ -113,7 +113,7 @@ impl Adapter {
             let mut random = ChaCha12Rng::seed_from_u64(seed);
             random.set_stream(modules.iter().position(|other| *other == module).unwrap_or(0) as u64);
             let bound = 1.0 / (module.inputs as f32).sqrt();
-            // 24 bits: every value of the grid is an f32.
+            // 24 bits: each value is exact in f32.
             let mut uniform = || ((random.next_u32() >> 8) as f32 / (1 << 23) as f32 - 1.0) * bound;
             let a: Vec<f32> = (0..rank * module.inputs).map(|_| uniform()).collect();
             let pair = LoraPair {
@@ -139,7 +139,7 @@ impl Adapter {
         &self.file
     }
 
-    /// Values of all pairs.
+    /// Number of values in all pairs.
     pub fn parameters(&self) -> u64 {
         self.pairs
             .values()
@@ -156,8 +156,8 @@ impl Adapter {
             .sum()
     }
 
-    /// What is odd about it beside a model with the adaptable `modules`, though it is used: what its file holds and it does not mean, and the other way
-    /// round. PEFT warns of the same.
+    /// Warnings for a model with the adaptable `modules`: tensors that `target_modules` does not match, and matches without
+    /// tensors. PEFT warns of the same.
     pub fn warnings(&self, modules: &[LinearModule]) -> Result<Vec<String>> {
         let mut warnings = Vec::new();
         let file = self.file.display();
@@ -190,7 +190,8 @@ impl Adapter {
         Ok(warnings)
     }
 
-    /// The error that names the first module that a model with the adaptable `modules` lacks, or has in another shape.
+    /// # Errors
+    /// The first module that a model with the adaptable `modules` lacks or has in another shape.
     pub fn check(&self, modules: &[LinearModule]) -> Result<()> {
         let modules: BTreeMap<&str, (usize, usize)> = modules
             .iter()
@@ -223,7 +224,7 @@ fn counted(names: &[String], one: &str, several: &str) -> String {
     }
 }
 
-/// The first names of a list.
+/// The first few names of a list.
 fn some(names: &[String]) -> String {
     let first: Vec<String> = names.iter().take(4).map(|name| format!("\"{name}\"")).collect();
     match names.len() - first.len() {

@@ -1,4 +1,4 @@
-//! Which adapter a run attaches: the one that the flag names, or the one that was trained on the model.
+//! Chooses the adapter of a run: the one of the flag, or the one that was trained on the model.
 
 use std::iter;
 use std::path::{Path, PathBuf};
@@ -8,10 +8,10 @@ use crate::project::MODEL_ID;
 use crate::project::{BASE_MODEL, EMBEDDED_MODEL, LORA_SUFFIX, Project, model_stem};
 use crate::{Error, Result};
 
-/// What is said for no adapter.
+/// Value of the flag for no adapter.
 const NONE: &str = "none";
 
-/// The folder of the adapter that is asked for: a path, or a name under `models/`; `None` for "none" and where none is.
+/// The folder of the requested adapter: a path, or a name under `models/`; `None` for "none" and without a request.
 pub fn named(project: &Project, choice: Option<&Path>) -> Result<Option<PathBuf>> {
     match choice {
         None => Ok(None),
@@ -20,23 +20,23 @@ pub fn named(project: &Project, choice: Option<&Path>) -> Result<Option<PathBuf>
     }
 }
 
-/// An adapter that lies where the model's own would.
+/// Result of looking for the model's own adapter.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Found {
     /// There is none.
     Nothing,
-    /// It is to be attached.
+    /// It is attached by default.
     Fit(PathBuf),
-    /// It is not to be attached without being asked for.
+    /// It is attached on request only.
     LeftOut {
         /// Its folder.
         dir: PathBuf,
-        /// Why, as what follows "is left out: ".
+        /// Reason, after "is left out: ".
         reason: String,
     },
 }
 
-/// The folder of the adapter of `model`: where fine-tuning puts it, beside the model, or where the embedded model's comes with it.
+/// The adapter folder of `model`: where fine-tuning writes it, beside the model, or the embedded model's own.
 pub fn own_folder(project: &Project, model: &Path) -> Option<PathBuf> {
     let own = project.derived_model(model, LORA_SUFFIX);
     let mut models = vec![model.to_owned()];
@@ -50,7 +50,7 @@ pub fn own_folder(project: &Project, model: &Path) -> Option<PathBuf> {
     places.find(|place| place.join(ADAPTER_CONFIG).is_file())
 }
 
-/// Looks for the adapter of `model` and whether it is to be attached.
+/// Looks for the adapter of `model` and decides whether it is attached.
 pub fn find(project: &Project, model: &Path) -> Result<Found> {
     let Some(dir) = own_folder(project, model) else {
         return Ok(Found::Nothing);
@@ -82,7 +82,7 @@ pub fn find(project: &Project, model: &Path) -> Result<Found> {
     })
 }
 
-/// A damaged adapter is no reason to go on without it unasked.
+/// A corrupt adapter is an error, not a reason to run without it.
 fn without_it(dir: &Path, error: &Error) -> Error {
     Error::checkpoint(
         dir,
@@ -91,7 +91,7 @@ fn without_it(dir: &Path, error: &Error) -> Error {
 }
 
 impl LoraConfig {
-    /// Whether the adapter was trained on `model`, in any number format, by the base's name.
+    /// Whether the adapter was trained on `model`, by the base's name and in any dtype.
     pub fn is_of(&self, model: &Path) -> bool {
         let Some(base) = self.base_model_name_or_path.as_deref() else {
             return false;

@@ -1,6 +1,6 @@
 //! `adapter_config.json`, PEFT's description of a LoRA adapter.
 //!
-//! A key that would change the computation and is not known here is an error: an adapter is never computed in part.
+//! An unknown key that could change the computation is an error: an adapter is never computed in part.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -16,10 +16,10 @@ use super::{
 use crate::fs::{CONFIG_BYTES, json::read_object, read_text};
 use crate::{Error, Result};
 
-/// Largest rank; published adapters have at most 512.
+/// Maximum rank; published adapters have at most 512.
 const MAX_RANK: u64 = 4096;
 
-/// Keys that say how an adapter was made or trained.
+/// Keys about the training, which do not change the computation.
 const WITHOUT_EFFECT: [&str; 10] = [
     "auto_mapping",
     "eva_config",
@@ -33,31 +33,31 @@ const WITHOUT_EFFECT: [&str; 10] = [
     "loftq_config",
 ];
 
-/// Ways to begin that leave the base's weights as they are.
+/// Initializations that do not change the base's weights.
 const INITIAL: [&str; 3] = ["gaussian", "orthogonal", "eva"];
 
-/// A LoRA adapter's settings.
+/// Configuration of a LoRA adapter.
 #[derive(Debug, Clone, PartialEq)]
 pub struct LoraConfig {
     /// Rank: rows of A.
     pub r: usize,
-    /// Divided by the rank it is the scale of B(A x).
+    /// Alpha: divided by the rank it is the scale of B(A x).
     pub lora_alpha: f64,
-    /// The scale is `lora_alpha / sqrt(r)`.
+    /// rsLoRA: the scale is `lora_alpha / sqrt(r)`.
     pub use_rslora: bool,
-    /// Part of A's inputs that training drops.
+    /// Dropout probability of A's inputs in training.
     pub lora_dropout: f64,
-    /// The modules.
+    /// Modules with an adapter.
     pub target_modules: Targets,
-    /// Modules that are none, although `target_modules` means them.
+    /// Modules without an adapter although `target_modules` matches them.
     pub exclude_modules: Option<Targets>,
-    /// Numbers of the layers that a list of `target_modules` means; `None`: all.
+    /// Layers that a list of `target_modules` applies to; `None` for all.
     pub layers_to_transform: Option<Vec<usize>>,
-    /// What stands before a layer's number in a module's name; none: any one word.
+    /// Module names before a layer's number; empty for any one name.
     pub layers_pattern: Vec<String>,
-    /// What is said of the embedding is said of an output head that is tied to it, and the other way round.
+    /// Whether a target of the embedding also applies to an output head that is tied to it, and vice versa.
     pub ensure_weight_tying: bool,
-    /// Ranks of modules that have another one, by pattern; the first pattern that matches counts.
+    /// Other ranks of some modules by pattern; the first matching pattern applies.
     pub rank_pattern: Vec<(String, usize)>,
     /// As `rank_pattern`, for `lora_alpha`.
     pub alpha_pattern: Vec<(String, f64)>,
@@ -68,7 +68,7 @@ pub struct LoraConfig {
 }
 
 impl Default for LoraConfig {
-    /// The original's: rank 64, alpha 128, dropout 0.05, all projections of a decoder layer.
+    /// The original project's: rank 64, alpha 128, dropout 0.05, all projections of a decoder layer.
     fn default() -> Self {
         Self {
             r: 64,
@@ -89,7 +89,7 @@ impl Default for LoraConfig {
 }
 
 impl LoraConfig {
-    /// The scale of B(A x) where no pattern says otherwise.
+    /// The scale of B(A x) without patterns.
     pub fn scale(&self) -> f64 {
         self.scale_of(self.lora_alpha, self.r)
     }
@@ -99,7 +99,7 @@ impl LoraConfig {
         alpha / if self.use_rslora { rank.sqrt() } else { rank }
     }
 
-    /// Rank and scale of the module of transformers' `name`; `file` is for errors alone.
+    /// Rank and scale of the module of transformers' `name`; `file` is for errors.
     pub fn rank_and_scale(&self, file: &Path, name: &str) -> Result<(usize, f64)> {
         let rank = pattern(file, "rank_pattern", &self.rank_pattern, name)?.unwrap_or(self.r);
         let alpha = pattern(file, "alpha_pattern", &self.alpha_pattern, name)?.unwrap_or(self.lora_alpha);
@@ -124,7 +124,7 @@ impl LoraConfig {
         Ok(config)
     }
 
-    /// Reads a parsed `adapter_config.json`, whose patterns are in the order of their letters; `file` is for errors alone.
+    /// Reads a parsed `adapter_config.json`, whose patterns are in alphabetical order; `file` is for errors.
     pub fn from_json(file: &Path, value: &Value) -> Result<Self> {
         let Some(map) = value.as_object() else {
             return Err(Error::checkpoint(file, "must hold a JSON object"));
@@ -160,9 +160,9 @@ impl LoraConfig {
         })
     }
 
-    /// The contents of `adapter_config.json`, as PEFT reads them.
+    /// Content of `adapter_config.json`, as PEFT reads it.
     pub fn to_json(&self) -> Value {
-        // Whole numbers without a point, as PEFT declares them.
+        // Integers without a decimal point, as PEFT declares them.
         let number = |value: f64| match value {
             whole if whole.fract() == 0.0 && whole.abs() < 1e15 => json!(whole as i64),
             other => json!(other),
@@ -200,7 +200,7 @@ impl LoraConfig {
     }
 }
 
-/// What the first pattern that matches says of `name`: as PEFT, each matches a whole name or what follows a point in it.
+/// The value of the first pattern that matches `name`. As in PEFT a pattern matches a whole name or the part after a dot.
 fn pattern<T: Copy>(file: &Path, key: &str, patterns: &[(String, T)], name: &str) -> Result<Option<T>> {
     for (pattern, value) in patterns {
         let regex = whole(file, key, &format!(r"(?:.*\.)?(?:{pattern})"))?;
@@ -211,7 +211,7 @@ fn pattern<T: Copy>(file: &Path, key: &str, patterns: &[(String, T)], name: &str
     Ok(None)
 }
 
-/// The order of the patterns in the file, which a [`Value`] does not keep.
+/// Restores the order of the patterns in the file, which a [`Value`] does not keep.
 #[derive(Deserialize)]
 struct PatternOrder {
     #[serde(default)]
@@ -220,7 +220,7 @@ struct PatternOrder {
     alpha_pattern: KeyOrder,
 }
 
-/// The keys of a JSON object in their order; nothing of what is no object.
+/// The keys of a JSON object in their order; none of another value.
 #[derive(Default)]
 struct KeyOrder(Vec<String>);
 
@@ -278,7 +278,7 @@ impl Keys<'_> {
             .ok_or_else(|| self.error(&format!("required key \"{key}\" is missing")))
     }
 
-    /// Refuses every setting that would change the computation and that is not computed here.
+    /// Refuses settings that would change the computation and are not supported.
     fn refuse_what_is_not_computed(&self) -> Result<()> {
         let known = [
             "peft_type",
@@ -363,7 +363,7 @@ impl Keys<'_> {
         }
     }
 
-    /// One number or a list of them.
+    /// Reads one number or a list.
     fn layers(&self) -> Result<Option<Vec<usize>>> {
         let key = "layers_to_transform";
         let wrong = || self.error(&format!("\"{key}\" must be a layer's number or a list of them"));
@@ -380,7 +380,7 @@ impl Keys<'_> {
         }
     }
 
-    /// One text or a list of them.
+    /// Reads one string or a list.
     fn texts(&self, key: &str) -> Result<Vec<String>> {
         let wrong = || self.error(&format!("\"{key}\" must be a text or a list of them"));
         let text = |value: &Value| value.as_str().map(str::to_owned).ok_or_else(wrong);
@@ -407,7 +407,7 @@ impl Keys<'_> {
     }
 }
 
-/// Absent, in the ways JSON has.
+/// Whether a value means absent: null, false or empty.
 fn is_off(value: &Value) -> bool {
     match value {
         Value::Null | Value::Bool(false) => true,
@@ -417,7 +417,7 @@ fn is_off(value: &Value) -> bool {
     }
 }
 
-/// A value short enough for a message.
+/// A value, shortened for a message.
 fn abridged(value: &Value) -> String {
     let text = value.to_string();
     match text.char_indices().nth(60) {
@@ -432,10 +432,10 @@ fn remedy(key: &str) -> &'static str {
             "the adapter replaces whole modules of the base; merge it in PEFT and load the merged model"
         }
         "init_lora_weights" => {
-            "the adapter was begun by changing the base's weights; \
+            "the adapter was initialized by changing the base's weights; \
              convert it in PEFT (save_pretrained with path_initial_model_for_weight_conversion)"
         }
-        _ => "only plain LoRA is computed here; merge the adapter in PEFT and load the merged model",
+        _ => "only plain LoRA is supported; merge the adapter in PEFT and load the merged model",
     }
 }
 
@@ -447,7 +447,7 @@ mod tests {
         LoraConfig::from_json(Path::new("adapter_config.json"), value)
     }
 
-    /// What PEFT 0.21 writes.
+    /// As PEFT 0.21 writes it.
     fn peft() -> Value {
         json!({
             "alora_invocation_tokens": null, "alpha_pattern": {}, "arrow_config": null, "auto_mapping": null,
@@ -471,7 +471,7 @@ mod tests {
     }
 
     #[test]
-    fn what_peft_writes_is_read_and_written_back() {
+    fn a_config_of_peft_is_read_and_written_back() {
         let config = parse(&peft()).unwrap();
         assert_eq!((config.r, config.lora_alpha, config.scale()), (64, 128.0, 2.0));
         assert_eq!(parse(&config.to_json()).unwrap(), config);
@@ -485,7 +485,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_computed_is_refused_by_its_name() {
+    fn unsupported_settings_are_refused_by_name() {
         for (key, value) in [
             ("use_dora", json!(true)),
             ("modules_to_save", json!(["lm_head"])),
@@ -557,7 +557,7 @@ mod tests {
         assert_eq!(of(&config, k0).unwrap(), (64, 2.0));
         config.use_rslora = true;
         assert_eq!(of(&config, q0).unwrap(), (16, 2.0));
-        // Two patterns mean it: the first counts.
+        // Two patterns match it: the first applies.
         config
             .alpha_pattern
             .insert(0, ("self_attn.q_proj".to_owned(), 10.0));
@@ -567,7 +567,7 @@ mod tests {
     }
 
     #[test]
-    fn the_first_pattern_in_the_file_counts() {
+    fn the_first_pattern_in_the_file_applies() {
         let dir = tempfile::tempdir().unwrap();
         let mut config = peft().to_string();
         let at = config.find("\"rank_pattern\":{}").unwrap();

@@ -17,22 +17,22 @@ use crate::fs::{Old, TemporaryFolder, json::write_pretty, parent_folder, replace
 use crate::processing::{ImageProcessor, PREPROCESSOR_CONFIG};
 use crate::{Error, Result};
 
-/// PEFT's settings.
+/// PEFT's configuration.
 pub const ADAPTER_CONFIG: &str = "adapter_config.json";
 /// PEFT's tensors.
 pub const ADAPTER_WEIGHTS: &str = "adapter_model.safetensors";
-/// What the evaluation said of the adapter.
+/// Recommendation by the evaluation.
 pub const ADAPTER_EVALUATION: &str = "medvision_evaluation.json";
-/// What PEFT puts before a module's name.
+/// PEFT's prefix of module names.
 const PREFIX: &str = "base_model.model.";
 /// The output head's module.
 const HEAD_MODULE: &str = "lm_head";
-/// PEFT's file before safetensors: pickle, which can run code.
+/// PEFT's older file: pickle, which can run code.
 const PICKLED: &str = "adapter_model.bin";
 
-/// One tensor's place in the adapter.
+/// Which matrix of a pair a tensor is.
 #[derive(Clone, Copy, PartialEq)]
-enum Half {
+enum PairMatrix {
     A,
     B,
 }
@@ -90,8 +90,8 @@ impl Adapter {
 
     /// Writes the adapter to `dir` as PEFT reads it, on top of transformers 5's model.
     ///
-    /// The folder appears whole. One that is there is kept beside it as `NAME.previous`, which is returned; an earlier one
-    /// of that name goes.
+    /// The folder is written atomically. An existing one is kept beside it as `NAME.previous`, whose path is returned; an earlier
+    /// one of that name is removed.
     pub fn write(&self, dir: &Path) -> Result<Option<PathBuf>> {
         self.check_finite()?;
         let parent = parent_folder(dir);
@@ -143,28 +143,28 @@ impl Adapter {
     }
 }
 
-/// A and B by the hub's name of their module, each with the module's name as stored.
-type Halves = BTreeMap<String, [Option<(Tensor, String)>; 2]>;
+/// A and B by the hub's module name, each with the stored module name.
+type PairMatrices = BTreeMap<String, [Option<(Tensor, String)>; 2]>;
 
-/// All pairs in `file`, and what it holds in place of the base's tensors.
-fn read_tensors(stored: &Checkpoint, file: &Path) -> Result<(Halves, BTreeMap<String, Tensor>)> {
-    let (mut halves, mut replaced, mut adapter_name) = (Halves::new(), BTreeMap::new(), None);
+/// Reads all pairs in `file`, and tensors that replace the base's.
+fn read_tensors(stored: &Checkpoint, file: &Path) -> Result<(PairMatrices, BTreeMap<String, Tensor>)> {
+    let (mut halves, mut replaced, mut adapter_name) = (PairMatrices::new(), BTreeMap::new(), None);
     for tensor in stored.stored() {
         let twice = || {
-            let reason = format!("tensor \"{}\" is there twice, in two spellings", tensor.name);
+            let reason = format!("tensor \"{}\" occurs twice, in two spellings", tensor.name);
             Error::checkpoint(file, reason)
         };
-        let place = place(file, &tensor)?;
+        let place = role(file, &tensor)?;
         let value = load(stored, file, &tensor)?;
         match place {
-            Place::Pair { path, half, name } => {
+            TensorRole::Pair { path, half, name } => {
                 let first =
                     *adapter_name.get_or_insert_with(|| name.map(str::to_owned)) == name.map(str::to_owned);
                 if !first {
                     return Err(Error::checkpoint(
                         file,
                         format!(
-                            "tensor \"{}\" is of another adapter than those before it: one a file",
+                            "tensor \"{}\" is of another adapter than those before it; only one adapter per file is supported",
                             tensor.name
                         ),
                     ));
@@ -179,7 +179,7 @@ fn read_tensors(stored: &Checkpoint, file: &Path) -> Result<(Halves, BTreeMap<St
                     return Err(twice());
                 }
             }
-            Place::Base(name) => {
+            TensorRole::Base(name) => {
                 if replaced.insert(name, value).is_some() {
                     return Err(twice());
                 }
@@ -192,16 +192,16 @@ fn read_tensors(stored: &Checkpoint, file: &Path) -> Result<(Halves, BTreeMap<St
     }
 }
 
-/// How `target_modules` spells the base's modules: as the file, or else as that which it means more of.
+/// Which spelling of the base's modules `target_modules` uses: the file's, or the one that matches more modules.
 struct Spelling<'a> {
     meant: Matcher<'a>,
     as_transformers: bool,
-    /// The head is meant where the embedding is, and the other way round.
+    /// Whether a target of the embedding also applies to the head, and vice versa.
     tied: bool,
 }
 
 impl<'a> Spelling<'a> {
-    fn of(config: &'a LoraConfig, config_file: &Path, halves: &Halves) -> Result<Self> {
+    fn of(config: &'a LoraConfig, config_file: &Path, halves: &PairMatrices) -> Result<Self> {
         let paths = halves.iter().flat_map(|(name, halves)| {
             let paths = halves.iter().flatten().map(|(_, path)| path.as_str());
             paths.map(|path| (name.as_str(), path))
@@ -225,7 +225,7 @@ impl<'a> Spelling<'a> {
         Ok(spelling)
     }
 
-    /// Whether the module of the hub's `name` is meant.
+    /// Whether the module of the hub's `name` is a target.
     fn means(&self, name: &str) -> Result<bool> {
         let spelled = |name: &str| match self.as_transformers {
             true => (self.meant)(&transformers_name(name)),
@@ -240,39 +240,42 @@ impl<'a> Spelling<'a> {
     }
 }
 
-/// What a tensor of the file is.
-enum Place<'a> {
-    /// Half of a pair: of the module of the stored `path`, in the adapter `name` where the file says one.
+/// Role of a tensor in the file.
+enum TensorRole<'a> {
+    /// A matrix of the pair of module `path`, in the adapter `name` if the file has names.
     Pair {
         path: &'a str,
-        half: Half,
+        half: PairMatrix,
         name: Option<&'a str>,
     },
-    /// A tensor of the base, by the hub's name.
+    /// A replacement for the base's tensor of this hub name.
     Base(String),
 }
 
-/// The half and the adapter's name in `model.embed_tokens.lora_embedding_A` or `….lora_embedding_A.NAME`, whose halves are the
-/// table's turned: A is `[rank, vocabulary]`, which is B's place.
-fn embedding_half_of(path: &str) -> Option<Place<'_>> {
-    [("lora_embedding_A", Half::B), ("lora_embedding_B", Half::A)]
-        .into_iter()
-        .find_map(|(word, half)| {
-            let (path, rest) = path.rsplit_once(&format!(".{word}"))?;
-            let name = match rest {
-                "" => None,
-                rest => Some(
-                    rest.strip_prefix('.')
-                        .filter(|name| !name.is_empty() && !name.contains('.'))?,
-                ),
-            };
-            (canonical_name(path) == EMBEDDING_MODULE).then_some(Place::Pair { path, half, name })
-        })
+/// Parses `model.embed_tokens.lora_embedding_A` or `….lora_embedding_A.NAME`. PEFT stores both matrices transposed: its A is
+/// `[rank, vocabulary]`, which is B here.
+fn embedding_half_of(path: &str) -> Option<TensorRole<'_>> {
+    [
+        ("lora_embedding_A", PairMatrix::B),
+        ("lora_embedding_B", PairMatrix::A),
+    ]
+    .into_iter()
+    .find_map(|(word, half)| {
+        let (path, rest) = path.rsplit_once(&format!(".{word}"))?;
+        let name = match rest {
+            "" => None,
+            rest => Some(
+                rest.strip_prefix('.')
+                    .filter(|name| !name.is_empty() && !name.contains('.'))?,
+            ),
+        };
+        (canonical_name(path) == EMBEDDING_MODULE).then_some(TensorRole::Pair { path, half, name })
+    })
 }
 
-/// The module, the half and the adapter's name in `MODULE.lora_A.weight` or `MODULE.lora_A.NAME.weight`.
-fn half_of(path: &str) -> Option<Place<'_>> {
-    [("lora_A", Half::A), ("lora_B", Half::B)]
+/// Parses `MODULE.lora_A.weight` or `MODULE.lora_A.NAME.weight`.
+fn half_of(path: &str) -> Option<TensorRole<'_>> {
+    [("lora_A", PairMatrix::A), ("lora_B", PairMatrix::B)]
         .into_iter()
         .find_map(|(word, half)| {
             let (path, rest) = path.rsplit_once(&format!(".{word}."))?;
@@ -283,11 +286,11 @@ fn half_of(path: &str) -> Option<Place<'_>> {
                         .filter(|name| !name.is_empty() && !name.contains('.'))?,
                 ),
             };
-            Some(Place::Pair { path, half, name })
+            Some(TensorRole::Pair { path, half, name })
         })
 }
 
-/// The hub's name of the output head's or the embedding's weight, which PEFT saves beside an adapter of the head.
+/// The hub's name of the output head or the embedding, which PEFT saves beside an adapter of the head.
 fn base_tensor(path: &str) -> Option<String> {
     let module = path.strip_suffix(".weight")?;
     let name = canonical_name(module.strip_suffix(".base_layer").unwrap_or(module));
@@ -295,13 +298,13 @@ fn base_tensor(path: &str) -> Option<String> {
     [EMBEDDING, HEAD].contains(&name.as_str()).then_some(name)
 }
 
-/// What the tensor is.
-fn place<'a>(file: &Path, tensor: &'a StoredTensor) -> Result<Place<'a>> {
+/// Determines the role of a tensor.
+fn role<'a>(file: &Path, tensor: &'a StoredTensor) -> Result<TensorRole<'a>> {
     let name = tensor.name.as_str();
     let path = name.strip_prefix(PREFIX);
     let found = path.and_then(|path| {
         let half = half_of(path).or_else(|| embedding_half_of(path));
-        half.or_else(|| base_tensor(path).map(Place::Base))
+        half.or_else(|| base_tensor(path).map(TensorRole::Base))
     });
     let reason = match found {
         Some(found) if tensor.shape.len() == 2 && tensor.shape.iter().all(|&n| n > 0) => return Ok(found),
@@ -316,7 +319,7 @@ fn place<'a>(file: &Path, tensor: &'a StoredTensor) -> Result<Place<'a>> {
             format!("adapts an embedding that is not \"{EMBEDDING_MODULE}\"")
         }
         None if name.contains("lora_") => {
-            format!("is no plain LoRA matrix ({PREFIX}MODULE.lora_A.weight, .lora_B.weight)")
+            format!("is not a plain LoRA matrix ({PREFIX}MODULE.lora_A.weight, .lora_B.weight)")
         }
         None => "replaces a tensor of the base (\"modules_to_save\"), which is not supported: \
                  merge the adapter in PEFT and load the merged model"
@@ -340,7 +343,7 @@ fn load(stored: &Checkpoint, file: &Path, tensor: &StoredTensor) -> Result<Tenso
     Ok(value)
 }
 
-/// A and B of the module `name`, whose rank must be the settings'.
+/// A and B of the module `name`; their rank must be the configuration's.
 fn pair(
     config: &LoraConfig,
     config_file: &Path,
@@ -351,10 +354,10 @@ fn pair(
     let wrong = |reason: String| Error::checkpoint(file, format!("\"{name}\": {reason}"));
     let [Some((a, path)), Some((b, _))] = halves else {
         return Err(wrong(
-            "lora_A and lora_B must both be there: is the file complete?".to_owned(),
+            "lora_A and lora_B must both exist: is the file complete?".to_owned(),
         ));
     };
-    // Patterns were written for the base's spelling of that time or for today's.
+    // Patterns may use the base's older spelling or today's.
     let (rank, scale) = match config.rank_and_scale(config_file, &path)? {
         found if found != (config.r, config.scale()) => found,
         _ => config.rank_and_scale(config_file, &transformers_name(name))?,
@@ -362,7 +365,7 @@ fn pair(
     let (rows, columns) = (a.size()[0] as usize, b.size()[1] as usize);
     if rows != rank || columns != rank {
         return Err(wrong(format!(
-            "lora_A is {:?} and lora_B {:?}, but {ADAPTER_CONFIG} asks for rank {rank}",
+            "lora_A is {:?} and lora_B {:?}, but {ADAPTER_CONFIG} has rank {rank}",
             a.size(),
             b.size()
         )));

@@ -1,7 +1,7 @@
 //! LoRA adapters in PEFT's folders: reading, writing, initializing and choosing one.
 //!
-//! `y = W x + b + s·B(A x)`: the base's W stays as it is, in four bits or not; an [`Adapter`] holds A and B of every
-//! module that it changes, under the hub's names. [`Model::load`](crate::qwen2_5_vl::Model::load) attaches it.
+//! `y = W x + b + s·B(A x)`: the base's W is unchanged, quantized or dense; an [`Adapter`] holds A and B of each adapted
+//! module, under the hub's names. [`Model::load`](crate::qwen2_5_vl::Model::load) attaches it.
 
 mod adapter;
 mod choice;

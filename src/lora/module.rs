@@ -1,4 +1,4 @@
-//! The modules that an adapter changes.
+//! Modules that can have an adapter.
 
 /// A linear layer.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -12,7 +12,7 @@ pub struct LinearModule {
 }
 
 impl LinearModule {
-    /// Every layer of the vision tower has a bias, of the language model the queries, keys and values.
+    /// Whether it has a bias: all layers of the vision tower, and q, k and v of the language model.
     pub fn has_bias(&self) -> bool {
         let biased = [".q_proj", ".k_proj", ".v_proj"];
         self.name.starts_with("visual.") || biased.iter().any(|suffix| self.name.ends_with(suffix))

@@ -1,4 +1,4 @@
-//! Which modules a LoRA configuration means.
+//! Matching of module names against `target_modules` and similar settings.
 
 use std::path::Path;
 
@@ -8,26 +8,26 @@ use serde::{Deserialize, Serialize};
 use super::config::LoraConfig;
 use crate::{Error, Result};
 
-/// The word that means every Linear but the output head.
+/// Keyword for every Linear except the output head.
 const ALL_LINEAR: &str = "all-linear";
-/// Modules that are no Linear, by transformers' names.
+/// Modules that are not Linears, by transformers' names.
 pub(super) const NOT_LINEAR: [&str; 2] = [
     "model.visual.patch_embed.proj",
     "model.language_model.embed_tokens",
 ];
-/// A longer pattern is refused.
+/// Maximum length of a pattern.
 const MAX_PATTERN: usize = 4096;
 
-/// The question whether a module is meant.
+/// Whether a module matches.
 pub(super) type Matcher<'a> = Box<dyn Fn(&str) -> Result<bool> + 'a>;
 
-/// Modules by the ends of their names or by a pattern, as `target_modules` has them.
+/// Modules by name suffixes or by a pattern, as in `target_modules`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(untagged)]
 pub enum Targets {
-    /// A regular expression that the whole name must match, or "all-linear".
+    /// A regular expression for the whole name, or "all-linear".
     Pattern(String),
-    /// Whole names, or what follows a point in them.
+    /// Whole names, or suffixes after a dot.
     Suffixes(Vec<String>),
 }
 
@@ -46,7 +46,7 @@ impl Targets {
         Self::Suffixes(names.map(str::to_owned).to_vec())
     }
 
-    /// The question whether a module of transformers' name is meant; `file` and `key` are for errors alone.
+    /// Returns a matcher of transformers' module names; `file` and `key` are for errors.
     pub(super) fn matcher(&self, file: &Path, key: &str) -> Result<Matcher<'_>> {
         match self {
             Self::Suffixes(suffixes) => Ok(Box::new(|name| {
@@ -67,7 +67,7 @@ impl Targets {
     }
 }
 
-/// A pattern that matches whole texts, as Python's `re.fullmatch`.
+/// A pattern for whole strings, as Python's `re.fullmatch`.
 pub(super) fn whole(file: &Path, key: &str, pattern: &str) -> Result<Regex> {
     if pattern.len() > MAX_PATTERN {
         return Err(Error::checkpoint(
@@ -75,8 +75,12 @@ pub(super) fn whole(file: &Path, key: &str, pattern: &str) -> Result<Regex> {
             format!("\"{key}\": a pattern of {} bytes", pattern.len()),
         ));
     }
-    Regex::new(&format!("^(?:{pattern})$"))
-        .map_err(|error| Error::checkpoint(file, format!("\"{key}\": no regular expression: {error}")))
+    Regex::new(&format!("^(?:{pattern})$")).map_err(|error| {
+        Error::checkpoint(
+            file,
+            format!("\"{key}\": not a valid regular expression: {error}"),
+        )
+    })
 }
 
 /// Whether `regex` matches; a pattern that takes too long is an error.
@@ -102,7 +106,7 @@ impl LoraConfig {
         }))
     }
 
-    /// The question whether a module lies in a layer of `layers_to_transform`; a pattern of `target_modules` asks for none.
+    /// Returns a matcher of modules in `layers_to_transform`, which a pattern in `target_modules` ignores.
     fn layers<'a>(&'a self, file: &Path) -> Result<Matcher<'a>> {
         let (Some(layers), Targets::Suffixes(names)) = (&self.layers_to_transform, &self.target_modules)
         else {
@@ -156,7 +160,7 @@ mod tests {
     }
 
     #[test]
-    fn suffixes_end_at_a_point() {
+    fn suffixes_start_at_a_dot() {
         let targets = Targets::Suffixes(vec!["proj".to_owned(), "mlp.0".to_owned()]);
         assert!(means(&targets, "model.visual.blocks.0.attn.proj"));
         assert!(means(&targets, "proj") && means(&targets, "model.visual.merger.mlp.0"));
@@ -188,13 +192,13 @@ mod tests {
         let q = |layer| format!("model.language_model.layers.{layer}.self_attn.q_proj");
         assert!(means(&config, &q(1)) && means(&config, &q(3)));
         assert!(!means(&config, &q(0)) && !means(&config, &q(11)));
-        // No layer's number.
+        // Without a layer number.
         assert!(!means(&config, "model.visual.merger.mlp.0"));
         config.layers_pattern = vec!["blocks".to_owned(), "layers".to_owned()];
         assert!(means(&config, &q(1)) && !means(&config, &q(2)));
         config.layers_pattern = vec!["blocks".to_owned()];
         assert!(!means(&config, &q(1)));
-        // A pattern asks for no layers, and a whole name is meant whatever its layer.
+        // A pattern ignores the layers, and a whole name matches in any layer.
         config.target_modules = Targets::Pattern(".*q_proj".to_owned());
         assert!(means(&config, &q(0)));
         config.target_modules = Targets::Suffixes(vec![q(0)]);

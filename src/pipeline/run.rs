@@ -17,6 +17,7 @@ use super::{
 };
 use crate::console::{EXIT_INTERRUPTED, Level, Notify};
 use crate::device::{self, DeviceChoice, Precision};
+use crate::fs::parent_folder;
 use crate::hub::{Hasher, HubSettings};
 use crate::lora::own_folder;
 use crate::project::Project;
@@ -310,7 +311,7 @@ impl Pipeline<'_> {
 /// Path of a phase's program, next to the running one.
 fn program(phase: Phase) -> Result<PathBuf> {
     let current = std::env::current_exe().map_err(|error| Error::io("the running program", error))?;
-    let folder = current.parent().unwrap_or(Path::new("."));
+    let folder = parent_folder(&current);
     Ok(folder.join(phase.name()))
 }
 

@@ -396,7 +396,7 @@ fn what_is_not_computed_is_refused() {
             "base_model.model.model.other.lora_embedding_A".to_owned(),
             "embedding",
         ),
-        (format!("{module}.lora_B.bias"), "no plain LoRA"),
+        (format!("{module}.lora_B.bias"), "not a plain LoRA"),
         (
             "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight".to_owned(),
             "twice",

@@ -203,7 +203,7 @@ fn one_adapter_s_name_may_stand_in_the_keys() {
     );
     weights(dir.path(), |name| name.replace(".default.", ".a.b."));
     let error = Adapter::read(dir.path()).unwrap_err().to_string();
-    assert!(error.contains("no plain LoRA"), "{error}");
+    assert!(error.contains("not a plain LoRA"), "{error}");
 }
 
 #[test]
