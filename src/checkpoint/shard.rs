@@ -105,7 +105,7 @@ impl Shard {
             return Err(Error::checkpoint(
                 &self.path,
                 format!(
-                    "tensor \"{name}\" has shape {:?}, but config.json asks for {shape:?}",
+                    "tensor \"{name}\" has shape {:?}, but config.json requires {shape:?}",
                     info.shape
                 ),
             ));

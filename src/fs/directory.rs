@@ -10,7 +10,7 @@ use crate::{Error, Result};
 
 /// What becomes of a folder that is replaced.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Old {
+pub(crate) enum OldFolder {
     /// It is removed.
     Remove,
     /// It stays beside the new one as `NAME.previous`, in place of an earlier one of that name.
@@ -21,7 +21,7 @@ pub(crate) enum Old {
 ///
 /// The two are swapped in one step, so that readers see either of them. Where the file system cannot swap there is a moment
 /// without `target`; a process that is killed in it leaves the old folder as `NAME.previous` or `NAME.replaced`.
-pub(crate) fn replace_folder(new: &Path, target: &Path, old: Old) -> io::Result<Option<PathBuf>> {
+pub(crate) fn replace_folder(new: &Path, target: &Path, old: OldFolder) -> io::Result<Option<PathBuf>> {
     fs::File::open(new)?.sync_all()?;
     if !target.exists() {
         rename(new, target)?;
@@ -29,37 +29,44 @@ pub(crate) fn replace_folder(new: &Path, target: &Path, old: Old) -> io::Result<
         return Ok(None);
     }
     let aside = match old {
-        Old::Remove => replaced(target),
-        Old::Keep => beside(target, "previous"),
+        OldFolder::Remove => replaced(target),
+        OldFolder::Keep => beside(target, "previous"),
     };
     if aside.exists() {
         fs::remove_dir_all(&aside)?;
     }
-    // The old folder is at `new` for a moment, where another process must not take it for a stale temporary folder.
-    let lock = fs::File::open(target)?;
-    let _ = lock.try_lock();
-    if exchange(new, target).is_err() {
-        set_aside(target, &aside, old)?;
-        rename(new, target)?;
-    } else if old == Old::Keep {
-        rename(new, &aside).or_else(|error| exchange(new, target).and(Err(error)))?;
+    match old {
+        OldFolder::Remove => {
+            if exchange(new, target).is_err() {
+                set_aside(target, &aside, old)?;
+                rename(new, target)?;
+            }
+            sync_parent(target)?;
+            // Where this fails, the next run of the same work removes it.
+            let _ = fs::remove_dir_all(new);
+            let _ = fs::remove_dir_all(&aside);
+            Ok(None)
+        }
+        OldFolder::Keep => {
+            // The new folder goes to the old one's later place first, so that one step puts both where they belong.
+            rename(new, &aside)?;
+            if exchange(&aside, target).is_err() {
+                rename(&aside, new)?;
+                set_aside(target, &aside, old)?;
+                rename(new, target)?;
+            }
+            sync_parent(target)?;
+            Ok(Some(aside))
+        }
     }
-    sync_parent(target)?;
-    if old == Old::Keep {
-        return Ok(Some(aside));
-    }
-    // Where this fails, the next run of the same work removes it.
-    let _ = fs::remove_dir_all(new);
-    let _ = fs::remove_dir_all(&aside);
-    Ok(None)
 }
 
 /// Moves `target` to `aside`, on a file system that cannot swap two folders.
-fn set_aside(target: &Path, aside: &Path, old: Old) -> io::Result<()> {
+fn set_aside(target: &Path, aside: &Path, old: OldFolder) -> io::Result<()> {
     match rename(target, aside) {
         // Container file systems do not move the folders of their image.
         Err(error) if error.kind() == io::ErrorKind::CrossesDevices => {
-            if old == Old::Keep {
+            if old == OldFolder::Keep {
                 copy_folder(target, aside)?;
             }
             fs::remove_dir_all(target)
@@ -105,7 +112,9 @@ pub(crate) fn update_folder(
     change: impl FnOnce() -> Result<()>,
     write_marker: impl FnOnce(&Path) -> Result<()>,
 ) -> Result<()> {
-    remove_if_present(marker).map_err(|error| Error::io(marker, error))?;
+    remove_if_present(marker)
+        .and_then(|()| sync_parent(marker))
+        .map_err(|error| Error::io(marker, error))?;
     change()?;
     write_marker(marker)
 }
@@ -143,14 +152,19 @@ mod tests {
         let target = home.path().join("target");
         let new = |text: &str| folder(home.path().join("new"), text);
         let read = |path: &Path| fs::read_to_string(path.join("file")).unwrap();
-        assert_eq!(replace_folder(&new("1"), &target, Old::Keep).unwrap(), None);
-        assert_eq!(replace_folder(&new("2"), &target, Old::Remove).unwrap(), None);
+        assert_eq!(replace_folder(&new("1"), &target, OldFolder::Keep).unwrap(), None);
+        assert_eq!(
+            replace_folder(&new("2"), &target, OldFolder::Remove).unwrap(),
+            None
+        );
         assert_eq!(
             (read(&target).as_str(), names(home.path())),
             ("2", vec!["target".to_owned()])
         );
         for (text, before) in [("3", "2"), ("4", "3")] {
-            let previous = replace_folder(&new(text), &target, Old::Keep).unwrap().unwrap();
+            let previous = replace_folder(&new(text), &target, OldFolder::Keep)
+                .unwrap()
+                .unwrap();
             assert_eq!((read(&target).as_str(), read(&previous).as_str()), (text, before));
         }
         assert_eq!(names(home.path()), ["target", "target.previous"]);
@@ -161,7 +175,7 @@ mod tests {
         let home = tempfile::tempdir().unwrap();
         let target = folder(home.path().join("target"), "old");
         let aside = home.path().join("target.previous");
-        set_aside(&target, &aside, Old::Keep).unwrap();
+        set_aside(&target, &aside, OldFolder::Keep).unwrap();
         assert_eq!(names(home.path()), ["target.previous"]);
         fs::create_dir(aside.join("inner")).unwrap();
         copy_folder(&aside, &target).unwrap();

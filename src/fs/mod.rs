@@ -17,7 +17,7 @@ pub(crate) use self::atomic::{
     parent_folder, persist, remove_if_present, rename, sync_file_system, sync_parent, write_atomically,
     write_unsynced,
 };
-pub(crate) use self::directory::{Old, remove_replaced, replace_folder, update_folder};
+pub(crate) use self::directory::{OldFolder, remove_replaced, replace_folder, update_folder};
 pub use self::disk::disk_free;
 pub(crate) use self::disk::{Shortage, shortage};
 pub(crate) use self::files::*;

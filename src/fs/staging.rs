@@ -11,7 +11,7 @@ use serde_json::Value;
 
 use super::{
     atomic::write_atomically,
-    directory::{Old, beside, remove_replaced, replace_folder},
+    directory::{OldFolder, beside, remove_replaced, replace_folder},
     disk::{Shortage, shortage},
     lock::RunLock,
     manifest::{FileDigest, MANIFEST, Manifest, Origin, digest_of},
@@ -134,7 +134,7 @@ impl Staging {
         self.manifest.complete = true;
         self.manifest.notes.clear();
         self.manifest.write(&self.dir)?;
-        replace_folder(&self.dir, &self.target, Old::Remove)
+        replace_folder(&self.dir, &self.target, OldFolder::Remove)
             .map_err(|error| Error::io(&self.target, error))?;
         Ok(self.manifest)
     }

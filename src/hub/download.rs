@@ -20,7 +20,7 @@ use super::{
 use crate::console::{self, Bars};
 use crate::error::HubError;
 use crate::fs::{
-    Old, RunLock, Shortage, parent_folder, remove_if_present, remove_replaced, rename, replace_folder,
+    OldFolder, RunLock, Shortage, parent_folder, remove_if_present, remove_replaced, rename, replace_folder,
     shortage, sync_parent, update_folder,
 };
 use crate::{Error, Result};
@@ -97,7 +97,7 @@ impl Incoming {
         }
         if !self.target.exists() {
             manifest.write(&self.folder)?;
-            let installed = replace_folder(&self.folder, &self.target, Old::Remove);
+            let installed = replace_folder(&self.folder, &self.target, OldFolder::Remove);
             return installed
                 .map(drop)
                 .map_err(|error| Error::io(&self.target, error));
@@ -139,7 +139,7 @@ impl Incoming {
 
     /// Puts the folder `name` of this one in the target's place and removes everything else.
     pub fn replace_with(self, name: &str) -> Result<()> {
-        replace_folder(&self.folder.join(name), &self.target, Old::Remove)
+        replace_folder(&self.folder.join(name), &self.target, OldFolder::Remove)
             .map_err(|error| Error::io(&self.target, error))?;
         self.remove()
     }

@@ -13,7 +13,7 @@ use super::{
 };
 use crate::checkpoint::{Checkpoint, StoredTensor, canonical_name, transformers_name, write_tensors};
 use crate::checkpoint::{EMBEDDING, HEAD};
-use crate::fs::{Old, TemporaryFolder, json::write_pretty, parent_folder, replace_folder};
+use crate::fs::{OldFolder, TemporaryFolder, json::write_pretty, parent_folder, replace_folder};
 use crate::processing::{ImageProcessor, PREPROCESSOR_CONFIG};
 use crate::{Error, Result};
 
@@ -98,7 +98,7 @@ impl Adapter {
         fs::create_dir_all(parent).map_err(|error| Error::io(dir, error))?;
         let temporary = TemporaryFolder::new_in(parent).map_err(|error| Error::io(dir, error))?;
         self.write_into(temporary.path())?;
-        replace_folder(temporary.path(), dir, Old::Keep).map_err(|error| Error::io(dir, error))
+        replace_folder(temporary.path(), dir, OldFolder::Keep).map_err(|error| Error::io(dir, error))
     }
 
     fn write_into(&self, dir: &Path) -> Result<()> {

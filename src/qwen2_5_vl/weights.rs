@@ -169,7 +169,7 @@ impl Weights<'_> {
             return Err(Error::checkpoint(
                 adapter.file(),
                 format!(
-                    "holds \"{name}\" of shape {:?} in place of the base's, whose config.json asks for {shape:?}: \
+                    "holds \"{name}\" of shape {:?} in place of the base's, whose config.json requires {shape:?}: \
                      the vocabulary was resized; choose the base with that vocabulary",
                     tensor.size()
                 ),

@@ -162,7 +162,7 @@ fn bytes(checkpoint: &Checkpoint, name: &str, dtype: Dtype, shape: [usize; 2]) -
     let (path, found, found_shape, bytes) = checkpoint.bytes(name)?;
     if found != dtype || found_shape != shape {
         let reason =
-            format!("tensor \"{name}\" is {found} {found_shape:?}; config.json asks for {dtype} {shape:?}");
+            format!("tensor \"{name}\" is {found} {found_shape:?}; config.json requires {dtype} {shape:?}");
         return Err(Error::checkpoint(path, reason));
     }
     Ok(bytes)
@@ -180,7 +180,7 @@ fn scales(checkpoint: &Checkpoint, name: &str, shape: [usize; 2]) -> Result<Tens
         }
     };
     if found != shape {
-        let reason = format!("tensor \"{name}\" is {dtype} {found:?}; config.json asks for {shape:?}");
+        let reason = format!("tensor \"{name}\" is {dtype} {found:?}; config.json requires {shape:?}");
         return Err(Error::checkpoint(path, reason));
     }
     let scales = Tensor::f_from_data_size(&stored, &shape.map(|n| n as i64), kind)?;

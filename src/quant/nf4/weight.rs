@@ -256,7 +256,7 @@ impl StoredTensors<'_> {
         }
         if state.shape != shape {
             return Err(fault(format!(
-                "has shape {:?}, but config.json asks for {shape:?}",
+                "has shape {:?}, but config.json requires {shape:?}",
                 state.shape
             )));
         }

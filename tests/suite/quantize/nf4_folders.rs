@@ -337,7 +337,7 @@ fn broken_states_and_parts_are_named() {
             }
             true
         }),
-        ("asks for", |name, _, shape, bytes| {
+        ("requires", |name, _, shape, bytes| {
             if name.starts_with(WEIGHT) && name.contains("quant_state") {
                 let text = String::from_utf8(bytes.clone()).unwrap();
                 *bytes = text.replace("\"shape\": [", "\"shape\": [1").into_bytes();
