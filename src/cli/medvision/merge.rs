@@ -257,7 +257,7 @@ impl Merge<'_> {
 
 fn summary(info: &MergeInfo) -> String {
     let base = match info.base_quantized {
-        true => format!("{} (restored from four bits)", info.base_model_dir),
+        true => format!("{} (dequantized from 4 bits)", info.base_model_dir),
         false => info.base_model_dir.clone(),
     };
     let mut text = format!(
@@ -285,7 +285,7 @@ fn lines(what: &str, folder: &Merged, unmerged: Option<&PageAccuracy>) -> String
     let error = &folder.weight_error;
     let _ = writeln!(
         text,
-        "  {} weights against the exact sum: RMSE {:.3e} (of RMS {:.3e}), largest error {:.3e} in {}",
+        "  {} weights compared with the exact sum: RMSE {:.3e} (of RMS {:.3e}), largest error {:.3e} in {}",
         error.weights, error.rmse, error.rms, error.max_abs, error.worst
     );
     if let (Some(answers), Some(unmerged)) = (&folder.answers, unmerged)
@@ -293,8 +293,8 @@ fn lines(what: &str, folder: &Merged, unmerged: Option<&PageAccuracy>) -> String
     {
         let _ = writeln!(
             text,
-            "  logits against the adapter beside its base, {} pages: RMSE {:.3e}, largest difference {:.3e}, cosine {:.6}\n  \
-             next tokens right: {:.2} % (unmerged: {:.2} %)",
+            "  logits compared with the attached adapter, {} pages: RMSE {:.3e}, largest difference {:.3e}, cosine {:.6}\n  \
+             top-1 token accuracy: {:.2} % (adapter attached: {:.2} %)",
             answers.pages,
             outputs.output_rmse,
             outputs.output_max_abs,

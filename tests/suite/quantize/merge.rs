@@ -330,7 +330,7 @@ fn the_command_merges_quantizes_and_says_what_it_costs() {
         "NF4: ",
         "RMSE",
         "largest error",
-        "logits against the adapter beside its base, 1 pages",
+        "logits compared with the attached adapter, 1 pages",
         text(&merged),
     ] {
         assert!(said.contains(part), "{part} is not in {said}");
