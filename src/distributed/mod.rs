@@ -1,77 +1,53 @@
-//! Several processes that train together: torchrun's variables, libtorch's own process group.
+//! Data-parallel training: torchrun's environment variables and libtorch's process group.
 //!
-//! Each process is started with `RANK`, `WORLD_SIZE`, `MASTER_ADDR` and `MASTER_PORT`, as torchrun, Slurm's and Kubernetes'
-//! launchers set them, and `LOCAL_RANK` names its GPU. CPU tensors are added up by gloo (c10d's `ProcessGroupGloo`), GPU
-//! tensors by NCCL. The traffic is neither encrypted nor authenticated, as torch.distributed's is not: keep it within one
+//! Each process is started with `RANK`, `WORLD_SIZE`, `MASTER_ADDR` and `MASTER_PORT`, as torchrun and the launchers of Slurm
+//! and Kubernetes set them; `LOCAL_RANK` selects its GPU. CPU tensors are reduced with gloo (c10d's `ProcessGroupGloo`), GPU
+//! tensors with NCCL. As with torch.distributed, the traffic is neither encrypted nor authenticated: keep it within one
 //! machine or a private network.
 
 mod nccl;
 
-use std::ffi::{CString, c_char, c_int, c_void};
 use std::time::Duration;
 
 use tch::{Device, Kind, Tensor};
 
 use self::nccl::Communicator;
-use crate::{Error, Result, torch};
+use crate::torch::c10d::{GlooGroup, Rendezvous};
+use crate::{Error, Result};
 
-/// How long members wait for each other.
+/// Timeout of joining and of each collective.
 const TIMEOUT: Duration = Duration::from_secs(600);
 
-unsafe extern "C" {
-    fn medvision_group_join(
-        host: *const c_char,
-        port: u16,
-        server: c_int,
-        rank: c_int,
-        size: c_int,
-        interface: *const c_char,
-        local: c_int,
-        timeout_ms: i64,
-        group: *mut *mut c_void,
-        message: *mut c_char,
-        capacity: usize,
-    ) -> c_int;
-    fn medvision_group_leave(group: *mut c_void);
-    fn medvision_group_sum(
-        group: *mut c_void,
-        tensor: *mut c_void,
-        message: *mut c_char,
-        capacity: usize,
-    ) -> c_int;
-    fn medvision_group_broadcast(
-        group: *mut c_void,
-        tensor: *mut c_void,
-        message: *mut c_char,
-        capacity: usize,
-    ) -> c_int;
-}
-
-/// Where a process stands among its like.
+/// Rank, world size and rendezvous address of a process.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Place {
-    /// From 0; the first writes files and speaks.
+pub struct ProcessInfo {
+    /// Rank, from 0.
     pub rank: usize,
-    /// Processes.
-    pub size: usize,
-    /// From 0 on this machine: its GPU.
+    /// Number of processes.
+    pub world_size: usize,
+    /// Rank on this machine, from 0: index of the GPU.
     pub local_rank: usize,
-    /// Where the first one, or who started them, listens.
-    pub host: String,
-    /// The port there.
-    pub port: u16,
-    /// Who started the processes holds the store (torchrun does).
-    pub store_is_elsewhere: bool,
+    /// Host of the store.
+    pub master_addr: String,
+    /// Port of the store.
+    pub master_port: u16,
+    /// The launcher serves the store, as torchrun does, instead of rank 0.
+    pub external_store: bool,
 }
 
-impl Place {
-    /// What torchrun's variables say; `None` without `WORLD_SIZE`, or where it is 1.
+impl ProcessInfo {
+    /// Whether this is rank 0, which writes files and messages.
+    pub fn is_main_process(&self) -> bool {
+        self.rank == 0
+    }
+
+    /// Reads torchrun's variables; `None` without `WORLD_SIZE`, or if it is 1.
     pub fn from_env() -> Result<Option<Self>> {
         Self::from_variables(|name| std::env::var(name).ok())
     }
 
     fn from_variables(variable: impl Fn(&str) -> Option<String>) -> Result<Option<Self>> {
-        let Some(size) = variable("WORLD_SIZE") else {
+        let Some(world_size) = variable("WORLD_SIZE") else {
             return Ok(None);
         };
         let fault = |name: &str, reason: &str| {
@@ -84,81 +60,61 @@ impl Place {
                 .parse::<usize>()
                 .map_err(|_| fault(name, &format!("is {text:?}, not a number")))
         };
-        let needed = |name: &str| variable(name).ok_or_else(|| fault(name, "is not set beside WORLD_SIZE"));
-        let size = number("WORLD_SIZE", size)?;
-        if size <= 1 {
+        let required = |name: &str| variable(name).ok_or_else(|| fault(name, "must be set with WORLD_SIZE"));
+        let world_size = number("WORLD_SIZE", world_size)?;
+        if world_size <= 1 {
             return Ok(None);
         }
-        let rank = number("RANK", needed("RANK")?)?;
-        if rank >= size {
-            return Err(fault("RANK", &format!("is {rank} of {size}")));
+        let rank = number("RANK", required("RANK")?)?;
+        if rank >= world_size {
+            return Err(fault(
+                "RANK",
+                &format!("is {rank}, but WORLD_SIZE is {world_size}"),
+            ));
         }
         let local_rank = variable("LOCAL_RANK").map_or(Ok(rank), |text| number("LOCAL_RANK", text))?;
-        let port = number("MASTER_PORT", needed("MASTER_PORT")?)?;
+        let port = number("MASTER_PORT", required("MASTER_PORT")?)?;
         Ok(Some(Self {
             rank,
-            size,
+            world_size,
             local_rank,
-            host: needed("MASTER_ADDR")?,
-            port: u16::try_from(port).map_err(|_| fault("MASTER_PORT", &format!("is {port}")))?,
-            store_is_elsewhere: variable("TORCHELASTIC_USE_AGENT_STORE").as_deref() == Some("True"),
+            master_addr: required("MASTER_ADDR")?,
+            master_port: u16::try_from(port).map_err(|_| fault("MASTER_PORT", &format!("is {port}")))?,
+            external_store: variable("TORCHELASTIC_USE_AGENT_STORE").as_deref() == Some("True"),
         }))
     }
 }
 
-/// The processes that train together, seen from one of them.
-pub struct Group {
-    place: Place,
-    /// c10d's group.
-    handle: *mut c_void,
+/// The process group, as one of its processes sees it.
+pub struct ProcessGroup {
+    info: ProcessInfo,
+    gloo: GlooGroup,
     /// On GPUs.
     nccl: Option<Communicator>,
 }
 
-impl Group {
-    /// Joins the others; waits until all are there. `device` is where this process computes.
-    pub fn join(place: Place, device: Device) -> Result<Self> {
-        let text = |text: &str| {
-            CString::new(text).map_err(|_| Error::Distributed(format!("{text:?} is no name of a host")))
-        };
-        let host = text(&place.host)?;
-        let interface = text(&std::env::var("GLOO_SOCKET_IFNAME").unwrap_or_default())?;
-        let local = matches!(place.host.as_str(), "127.0.0.1" | "localhost" | "::1");
-        let number = |value: usize| {
-            c_int::try_from(value).map_err(|_| Error::Distributed(format!("{value} processes are too many")))
-        };
-        let (rank, size) = (number(place.rank)?, number(place.size)?);
-        let server = c_int::from(place.rank == 0 && !place.store_is_elsewhere);
-        let mut handle = std::ptr::null_mut();
-        torch::call(|message, capacity| {
-            // SAFETY: the strings are terminated and outlive the call, as the places for results do; it throws nothing.
-            unsafe {
-                medvision_group_join(
-                    host.as_ptr(),
-                    place.port,
-                    server,
-                    rank,
-                    size,
-                    interface.as_ptr(),
-                    c_int::from(local),
-                    TIMEOUT.as_millis() as i64,
-                    &mut handle,
-                    message,
-                    capacity,
-                )
-            }
+impl ProcessGroup {
+    /// Joins the group; waits until all processes have joined. `device` is where this process computes.
+    pub fn join(info: ProcessInfo, device: Device) -> Result<Self> {
+        let interface = std::env::var("GLOO_SOCKET_IFNAME").unwrap_or_default();
+        let gloo = GlooGroup::join(&Rendezvous {
+            host: &info.master_addr,
+            port: info.master_port,
+            serves: info.is_main_process() && !info.external_store,
+            rank: info.rank,
+            world_size: info.world_size,
+            interface: &interface,
+            timeout: TIMEOUT,
         })
         .map_err(|reason| {
             Error::Distributed(format!(
-                "process {rank} of {size} cannot join the others at {}:{}: {}",
-                place.host,
-                place.port,
-                torch::first_line(&reason)
+                "rank {} of {} cannot join the process group at {}:{}: {reason}",
+                info.rank, info.world_size, info.master_addr, info.master_port,
             ))
         })?;
         let mut group = Self {
-            place,
-            handle,
+            info,
+            gloo,
             nccl: None,
         };
         if let Device::Cuda(index) = device {
@@ -167,84 +123,66 @@ impl Group {
         Ok(group)
     }
 
-    /// NCCL's part: the first one's id goes round through gloo.
+    /// The NCCL communicator; rank 0's id is broadcast over gloo.
     fn communicator(&self, index: usize) -> Result<Communicator> {
-        let id = match self.place.rank {
-            0 => nccl::unique_id()?.to_vec(),
-            _ => vec![0; nccl::ID_BYTES],
+        let id = match self.info.is_main_process() {
+            true => nccl::unique_id()?.to_vec(),
+            false => vec![0; nccl::ID_BYTES],
         };
-        let id = Tensor::f_from_slice(&id)?;
-        self.gloo(medvision_group_broadcast, &id)?;
+        let mut id = Tensor::f_from_slice(&id)?;
+        self.gloo.broadcast(&mut id).map_err(unreachable)?;
         let mut bytes = [0u8; nccl::ID_BYTES];
         id.f_copy_data_u8(&mut bytes, nccl::ID_BYTES)?;
-        Communicator::new(&bytes, self.place.rank, self.place.size, index)
+        Communicator::new(&bytes, self.info.rank, self.info.world_size, index)
     }
 
-    /// Where this process stands.
-    pub fn place(&self) -> &Place {
-        &self.place
+    /// Rank, world size and rendezvous address of this process.
+    pub fn info(&self) -> &ProcessInfo {
+        &self.info
     }
 
-    /// Adds up `tensor`, contiguous and f32 or f64, over all processes, in place; every process must call it in the same order.
-    pub fn sum(&self, tensor: &mut Tensor) -> Result<()> {
+    /// Sums `tensor`, contiguous and f32 or f64, over all processes, in place.
+    ///
+    /// All processes must call the collectives in the same order.
+    pub fn all_reduce(&self, tensor: &mut Tensor) -> Result<()> {
         assert!(tensor.is_contiguous() && matches!(tensor.kind(), Kind::Float | Kind::Double));
         match (tensor.device(), &self.nccl) {
-            (Device::Cpu, _) => self.gloo(medvision_group_sum, tensor),
-            (_, Some(nccl)) => nccl.sum(tensor),
+            (Device::Cpu, _) => self.gloo.all_reduce(tensor).map_err(unreachable),
+            (_, Some(nccl)) => nccl.all_reduce(tensor),
             (_, None) => {
-                let on_host = tensor.f_to_device(Device::Cpu)?;
-                self.gloo(medvision_group_sum, &on_host)?;
+                let mut on_host = tensor.f_to_device(Device::Cpu)?;
+                self.gloo.all_reduce(&mut on_host).map_err(unreachable)?;
                 Ok(tensor.f_copy_(&on_host)?)
             }
         }
     }
 
-    /// The first process's values of `tensor` to all, in place.
+    /// Copies rank 0's values of `tensor` to all processes, in place.
     pub fn broadcast(&self, tensor: &mut Tensor) -> Result<()> {
-        let on_host = tensor.f_to_device(Device::Cpu)?.f_contiguous()?;
-        self.gloo(medvision_group_broadcast, &on_host)?;
+        let mut on_host = tensor.f_to_device(Device::Cpu)?.f_contiguous()?;
+        self.gloo.broadcast(&mut on_host).map_err(unreachable)?;
         Ok(tensor.f_copy_(&on_host)?)
     }
 
-    /// Waits until all processes have come here.
+    /// Waits until all processes have called it.
     pub fn barrier(&self) -> Result<()> {
-        self.gloo(
-            medvision_group_sum,
-            &Tensor::f_zeros([1], (Kind::Float, Device::Cpu))?,
-        )
-    }
-
-    fn gloo(
-        &self,
-        operation: unsafe extern "C" fn(*mut c_void, *mut c_void, *mut c_char, usize) -> c_int,
-        tensor: &Tensor,
-    ) -> Result<()> {
-        torch::call(|message, capacity| {
-            // SAFETY: the group lives; the tensor is a C++ tensor on the CPU, which outlives the call.
-            unsafe { operation(self.handle, tensor.as_ptr().cast_mut().cast(), message, capacity) }
-        })
-        .map_err(|reason| {
-            Error::Distributed(format!(
-                "the other processes cannot be reached: {}; one of them may have failed, see its messages",
-                torch::first_line(&reason)
-            ))
-        })
+        let mut value = Tensor::f_zeros([1], (Kind::Float, Device::Cpu))?;
+        self.gloo.all_reduce(&mut value).map_err(unreachable)
     }
 }
 
-impl Drop for Group {
-    fn drop(&mut self) {
-        // SAFETY: made by `medvision_group_join`, and not used any more.
-        unsafe { medvision_group_leave(self.handle) };
-    }
+fn unreachable(reason: String) -> Error {
+    Error::Distributed(format!(
+        "cannot reach the other processes: {reason}; if one of them failed, see its messages"
+    ))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn place(variables: &[(&str, &str)]) -> Result<Option<Place>> {
-        Place::from_variables(|name| {
+    fn info(variables: &[(&str, &str)]) -> Result<Option<ProcessInfo>> {
+        ProcessInfo::from_variables(|name| {
             let found = variables.iter().find(|(one, _)| *one == name);
             found.map(|(_, value)| (*value).to_owned())
         })
@@ -252,8 +190,8 @@ mod tests {
 
     #[test]
     fn torchruns_variables_are_read() {
-        assert_eq!(place(&[]).unwrap(), None);
-        assert_eq!(place(&[("WORLD_SIZE", "1")]).unwrap(), None);
+        assert_eq!(info(&[]).unwrap(), None);
+        assert_eq!(info(&[("WORLD_SIZE", "1")]).unwrap(), None);
         let all = [
             ("WORLD_SIZE", "4"),
             ("RANK", "3"),
@@ -262,20 +200,20 @@ mod tests {
             ("MASTER_PORT", "29500"),
             ("TORCHELASTIC_USE_AGENT_STORE", "True"),
         ];
-        let found = place(&all).unwrap().unwrap();
+        let found = info(&all).unwrap().unwrap();
         assert_eq!(
-            (found.rank, found.size, found.local_rank, found.port),
+            (found.rank, found.world_size, found.local_rank, found.master_port),
             (3, 4, 1, 29500)
         );
-        assert!(found.store_is_elsewhere && found.host == "node0");
+        assert!(found.external_store && found.master_addr == "node0");
         for missing in 1..5 {
             let mut some = all.to_vec();
             let (name, _) = some.remove(missing);
             if name == "LOCAL_RANK" {
-                assert_eq!(place(&some).unwrap().unwrap().local_rank, 3);
+                assert_eq!(info(&some).unwrap().unwrap().local_rank, 3);
                 continue;
             }
-            let error = place(&some).unwrap_err().to_string();
+            let error = info(&some).unwrap_err().to_string();
             assert!(error.contains(name) && error.contains("torchrun"), "{error}");
         }
         for (name, wrong) in [
@@ -286,7 +224,7 @@ mod tests {
         ] {
             let mut some: Vec<_> = all.iter().copied().filter(|(one, _)| *one != name).collect();
             some.push((name, wrong));
-            let error = place(&some).unwrap_err().to_string();
+            let error = info(&some).unwrap_err().to_string();
             assert!(error.contains(name) && error.contains(wrong), "{error}");
         }
     }

@@ -25,8 +25,8 @@ struct Group {
 
 extern "C" {
 
-// Joins the group whose store is at host:port; `server` makes the store here. `interface` names a network interface, or is
-// empty for the one that the host's own name leads to; `local` keeps to this machine.
+// Joins the group whose store is at host:port; `server` serves the store in this process. `interface` names a network
+// interface, or is empty for the one that the machine's host name resolves to; `local` binds to the loopback interface.
 int medvision_group_join(const char* host, uint16_t port, int server, int rank, int size, const char* interface, int local,
                          int64_t timeout_ms, void** group, char* message, size_t capacity) noexcept {
   return guarded(message, capacity, [&] {
@@ -35,7 +35,7 @@ int medvision_group_join(const char* host, uint16_t port, int server, int rank, 
     options.port = port;
     options.isServer = server != 0;
     options.numWorkers = size;
-    // Whoever starts the workers may hold the store itself and counts no workers.
+    // An external launcher (torchrun) may serve the store, which then does not count workers.
     options.waitWorkers = false;
     options.timeout = timeout;
     auto store = c10::make_intrusive<c10d::TCPStore>(host, options);
@@ -60,7 +60,7 @@ void medvision_group_leave(void* group) noexcept {
   }
 }
 
-// Adds up `tensor`, contiguous on the CPU, over all members, in place.
+// Sums `tensor`, contiguous on the CPU, over all ranks, in place.
 int medvision_group_sum(void* group, void* tensor, char* message, size_t capacity) noexcept {
   return guarded(message, capacity, [&] {
     std::vector<at::Tensor> tensors{*static_cast<at::Tensor*>(tensor)};
@@ -68,7 +68,7 @@ int medvision_group_sum(void* group, void* tensor, char* message, size_t capacit
   });
 }
 
-// The first member's values of `tensor` to all, in place.
+// Copies rank 0's values of `tensor` to all ranks, in place.
 int medvision_group_broadcast(void* group, void* tensor, char* message, size_t capacity) noexcept {
   return guarded(message, capacity, [&] {
     std::vector<at::Tensor> tensors{*static_cast<at::Tensor*>(tensor)};

@@ -5,6 +5,7 @@
 pub(crate) mod allocator;
 pub(crate) mod attention;
 pub mod autograd;
+pub(crate) mod c10d;
 mod transfer;
 
 use std::ffi::{CStr, c_char, c_int};

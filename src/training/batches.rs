@@ -1,4 +1,6 @@
-//! Which samples make which optimizer step: a function of seed, epoch and the samples' lengths and pages alone.
+//! The sampler: which samples form which batch of which optimizer step.
+//!
+//! It is a function of seed, epoch and the samples' lengths and pages, so that a resumed run continues with the same batches.
 
 use std::cmp::Reverse;
 use std::collections::HashMap;
@@ -6,12 +8,12 @@ use std::collections::HashMap;
 use rand_chacha::ChaCha12Rng;
 use rand_chacha::rand_core::{RngCore, SeedableRng};
 
-/// One optimizer step: samples by number, in batches that are computed at once.
+/// One optimizer step: the sample numbers of its batches.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct StepPlan {
-    /// Which pass over the samples, from 0.
+    /// Epoch, from 0.
     pub epoch: u64,
-    /// Samples of each batch.
+    /// Sample numbers of each batch; a batch is one forward pass.
     pub batches: Vec<Vec<usize>>,
 }
 
@@ -22,96 +24,98 @@ impl StepPlan {
     }
 }
 
-/// A sample as batches see it.
+/// Length and page of a sample.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Shape {
-    /// Tokens of page, prompt and answer.
+pub struct SampleInfo {
+    /// Number of tokens of page, prompt and answer.
     pub tokens: usize,
-    /// Number of its page, which other samples may have too.
+    /// Number of its page, which several samples may share.
     pub page: usize,
 }
 
-/// All samples, by their pages: those of one page stay together, since a batch looks at each of its pages once.
+/// All samples, grouped by page. Groups stay together, because each page is encoded once per batch.
 #[derive(Debug, Clone)]
-pub struct ByPage {
-    shapes: Vec<Shape>,
+pub struct PageGroups {
+    samples: Vec<SampleInfo>,
     /// Samples of each page.
     pages: Vec<Vec<usize>>,
 }
 
-impl ByPage {
-    /// Of samples in their order.
-    pub fn new(shapes: Vec<Shape>) -> Self {
+impl PageGroups {
+    /// Groups `samples`, given in order of their numbers.
+    pub fn new(samples: Vec<SampleInfo>) -> Self {
         let mut pages: Vec<Vec<usize>> = Vec::new();
-        let mut places = HashMap::new();
-        for (sample, shape) in shapes.iter().enumerate() {
-            let place = *places.entry(shape.page).or_insert(pages.len());
-            if place == pages.len() {
+        let mut indices = HashMap::new();
+        for (number, sample) in samples.iter().enumerate() {
+            let index = *indices.entry(sample.page).or_insert(pages.len());
+            if index == pages.len() {
                 pages.push(Vec::new());
             }
-            pages[place].push(sample);
+            pages[index].push(number);
         }
-        Self { shapes, pages }
+        Self { samples, pages }
     }
 
-    /// How many samples there are.
-    pub fn samples(&self) -> usize {
-        self.shapes.len()
+    /// Number of samples.
+    pub fn sample_count(&self) -> usize {
+        self.samples.len()
     }
 
-    /// Tokens of the longest one.
+    /// Number of tokens of the longest sample.
     pub fn longest(&self) -> usize {
-        self.shapes.iter().map(|shape| shape.tokens).max().unwrap_or(0)
+        self.samples.iter().map(|sample| sample.tokens).max().unwrap_or(0)
     }
 
-    /// Tokens of some.
+    /// Number of tokens of the samples numbered `samples`.
     pub fn tokens<'a>(&self, samples: impl IntoIterator<Item = &'a usize>) -> usize {
         samples
             .into_iter()
-            .map(|&sample| self.shapes[sample].tokens)
+            .map(|&sample| self.samples[sample].tokens)
             .sum()
     }
 }
 
-/// How samples are put together.
+/// How samples are combined into batches and steps.
 #[derive(Debug, Clone, Copy)]
 pub struct Batching {
-    /// Samples an optimizer step, all processes together.
+    /// Samples per optimizer step, over all processes.
     pub step_samples: usize,
-    /// Samples a batch, at most.
+    /// Maximum samples per batch.
     pub batch_size: usize,
-    /// Tokens a batch, at most; a single sample may have more.
+    /// Maximum tokens per batch; a single sample may have more.
     pub batch_tokens: usize,
-    /// Seed of the order.
+    /// Seed of the permutations.
     pub seed: u64,
 }
 
 impl Batching {
-    /// Optimizer steps a pass over `samples` samples; the last one may be smaller.
+    /// Optimizer steps per epoch of `samples` samples; the last one may be smaller.
     pub fn steps_per_epoch(&self, samples: usize) -> u64 {
         samples.div_ceil(self.step_samples) as u64
     }
 
-    /// All samples in their order, in batches.
-    pub fn all(&self, samples: &ByPage) -> Vec<Vec<usize>> {
-        self.cut(&samples.pages.concat(), samples)
+    /// Batches of all samples, in order, without shuffling.
+    pub fn in_order(&self, samples: &PageGroups) -> Vec<Vec<usize>> {
+        self.pack(&samples.pages.concat(), samples)
     }
 
-    /// `groups`, the longest first, in as many batches as [`Self::cut`] makes: each where there are fewest tokens and room
-    /// for it, in parts where it has room nowhere.
-    fn dealt(&self, groups: &[&[usize]], samples: &ByPage) -> Vec<Vec<usize>> {
-        let cut = self.cut(&groups.concat(), samples);
-        let mut dealt = vec![(0, Vec::new()); cut.len()];
+    /// Balances `groups`, sorted by length, over as many batches as [`Self::pack`] makes: greedy longest-first bin packing.
+    ///
+    /// Each group goes to the batch with the fewest tokens that has room for it, and is split if no batch has. If the result
+    /// breaks a limit, the batches are those of [`Self::pack`].
+    fn balance(&self, groups: &[&[usize]], samples: &PageGroups) -> Vec<Vec<usize>> {
+        let packed = self.pack(&groups.concat(), samples);
+        let mut balanced = vec![(0, Vec::new()); packed.len()];
         for &group in groups {
             let mut left = group;
             while !left.is_empty() {
                 let room = |batch: &(usize, Vec<usize>)| self.batch_size - batch.1.len();
-                let Some(batch) = dealt
+                let Some(batch) = balanced
                     .iter_mut()
                     .filter(|batch| room(batch) > 0)
                     .min_by_key(|batch| (room(batch) < left.len(), batch.0))
                 else {
-                    return cut;
+                    return packed;
                 };
                 let (here, rest) = left.split_at(left.len().min(room(batch)));
                 batch.0 += samples.tokens(here);
@@ -122,18 +126,18 @@ impl Batching {
         let fits = |(tokens, batch): &(usize, Vec<usize>)| {
             !batch.is_empty() && (batch.len() == 1 || *tokens <= self.batch_tokens)
         };
-        if !dealt.iter().all(fits) {
-            return cut;
+        if !balanced.iter().all(fits) {
+            return packed;
         }
-        dealt.into_iter().map(|(_, batch)| batch).collect()
+        balanced.into_iter().map(|(_, batch)| batch).collect()
     }
 
-    /// `chosen` in their order, cut into batches.
-    fn cut(&self, chosen: &[usize], samples: &ByPage) -> Vec<Vec<usize>> {
+    /// Packs the samples numbered `chosen` into batches, in order.
+    fn pack(&self, chosen: &[usize], samples: &PageGroups) -> Vec<Vec<usize>> {
         let mut batches: Vec<Vec<usize>> = Vec::new();
         let mut tokens = 0;
         for &sample in chosen {
-            let length = samples.shapes[sample].tokens;
+            let length = samples.samples[sample].tokens;
             match batches.last_mut() {
                 Some(batch) if batch.len() < self.batch_size && tokens + length <= self.batch_tokens => {
                     batch.push(sample);
@@ -149,19 +153,19 @@ impl Batching {
     }
 }
 
-/// The steps of a training, one after the other.
+/// Plans the steps of a run.
 #[derive(Debug, Clone)]
-pub struct Steps {
+pub struct StepPlanner {
     batching: Batching,
-    samples: ByPage,
-    /// Which epoch's order is at hand.
+    samples: PageGroups,
+    /// The epoch of `order`.
     epoch: Option<u64>,
     order: Vec<usize>,
 }
 
-impl Steps {
-    /// Of `samples`, put together as `batching` says.
-    pub fn new(batching: Batching, samples: ByPage) -> Self {
+impl StepPlanner {
+    /// A planner of `samples`, batched by `batching`.
+    pub fn new(batching: Batching, samples: PageGroups) -> Self {
         Self {
             batching,
             samples,
@@ -172,11 +176,10 @@ impl Steps {
 
     /// The step after `done` steps.
     ///
-    /// Samples of a batch lie one behind the other, without padding; where they have too many tokens together the batch is
-    /// cut. Batches of a step are about equally long, so that of several processes none waits for another.
+    /// The batches of a step have about equally many tokens, so that no process waits for another.
     pub fn plan(&mut self, done: u64) -> StepPlan {
         let (batching, samples) = (&self.batching, &self.samples);
-        let steps = batching.steps_per_epoch(samples.samples()).max(1);
+        let steps = batching.steps_per_epoch(samples.sample_count()).max(1);
         let (epoch, step) = (done / steps, (done % steps) as usize);
         if self.epoch != Some(epoch) {
             let pages = permutation(batching.seed, epoch, samples.pages.len());
@@ -190,17 +193,17 @@ impl Steps {
         let start = step * batching.step_samples;
         let end = (start + batching.step_samples).min(self.order.len());
         let mut groups: Vec<&[usize]> = self.order[start..end]
-            .chunk_by(|&a, &b| samples.shapes[a].page == samples.shapes[b].page)
+            .chunk_by(|&a, &b| samples.samples[a].page == samples.samples[b].page)
             .collect();
         groups.sort_by_key(|&group| (Reverse(samples.tokens(group)), group[0]));
         StepPlan {
             epoch,
-            batches: batching.dealt(&groups, samples),
+            batches: batching.balance(&groups, samples),
         }
     }
 }
 
-/// An order of `0..n` by seed and epoch; Fisher and Yates.
+/// A permutation of `0..n`, by seed and epoch (Fisher-Yates).
 fn permutation(seed: u64, epoch: u64, n: usize) -> Vec<usize> {
     let mut random = ChaCha12Rng::seed_from_u64(seed);
     random.set_stream(epoch);
@@ -211,11 +214,11 @@ fn permutation(seed: u64, epoch: u64, n: usize) -> Vec<usize> {
     order
 }
 
-/// A number below `bound`, each equally likely (Lemire's method).
+/// A uniform integer below `bound` (Lemire's method).
 fn below(random: &mut ChaCha12Rng, bound: u64) -> u64 {
     loop {
         let product = u128::from(random.next_u64()) * u128::from(bound);
-        // The low half of a biased draw lies below 2^64 mod bound.
+        // Rejects draws whose low half is below 2^64 mod bound: they are biased.
         if product as u64 >= bound.wrapping_neg() % bound {
             return (product >> 64) as u64;
         }
@@ -228,12 +231,12 @@ mod tests {
 
     use super::*;
 
-    /// Samples of these lengths, `each` to a page.
-    fn samples(lengths: &[usize], each: usize) -> ByPage {
-        let shapes = lengths.iter().enumerate();
-        ByPage::new(
-            shapes
-                .map(|(i, &tokens)| Shape {
+    /// Samples of these lengths, `each` per page.
+    fn samples(lengths: &[usize], each: usize) -> PageGroups {
+        let lengths = lengths.iter().enumerate();
+        PageGroups::new(
+            lengths
+                .map(|(i, &tokens)| SampleInfo {
                     tokens,
                     page: i / each,
                 })
@@ -243,14 +246,14 @@ mod tests {
 
     #[test]
     fn the_order_is_fixed() {
-        // Changing it breaks every --resume of a training that an earlier version began.
+        // Changing it breaks --resume of runs of an earlier version.
         let batching = Batching {
             step_samples: 64,
             batch_size: 64,
             batch_tokens: usize::MAX,
             seed: 42,
         };
-        let first = Steps::new(batching, samples(&[1; 64], 1))
+        let first = StepPlanner::new(batching, samples(&[1; 64], 1))
             .plan(0)
             .batches
             .concat();
@@ -265,7 +268,7 @@ mod tests {
     }
 
     #[test]
-    fn batches_of_a_step_are_about_equally_long_and_pages_stay_whole() {
+    fn batches_of_a_step_are_balanced_and_pages_are_not_split() {
         let batching = Batching {
             step_samples: 32,
             batch_size: 8,
@@ -275,14 +278,14 @@ mod tests {
         let lengths: Vec<usize> = (1..=32).map(|i| i * 100).collect();
         for each in [1, 2] {
             let samples = samples(&lengths, each);
-            let batches = Steps::new(batching, samples.clone()).plan(0).batches;
+            let batches = StepPlanner::new(batching, samples.clone()).plan(0).batches;
             let tokens: Vec<usize> = batches.iter().map(|batch| samples.tokens(batch)).collect();
             assert_eq!(tokens, [13200; 4]);
         }
-        // Pages of a long pass, in any order, are each in one batch.
+        // Over a long epoch, too, each page is in one batch.
         let lengths: Vec<usize> = (0..320).map(|i| 100 + i * 37 % 101).collect();
         let samples = samples(&lengths, 2);
-        let mut steps = Steps::new(batching, samples);
+        let mut steps = StepPlanner::new(batching, samples);
         for step in 0..10 {
             for batch in steps.plan(step).batches {
                 assert!(
@@ -295,7 +298,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn every_sample_comes_once_an_epoch(
+        fn every_sample_is_drawn_once_per_epoch(
             lengths in prop::collection::vec(1usize..500, 1..60), each in 1usize..4, step_samples in 1usize..20,
             batch_size in 1usize..8, batch_tokens in 1usize..1500, seed: u64,
         ) {
@@ -303,7 +306,7 @@ mod tests {
             let samples = samples(&lengths, each);
             let fits = |batch: &Vec<usize>| batch.len() <= batch_size && (batch.len() == 1 || samples.tokens(batch) <= batch_tokens);
             let steps = batching.steps_per_epoch(lengths.len());
-            let mut plans = Steps::new(batching, samples.clone());
+            let mut plans = StepPlanner::new(batching, samples.clone());
             for epoch in 0..2 {
                 let mut seen = Vec::new();
                 for step in 0..steps {
@@ -316,7 +319,7 @@ mod tests {
                 seen.sort_unstable();
                 prop_assert_eq!(seen, (0..lengths.len()).collect::<Vec<_>>());
             }
-            let all = batching.all(&samples);
+            let all = batching.in_order(&samples);
             prop_assert!(all.iter().all(fits));
             prop_assert_eq!(all.concat(), (0..lengths.len()).collect::<Vec<_>>());
         }

@@ -1,8 +1,8 @@
-//! Where a training stands, on the disk: whole or not there, newest first, broken ones passed over.
+//! Checkpoints: written atomically; `--resume` uses the latest one that is intact.
 //!
-//! `models/NAME-medical-lora.training/step-N/` holds `state.safetensors` (the adapter's values, AdamW's two means and the
-//! best values so far, each as one flat tensor in the order of the modules' names), `progress.json` and a manifest with
-//! the sha256 of both. Order and dropout are functions of seed and step, so that these are all of the random state.
+//! `models/NAME-medical-lora.training/step-N/` holds `state.safetensors` (the adapter's values, AdamW's moments and the
+//! best values so far, each as one flat tensor in order of the module names), `progress.json` and a manifest with the
+//! sha256 of both. There is no RNG state: shuffling and dropout are functions of seed and step.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -12,9 +12,9 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use tch::{Kind, Tensor};
 
-use super::{log::Progress, parameters::State};
+use super::{parameters::State, progress::Progress};
 use crate::checkpoint::{TensorFile, TensorPlan};
-use crate::console::{self, Level};
+use crate::console::{Level, Notify};
 use crate::error::TrainingError;
 use crate::fs::{CONFIG_BYTES, Manifest, Origin, RunLock, Staged, Staging, open_regular, read_bounded};
 use crate::{Error, Result};
@@ -22,56 +22,56 @@ use crate::{Error, Result};
 const STATE: &str = "state.safetensors";
 const PROGRESS: &str = "progress.json";
 const PREFIX: &str = "step-";
-/// Bytes that are handed to a file at a time.
+/// Chunk size of writes, bytes.
 const PIECE: usize = 16 << 20;
 
-/// What two runs must have in common for one to go on where the other stopped.
+/// What must match on `--resume`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Identity {
-    /// Settings that change what is learnt, by name.
+pub struct ResumeFingerprint {
+    /// Hyperparameters, by name.
     pub settings: Value,
-    /// sha256 over the training samples.
+    /// sha256 of the training samples.
     pub training_data: String,
-    /// sha256 over the validation samples.
+    /// sha256 of the validation samples; empty without validation.
     pub validation_data: String,
     /// Name of the base's folder.
     pub base: String,
-    /// sha256 over the base.
+    /// sha256 of the base.
     pub base_revision: String,
-    /// Processes that train together.
+    /// Number of processes.
     pub processes: usize,
-    /// Values that are trained.
+    /// Number of trained parameters.
     pub parameters: u64,
 }
 
-/// Everything to go on from.
+/// A checkpoint, as it is read.
 pub struct Restored {
-    /// Counts, history, position.
+    /// Position, counts, history.
     pub progress: Progress,
-    /// The adapter and its optimizer.
+    /// State of adapter and optimizer.
     pub state: State,
-    /// The best adapter's values, where there was a validation.
+    /// The best adapter's values, if there was a validation.
     pub best: Option<Tensor>,
 }
 
 /// `progress.json`.
 #[derive(Serialize, Deserialize)]
 struct Stored {
-    identity: Identity,
+    identity: ResumeFingerprint,
     progress: Progress,
 }
 
-/// The folder of a training's checkpoints, held by one run at a time.
+/// The folder of a run's checkpoints, locked by one run at a time.
 pub struct Checkpoints {
     folder: PathBuf,
     keep: usize,
-    identity: Identity,
+    fingerprint: ResumeFingerprint,
     _lock: Option<RunLock>,
 }
 
 impl Checkpoints {
-    /// Takes hold of `folder`, which is made where it is missing. Of processes that train together only one `writes`.
-    pub fn open(folder: &Path, keep: usize, identity: Identity, writes: bool) -> Result<Self> {
+    /// Creates `folder` if necessary, and locks it if this process `writes`, as only the main process does.
+    pub fn open(folder: &Path, keep: usize, fingerprint: ResumeFingerprint, writes: bool) -> Result<Self> {
         let lock = match writes {
             true => Some(lock(folder)?),
             false => None,
@@ -79,7 +79,7 @@ impl Checkpoints {
         Ok(Self {
             folder: folder.to_owned(),
             keep,
-            identity,
+            fingerprint,
             _lock: lock,
         })
     }
@@ -89,7 +89,7 @@ impl Checkpoints {
         &self.folder
     }
 
-    /// Steps of the checkpoints that are there, the newest first.
+    /// Steps of all checkpoints, the latest first.
     pub fn steps(&self) -> Result<Vec<u64>> {
         let entries = fs::read_dir(&self.folder).map_err(|error| Error::io(&self.folder, error))?;
         let mut steps: Vec<u64> = entries
@@ -100,18 +100,18 @@ impl Checkpoints {
         Ok(steps)
     }
 
-    /// The newest whole checkpoint; one that is broken is named on standard error and passed over.
-    pub fn newest(&self) -> Result<Restored> {
+    /// Reads the latest intact checkpoint; a broken one is reported to `notify` and skipped.
+    pub fn latest(&self, notify: Notify<'_>) -> Result<Restored> {
         let nothing = |reason: &str| TrainingError::NothingToResume {
             folder: self.folder.clone(),
             reason: reason.to_owned(),
         };
         let steps = self.steps()?;
         if steps.is_empty() {
-            return Err(nothing("holds no checkpoint").into());
+            return Err(nothing("has no checkpoint").into());
         }
         for step in steps {
-            let dir = self.place(step);
+            let dir = self.dir(step);
             match read(&dir) {
                 Ok((stored, state, best)) => {
                     self.check(&dir, &stored.identity)?;
@@ -121,20 +121,21 @@ impl Checkpoints {
                         best,
                     });
                 }
-                Err(error) => console::say(
+                Err(error) => notify(
                     Level::WARN,
-                    &format!("{error}: this checkpoint is broken, the one before it is used"),
+                    &format!("{error}: this checkpoint is broken; trying the previous one"),
                 ),
             }
         }
-        Err(nothing("every checkpoint in it is broken").into())
+        Err(nothing("all checkpoints are broken").into())
     }
 
-    /// The error that names the first thing in which a checkpoint is of another training.
-    fn check(&self, dir: &Path, theirs: &Identity) -> Result<()> {
-        let (Ok(Value::Object(theirs)), Ok(Value::Object(ours))) =
-            (serde_json::to_value(theirs), serde_json::to_value(&self.identity))
-        else {
+    /// Checks that a checkpoint has this run's fingerprint; the error names the first difference.
+    fn check(&self, dir: &Path, theirs: &ResumeFingerprint) -> Result<()> {
+        let (Ok(Value::Object(theirs)), Ok(Value::Object(ours))) = (
+            serde_json::to_value(theirs),
+            serde_json::to_value(&self.fingerprint),
+        ) else {
             return Ok(());
         };
         let flat = |map: serde_json::Map<String, Value>| {
@@ -168,17 +169,17 @@ impl Checkpoints {
         Ok(())
     }
 
-    /// Writes a checkpoint, then removes the oldest ones. A failure leaves those that were there.
+    /// Writes a checkpoint, then removes the oldest ones. A failure leaves the existing ones.
     pub fn write(&self, progress: &Progress, state: &State, best: Option<&Tensor>) -> Result<()> {
-        let dir = self.place(progress.step);
+        let dir = self.dir(progress.step);
         let written = self.write_to(&dir, progress, state, best);
         if written.is_err() {
-            // The half of a checkpoint takes room that the disk may lack.
+            // The disk may be full.
             let _ = fs::remove_dir_all(Staging::folder_of(&dir));
         }
         written?;
         for step in self.steps()?.into_iter().skip(self.keep) {
-            let dir = self.place(step);
+            let dir = self.dir(step);
             fs::remove_dir_all(&dir).map_err(|error| Error::io(&dir, error))?;
         }
         Ok(())
@@ -188,8 +189,8 @@ impl Checkpoints {
         let origin = Origin {
             method: "finetune_lora".to_owned(),
             options: serde_json::json!({"step": progress.step, "seconds": progress.seconds}),
-            source: self.identity.base.clone(),
-            source_revision: self.identity.base_revision.clone(),
+            source: self.fingerprint.base.clone(),
+            source_revision: self.fingerprint.base_revision.clone(),
             tool: env!("CARGO_PKG_VERSION").to_owned(),
         };
         let Staged::Work(mut staging) = Staging::open(dir, origin)? else {
@@ -215,7 +216,7 @@ impl Checkpoints {
         let digest = file.finish(&[])?;
         staging.add(STATE, digest)?;
         let stored = Stored {
-            identity: self.identity.clone(),
+            identity: self.fingerprint.clone(),
             progress: progress.clone(),
         };
         let text = serde_json::to_vec_pretty(&stored).map_err(std::io::Error::from);
@@ -224,7 +225,7 @@ impl Checkpoints {
         Ok(())
     }
 
-    /// Removes every checkpoint: a finished training, or one that begins anew.
+    /// Removes all checkpoints.
     pub fn clear(&self) -> Result<()> {
         for entry in fs::read_dir(&self.folder)
             .map_err(|error| Error::io(&self.folder, error))?
@@ -240,12 +241,12 @@ impl Checkpoints {
     /// Removes the checkpoints and the folder.
     pub fn remove(self) -> Result<()> {
         self.clear()?;
-        // Something of somebody else's in it keeps it.
+        // Fails if there are other files in it.
         let _ = fs::remove_dir(&self.folder);
         Ok(())
     }
 
-    fn place(&self, step: u64) -> PathBuf {
+    fn dir(&self, step: u64) -> PathBuf {
         self.folder.join(format!("{PREFIX}{step:06}"))
     }
 }
@@ -262,10 +263,7 @@ fn read(dir: &Path) -> Result<(Stored, State, Option<Tensor>)> {
     let intact = manifest.intact(dir);
     for name in [STATE, PROGRESS] {
         if !intact.iter().any(|file| file == name) {
-            return Err(Error::checkpoint(
-                dir.join(name),
-                "is missing or not as it was written",
-            ));
+            return Err(Error::checkpoint(dir.join(name), "is missing or damaged"));
         }
     }
     let path = dir.join(PROGRESS);
@@ -274,7 +272,7 @@ fn read(dir: &Path) -> Result<(Stored, State, Option<Tensor>)> {
         serde_json::from_slice(&text).map_err(|error| Error::checkpoint(&path, error.to_string()))?;
     let path = dir.join(STATE);
     let file = open_regular(&path).map_err(|error| Error::io(&path, error))?;
-    // SAFETY: nobody but this program writes here, under a lock; the hash of what is read was right a moment ago.
+    // SAFETY: only this program writes here, under a lock, and it does not modify finished checkpoints.
     let map = unsafe { memmap2::Mmap::map(&file) }.map_err(|error| Error::io(&path, error))?;
     let tensors =
         SafeTensors::deserialize(&map).map_err(|error| Error::checkpoint(&path, error.to_string()))?;
@@ -285,7 +283,12 @@ fn read(dir: &Path) -> Result<(Stored, State, Option<Tensor>)> {
             .filter(|view| {
                 view.dtype() == Dtype::F32 && view.shape() == [stored.identity.parameters as usize]
             })
-            .ok_or_else(|| Error::checkpoint(&path, format!("lacks \"{name}\" as it should be")))?;
+            .ok_or_else(|| {
+                Error::checkpoint(
+                    &path,
+                    format!("tensor \"{name}\" is missing or has the wrong dtype or shape"),
+                )
+            })?;
         Ok(Tensor::f_from_data_size(
             view.data(),
             &[view.shape()[0] as i64],
@@ -310,7 +313,7 @@ fn bytes(tensor: &Tensor) -> &[u8] {
     if tensor.numel() == 0 {
         return &[];
     }
-    // SAFETY: contiguous f32 values on the CPU, which live as long as the tensor; little-endian, as safetensors wants them,
-    // on every machine that libtorch runs on.
+    // SAFETY: contiguous f32 values on the CPU, which live as long as the tensor. All machines that libtorch runs on are
+    // little-endian, like safetensors.
     unsafe { std::slice::from_raw_parts(tensor.data_ptr().cast(), tensor.numel() * 4) }
 }

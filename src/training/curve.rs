@@ -1,16 +1,16 @@
-//! The loss as a picture.
+//! The plot of the loss.
 
 use plotters::prelude::*;
 
-use super::log::Validation;
+use super::progress::Validation;
 use crate::records::LossPoint;
 
 const SIZE: (u32, u32) = (880, 360);
-/// Okabe and Ito's: distinct also for eyes that take red for green.
+/// From Okabe and Ito's palette, which is safe for colour-blind readers.
 const TRAINING: RGBColor = RGBColor(0, 114, 178);
 const VALIDATION: RGBColor = RGBColor(230, 159, 0);
 
-/// Training and validation loss by step, as SVG; `None` where there is no line to draw.
+/// Plots training and validation loss by step, as SVG; `None` with fewer than two points.
 pub(super) fn draw(losses: &[LossPoint], validations: &[Validation]) -> Option<String> {
     let training: Vec<(f64, f64)> = losses
         .iter()
@@ -43,7 +43,7 @@ pub(super) fn draw(losses: &[LossPoint], validations: &[Validation]) -> Option<S
                 .light_line_style(TRANSPARENT)
                 .bold_line_style(RGBColor(217, 226, 236))
                 .x_desc("optimizer step")
-                .y_desc("loss of a token")
+                .y_desc("loss per token")
                 .label_style(("sans-serif", 13))
                 .draw()?;
             chart.draw_series(LineSeries::new(
@@ -70,7 +70,7 @@ pub(super) fn draw(losses: &[LossPoint], validations: &[Validation]) -> Option<S
     match drawn {
         Ok(()) => Some(text),
         Err(error) => {
-            tracing::warn!(%error, "the loss could not be drawn");
+            tracing::warn!(%error, "cannot plot the loss");
             None
         }
     }

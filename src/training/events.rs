@@ -1,4 +1,4 @@
-//! TensorBoard's event files: TFRecord frames around protocol buffers, of which scalars need four messages.
+//! TensorBoard event files: TFRecord frames around protocol buffers. Scalars need four message types.
 //!
 //! Reference: tensorboard/compat/proto/{event,summary}.proto and tensorflow/core/lib/io/record_writer.cc.
 
@@ -9,7 +9,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use crate::{Error, Result};
 
-/// How the files' names begin.
+/// Prefix of the file names.
 pub(super) const PREFIX: &str = "events.out.tfevents.";
 
 /// One event file.
@@ -19,7 +19,7 @@ pub(super) struct Events {
 }
 
 impl Events {
-    /// Begins a new file in `folder`; TensorBoard reads all files of a folder as one run.
+    /// Creates a new file in `folder`; TensorBoard reads all files of a folder as one run.
     pub(super) fn create(folder: &Path) -> Result<Self> {
         let now = seconds();
         let path = folder.join(format!(
@@ -39,7 +39,7 @@ impl Events {
         Ok(events)
     }
 
-    /// Figures of a step.
+    /// Writes the scalars of a step.
     pub(super) fn scalars(&mut self, step: u64, figures: &[(&str, f64)]) -> Result<()> {
         let mut summary = Message::default();
         for (tag, figure) in figures {
@@ -78,7 +78,7 @@ fn frame(data: &[u8]) -> Vec<u8> {
     frame
 }
 
-/// CRC-32C, turned and shifted so that a checksum of checksums stays strong.
+/// Masked CRC-32C, as TFRecord defines it.
 fn masked(data: &[u8]) -> [u8; 4] {
     crc32c::crc32c(data)
         .rotate_right(15)
@@ -86,7 +86,7 @@ fn masked(data: &[u8]) -> [u8; 4] {
         .to_le_bytes()
 }
 
-/// A protocol buffer in the making.
+/// Encoder of one protocol buffer.
 #[derive(Default)]
 struct Message(Vec<u8>);
 
@@ -130,8 +130,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_frame_is_as_tensorflow_writes_it() {
-        // By record_writer.cc's rules, with CRC-32C computed bit by bit.
+    fn a_frame_matches_tensorflows() {
+        // As record_writer.cc defines it, with CRC-32C computed bit by bit.
         let expected = [
             3, 0, 0, 0, 0, 0, 0, 0, 176, 153, 73, 14, 97, 98, 99, 110, 87, 241, 33,
         ];
@@ -139,7 +139,7 @@ mod tests {
     }
 
     #[test]
-    fn numbers_take_as_many_bytes_as_they_need() {
+    fn integers_are_varints() {
         let mut message = Message::default();
         message.number(2, 300);
         message.float(2, 1.0);

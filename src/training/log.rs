@@ -1,107 +1,26 @@
-//! What a training tells while it runs: a line of JSON a step, TensorBoard's events, and the loss as a picture.
+//! Training logs: JSON lines, TensorBoard events, and a plot of the loss.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
 
-use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use super::{curve, events::Events};
+use super::{
+    curve,
+    events::Events,
+    progress::{Progress, StepReport, Validation},
+};
 use crate::fs::write_atomically;
 use crate::project::Project;
-use crate::records::LossPoint;
 use crate::{Error, Result};
 
-/// Folder of the logs, below the project's.
+/// Folder of the logs, relative to the project folder.
 pub const FOLDER: &str = "benchmarks/training";
 const LINES: &str = "metrics.jsonl";
 const CURVE: &str = "loss.svg";
 
-/// One validation.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Validation {
-    /// Optimizer steps done.
-    pub step: u64,
-    /// Mean loss of a token.
-    pub loss: f64,
-    /// Likeliest next token right, percent.
-    pub token_accuracy_pct: f64,
-    /// Letters right in greedy answers, percent; `None` where none were asked for.
-    pub document_accuracy_pct: Option<f64>,
-}
-
-/// Where a training stands: what a checkpoint holds beside tensors.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-pub struct Progress {
-    /// Optimizer steps done, skipped ones among them: the position in the data.
-    pub step: u64,
-    /// Steps of the optimizer itself.
-    pub updates: u64,
-    /// Steps whose gradient was not finite.
-    pub skipped: u64,
-    /// Skipped steps since the last good one.
-    pub skipped_in_a_row: u64,
-    /// Tokens computed at once, at most: decided once, since it changes the order of sums.
-    pub batch_tokens: u64,
-    /// Layers are computed again in the backward pass.
-    pub recompute: bool,
-    /// Samples trained on.
-    pub samples: u64,
-    /// Tokens computed: pages, prompts and answers.
-    pub tokens: u64,
-    /// Tokens learnt.
-    pub label_tokens: u64,
-    /// Time of training, of all runs together.
-    pub seconds: f64,
-    /// Mean training loss of a token by step.
-    pub losses: Vec<LossPoint>,
-    /// Validations so far.
-    pub validations: Vec<Validation>,
-    /// The best one.
-    pub best: Option<Validation>,
-    /// Validations since the best one.
-    pub without_gain: u64,
-}
-
-impl Progress {
-    /// Counts a step.
-    pub(super) fn count(&mut self, loss: f64, skipped: bool) {
-        self.step += 1;
-        if skipped {
-            self.skipped += 1;
-            self.skipped_in_a_row += 1;
-            return;
-        }
-        self.skipped_in_a_row = 0;
-        self.updates += 1;
-        let step = self.step;
-        self.losses.push(LossPoint { step, loss });
-    }
-}
-
-/// One optimizer step.
-#[derive(Debug, Clone, Copy)]
-pub struct StepReport {
-    /// From 1.
-    pub step: u64,
-    /// Passes over the data so far.
-    pub epoch: f64,
-    /// Mean loss of a token.
-    pub loss: f64,
-    /// Learning rate.
-    pub learning_rate: f64,
-    /// Before clipping.
-    pub gradient_norm: f64,
-    /// Tokens computed a second.
-    pub tokens_per_second: f64,
-    /// Of the step's time, waiting for pages to be read.
-    pub data_wait_seconds: f64,
-    /// The gradient was not finite, and nothing was changed.
-    pub skipped: bool,
-}
-
-/// The log files of one training.
+/// The log files of one run.
 pub struct Log {
     folder: PathBuf,
     lines: File,
@@ -109,7 +28,7 @@ pub struct Log {
 }
 
 impl Log {
-    /// Opens the logs; of an earlier run of the same training the lines up to `step` stay.
+    /// Opens the logs. Lines up to `step` are kept: a resumed run appends to them.
     pub fn open(project: &Project, step: u64) -> Result<Self> {
         let folder = project.file(FOLDER);
         fs::create_dir_all(&folder).map_err(|error| Error::io(&folder, error))?;
@@ -131,7 +50,7 @@ impl Log {
         })
     }
 
-    /// A step's figures.
+    /// Logs the metrics of a step.
     pub fn step(&mut self, report: &StepReport) -> Result<()> {
         self.line(&json!({
             "step": report.step, "epoch": report.epoch, "loss": finite(report.loss),
@@ -151,7 +70,7 @@ impl Log {
         )
     }
 
-    /// A validation's figures.
+    /// Logs the metrics of a validation.
     pub fn validation(&mut self, validation: &Validation) -> Result<()> {
         let value = serde_json::to_value(validation).unwrap_or_default();
         self.line(&json!({"step": validation.step, "validation": value}))?;
@@ -165,8 +84,8 @@ impl Log {
         self.events.scalars(validation.step, &scalars)
     }
 
-    /// Draws the loss so far.
-    pub fn draw(&self, progress: &Progress) -> Result<()> {
+    /// Plots the loss so far.
+    pub fn plot(&self, progress: &Progress) -> Result<()> {
         let Some(svg) = curve::draw(&progress.losses, &progress.validations) else {
             return Ok(());
         };
@@ -178,12 +97,12 @@ impl Log {
     }
 }
 
-/// JSON has no word for what is no number.
+/// `None` for NaN/Inf, which JSON cannot represent.
 fn finite(value: f64) -> Option<f64> {
     value.is_finite().then_some(value)
 }
 
-/// Leaves the lines of steps up to `step`; a line that a killed run left half is none.
+/// Removes the lines of steps after `step`, and lines that a killed run left incomplete.
 fn keep_lines(path: &Path, step: u64) -> Result<()> {
     let file = match File::open(path) {
         Ok(file) => file,
@@ -205,7 +124,7 @@ fn keep_lines(path: &Path, step: u64) -> Result<()> {
     })
 }
 
-/// Events of an earlier training, which TensorBoard would draw into the same curves.
+/// Removes the events of an earlier run, which TensorBoard would merge into the same curves.
 fn remove_events(folder: &Path) {
     for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
         if entry

@@ -1,4 +1,4 @@
-//! All values of an adapter in one buffer, as the optimizer, the checkpoints and other processes want them.
+//! The trained parameters and the optimizer's state, each in one flat buffer.
 
 use std::collections::BTreeMap;
 
@@ -9,10 +9,10 @@ use crate::lora::{Adapter, LoraPair, finite};
 use crate::torch::autograd::{AdamW, Moments, adamw_step, set_gradient};
 use crate::{Error, Result};
 
-/// An adapter in training and its optimizer's state.
+/// An adapter in training, and the state of AdamW.
 ///
-/// The adapter's tensors are views of one f32 buffer, their gradients views of another: a norm, a step, a sum over
-/// processes or a copy is one operation on all of them.
+/// The adapter's tensors are views of one f32 buffer, their gradients views of another, so that a norm, an optimizer step,
+/// an all-reduce or a copy is a single operation.
 pub struct Parameters {
     /// The adapter; its tensors require gradients.
     pub adapter: Adapter,
@@ -21,18 +21,18 @@ pub struct Parameters {
     moments: Moments,
 }
 
-/// A copy of everything that training changes, on the CPU.
+/// A copy of parameters and optimizer state, on the CPU.
 pub struct State {
-    /// The adapter's values.
+    /// Values of the parameters.
     pub values: Tensor,
-    /// AdamW's mean of gradients.
+    /// AdamW's first moments.
     pub first: Tensor,
-    /// AdamW's mean of squares.
+    /// AdamW's second moments.
     pub second: Tensor,
 }
 
 impl Parameters {
-    /// Moves `adapter` into buffers on `device`; the order is that of the modules' names, A before B.
+    /// Moves `adapter` into buffers on `device`, in order of the module names, A before B.
     pub fn new(mut adapter: Adapter, device: Device) -> Result<Self> {
         let parts: Vec<Tensor> = adapter
             .pairs
@@ -73,31 +73,31 @@ impl Parameters {
         })
     }
 
-    /// Values that are trained.
+    /// Number of parameters.
     pub fn count(&self) -> u64 {
         self.values.numel() as u64
     }
 
-    /// The gradients of all values, which a backward pass adds to.
+    /// The gradients, which a backward pass accumulates into.
     pub fn gradients(&mut self) -> &mut Tensor {
         &mut self.gradients
     }
 
-    /// Forgets the gradients.
-    pub fn clear_gradients(&mut self) -> Result<()> {
+    /// Sets the gradients to zero.
+    pub fn zero_gradients(&mut self) -> Result<()> {
         let _ = self.gradients.f_zero_()?;
         Ok(())
     }
 
-    /// The norm of all gradients together.
+    /// L2 norm of all gradients.
     pub fn gradient_norm(&self) -> Result<f64> {
         Ok(self.gradients.f_norm()?.f_double_value(&[])?)
     }
 
-    /// One step of AdamW; gradients of norm `norm` are first scaled to `max_grad_norm` where they are longer.
+    /// One step of AdamW, the `number`th from 1, with gradients of norm `norm`, which is first clipped to `max_grad_norm`.
     pub fn step(&mut self, number: u64, rate: f64, norm: f64, options: &TrainingOptions) -> Result<()> {
         if options.max_grad_norm > 0.0 && norm > options.max_grad_norm {
-            // As PyTorch: never quite 1 above the bound.
+            // As torch.nn.utils.clip_grad_norm_.
             let _ = self
                 .gradients
                 .f_mul_scalar_(options.max_grad_norm / (norm + 1e-6))?;
@@ -118,12 +118,12 @@ impl Parameters {
         )
     }
 
-    /// A copy of the adapter's values, on the CPU.
+    /// A copy of the parameters' values, on the CPU.
     pub fn values(&self) -> Result<Tensor> {
         Ok(self.values.f_to_device(Device::Cpu)?.f_detach_copy()?)
     }
 
-    /// A copy of everything.
+    /// A copy of parameters and optimizer state, on the CPU.
     pub fn state(&self) -> Result<State> {
         let copy =
             |tensor: &Tensor| -> Result<Tensor> { Ok(tensor.f_to_device(Device::Cpu)?.f_detach_copy()?) };
@@ -134,25 +134,25 @@ impl Parameters {
         })
     }
 
-    /// Takes the adapter's values alone.
+    /// Sets the parameters' values.
     pub fn set_values(&mut self, values: &Tensor) -> Result<()> {
         Ok(self.values.f_copy_(values)?)
     }
 
-    /// Takes everything.
+    /// Sets parameters and optimizer state.
     pub fn set_state(&mut self, state: &State) -> Result<()> {
         self.values.f_copy_(&state.values)?;
         self.moments.first.f_copy_(&state.first)?;
         Ok(self.moments.second.f_copy_(&state.second)?)
     }
 
-    /// The error where a value is not a number: such an adapter is never written.
+    /// An error if a value is NaN or Inf: such an adapter is never written.
     pub fn check_finite(&self) -> Result<()> {
         if finite(&self.values)? {
             return Ok(());
         }
         Err(Error::Numeric(
-            "the adapter holds values that are no numbers; it is not written".to_owned(),
+            "the adapter has non-finite values (NaN/Inf); not written".to_owned(),
         ))
     }
 }

@@ -1,4 +1,4 @@
-//! A prepared split as the model trains on it.
+//! Training samples: a prepared split, tokenized.
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -7,10 +7,7 @@ use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use super::{
-    batches::{ByPage, Shape},
-    options::TrainingOptions,
-};
+use super::batches::{PageGroups, SampleInfo};
 use crate::Result;
 use crate::error::TrainingError;
 use crate::fs::{PICTURE_BYTES, hex, read_bounded};
@@ -18,110 +15,127 @@ use crate::processing::{Content, DecodeLimits, Grid, ImageProcessor, Message, Ro
 use crate::project::Project;
 use crate::records::{self, DataSample};
 
-/// One more than this share of the pages, percent, may be missing or broken.
-const BROKEN_PERCENT: f64 = 0.5;
+/// Maximum percentage of unreadable pages tolerated (at least one is always allowed).
+const MAX_BROKEN_PERCENT: f64 = 0.5;
 
-/// One page, what is asked and what is to be answered, as token ids.
+/// A page, a prompt and the answer to it, tokenized.
 #[derive(Debug, Clone)]
 pub struct Sample {
-    /// The page.
+    /// File of the page.
     pub image: PathBuf,
-    /// The prompt alone, for greedy answers.
+    /// The prompt, for greedy answers.
     pub prompt: String,
-    /// What is to be answered.
+    /// The answer.
     pub response: String,
-    /// Prompt, answer and the end of the turn.
+    /// Token ids of prompt, answer and end of turn.
     pub ids: Vec<i64>,
-    /// Where the answer begins in `ids`.
+    /// Index of the answer's first token in `ids`.
     pub answer: usize,
-    /// Number of the page among those of the split.
+    /// Number of the page within the split.
     pub page: usize,
-    /// The page's patches.
+    /// Patch grid of the page.
     pub grid: Grid,
 }
 
 impl Sample {
-    /// Tokens that are learnt.
+    /// Number of label tokens.
     pub fn labels(&self) -> usize {
         self.ids.len() - self.answer
     }
 }
 
-/// Samples that were left out, by reason.
+/// Number of skipped samples, by reason.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct LeftOut {
-    /// The page is missing or cannot be read.
+pub struct SkippedSamples {
+    /// The page is missing or unreadable.
     pub broken_page: u64,
-    /// More tokens than allowed.
+    /// Longer than the maximum sequence length.
     pub too_long: u64,
-    /// Nothing to answer.
+    /// The answer is empty.
     pub empty_answer: u64,
 }
 
-/// A split, ready for training.
+impl SkippedSamples {
+    /// The counts in words; `None` if no sample was skipped.
+    pub(super) fn reasons(&self, max_tokens: usize) -> Option<String> {
+        let too_long = format!("longer than {max_tokens} tokens (--max-seq-length)");
+        let reasons: Vec<String> = [
+            (self.too_long, too_long.as_str()),
+            (self.broken_page, "with a missing or broken page"),
+            (self.empty_answer, "without an answer"),
+        ]
+        .into_iter()
+        .filter(|(count, _)| *count > 0)
+        .map(|(count, reason)| format!("{count} {reason}"))
+        .collect();
+        (!reasons.is_empty()).then(|| reasons.join(", "))
+    }
+}
+
+/// A tokenized split.
 pub struct Samples {
-    /// In the split's order.
+    /// The samples, in the split's order.
     pub samples: Vec<Sample>,
-    /// Samples in the file.
+    /// Number of samples in the file.
     pub available: usize,
-    /// Those that were not taken although they were wanted.
-    pub left_out: LeftOut,
-    /// sha256 over everything that was taken.
+    /// Samples that were requested but skipped.
+    pub skipped: SkippedSamples,
+    /// sha256 of pages and token ids.
     pub sha256: String,
 }
 
 impl Samples {
-    /// The samples of a batch by their pages, which lie side by side.
+    /// Splits a batch into runs of samples of the same page.
     pub(super) fn groups<'a>(&self, batch: &'a [usize]) -> Vec<&'a [usize]> {
         let page = |sample: usize| self.samples[sample].page;
         batch.chunk_by(|&a, &b| page(a) == page(b)).collect()
     }
 
-    /// The samples as batches see them.
-    pub fn by_page(&self) -> ByPage {
-        let shape = |sample: &Sample| Shape {
+    /// The samples, grouped by page.
+    pub fn page_groups(&self) -> PageGroups {
+        let info = |sample: &Sample| SampleInfo {
             tokens: sample.ids.len(),
             page: sample.page,
         };
-        ByPage::new(self.samples.iter().map(shape).collect())
+        PageGroups::new(self.samples.iter().map(info).collect())
     }
 }
 
-/// Makes samples: what a model folder's processors and the settings say.
+/// Tokenizes samples.
 pub struct Encoder<'a> {
-    /// Text → ids.
+    /// Tokenizer and chat template.
     pub text: &'a TextProcessor,
-    /// Pages → patches.
+    /// Resizes the pages.
     pub images: &'a ImageProcessor,
-    /// Longer samples are left out.
+    /// Maximum sequence length; longer samples are skipped.
     pub max_tokens: usize,
-    /// Answers are cut there.
+    /// Answers are truncated to this many characters.
     pub max_response_characters: Option<usize>,
 }
 
-/// A page that was looked at, or why it cannot be read.
-type Page = std::result::Result<Look, String>;
+/// A page, or why it is unreadable.
+type Page = std::result::Result<PageInfo, String>;
 
-/// A page that can be read.
-struct Look {
-    /// Its place among the split's pages.
+/// A readable page.
+struct PageInfo {
+    /// Number of the page within the split.
     number: usize,
     sha256: [u8; 32],
     grid: Grid,
 }
 
-/// What became of one entry of a split.
-enum Outcome {
-    Taken(Box<Sample>, [u8; 32]),
+/// Result of tokenizing one entry of a split.
+enum Encoded {
+    Sample(Box<Sample>, [u8; 32]),
     TooLong,
     EmptyAnswer,
     Broken(PathBuf, String),
 }
 
 impl Encoder<'_> {
-    /// Reads at most `most` samples of the split at `relative`; every page is looked at once.
+    /// Reads the first `most` samples of the split at `relative`; every page is decoded once.
     ///
-    /// Pages that cannot be read are left out and counted; too many of them are an error.
+    /// Samples of unreadable pages are skipped and counted; too many of them are an error.
     pub fn read(&self, project: &Project, relative: &str, most: usize) -> Result<Samples> {
         let path = project.file(relative);
         let no_samples = |reason: &str| TrainingError::NoSamples {
@@ -131,7 +145,7 @@ impl Encoder<'_> {
         let entries: Vec<DataSample> =
             records::read_if_present(&path)?.ok_or_else(|| no_samples("there is no such file"))?;
         if entries.is_empty() {
-            return Err(no_samples("holds no samples").into());
+            return Err(no_samples("has no samples").into());
         }
         let wanted = &entries[..entries.len().min(most)];
         let mut numbers: HashMap<&str, usize> = HashMap::new();
@@ -141,7 +155,7 @@ impl Encoder<'_> {
         }
         let pages: HashMap<&str, Page> = numbers
             .into_par_iter()
-            .map(|(page, number)| (page, self.look_at(&project.root().join(page), number)))
+            .map(|(page, number)| (page, self.inspect(&project.root().join(page), number)))
             .collect();
         let outcomes = wanted
             .par_iter()
@@ -150,27 +164,27 @@ impl Encoder<'_> {
         let mut found = Samples {
             samples: Vec::new(),
             available: entries.len(),
-            left_out: LeftOut::default(),
+            skipped: SkippedSamples::default(),
             sha256: String::new(),
         };
         let (mut hasher, mut first) = (Sha256::new(), None);
         for outcome in outcomes {
             match outcome {
-                Outcome::Taken(sample, digest) => {
+                Encoded::Sample(sample, digest) => {
                     hasher.update(digest);
                     found.samples.push(*sample);
                 }
-                Outcome::TooLong => found.left_out.too_long += 1,
-                Outcome::EmptyAnswer => found.left_out.empty_answer += 1,
-                Outcome::Broken(page, reason) => {
-                    found.left_out.broken_page += 1;
+                Encoded::TooLong => found.skipped.too_long += 1,
+                Encoded::EmptyAnswer => found.skipped.empty_answer += 1,
+                Encoded::Broken(page, reason) => {
+                    found.skipped.broken_page += 1;
                     first.get_or_insert((page, reason));
                 }
             }
         }
         found.sha256 = hex(&hasher.finalize());
-        let broken = found.left_out.broken_page as usize;
-        let tolerated = (wanted.len() as f64 * BROKEN_PERCENT / 100.0).max(1.0);
+        let broken = found.skipped.broken_page as usize;
+        let tolerated = (wanted.len() as f64 * MAX_BROKEN_PERCENT / 100.0).max(1.0);
         match first {
             Some((first, reason)) if broken as f64 > tolerated || broken == wanted.len() => {
                 return Err(TrainingError::BrokenPages {
@@ -186,39 +200,40 @@ impl Encoder<'_> {
         }
         if found.samples.is_empty() {
             let reason = format!(
-                "holds no sample that can be used: {} have more than {} tokens, {} have an empty answer (--max-seq-length, \
+                "has no usable samples: {} are longer than {} tokens, {} have an empty answer (--max-seq-length, \
                  --max-pixels)",
-                found.left_out.too_long, self.max_tokens, found.left_out.empty_answer
+                found.skipped.too_long, self.max_tokens, found.skipped.empty_answer
             );
             return Err(no_samples(&reason).into());
         }
         Ok(found)
     }
 
-    fn look_at(&self, page: &Path, number: usize) -> Page {
+    /// Hash and patch grid of a page.
+    fn inspect(&self, page: &Path, number: usize) -> Page {
         let bytes = read_bounded(page, PICTURE_BYTES).map_err(|error| error.to_string())?;
         let decoded = decode(&bytes, &DecodeLimits::default()).map_err(|error| error.to_string())?;
         let grid = self.images.grid(decoded.height, decoded.width);
-        Ok(Look {
+        Ok(PageInfo {
             number,
             sha256: Sha256::digest(&bytes).into(),
             grid: grid.map_err(|error| error.to_string())?,
         })
     }
 
-    fn encode(&self, root: &Path, entry: &DataSample, page: &Page) -> Result<Outcome> {
+    fn encode(&self, root: &Path, entry: &DataSample, page: &Page) -> Result<Encoded> {
         let (prompt, response) = entry.exchange();
         let response = match self.max_response_characters {
             Some(most) => response.chars().take(most).collect(),
             None => response.to_owned(),
         };
         if response.trim().is_empty() {
-            return Ok(Outcome::EmptyAnswer);
+            return Ok(Encoded::EmptyAnswer);
         }
         let image = root.join(&entry.image_path);
         let page = match page {
             Ok(page) => page,
-            Err(reason) => return Ok(Outcome::Broken(image, reason.clone())),
+            Err(reason) => return Ok(Encoded::Broken(image, reason.clone())),
         };
         let messages = [Message {
             role: Role::User,
@@ -229,7 +244,7 @@ impl Encoder<'_> {
         ids.extend(self.text.encode_plain(&response)?);
         ids.push(self.text.end_of_turn());
         if ids.len() > self.max_tokens {
-            return Ok(Outcome::TooLong);
+            return Ok(Encoded::TooLong);
         }
         let mut hasher = Sha256::new();
         hasher.update(page.sha256);
@@ -244,12 +259,6 @@ impl Encoder<'_> {
             page: page.number,
             grid: page.grid,
         };
-        Ok(Outcome::Taken(Box::new(sample), hasher.finalize().into()))
+        Ok(Encoded::Sample(Box::new(sample), hasher.finalize().into()))
     }
-}
-
-/// Most tokens of a sample.
-pub(super) fn max_tokens(options: &TrainingOptions, context: usize) -> usize {
-    const DEFAULT: u64 = 4096;
-    (options.max_seq_length.unwrap_or(DEFAULT) as usize).min(context)
 }

@@ -1,23 +1,19 @@
-//! What a training leaves: its record, and a summary for the person who ran it.
+//! The record of a run, and its summary for the user.
 
 use std::path::Path;
 
 use serde_json::{Value, json};
 use tch::Device;
 
-use super::{
-    log::{FOLDER, Progress},
-    options::TrainingOptions,
-    samples::Samples,
-};
+use super::{log::FOLDER, options::TrainingOptions, progress::Progress, samples::Samples};
 use crate::engine::ModelInfo;
 use crate::records::{Extra, GpuMemory, TrainerMetrics, TrainingMetrics, round_to, seconds};
 
-/// Steps whose mean is the loss at the beginning and at the end.
+/// Maximum number of steps over which the initial and the final loss are averaged.
 const EDGE: usize = 10;
 
-/// A finished training.
-pub(super) struct Outcome<'a> {
+/// A finished run.
+pub(super) struct FinishedRun<'a> {
     pub(super) options: &'a TrainingOptions,
     pub(super) progress: &'a Progress,
     pub(super) train: &'a Samples,
@@ -32,22 +28,22 @@ pub(super) struct Outcome<'a> {
     pub(super) model: &'a ModelInfo,
     pub(super) processes: usize,
     pub(super) device: Device,
-    /// Of this run; gets sorted.
+    /// Duration of each step; sorted by [`metrics`].
     pub(super) step_seconds: &'a mut [f64],
 }
 
 /// The record.
-pub(super) fn metrics(outcome: &mut Outcome<'_>) -> TrainingMetrics {
-    outcome.step_seconds.sort_by(f64::total_cmp);
-    let outcome = &*outcome;
-    let Outcome {
+pub(super) fn metrics(run: &mut FinishedRun<'_>) -> TrainingMetrics {
+    run.step_seconds.sort_by(f64::total_cmp);
+    let run = &*run;
+    let FinishedRun {
         options,
         progress,
         train,
         ..
-    } = outcome;
-    let epochs = progress.step as f64 / outcome.steps_per_epoch as f64;
-    let total = outcome.base_parameters + outcome.trained;
+    } = run;
+    let epochs = progress.step as f64 / run.steps_per_epoch as f64;
+    let total = run.base_parameters + run.trained;
     let rate = |count: u64| (progress.seconds > 0.0).then(|| round_to(count as f64 / progress.seconds, 4));
     let losses: Vec<f64> = progress.losses.iter().map(|point| point.loss).collect();
     let edge = losses.len().div_ceil(4).min(EDGE);
@@ -58,21 +54,17 @@ pub(super) fn metrics(outcome: &mut Outcome<'_>) -> TrainingMetrics {
         learning_rate: Some(options.learning_rate),
         lora_rank: Some(options.lora_rank),
         lora_alpha: Some(options.lora_alpha),
-        trainable_params: Some(outcome.trained),
+        trainable_params: Some(run.trained),
         total_params: Some(total),
-        trainable_pct: Some(round_to(outcome.trained as f64 / total as f64 * 100.0, 4)),
+        trainable_pct: Some(round_to(run.trained as f64 / total as f64 * 100.0, 4)),
         batch_size: Some(options.batch_size),
         grad_accum_steps: Some(options.grad_accum_steps),
-        effective_batch_size: Some(options.step_samples() * outcome.processes as u64),
-        max_seq_length: Some(outcome.max_tokens as u64),
+        effective_batch_size: Some(options.step_samples() * run.processes as u64),
+        max_seq_length: Some(run.max_tokens as u64),
         training_samples: Some(train.samples.len() as u64),
-        val_samples: Some(
-            outcome
-                .validation
-                .map_or(0, |samples| samples.samples.len() as u64),
-        ),
+        val_samples: Some(run.validation.map_or(0, |samples| samples.samples.len() as u64)),
         total_training_samples_available: Some(train.available as u64),
-        subsample_note: note(outcome),
+        subsample_note: note(run),
         metrics: Some(TrainerMetrics {
             train_runtime: Some(seconds(progress.seconds)),
             train_samples_per_second: rate(progress.samples),
@@ -83,22 +75,22 @@ pub(super) fn metrics(outcome: &mut Outcome<'_>) -> TrainingMetrics {
             extra: Extra::new(),
         }),
         loss_history: progress.losses.clone(),
-        extra: extra(outcome, mean(&losses[..edge]), rate(progress.tokens)),
+        extra: extra(run, mean(&losses[..edge]), rate(progress.tokens)),
     }
 }
 
-fn extra(outcome: &Outcome<'_>, initial_loss: Option<f64>, tokens_per_second: Option<f64>) -> Extra {
-    let progress = outcome.progress;
+fn extra(run: &FinishedRun<'_>, initial_loss: Option<f64>, tokens_per_second: Option<f64>) -> Extra {
+    let progress = run.progress;
     let value = json!({
         "initial_loss": initial_loss,
-        "base_model_dir": outcome.base.display().to_string(),
-        "adapter_dir": outcome.adapter.display().to_string(),
-        "model_name": outcome.model.model_name,
-        "precision": outcome.model.precision,
-        "device": outcome.model.device,
-        "min_pixels": outcome.options.min_pixels,
-        "max_enlargement": outcome.options.min_pixels.map(|_| outcome.options.max_enlargement),
-        "max_pixels": outcome.max_pixels,
+        "base_model_dir": run.base.display().to_string(),
+        "adapter_dir": run.adapter.display().to_string(),
+        "model_name": run.model.model_name,
+        "precision": run.model.precision,
+        "device": run.model.device,
+        "min_pixels": run.options.min_pixels,
+        "max_enlargement": run.options.min_pixels.map(|_| run.options.max_enlargement),
+        "max_pixels": run.max_pixels,
         "max_batch_tokens": progress.batch_tokens,
         "gradient_checkpointing": progress.recompute,
         "steps": progress.step,
@@ -106,14 +98,14 @@ fn extra(outcome: &Outcome<'_>, initial_loss: Option<f64>, tokens_per_second: Op
         "tokens": progress.tokens,
         "label_tokens": progress.label_tokens,
         "tokens_per_second": tokens_per_second,
-        "median_step_seconds": outcome.step_seconds.get(outcome.step_seconds.len() / 2),
-        "gpu_memory": GpuMemory::of(outcome.device),
-        "processes": outcome.processes,
-        "left_out": outcome.train.left_out,
+        "median_step_seconds": run.step_seconds.get(run.step_seconds.len() / 2),
+        "gpu_memory": GpuMemory::of(run.device),
+        "processes": run.processes,
+        "left_out": run.train.skipped,
         "validations": progress.validations,
         "best_validation": progress.best,
         "log_dir": FOLDER,
-        "options": outcome.options,
+        "options": run.options,
     });
     match value {
         Value::Object(map) => map,
@@ -121,17 +113,17 @@ fn extra(outcome: &Outcome<'_>, initial_loss: Option<f64>, tokens_per_second: Op
     }
 }
 
-fn note(outcome: &Outcome<'_>) -> Option<String> {
-    let (taken, available) = (outcome.train.samples.len(), outcome.train.available);
+fn note(run: &FinishedRun<'_>) -> Option<String> {
+    let (taken, available) = (run.train.samples.len(), run.train.available);
     (taken < available).then(|| {
-        let left_out = outcome.train.left_out;
+        let skipped = run.train.skipped;
         format!(
-            "{taken} of {available} training samples: the first {}, of which {} have too many tokens, {} no readable page and \
+            "{taken} of {available} training samples: the first {}, of which {} are too long, {} have no readable page and \
              {} no answer",
-            outcome.options.max_samples.min(available as u64),
-            left_out.too_long,
-            left_out.broken_page,
-            left_out.empty_answer
+            run.options.max_samples.min(available as u64),
+            skipped.too_long,
+            skipped.broken_page,
+            skipped.empty_answer
         )
     })
 }
@@ -140,7 +132,7 @@ fn mean(values: &[f64]) -> Option<f64> {
     (!values.is_empty()).then(|| round_to(values.iter().sum::<f64>() / values.len() as f64, 6))
 }
 
-/// What came of it, in some lines.
+/// Summary of the run, a few lines.
 pub fn summary(record: &TrainingMetrics) -> String {
     let number = |value: Option<f64>, decimals: usize| {
         value.map_or_else(|| "n/a".to_owned(), |value| format!("{value:.decimals$}"))
@@ -179,7 +171,7 @@ pub fn summary(record: &TrainingMetrics) -> String {
         );
     }
     if let Some(skipped) = figure("skipped_steps").filter(|&skipped| skipped > 0.0) {
-        lines += &format!("  {skipped} steps had gradients that were no numbers and changed nothing\n");
+        lines += &format!("  {skipped} steps skipped: gradients not finite\n");
     }
     lines + &format!("  logs: {}\n", text("log_dir"))
 }

@@ -9,8 +9,8 @@ use clap::Parser;
 
 use self::flags::TrainingArgs;
 use super::{CommonArgs, EXIT_CODES_HELP, EXIT_OK, Session, fail, print};
-use crate::console::{Level, Unit};
-use crate::distributed::{Group, Place};
+use crate::console::{Level, Unit, say};
+use crate::distributed::{ProcessGroup, ProcessInfo};
 use crate::training::{TrainingRun, summary, train};
 use crate::version::version;
 
@@ -34,32 +34,34 @@ pub(super) struct Arguments {
 /// Runs the program and returns its exit code.
 pub(super) fn main() -> ExitCode {
     let mut arguments = Arguments::parse();
-    let place = Place::from_env();
-    // Only rank 0 prints messages; every process prints its errors.
-    let follows = matches!(&place, Ok(Some(place)) if place.rank > 0);
-    arguments.common.quiet |= follows && arguments.common.verbose == 0;
+    let process = ProcessInfo::from_env();
+    // Only the main process prints messages; every process prints its errors.
+    let is_worker = matches!(&process, Ok(Some(process)) if !process.is_main_process());
+    arguments.common.quiet |= is_worker && arguments.common.verbose == 0;
     arguments.common.start_logging(Level::WARN);
-    let outcome = place.map_err(Into::into).and_then(|place| run(&arguments, place));
-    outcome.unwrap_or_else(|error| fail(&error))
+    let result = process
+        .map_err(Into::into)
+        .and_then(|process| run(&arguments, process));
+    result.unwrap_or_else(|error| fail(&error))
 }
 
-fn run(arguments: &Arguments, place: Option<Place>) -> anyhow::Result<ExitCode> {
+fn run(arguments: &Arguments, process: Option<ProcessInfo>) -> anyhow::Result<ExitCode> {
     let options = arguments.train.options()?;
     let project = arguments.common.project()?;
     let model = arguments.common.model_folder(&project)?.path;
-    let selected = match &place {
-        Some(place) => arguments.common.select_device_of(place.local_rank)?,
+    let selected = match &process {
+        Some(process) => arguments.common.select_device_of(process.local_rank)?,
         None => arguments.common.select_device()?,
     };
-    let group = place
-        .map(|place| Group::join(place, selected.device))
+    let group = process
+        .map(|process| ProcessGroup::join(process, selected.device))
         .transpose()?;
-    let leads = group.as_ref().is_none_or(|group| group.place().rank == 0);
+    let is_main_process = group.as_ref().is_none_or(|group| group.info().is_main_process());
     let record = {
         let session = Session::start(selected, STOPPING)?;
         session.begin("preparing the training");
         let bar = &session.bar;
-        let training = Cell::new(false);
+        let started = Cell::new(false);
         train(&TrainingRun {
             project: &project,
             model: &model,
@@ -69,9 +71,10 @@ fn run(arguments: &Arguments, place: Option<Place>) -> anyhow::Result<ExitCode> 
             resume: arguments.train.resume,
             stop: session.stop(),
             group: group.as_ref(),
+            notify: &say,
             on_step: &|report, steps| {
-                if !training.replace(true) {
-                    bar.begin("training", Unit::Of("updates"), steps);
+                if !started.replace(true) {
+                    bar.begin("training", Unit::Of("steps"), steps);
                 }
                 bar.set_position(report.step);
                 bar.set_message(format!(
@@ -81,7 +84,7 @@ fn run(arguments: &Arguments, place: Option<Place>) -> anyhow::Result<ExitCode> 
             },
         })?
     };
-    if leads {
+    if is_main_process {
         print(&summary(&record))?;
     }
     Ok(ExitCode::from(EXIT_OK))

@@ -137,7 +137,7 @@ fn ctrl_c_and_sigterm_leave_a_checkpoint() {
     let output = project.interrupt(&[&flags[..], &["--resume"]].concat(), before + 1, libc::SIGTERM);
     assert_eq!(output.status.code(), Some(130), "{}", stderr(&output));
     assert!(
-        stderr(&output).contains(&format!("going on after step {before}")),
+        stderr(&output).contains(&format!("resuming after step {before}")),
         "{}",
         stderr(&output)
     );
@@ -178,8 +178,8 @@ fn a_broken_checkpoint_is_said_and_the_one_before_it_used() {
     ];
     let output = project.succeed(&resumed);
     let said = stderr(&output);
-    assert!(said.contains("is broken, the one before it is used"), "{said}");
-    assert!(said.contains(&format!("going on after step {before} ")), "{said}");
+    assert!(said.contains("is broken; trying the previous one"), "{said}");
+    assert!(said.contains(&format!("resuming after step {before} ")), "{said}");
     // All of them.
     let output = project.interrupt(&flags, 2, libc::SIGKILL);
     assert!(killed(&output));
@@ -188,7 +188,7 @@ fn a_broken_checkpoint_is_said_and_the_one_before_it_used() {
     }
     fs::remove_file(project.path(records::paths::TRAINING_METRICS)).unwrap();
     let error = project.fail(&resumed);
-    assert!(error.contains("every checkpoint in it is broken"), "{error}");
+    assert!(error.contains("all checkpoints are broken"), "{error}");
 }
 
 #[test]
@@ -248,7 +248,7 @@ fn what_cannot_be_trained_on_is_named() {
     fs::remove_file(project.path("datasets/formatted/images/1.png")).unwrap();
     let output = project.succeed(&once);
     assert!(
-        stderr(&output).contains("1 whose page is missing or broken"),
+        stderr(&output).contains("1 with a missing or broken page"),
         "{}",
         stderr(&output)
     );
@@ -269,7 +269,7 @@ fn what_cannot_be_trained_on_is_named() {
         "100",
     ]);
     assert!(
-        stderr(&output).contains("1 of more than 100 tokens"),
+        stderr(&output).contains("1 longer than 100 tokens"),
         "{}",
         stderr(&output)
     );
@@ -277,7 +277,7 @@ fn what_cannot_be_trained_on_is_named() {
     fs::remove_file(project.path(records::paths::TRAINING_METRICS)).unwrap();
     let error = project.fail(&["--max-seq-length", "10"]);
     assert!(
-        error.contains("no sample that can be used") && error.contains("--max-seq-length"),
+        error.contains("no usable samples") && error.contains("--max-seq-length"),
         "{error}"
     );
     // Two broken pages of four are none.
@@ -291,7 +291,7 @@ fn what_cannot_be_trained_on_is_named() {
     project.write_split("train", &[]);
     let error = project.fail(&once);
     assert!(
-        error.contains("train.json: holds no samples; create it with prepare_training_data"),
+        error.contains("train.json: has no samples; create it with prepare_training_data"),
         "{error}"
     );
     fs::remove_file(project.path("datasets/formatted/train.json")).unwrap();
@@ -433,13 +433,16 @@ fn training_begins_from_another_adapter_made_alike() {
     fs::remove_file(project.path(records::paths::TRAINING_METRICS)).unwrap();
     for (other, words) in [
         (&["--lora-rank", "2"][..], ["rank", "scale"]),
-        (&["--target-modules", "q_proj"], ["mlp.down_proj", "beside"]),
+        (
+            &["--target-modules", "q_proj"],
+            ["mlp.down_proj", "not a target module"],
+        ),
         (
             &[
                 "--target-modules",
                 "q_proj,k_proj,v_proj,o_proj,gate_proj,up_proj,down_proj,qkv",
             ],
-            ["qkv", "nothing"],
+            ["qkv", "no pair"],
         ),
     ] {
         let error = project.fail(&[&flags[..], &["--init-adapter", "first-lora"], other].concat());

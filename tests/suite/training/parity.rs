@@ -241,7 +241,7 @@ fn ten_steps_are_peft_s() {
         let model = load(&dir, Some(&parameters.adapter), Kind::Float);
         let data = Data::new("untied-flat-sharded", &CASES);
         for (step, (loss, norm)) in losses.iter().zip(&norms).enumerate() {
-            parameters.clear_gradients().unwrap();
+            parameters.zero_gradients().unwrap();
             let found = data.backward(&model, recompute);
             assert!(
                 (found - loss).abs() < 1e-4,

@@ -1,4 +1,4 @@
-//! Pages, read and cut while the batch before is computed.
+//! The data loader: decodes and resizes the pages of the next batches on other threads.
 
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread;
@@ -13,86 +13,88 @@ use crate::processing::{DecodeLimits, ImageProcessor, decode};
 use crate::torch::pinned;
 use crate::{Error, Result};
 
-/// Batches that wait to be taken.
-const AHEAD: usize = 2;
+/// Number of prefetched batches.
+const PREFETCH: usize = 2;
 
-/// Reads the pages of batches.
-pub(super) struct Feed {
-    images: ImageProcessor,
+/// Loads the pages of batches.
+pub(super) struct PageLoader<'a> {
+    images: &'a ImageProcessor,
     pool: rayon::ThreadPool,
     device: Device,
 }
 
-/// A batch whose pages are ready.
-struct Ready {
+/// A batch whose pages are loaded.
+struct LoadedBatch {
     samples: Vec<usize>,
-    /// 8-bit patches of their pages, each once, one after the other; pinned where they go to a GPU.
+    /// 8-bit patches of its pages, each page once; pinned for a GPU.
     levels: Tensor,
 }
 
-/// Batches as they become ready.
+/// Prefetched batches.
 pub(super) struct Batches<'a> {
-    feed: &'a Feed,
-    receiver: Receiver<Result<Ready>>,
+    loader: &'a PageLoader<'a>,
+    receiver: Receiver<Result<LoadedBatch>>,
     waited: Duration,
 }
 
-impl Feed {
-    /// Threads that read pages: all cores beside a GPU, one beside the threads that compute on the CPU.
-    pub(super) fn new(images: ImageProcessor, device: Device) -> Result<Self> {
+impl<'a> PageLoader<'a> {
+    /// Starts the threads: one per core for a GPU, a single one beside the threads that compute on the CPU.
+    pub(super) fn new(images: &'a ImageProcessor, device: Device) -> Result<Self> {
         let threads = match device {
             Device::Cpu => 1,
             _ => thread::available_parallelism().map_or(1, usize::from),
         };
         let pool = rayon::ThreadPoolBuilder::new()
             .num_threads(threads)
-            // Each page is one thread's work: libtorch needs no team for it.
+            // Pages are loaded in parallel: libtorch must not parallelize within a page.
             .start_handler(|_| tch::set_num_threads(1))
             .build()
-            .map_err(|error| Error::Device(format!("no threads to read pages with: {error}")))?;
+            .map_err(|error| Error::Device(format!("cannot start the page-loading threads: {error}")))?;
         Ok(Self { images, pool, device })
     }
 
-    /// Lets `work` take the batches, which name `samples` by number, one after the other; it need not take all.
-    pub(super) fn serve<R>(
+    /// Runs `work`, which takes the batches in order while the next ones are loaded; it need not take all of them.
+    ///
+    /// A batch is given by the numbers of its `samples`.
+    pub(super) fn prefetch<R>(
         &self,
         samples: &Samples,
         batches: impl Iterator<Item = Vec<usize>> + Send,
         work: impl FnOnce(&mut Batches<'_>) -> Result<R>,
     ) -> Result<R> {
         thread::scope(|scope| {
-            let (sender, receiver) = sync_channel(AHEAD);
-            scope.spawn(move || self.read(samples, batches, &sender));
+            let (sender, receiver) = sync_channel(PREFETCH);
+            scope.spawn(move || self.load_all(samples, batches, &sender));
             work(&mut Batches {
-                feed: self,
+                loader: self,
                 receiver,
                 waited: Duration::ZERO,
             })
         })
     }
 
-    /// Reads until there are no more batches or nobody takes them.
-    fn read(
+    /// Loads batches until there are no more or the receiver is dropped.
+    fn load_all(
         &self,
         samples: &Samples,
         batches: impl Iterator<Item = Vec<usize>>,
-        sender: &SyncSender<Result<Ready>>,
+        sender: &SyncSender<Result<LoadedBatch>>,
     ) {
         for batch in batches {
-            let ready = self.ready(samples, batch);
-            if sender.send(ready).is_err() {
+            let loaded = self.load(samples, batch);
+            if sender.send(loaded).is_err() {
                 return;
             }
         }
     }
 
-    fn ready(&self, samples: &Samples, batch: Vec<usize>) -> Result<Ready> {
+    fn load(&self, samples: &Samples, batch: Vec<usize>) -> Result<LoadedBatch> {
         let page = |group: &[usize]| self.page(&samples.samples[group[0]]);
         let groups = samples.groups(&batch);
         let pages: Vec<Tensor> = self
             .pool
             .install(|| groups.into_par_iter().map(page).collect::<Result<_>>())?;
-        Ok(Ready {
+        Ok(LoadedBatch {
             samples: batch,
             levels: pinned(Tensor::f_cat(&pages, 0)?, self.device)?,
         })
@@ -105,7 +107,7 @@ impl Feed {
             .images
             .process_levels(&decode(&bytes, &DecodeLimits::default())?)?;
         if patches.grid != sample.grid {
-            let reason = "the page changed while it was trained on".to_owned();
+            let reason = "the page changed during training".to_owned();
             return Err(Error::record(&sample.image, reason));
         }
         Ok(patches.levels)
@@ -113,20 +115,20 @@ impl Feed {
 }
 
 impl Batches<'_> {
-    /// The next batch: its samples, and the patches of their pages, f32 on the device.
+    /// The next batch: the numbers of its samples, and the patches of their pages, f32 on the device.
     pub(super) fn next(&mut self) -> Result<(Vec<usize>, Tensor)> {
         let start = Instant::now();
-        let ready = self.receiver.recv().unwrap_or(Err(Error::Interrupted))?;
+        let loaded = self.receiver.recv().unwrap_or(Err(Error::Interrupted))?;
         self.waited += start.elapsed();
-        let feed = self.feed;
-        let levels = ready
+        let loader = self.loader;
+        let levels = loaded
             .levels
-            .f_to_device_(feed.device, ready.levels.kind(), true, false)?;
-        Ok((ready.samples, feed.images.normalise(&levels)?))
+            .f_to_device_(loader.device, loaded.levels.kind(), true, false)?;
+        Ok((loaded.samples, loader.images.normalise(&levels)?))
     }
 
-    /// Time spent waiting for pages since this was last asked.
-    pub(super) fn waited(&mut self) -> Duration {
+    /// Time spent waiting for batches since the last call.
+    pub(super) fn take_waited(&mut self) -> Duration {
         std::mem::take(&mut self.waited)
     }
 }
