@@ -4,7 +4,7 @@
 //!
 //! | layer | modules |
 //! |---|---|
-//! | foundation | [`error`], [`version`], [`prompts`], [`fs`]: atomic files, [`console`]: messages, progress, signals, [`project`]: the layout on disk |
+//! | foundation | [`error`], [`version`], [`prompts`], [`random`]: seeded RNGs, [`fs`]: atomic files, [`console`]: messages, progress, signals, [`project`]: the layout on disk |
 //! | torch and hardware | [`torch`]: C++ that tch does not bind, [`device`], [`blackwell_compat`], [`distributed`]: process groups, [`kernels`]: CPU and CUDA |
 //! | formats | [`checkpoint`]: safetensors folders, [`processing`]: images to patches, text to tokens, [`lora`]: PEFT adapters, [`quant`]: NF4, FP4 and AWQ weights, [`records`]: JSON records |
 //! | model | [`qwen2_5_vl`], [`generation`]: sampling and stopping, [`engine`]: [`engine::Reader`] loads a folder, [`engine::Engine`] queues requests |
@@ -66,6 +66,7 @@ pub mod quant;
 #[cfg(feature = "pipeline")]
 pub mod quantize;
 pub mod qwen2_5_vl;
+pub mod random;
 pub mod records;
 #[cfg(feature = "pipeline")]
 pub mod rendering;

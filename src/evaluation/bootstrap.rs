@@ -1,9 +1,8 @@
 //! Paired bootstrap: confidence interval of the difference between two models' scores.
 
-use rand_chacha::ChaCha8Rng;
-use rand_chacha::rand_core::{RngCore, SeedableRng};
 use serde::{Deserialize, Serialize};
 
+use crate::random::SeededRng;
 use crate::records::round_to;
 
 const RESAMPLES: usize = 2000;
@@ -35,13 +34,10 @@ pub fn paired_difference(before: &[f64], after: &[f64]) -> Option<Difference> {
     if count == 0 {
         return None;
     }
-    let mut random = ChaCha8Rng::seed_from_u64(SEED);
+    let mut random = SeededRng::from_seed(SEED);
     let mut means: Vec<f64> = (0..RESAMPLES)
         .map(|_| {
-            let drawn = (0..count).map(|_| {
-                let index = (u64::from(random.next_u32()) * count as u64) >> 32;
-                differences.get(index as usize).copied().unwrap_or_default()
-            });
+            let drawn = (0..count).map(|_| *random.pick(&differences));
             drawn.sum::<f64>() / count as f64
         })
         .collect();

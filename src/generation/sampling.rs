@@ -2,10 +2,8 @@
 
 use std::collections::HashSet;
 
-use rand_chacha::ChaCha12Rng;
-use rand_chacha::rand_core::{RngCore, SeedableRng};
-
 use super::GenerationOptions;
+use crate::random::StreamRng;
 use crate::{Error, Result};
 
 /// Below this temperature decoding is greedy.
@@ -27,7 +25,7 @@ pub struct Sampler {
     top_p: Option<f64>,
     penalty: f32,
     seen: HashSet<usize>,
-    random: ChaCha12Rng,
+    random: StreamRng,
     /// Scratch buffer of `[vocab]` values.
     weights: Vec<f32>,
     order: Vec<usize>,
@@ -44,7 +42,7 @@ impl Sampler {
             seen: HashSet::new(),
             random: options
                 .seed
-                .map_or_else(ChaCha12Rng::from_os_rng, ChaCha12Rng::seed_from_u64),
+                .map_or_else(StreamRng::from_os, |seed| StreamRng::new(seed, 0)),
             weights: Vec::new(),
             order: Vec::new(),
         };
@@ -158,7 +156,7 @@ impl Sampler {
         if !(total.is_finite() && total > 0.0) {
             return Err(not_a_number("the sum of the probabilities"));
         }
-        let uniform = (self.random.next_u64() >> 11) as f64 / (1_u64 << 53) as f64;
+        let uniform = self.random.unit();
         let mut left = uniform * total;
         let mut chosen = 0;
         for (index, &weight) in self.weights.iter().enumerate() {

@@ -3,13 +3,12 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use rand_chacha::ChaCha12Rng;
-use rand_chacha::rand_core::{RngCore, SeedableRng};
 use tch::{Device, Kind, Tensor};
 
 use super::{config::LoraConfig, file::ADAPTER_CONFIG, module::LinearModule, targets::NOT_LINEAR};
 use crate::checkpoint::transformers_name;
 use crate::processing::ImageProcessor;
+use crate::random::StreamRng;
 use crate::{Error, Result};
 
 /// The embedding table's module, by the hub's name.
@@ -110,12 +109,12 @@ impl Adapter {
         let mut pairs = BTreeMap::new();
         for module in config.targets(modules)? {
             let (rank, scale) = config.rank_and_scale(&file, &transformers_name(&module.name))?;
-            let mut random = ChaCha12Rng::seed_from_u64(seed);
-            random.set_stream(modules.iter().position(|other| *other == module).unwrap_or(0) as u64);
+            let stream = modules.iter().position(|other| *other == module).unwrap_or(0);
+            let mut random = StreamRng::new(seed, stream as u64);
             let bound = 1.0 / (module.inputs as f32).sqrt();
-            // 24 bits: each value is exact in f32.
-            let mut uniform = || ((random.next_u32() >> 8) as f32 / (1 << 23) as f32 - 1.0) * bound;
-            let a: Vec<f32> = (0..rank * module.inputs).map(|_| uniform()).collect();
+            let a: Vec<f32> = (0..rank * module.inputs)
+                .map(|_| random.symmetric() * bound)
+                .collect();
             let pair = LoraPair {
                 a: Tensor::f_from_slice(&a)?.f_view([rank as i64, module.inputs as i64])?,
                 b: Tensor::f_zeros([module.outputs as i64, rank as i64], (Kind::Float, Device::Cpu))?,

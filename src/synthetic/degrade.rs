@@ -5,7 +5,8 @@ use std::sync::LazyLock;
 use image::ExtendedColorType;
 use image::codecs::jpeg::JpegEncoder;
 
-use super::{marks, rng::SeededRng, style::Degradation, vocabulary::Shared};
+use super::{marks, style::Degradation, vocabulary::Shared};
+use crate::random::SeededRng;
 use crate::rendering::{GreyPage, encode_grey};
 
 /// An image file.

@@ -4,9 +4,9 @@ use zeno::{Cap, Command, Mask, Stroke, Vector};
 
 use super::{
     fonts::{FAMILIES, face},
-    rng::SeededRng,
     vocabulary::Shared,
 };
+use crate::random::SeededRng;
 use crate::rendering::{Canvas, GreyPage};
 
 /// Draws `count` pen marks: scribbles, ticks, rings or lines.

@@ -21,7 +21,6 @@ mod layout;
 mod marks;
 mod page;
 mod perturb;
-mod rng;
 mod sections;
 mod style;
 mod tasks;

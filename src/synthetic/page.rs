@@ -8,13 +8,13 @@ use super::{
     degrade::{self, EncodedImage},
     layout::{self, PageContent},
     perturb::perturb_words,
-    rng::SeededRng,
     sections,
     style::PageStyle,
     tasks::{Question, questions},
     vocabulary::{Split, kinds, shared, words},
 };
 use crate::documents::DocumentSet;
+use crate::random::SeededRng;
 use crate::rendering::{
     EVALUATION_PAGE, PageSize, collapse_whitespace, document_page, encode_rgb, text_page,
 };

@@ -4,10 +4,10 @@ use std::collections::HashMap;
 
 use super::{
     content::{Block, Body, ItemKind},
-    rng::SeededRng,
     token_words,
     vocabulary::HELD_OUT_WORDS,
 };
+use crate::random::SeededRng;
 
 /// Minimum length of a long word; shorter ones are units, routes, abbreviations.
 const LONG: usize = 4;

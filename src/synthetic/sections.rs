@@ -5,9 +5,9 @@ use std::collections::HashSet;
 use super::{
     content::{Block, Body, Item, ItemKind},
     entries::{Entry, capital},
-    rng::SeededRng,
     vocabulary::{DocumentKind, Form, Section, SectionPlan, Shared, Words},
 };
+use crate::random::SeededRng;
 
 /// Formatting conventions of one document.
 pub(super) struct TextStyle {

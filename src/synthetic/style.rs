@@ -2,9 +2,9 @@
 
 use super::{
     fonts::{FAMILIES, SIZES},
-    rng::SeededRng,
     vocabulary::Split,
 };
+use crate::random::SeededRng;
 use crate::rendering::{EVALUATION_PAGE, PageSize, TEST_PAGE};
 
 /// Typesetting of a page.

@@ -5,9 +5,10 @@ use std::sync::LazyLock;
 
 use serde::Deserialize;
 
-use super::{content::ItemKind, layout::PageContent, rng::SeededRng, vocabulary::Split};
+use super::{content::ItemKind, layout::PageContent, vocabulary::Split};
 use crate::documents::DocumentSet;
 use crate::prompts::EXTRACTION_PROMPT;
+use crate::random::SeededRng;
 
 const TASKS: &str = include_str!("../../datasets/clinical/tasks.json");
 /// Id of the task that asks for the whole page.

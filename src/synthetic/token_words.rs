@@ -7,7 +7,8 @@ use std::sync::LazyLock;
 
 use serde::Deserialize;
 
-use super::{rng::SeededRng, vocabulary::HELD_OUT_WORDS};
+use super::vocabulary::HELD_OUT_WORDS;
+use crate::random::SeededRng;
 
 const TOKENIZER: &str = include_str!("../../models/qwen25-vl-nano/tokenizer.json");
 /// Byte-level BPE's character for a space.

@@ -5,8 +5,7 @@
 use std::cmp::Reverse;
 use std::collections::HashMap;
 
-use rand_chacha::ChaCha12Rng;
-use rand_chacha::rand_core::{RngCore, SeedableRng};
+use crate::random::StreamRng;
 
 /// One optimizer step: the sample numbers of its batches.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -182,7 +181,7 @@ impl StepPlanner {
         let steps = batching.steps_per_epoch(samples.sample_count()).max(1);
         let (epoch, step) = (done / steps, (done % steps) as usize);
         if self.epoch != Some(epoch) {
-            let pages = permutation(batching.seed, epoch, samples.pages.len());
+            let pages = StreamRng::new(batching.seed, epoch).permutation(samples.pages.len());
             self.order = pages
                 .iter()
                 .flat_map(|&page| &samples.pages[page])
@@ -199,28 +198,6 @@ impl StepPlanner {
         StepPlan {
             epoch,
             batches: batching.balance(&groups, samples),
-        }
-    }
-}
-
-/// A permutation of `0..n`, by seed and epoch (Fisher-Yates).
-fn permutation(seed: u64, epoch: u64, n: usize) -> Vec<usize> {
-    let mut random = ChaCha12Rng::seed_from_u64(seed);
-    random.set_stream(epoch);
-    let mut order: Vec<usize> = (0..n).collect();
-    for i in (1..n).rev() {
-        order.swap(i, below(&mut random, i as u64 + 1) as usize);
-    }
-    order
-}
-
-/// A uniform integer below `bound` (Lemire's method).
-fn below(random: &mut ChaCha12Rng, bound: u64) -> u64 {
-    loop {
-        let product = u128::from(random.next_u64()) * u128::from(bound);
-        // Rejects draws whose low half is below 2^64 mod bound: they are biased.
-        if product as u64 >= bound.wrapping_neg() % bound {
-            return (product >> 64) as u64;
         }
     }
 }
@@ -262,9 +239,6 @@ mod tests {
             (0..64).collect::<Vec<_>>(),
             "equal lengths stay in order within a step"
         );
-        assert_eq!(permutation(42, 0, 10), permutation(42, 0, 10));
-        assert_ne!(permutation(42, 0, 64), permutation(42, 1, 64));
-        assert_ne!(permutation(42, 0, 64), permutation(43, 0, 64));
     }
 
     #[test]

@@ -23,12 +23,13 @@ use std::time::Instant;
 use rayon::prelude::*;
 
 use self::images::{ImageSource, ImageWriter, Written};
-use self::samples::{Candidate, Collected, collect, shuffle_key};
+use self::samples::{Candidate, Collected, collect};
 use self::summary::Inputs;
 use super::{DATASETS, RawDataset};
 use crate::console::{self, Level, Notify, Unit};
 use crate::fs::{RunLock, update_folder};
 use crate::project::Project;
+use crate::random::shuffle_key;
 use crate::records::{self, DataSample, DataSummary, Extra};
 use crate::rendering::{collapse_whitespace, text_lines};
 use crate::synthetic::{TRANSCRIBE, whole_page_prompt};

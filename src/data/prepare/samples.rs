@@ -3,8 +3,6 @@
 use std::collections::HashMap;
 use std::path::PathBuf;
 
-use sha2::{Digest, Sha256};
-
 use super::{
     duplicates::text_key,
     images::{ImageSource, Written},
@@ -13,6 +11,7 @@ use crate::Result;
 use crate::data::datasets::image_prefix;
 use crate::data::{RawDataset, RawRecord};
 use crate::prompts::PROMPTS;
+use crate::random::shuffle_key;
 use crate::records::SampleSource;
 
 /// Minimum length of a text or answer, in characters.
@@ -131,20 +130,6 @@ fn sampled_prompt(image_prefix: &str, row: u64, seed: u64) -> &'static str {
     PROMPTS[(hash % PROMPTS.len() as u64) as usize]
 }
 
-/// Returns a pseudo-random number, the first 8 bytes of a SHA-256: sorting by it shuffles reproducibly.
-pub(super) fn shuffle_key(seed: u64, purpose: &str, item: &str) -> u64 {
-    let digest = Sha256::new()
-        .chain_update(seed.to_le_bytes())
-        .chain_update(purpose)
-        .chain_update([0])
-        .chain_update(item);
-    let bytes = digest.finalize();
-    bytes
-        .iter()
-        .take(8)
-        .fold(0, |number, byte| number << 8 | u64::from(*byte))
-}
-
 /// Returns the first `characters` characters of `text`.
 fn first_characters(text: &str, characters: usize) -> &str {
     text.char_indices()
@@ -168,7 +153,5 @@ mod tests {
         let sampled: std::collections::HashSet<_> =
             (0..200).map(|row| sampled_prompt("mt", row, 42)).collect();
         assert_eq!(sampled.len(), PROMPTS.len());
-        assert_ne!(shuffle_key(42, "a", "b"), shuffle_key(43, "a", "b"));
-        assert_ne!(shuffle_key(42, "a", "b"), shuffle_key(42, "ab", ""));
     }
 }

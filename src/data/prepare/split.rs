@@ -3,8 +3,9 @@
 use std::collections::{BTreeMap, HashSet};
 
 use super::duplicates::duplicate_groups;
-use super::samples::{Candidate, shuffle_key};
+use super::samples::Candidate;
 use super::{PrepareOptions, SplitRule};
+use crate::random::shuffle_key;
 use crate::records::SampleSource;
 
 /// Text keys of the reports that the embedded model was not trained on.
