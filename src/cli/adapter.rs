@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use crate::Result;
 use crate::console::{Level, say};
-use crate::lora::{Found, find, named};
+use crate::lora::{FoundAdapter, find_adapter, requested_adapter};
 use crate::project::Project;
 
 /// The flag for the adapter.
@@ -22,7 +22,7 @@ pub struct AdapterArgs {
 impl AdapterArgs {
     /// The adapter that the flag names.
     pub fn named(&self, project: &Project) -> Result<Option<PathBuf>> {
-        named(project, self.adapter.as_deref())
+        requested_adapter(project, self.adapter.as_deref())
     }
 
     /// The adapter that the flag names, or by default the model's own; prints which one, or why it is not attached.
@@ -30,14 +30,14 @@ impl AdapterArgs {
         if self.adapter.is_some() {
             return self.named(project);
         }
-        match find(project, model)? {
-            Found::Nothing => Ok(None),
-            Found::Fit(dir) => {
+        match find_adapter(project, model)? {
+            FoundAdapter::Missing => Ok(None),
+            FoundAdapter::Recommended(dir) => {
                 let message = format!("adapter: {} (disable with --adapter none)", dir.display());
                 say(Level::INFO, &message);
                 Ok(Some(dir))
             }
-            Found::LeftOut { dir, reason } => {
+            FoundAdapter::NotRecommended { dir, reason } => {
                 let dir = dir.display();
                 say(
                     Level::WARN,

@@ -15,7 +15,7 @@ use crate::console::{Level, say};
 use crate::evaluation::{
     FinetunedRun, HeldOut, HeldOutSplit, evaluate, evaluation_cases, evaluation_table, recommendation_line,
 };
-use crate::lora::{Recommendation, own_folder};
+use crate::lora::{Recommendation, own_adapter_folder};
 use crate::project::{LORA_SUFFIX, Project};
 use crate::quant::Method;
 use crate::records::{self, Benchmark, paths};
@@ -136,7 +136,7 @@ fn evaluated_adapter(flag: &AdapterArgs, project: &Project, model: &Path) -> Res
     if flag.adapter.is_some() {
         return flag.named(project);
     }
-    own_folder(project, model).map(Some).ok_or_else(|| {
+    own_adapter_folder(project, model).map(Some).ok_or_else(|| {
         let reason =
             "no adapter found; train one with finetune_lora, or pass --adapter DIR or --adapter none";
         Error::checkpoint(project.derived_model(model, LORA_SUFFIX), reason)

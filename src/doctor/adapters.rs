@@ -10,7 +10,7 @@ use super::{
 };
 use crate::Result;
 use crate::checkpoint::Checkpoint;
-use crate::lora::{ADAPTER_CONFIG, ADAPTER_WEIGHTS, Found, LoraConfig, Recommendation, find};
+use crate::lora::{ADAPTER_CONFIG, ADAPTER_WEIGHTS, FoundAdapter, LoraConfig, Recommendation, find_adapter};
 use crate::project::Project;
 
 /// One adapter folder.
@@ -34,9 +34,9 @@ pub struct AdapterReport {
 
 pub(super) fn examine(project: &Project, models: &[ModelReport], checks: &mut Checks) -> Vec<AdapterReport> {
     let model = models.iter().find(|model| model.selected);
-    let found = model.and_then(|model| find(project, &model.path).ok());
+    let found = model.and_then(|model| find_adapter(project, &model.path).ok());
     let mut folders = folders_with(&project.models(), ADAPTER_CONFIG);
-    if let Some(Found::Fit(dir) | Found::LeftOut { dir, .. }) = &found
+    if let Some(FoundAdapter::Recommended(dir) | FoundAdapter::NotRecommended { dir, .. }) = &found
         && !folders.iter().any(|folder| same(folder, dir))
     {
         folders.push(dir.clone());
@@ -47,9 +47,9 @@ pub(super) fn examine(project: &Project, models: &[ModelReport], checks: &mut Ch
         .collect()
 }
 
-fn examine_folder(path: PathBuf, found: Option<&Found>, checks: &mut Checks) -> AdapterReport {
+fn examine_folder(path: PathBuf, found: Option<&FoundAdapter>, checks: &mut Checks) -> AdapterReport {
     let mut report = AdapterReport {
-        selected: matches!(found, Some(Found::Fit(dir)) if same(dir, &path)),
+        selected: matches!(found, Some(FoundAdapter::Recommended(dir)) if same(dir, &path)),
         path,
         problem: None,
         base_model: None,
@@ -90,7 +90,7 @@ fn examine_folder(path: PathBuf, found: Option<&Found>, checks: &mut Checks) -> 
         count(parameters)
     );
     match found {
-        Some(Found::LeftOut { dir, reason }) if same(dir, &report.path) => {
+        Some(FoundAdapter::NotRecommended { dir, reason }) if same(dir, &report.path) => {
             let hint = format!("not attached by default: {reason}; --adapter {name} attaches it");
             checks.add_with_hint(SECTION, Status::Warn, message, hint);
         }

@@ -4,15 +4,14 @@ use std::iter;
 use std::path::{Path, PathBuf};
 
 use super::{config::LoraConfig, file::ADAPTER_CONFIG, recommendation::Recommendation};
-use crate::project::MODEL_ID;
-use crate::project::{BASE_MODEL, EMBEDDED_MODEL, LORA_SUFFIX, Project, model_stem};
+use crate::project::{BASE_MODEL, EMBEDDED_MODEL, LORA_SUFFIX, MODEL_ID, Project, model_stem};
 use crate::{Error, Result};
 
 /// Value of the flag for no adapter.
 const NONE: &str = "none";
 
 /// The folder of the requested adapter: a path, or a name under `models/`; `None` for "none" and without a request.
-pub fn named(project: &Project, choice: Option<&Path>) -> Result<Option<PathBuf>> {
+pub fn requested_adapter(project: &Project, choice: Option<&Path>) -> Result<Option<PathBuf>> {
     match choice {
         None => Ok(None),
         Some(choice) if choice.as_os_str() == NONE => Ok(None),
@@ -22,22 +21,22 @@ pub fn named(project: &Project, choice: Option<&Path>) -> Result<Option<PathBuf>
 
 /// Result of looking for the model's own adapter.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Found {
+pub enum FoundAdapter {
     /// There is none.
-    Nothing,
+    Missing,
     /// It is attached by default.
-    Fit(PathBuf),
+    Recommended(PathBuf),
     /// It is attached on request only.
-    LeftOut {
+    NotRecommended {
         /// Its folder.
         dir: PathBuf,
-        /// Reason, after "is left out: ".
+        /// Reason, one clause.
         reason: String,
     },
 }
 
 /// The adapter folder of `model`: where fine-tuning writes it, beside the model, or the embedded model's own.
-pub fn own_folder(project: &Project, model: &Path) -> Option<PathBuf> {
+pub fn own_adapter_folder(project: &Project, model: &Path) -> Option<PathBuf> {
     let own = project.derived_model(model, LORA_SUFFIX);
     let mut models = vec![model.to_owned()];
     if model_stem(model) == EMBEDDED_MODEL {
@@ -46,23 +45,23 @@ pub fn own_folder(project: &Project, model: &Path) -> Option<PathBuf> {
     let beside = models
         .iter()
         .filter_map(|model| Some(model.parent()?.join(own.file_name()?)));
-    let mut places = iter::once(own.clone()).chain(beside);
-    places.find(|place| place.join(ADAPTER_CONFIG).is_file())
+    let mut candidates = iter::once(own.clone()).chain(beside);
+    candidates.find(|dir| dir.join(ADAPTER_CONFIG).is_file())
 }
 
 /// Looks for the adapter of `model` and decides whether it is attached.
-pub fn find(project: &Project, model: &Path) -> Result<Found> {
-    let Some(dir) = own_folder(project, model) else {
-        return Ok(Found::Nothing);
+pub fn find_adapter(project: &Project, model: &Path) -> Result<FoundAdapter> {
+    let Some(dir) = own_adapter_folder(project, model) else {
+        return Ok(FoundAdapter::Missing);
     };
-    let config = LoraConfig::read(&dir).map_err(|error| without_it(&dir, &error))?;
+    let config = LoraConfig::read(&dir).map_err(|error| corrupt_adapter(&dir, &error))?;
     if !config.is_of(model) {
         let base = config
             .base_model_name_or_path
             .as_deref()
             .unwrap_or("an unnamed model");
         let reason = format!("it was trained on {base}, not on this model");
-        return Ok(Found::LeftOut { dir, reason });
+        return Ok(FoundAdapter::NotRecommended { dir, reason });
     }
     Ok(match Recommendation::read(&dir) {
         Ok(
@@ -70,20 +69,20 @@ pub fn find(project: &Project, model: &Path) -> Result<Found> {
             | Some(Recommendation {
                 recommended: true, ..
             }),
-        ) => Found::Fit(dir),
+        ) => FoundAdapter::Recommended(dir),
         Ok(Some(Recommendation { reason, .. })) => {
             let reason = format!("not recommended by its evaluation ({reason})");
-            Found::LeftOut { dir, reason }
+            FoundAdapter::NotRecommended { dir, reason }
         }
         Err(error) => {
             let reason = format!("cannot read its evaluation ({error})");
-            Found::LeftOut { dir, reason }
+            FoundAdapter::NotRecommended { dir, reason }
         }
     })
 }
 
 /// A corrupt adapter is an error, not a reason to run without it.
-fn without_it(dir: &Path, error: &Error) -> Error {
+fn corrupt_adapter(dir: &Path, error: &Error) -> Error {
     Error::checkpoint(
         dir,
         format!("the model's adapter is corrupt ({error}); use --adapter none to run without it"),

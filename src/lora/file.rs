@@ -352,10 +352,9 @@ fn pair(
     halves: [Option<(Tensor, String)>; 2],
 ) -> Result<LoraPair> {
     let wrong = |reason: String| Error::checkpoint(file, format!("\"{name}\": {reason}"));
-    let [Some((a, path)), Some((b, _))] = halves else {
-        return Err(wrong(
-            "lora_A and lora_B must both exist: is the file complete?".to_owned(),
-        ));
+    let (a, b, path) = match halves {
+        [Some((a, path)), Some((b, _))] => (a, b, path),
+        [a, b] => return Err(incomplete(file, name, a, b)),
     };
     // Patterns may use the base's older spelling or today's.
     let (rank, scale) = match config.rank_and_scale(config_file, &path)? {
@@ -371,6 +370,20 @@ fn pair(
         )));
     }
     Ok(LoraPair { a, b, scale })
+}
+
+/// The error that names the missing tensor of an incomplete pair.
+fn incomplete(file: &Path, name: &str, a: Option<(Tensor, String)>, b: Option<(Tensor, String)>) -> Error {
+    let missing = match (name == EMBEDDING_MODULE, a.is_some()) {
+        (false, false) => "lora_A.weight",
+        (false, true) => "lora_B.weight",
+        // PEFT's A is B here.
+        (true, false) => "lora_embedding_B",
+        (true, true) => "lora_embedding_A",
+    };
+    let path = a.or(b).map_or_else(|| name.to_owned(), |(_, path)| path);
+    let reason = format!("tensor \"{PREFIX}{path}.{missing}\" is missing: is the file complete?");
+    Error::checkpoint(file, reason)
 }
 
 /// Whether all values are finite.

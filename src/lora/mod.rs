@@ -13,7 +13,7 @@ mod targets;
 
 pub(crate) use self::adapter::EMBEDDING_MODULE;
 pub use self::adapter::{Adapter, LoraPair};
-pub use self::choice::{Found, find, named, own_folder};
+pub use self::choice::{FoundAdapter, find_adapter, own_adapter_folder, requested_adapter};
 pub use self::config::LoraConfig;
 pub(crate) use self::file::finite;
 pub use self::file::{ADAPTER_CONFIG, ADAPTER_EVALUATION, ADAPTER_WEIGHTS};

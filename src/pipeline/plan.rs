@@ -3,7 +3,7 @@
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
-use crate::lora::own_folder;
+use crate::lora::own_adapter_folder;
 use crate::project::{LORA_SUFFIX, Project};
 use crate::quant::Method;
 use crate::records::{self, QuantizationInfo, paths};
@@ -62,7 +62,7 @@ pub(super) fn plan(phase: Phase, project: &Project, base: &Path) -> Plan {
             vec![file(paths::TRAINING_METRICS), adapter],
         ),
         Phase::EvaluateFinetuned => {
-            let own = own_folder(project, base);
+            let own = own_adapter_folder(project, base);
             (
                 // Without an adapter there is nothing to evaluate.
                 if own.is_some() { once() } else { Vec::new() },

@@ -19,7 +19,7 @@ use crate::console::{EXIT_INTERRUPTED, Level, Notify};
 use crate::device::{self, DeviceChoice, Precision};
 use crate::fs::parent_folder;
 use crate::hub::{Hasher, HubSettings};
-use crate::lora::own_folder;
+use crate::lora::own_adapter_folder;
 use crate::project::Project;
 use crate::records::paths;
 use crate::{Error, Result};
@@ -198,7 +198,7 @@ impl Pipeline<'_> {
             return Ok(None);
         }
         let trained_here = self.project.file(paths::TRAINING_METRICS).exists();
-        if !self.options.force && !trained_here && own_folder(self.project, &self.base()?).is_some() {
+        if !self.options.force && !trained_here && own_adapter_folder(self.project, &self.base()?).is_some() {
             return Ok(Some(EXISTING_ADAPTER));
         }
         let on_gpu = match self.options.device {

@@ -14,7 +14,7 @@ use crate::cli::{self, AdapterArgs, CommonArgs, EXIT_CODES_HELP, EXIT_OK, Sessio
 use crate::console::{Level, Unit};
 use crate::data::{CalibrationPage, CalibrationPages, calibration_pages};
 use crate::device::process_memory;
-use crate::lora::{Adapter, Found, find};
+use crate::lora::{Adapter, FoundAdapter, find_adapter};
 use crate::project::{BASE_MODEL, MERGED_SUFFIX, NF4_SUFFIX, Project};
 use crate::quant::Quantization;
 use crate::quantize::{
@@ -153,15 +153,15 @@ fn adapter_folder(args: &MergeArgs, project: &Project, base: &Path) -> anyhow::R
         return Ok(dir);
     }
     let given = "name one with --adapter DIR";
-    match find(project, base)? {
+    match find_adapter(project, base)? {
         _ if args.adapter.adapter.is_some() => {
             bail!("nothing to merge with --adapter none: {given}")
         }
-        Found::Fit(dir) => Ok(dir),
-        Found::LeftOut { dir, reason } => {
+        FoundAdapter::Recommended(dir) => Ok(dir),
+        FoundAdapter::NotRecommended { dir, reason } => {
             bail!("{}: {reason}; to merge it anyway, {given}", dir.display())
         }
-        Found::Nothing => bail!("{}: no adapter found for this model: {given}", base.display()),
+        FoundAdapter::Missing => bail!("{}: no adapter found for this model: {given}", base.display()),
     }
 }
 

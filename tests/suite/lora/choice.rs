@@ -6,7 +6,7 @@ use std::process::Output;
 
 use medical_vision::engine::{LoadOptions, Reader, UNSAVED_ADAPTER};
 use medical_vision::lora::{
-    ADAPTER_EVALUATION, ADAPTER_WEIGHTS, Adapter, Found, LoraConfig, Recommendation, find,
+    ADAPTER_EVALUATION, ADAPTER_WEIGHTS, Adapter, FoundAdapter, LoraConfig, Recommendation, find_adapter,
 };
 use medical_vision::project::Project;
 use medical_vision::qwen2_5_vl::Config;
@@ -52,19 +52,25 @@ fn the_model_s_own_adapter_is_found_by_its_name() {
     let project = Project::open(Some(root.path())).unwrap();
     let models = root.path().join("models");
     let own = models.join("big-medical-lora");
-    assert_eq!(find(&project, &models.join("big-base")).unwrap(), Found::Nothing);
+    assert_eq!(
+        find_adapter(&project, &models.join("big-base")).unwrap(),
+        FoundAdapter::Missing
+    );
     adapter("big-base").write(&own).unwrap();
     for model in ["big-base", "big", "big-bnb-nf4", "big-awq-int4"] {
-        let found = find(&project, &models.join(model)).unwrap();
-        assert_eq!(found, Found::Fit(own.clone()), "{model}");
+        let found = find_adapter(&project, &models.join(model)).unwrap();
+        assert_eq!(found, FoundAdapter::Recommended(own.clone()), "{model}");
     }
-    assert_eq!(find(&project, &models.join("bigger")).unwrap(), Found::Nothing);
+    assert_eq!(
+        find_adapter(&project, &models.join("bigger")).unwrap(),
+        FoundAdapter::Missing
+    );
     // Beside a model that lies elsewhere.
     let elsewhere = tempfile::tempdir().unwrap();
     let theirs = elsewhere.path().join("other-medical-lora");
     adapter("someone/other-base").write(&theirs).unwrap();
-    let found = find(&project, &elsewhere.path().join("other-bnb-nf4")).unwrap();
-    assert_eq!(found, Found::Fit(theirs));
+    let found = find_adapter(&project, &elsewhere.path().join("other-bnb-nf4")).unwrap();
+    assert_eq!(found, FoundAdapter::Recommended(theirs));
 }
 
 /// What quantize_base makes of the embedded model lies in the project; the embedded model and its adapter may not.
@@ -72,8 +78,8 @@ fn the_model_s_own_adapter_is_found_by_its_name() {
 fn the_embedded_model_s_adapter_is_found_where_it_comes_with_the_program() {
     let root = tempfile::tempdir().unwrap();
     let project = Project::open(Some(root.path())).unwrap();
-    let found = find(&project, &root.path().join("models/qwen25-vl-nano-bnb-nf4")).unwrap();
-    let Found::Fit(dir) = found else {
+    let found = find_adapter(&project, &root.path().join("models/qwen25-vl-nano-bnb-nf4")).unwrap();
+    let FoundAdapter::Recommended(dir) = found else {
         panic!("{found:?}")
     };
     let shipped = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/qwen25-vl-nano-medical-lora");
@@ -86,8 +92,8 @@ fn an_adapter_of_another_model_or_without_merit_is_excluded() {
     let project = Project::open(Some(root.path())).unwrap();
     let dir = root.path().join("models/big-medical-lora");
     let model = root.path().join("models/big-base");
-    let reason = || match find(&project, &model).unwrap() {
-        Found::LeftOut { dir: found, reason } => {
+    let reason = || match find_adapter(&project, &model).unwrap() {
+        FoundAdapter::NotRecommended { dir: found, reason } => {
             assert_eq!(found, dir);
             reason
         }
@@ -96,7 +102,10 @@ fn an_adapter_of_another_model_or_without_merit_is_excluded() {
     adapter("models/small").write(&dir).unwrap();
     assert!(reason().contains("models/small"));
     adapter("models/big-bnb-nf4").write(&dir).unwrap();
-    assert_eq!(find(&project, &model).unwrap(), Found::Fit(dir.clone()));
+    assert_eq!(
+        find_adapter(&project, &model).unwrap(),
+        FoundAdapter::Recommended(dir.clone())
+    );
     let mut recommendation = Recommendation {
         recommended: false,
         reason: "accuracy fell by 9.8 points".to_owned(),
@@ -106,11 +115,14 @@ fn an_adapter_of_another_model_or_without_merit_is_excluded() {
     recommendation.recommended = true;
     recommendation.write(&dir).unwrap();
     assert_eq!(Recommendation::read(&dir).unwrap(), Some(recommendation));
-    assert_eq!(find(&project, &model).unwrap(), Found::Fit(dir.clone()));
+    assert_eq!(
+        find_adapter(&project, &model).unwrap(),
+        FoundAdapter::Recommended(dir.clone())
+    );
     fs::write(dir.join(ADAPTER_EVALUATION), r#"{"recommended": "yes"}"#).unwrap();
     assert!(reason().contains(ADAPTER_EVALUATION));
     fs::write(dir.join("adapter_config.json"), "{").unwrap();
-    let error = find(&project, &model).unwrap_err().to_string();
+    let error = find_adapter(&project, &model).unwrap_err().to_string();
     assert!(error.contains("--adapter none"), "{error}");
 }
 

@@ -415,7 +415,11 @@ fn what_is_not_computed_is_refused() {
         );
     }
     write_tensors(&dir, &stored[1..]);
-    assert!(Adapter::read(&dir).unwrap_err().to_string().contains("both"));
+    let error = Adapter::read(&dir).unwrap_err().to_string();
+    assert!(
+        error.contains(&format!("\"{}\" is missing", stored[0].0)),
+        "{error}"
+    );
 }
 
 #[test]
