@@ -1,4 +1,4 @@
-//! `finetune_lora` as it is shipped: what it learns, leaves and says; kills, full disks, bad input.
+//! `finetune_lora` as a program: training, outputs, messages; kills, full disks, bad input.
 
 use std::fs;
 use std::os::unix::process::CommandExt;
@@ -10,7 +10,7 @@ use serde_json::Value;
 use super::project::{ADAPTER, CHECKPOINTS, TrainingProject, damage, killed, stderr};
 
 #[test]
-fn a_short_run_lowers_the_loss_and_leaves_everything() {
+fn a_short_run_lowers_the_loss_and_writes_all_outputs() {
     let project = TrainingProject::new(8);
     let output = project.succeed(&[
         "--epochs",
@@ -73,7 +73,7 @@ fn a_short_run_lowers_the_loss_and_leaves_everything() {
             .count(),
         1
     );
-    assert!(!project.path(CHECKPOINTS).exists(), "they have served");
+    assert!(!project.path(CHECKPOINTS).exists(), "a finished run removes them");
 }
 
 fn project_parameters(project: &TrainingProject) -> u64 {
@@ -81,7 +81,7 @@ fn project_parameters(project: &TrainingProject) -> u64 {
 }
 
 #[test]
-fn a_killed_run_goes_on_to_the_same_bytes() {
+fn a_killed_run_resumes_to_the_same_bytes() {
     let flags = [
         "--epochs",
         "3",
@@ -131,7 +131,7 @@ fn ctrl_c_and_sigterm_leave_a_checkpoint() {
     assert!(stderr(&output).contains("--resume"), "{}", stderr(&output));
     assert!(!project.path(records::paths::TRAINING_METRICS).exists());
     let before = *project.checkpoints().last().unwrap();
-    // Another length is another training.
+    // The number of epochs must match.
     let error = project.fail(&["--epochs", "2", "--max-val-samples", "0", "--resume"]);
     assert!(error.contains("epochs 50, this run 2"), "{error}");
     let output = project.interrupt(&[&flags[..], &["--resume"]].concat(), before + 1, libc::SIGTERM);
@@ -144,7 +144,7 @@ fn ctrl_c_and_sigterm_leave_a_checkpoint() {
 }
 
 #[test]
-fn a_broken_checkpoint_is_said_and_the_one_before_it_used() {
+fn a_broken_checkpoint_is_reported_and_the_previous_one_used() {
     let project = TrainingProject::new(6);
     let flags = [
         "--epochs",
@@ -241,10 +241,10 @@ fn a_full_disk_ends_the_run_and_keeps_the_checkpoint_before() {
 }
 
 #[test]
-fn what_cannot_be_trained_on_is_named() {
+fn unusable_data_is_named() {
     let project = TrainingProject::new(4);
     let once = ["--epochs", "1", "--max-val-samples", "0"];
-    // One page is missing: an accident.
+    // One missing page is tolerated.
     fs::remove_file(project.path("datasets/formatted/images/1.png")).unwrap();
     let output = project.succeed(&once);
     assert!(
@@ -256,7 +256,7 @@ fn what_cannot_be_trained_on_is_named() {
     assert_eq!(metrics.training_samples, Some(3));
     assert_eq!(metrics.extra["left_out"]["broken_page"], 1);
     assert!(metrics.subsample_note.unwrap().contains("3 of 4"));
-    // One answer is too long: counted, and not cut.
+    // One answer is too long: skipped and counted.
     let mut samples: Vec<Value> = (0..4).map(|i| project.sample(i)).collect();
     samples[2]["response"] = Value::from("word ".repeat(200));
     project.write_split("train", &samples);
@@ -280,7 +280,7 @@ fn what_cannot_be_trained_on_is_named() {
         error.contains("no usable samples") && error.contains("--max-seq-length"),
         "{error}"
     );
-    // Two broken pages of four are none.
+    // Two broken pages of four are too many.
     fs::write(project.path("datasets/formatted/images/1.png"), "not a picture").unwrap();
     fs::remove_file(project.path("datasets/formatted/images/3.png")).unwrap();
     let error = project.fail(&once);
@@ -311,7 +311,7 @@ fn what_cannot_be_trained_on_is_named() {
 }
 
 #[test]
-fn gradients_that_are_no_numbers_are_skipped_and_end_the_run() {
+fn non_finite_gradients_are_skipped_and_end_the_run() {
     let project = TrainingProject::new(6);
     let flags = [
         "--learning-rate",
@@ -355,14 +355,14 @@ fn the_unquantized_base_and_gradient_checkpointing_train_too() {
     let adapter = Adapter::read(&project.path(ADAPTER)).unwrap();
     assert!(adapter.pairs.keys().all(|name| !name.starts_with("visual.")));
     project.succeed(&[&flags[..], &["--gradient-checkpointing"]].concat());
-    assert!(project.adapter() == plain, "what is computed again is the same");
+    assert!(project.adapter() == plain, "recomputation is exact");
     assert_eq!(project.metrics().extra["gradient_checkpointing"], true);
 }
 
 #[test]
-fn training_ends_early_when_it_gains_nothing() {
+fn early_stopping_ends_a_run_without_improvement() {
     let project = TrainingProject::new(4);
-    // Nothing is learnt at this rate, so that the first validation stays the best.
+    // This rate changes nothing: the first validation stays the best.
     let flags = [
         "--epochs",
         "50",
@@ -382,7 +382,7 @@ fn training_ends_early_when_it_gains_nothing() {
 }
 
 #[test]
-fn what_pages_are_enlarged_to_goes_with_the_adapter_and_the_one_before_is_kept() {
+fn the_page_size_is_saved_with_the_adapter_and_the_previous_adapter_kept() {
     let project = TrainingProject::new(2);
     let flags = ["--epochs", "1", "--max-val-samples", "0"];
     let output = project.run(&[&flags[..], &["--min-pixels", "100000", "--max-pixels", "50000"]].concat());
@@ -412,14 +412,14 @@ fn what_pages_are_enlarged_to_goes_with_the_adapter_and_the_one_before_is_kept()
 }
 
 #[test]
-fn training_begins_from_another_adapter_made_alike() {
+fn training_initializes_from_an_adapter_with_the_same_settings() {
     let project = TrainingProject::new(4);
     let flags = ["--epochs", "1", "--max-val-samples", "0", "--warmup-ratio", "0"];
     project.succeed(&flags);
     let first = project.adapter();
     let kept = project.path("models/first-lora");
     fs::rename(project.path(ADAPTER), &kept).unwrap();
-    // At this rate nothing is learnt: what it ends with is what it began with.
+    // This rate changes nothing: the result is the initial adapter.
     let still = [
         "--init-adapter",
         "first-lora",

@@ -1,4 +1,4 @@
-//! The trainer's mathematics against PEFT's.
+//! Parity of losses, gradients and optimizer steps with PEFT.
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -14,7 +14,7 @@ use tch::{Device, Kind, Tensor};
 
 use crate::suite::fixtures;
 
-/// Cases of a model's goldens, and how many tokens at the end of each are learnt; as in makers/training.py.
+/// Cases of a model's goldens, and the number of label tokens at the end of each; as in makers/training.py.
 const CASES: [(&str, usize); 3] = [("ragged", 7), ("several", 5), ("text", 12)];
 const RATE: f64 = 2e-3;
 
@@ -38,7 +38,7 @@ struct Data {
     ids: Vec<Vec<i64>>,
     grids: Vec<Vec<Grid>>,
     pixels: Tensor,
-    /// Rows whose next token is learnt, and that token.
+    /// Rows that predict a label, and the labels.
     rows: Vec<i64>,
     labels: Vec<i64>,
 }
@@ -47,10 +47,10 @@ impl Data {
     fn new(model: &str, cases: &[(&str, usize)]) -> Self {
         let (mut ids, mut grids, mut pixels) = (Vec::new(), Vec::new(), Vec::new());
         let (mut rows, mut labels, mut start) = (Vec::new(), Vec::new(), 0);
-        for (case, learnt) in cases {
+        for (case, label_count) in cases {
             let golden = tensors(&format!("goldens/{model}-{case}.safetensors"));
             let own = integers(&golden["input_ids"]);
-            let first = own.len() - learnt;
+            let first = own.len() - label_count;
             rows.extend((first - 1..own.len() - 1).map(|row| (start + row) as i64));
             labels.extend(&own[first..]);
             start += own.len();

@@ -1,18 +1,18 @@
-//! Several processes that train together, started as torchrun starts them.
+//! Data-parallel training, started as torchrun does.
 
 use std::net::TcpListener;
 use std::process::{Child, Output};
 
 use super::project::{CHECKPOINTS, TrainingProject, stderr};
 
-/// Two members of one training; the first one's output comes first.
-fn together(project: &TrainingProject, flags: &[&str]) -> Vec<Output> {
+/// Runs two ranks; returns their outputs by rank.
+fn two_ranks(project: &TrainingProject, flags: &[&str]) -> Vec<Output> {
     let port = TcpListener::bind("127.0.0.1:0")
         .unwrap()
         .local_addr()
         .unwrap()
         .port();
-    let members: Vec<Child> = (0..2)
+    let ranks: Vec<Child> = (0..2)
         .map(|rank| {
             let mut command = project.command(flags);
             command
@@ -24,14 +24,14 @@ fn together(project: &TrainingProject, flags: &[&str]) -> Vec<Output> {
             command.spawn().unwrap()
         })
         .collect();
-    members
+    ranks
         .into_iter()
-        .map(|member| member.wait_with_output().unwrap())
+        .map(|rank| rank.wait_with_output().unwrap())
         .collect()
 }
 
 #[test]
-fn two_processes_are_one_on_the_same_batches() {
+fn two_ranks_train_the_same_adapter_as_one_process() {
     let flags = [
         "--epochs",
         "2",
@@ -45,7 +45,7 @@ fn two_processes_are_one_on_the_same_batches() {
     let alone = TrainingProject::new(7);
     alone.succeed(&[&flags[..], &["--grad-accum-steps", "2"]].concat());
     let shared = TrainingProject::new(7);
-    let outputs = together(&shared, &flags);
+    let outputs = two_ranks(&shared, &flags);
     for output in &outputs {
         assert_eq!(output.status.code(), Some(0), "{}", stderr(output));
     }
@@ -58,7 +58,7 @@ fn two_processes_are_one_on_the_same_batches() {
     let (ours, theirs) = (shared.metrics(), alone.metrics());
     assert_eq!(ours.effective_batch_size, Some(4));
     assert_eq!(ours.effective_batch_size, theirs.effective_batch_size);
-    // Two batches a step: their gradients are added up in one order only, so that not a bit differs.
+    // Two batches per step: their gradients are summed in a single order, so that the result is bit-identical.
     assert!(shared.adapter() == alone.adapter(), "not the same adapter");
     assert_eq!(ours.loss_history.len(), theirs.loss_history.len());
     for (ours, theirs) in ours.loss_history.iter().zip(&theirs.loss_history) {
@@ -68,7 +68,7 @@ fn two_processes_are_one_on_the_same_batches() {
 }
 
 #[test]
-fn processes_fail_together_and_begin_anew() {
+fn ranks_fail_together_and_start_over() {
     let project = TrainingProject::new(7);
     let flags = [
         "--epochs",
@@ -80,7 +80,7 @@ fn processes_fail_together_and_begin_anew() {
         "--max-steps",
         "4",
     ];
-    // The end of a shorter run would remove its checkpoints; one that fails leaves them.
+    // A finished run removes its checkpoints, a failed one keeps them.
     let broken = [
         &flags[..],
         &[
@@ -93,12 +93,12 @@ fn processes_fail_together_and_begin_anew() {
         ],
     ]
     .concat();
-    for output in together(&project, &broken) {
+    for output in two_ranks(&project, &broken) {
         assert_eq!(output.status.code(), Some(1), "{}", stderr(&output));
         assert!(stderr(&output).contains("not finite"), "{}", stderr(&output));
     }
     assert!(project.path(CHECKPOINTS).exists());
-    for output in together(&project, &flags) {
+    for output in two_ranks(&project, &flags) {
         assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
     }
     assert_eq!(project.metrics().loss_history.len(), 4);
