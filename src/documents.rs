@@ -69,7 +69,7 @@ impl DocumentSet {
     /// Reads a set from a file (`--documents FILE.json`). Errors name the document and the key.
     pub fn load(path: &Path) -> Result<Self> {
         let text = read_text(path, MAX_BYTES).map_err(|error| Error::io(path, error))?;
-        Self::parse(&text).map_err(|reason| Error::record(path, reason))
+        Self::parse(&text).map_err(|reason| Error::invalid_file(path, reason))
     }
 
     /// Renders every page to `folder`, which is created if needed; returns the paths in the set's order.

@@ -195,7 +195,7 @@ pub fn require_model(folder: &Path) -> Result<()> {
         return Ok(());
     }
     if folder.join("adapter_config.json").exists() {
-        return Err(Error::checkpoint(
+        return Err(Error::unsuitable(
             folder,
             "is a LoRA adapter, not a model: pass it with --adapter, and the model with --model",
         ));
@@ -212,7 +212,7 @@ pub fn require_model(folder: &Path) -> Result<()> {
             "not a model folder, or an incomplete download: run the download again; to get the 7B model: {GET_BASE_MODEL}"
         ),
     };
-    Err(Error::checkpoint(
+    Err(Error::not_found(
         folder,
         format!("no config.json found; {advice}"),
     ))
@@ -248,12 +248,11 @@ pub fn model_stem(model: &Path) -> String {
 }
 
 fn not_a_folder(path: &Path, what: &str) -> Error {
-    let fault = if path.exists() {
-        "not a folder"
+    if path.exists() {
+        Error::unsuitable(path, format!("not a folder; expected {what}"))
     } else {
-        "no such folder"
-    };
-    Error::checkpoint(path, format!("{fault}; expected {what}"))
+        Error::not_found(path, format!("no such folder; expected {what}"))
+    }
 }
 
 #[cfg(test)]

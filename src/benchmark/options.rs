@@ -39,7 +39,7 @@ impl BenchmarkOptions {
     /// Loads the documents.
     ///
     /// # Errors
-    /// [`Error::Record`], if the file cannot be read as a set of documents.
+    /// [`Error::InvalidFile`], if the file cannot be read as a set of documents.
     pub fn load_documents(&self) -> Result<Vec<Document>> {
         let set = match &self.documents {
             Some(path) => DocumentSet::load(path)?,
@@ -71,7 +71,7 @@ impl Pages {
                     let bytes =
                         read_bounded(&path, PICTURE_BYTES).map_err(|error| Error::io(&path, error))?;
                     return decode(&bytes, &DecodeLimits::default()).map_err(|error| {
-                        Error::record(
+                        Error::invalid_file(
                             &path,
                             format!("{error}; delete the file to have it rendered again"),
                         )

@@ -10,7 +10,7 @@ use crate::{Error, Result};
 /// Returns the folder that `quantize_base --method` wrote for `base`, or `base` itself if it is quantized.
 ///
 /// # Errors
-/// [`Error::Checkpoint`], if there is no such folder.
+/// [`Error::NotFound`], if there is no such folder.
 pub fn quantized_folder(project: &Project, base: &Path, method: Method) -> Result<PathBuf> {
     if Quantization::from_dir(base)? != Quantization::None {
         return Ok(base.to_owned());
@@ -22,7 +22,7 @@ pub fn quantized_folder(project: &Project, base: &Path, method: Method) -> Resul
             Method::Awq => "awq",
         };
         let reason = format!("no such folder; create it with: quantize_base --method {flag}");
-        return Err(Error::checkpoint(&folder, reason));
+        return Err(Error::not_found(&folder, reason));
     }
     Ok(folder)
 }

@@ -49,7 +49,7 @@ pub struct Headers {
 pub fn read_small(files: &dyn FolderFiles, name: &str, limit: u64) -> Result<Option<Vec<u8>>> {
     match files.size(name)? {
         None => Ok(None),
-        Some(size) if size > limit => Err(Error::checkpoint(
+        Some(size) if size > limit => Err(Error::invalid_file(
             files.path(name),
             format!("{size} bytes; such a file has at most {limit}"),
         )),
@@ -115,7 +115,7 @@ pub fn read_headers(files: &dyn FolderFiles) -> Result<Headers> {
 fn fault<T>(name: &str, outcome: Result<T>, faults: &mut Vec<FileFault>) -> Result<Option<T>> {
     let reason = match outcome {
         Ok(value) => return Ok(Some(value)),
-        Err(Error::Checkpoint { reason, .. }) => reason,
+        Err(Error::NotFound { reason, .. } | Error::InvalidFile { reason, .. }) => reason,
         Err(Error::Io { source, .. }) => source.to_string(),
         Err(error) => return Err(error),
     };
@@ -130,7 +130,7 @@ fn read_header(files: &dyn FolderFiles, name: &str) -> Result<Vec<StoredTensor>>
     let path = files.path(name);
     let size = files
         .size(name)?
-        .ok_or_else(|| Error::checkpoint(&path, MISSING_SHARD))?;
+        .ok_or_else(|| Error::not_found(&path, MISSING_SHARD))?;
     let mut beginning = files.read(name, 0..size.min(FIRST_BYTES))?;
     let end = LENGTH_BYTES + Header::size(&path, &beginning, size)?;
     if beginning.len() < end {

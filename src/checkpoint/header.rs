@@ -30,14 +30,14 @@ impl Header {
     /// Size of the header of the file `path`, which starts with `beginning` and has `length` bytes.
     pub(crate) fn size(path: &Path, beginning: &[u8], length: u64) -> Result<usize> {
         let Some(size) = beginning.first_chunk::<LENGTH_BYTES>() else {
-            return Err(Error::checkpoint(
+            return Err(Error::invalid_file(
                 path,
                 format!("{length} bytes are not a safetensors file"),
             ));
         };
         let size = u64::from_le_bytes(*size);
         if size > MAX_HEADER_BYTES || size > length.saturating_sub(LENGTH_BYTES as u64) {
-            return Err(Error::checkpoint(
+            return Err(Error::invalid_file(
                 path,
                 format!(
                     "a header of {size} bytes in a file of {length} bytes: the file is truncated or not a safetensors file"
@@ -50,7 +50,7 @@ impl Header {
     /// Parses the header `text` (JSON) of the file `path`, which has `length` bytes.
     pub(crate) fn parse(path: &Path, text: &[u8], length: u64) -> Result<Self> {
         let damaged = |error: serde_json::Error| {
-            Error::checkpoint(
+            Error::invalid_file(
                 path,
                 format!("the safetensors header is damaged or the file truncated: {error}"),
             )
@@ -58,12 +58,12 @@ impl Header {
         serde_json::from_slice::<DistinctKeys>(text).map_err(damaged)?;
         let metadata: Metadata = serde_json::from_slice(text).map_err(damaged)?;
         if metadata.offset_keys().len() > MAX_TENSORS {
-            return Err(Error::checkpoint(path, "holds too many tensors"));
+            return Err(Error::invalid_file(path, "holds too many tensors"));
         }
         let data_start = LENGTH_BYTES + text.len();
         let held = length.saturating_sub(data_start as u64);
         if metadata.data_len() as u64 != held {
-            return Err(Error::checkpoint(
+            return Err(Error::invalid_file(
                 path,
                 format!(
                     "the header promises {} bytes of tensors, the file holds {held}: download it again",

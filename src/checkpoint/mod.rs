@@ -37,6 +37,8 @@ pub(crate) const MAX_INDEX_BYTES: u64 = 64 << 20;
 pub(crate) const SINGLE: &str = "model.safetensors";
 /// The index of a sharded model: the file of each tensor.
 pub(crate) const INDEX: &str = "model.safetensors.index.json";
+const MISSING_TENSOR: &str =
+    "is missing: the weights are incomplete, or not of the model that config.json describes";
 pub(crate) const MISSING_SHARD: &str = "this shard is missing: is the download complete?";
 
 /// The weights of one model folder.
@@ -79,7 +81,7 @@ impl Checkpoint {
         } else if index.is_file() {
             shard_files(dir, &index)?
         } else {
-            return Err(Error::checkpoint(
+            return Err(Error::not_found(
                 dir,
                 "holds neither model.safetensors nor model.safetensors.index.json: is the download complete?",
             ));
@@ -107,10 +109,7 @@ impl Checkpoint {
             for name in shard.names() {
                 let canonical = canonical_name(&name);
                 if tensors.insert(canonical, (i, name.clone())).is_some() {
-                    return Err(Error::checkpoint(
-                        shard.path(),
-                        format!("tensor \"{name}\" occurs twice"),
-                    ));
+                    return Err(Error::tensor(shard.path(), name, "occurs twice"));
                 }
             }
         }
@@ -173,12 +172,7 @@ impl Checkpoint {
     fn place(&self, name: &str) -> Result<(&Arc<Shard>, &str)> {
         match self.tensors.get(name) {
             Some((shard, stored)) => Ok((&self.shards[*shard], stored)),
-            None => Err(Error::checkpoint(
-                &self.dir,
-                format!(
-                    "tensor \"{name}\" is missing: the weights are incomplete, or not of the model that config.json describes"
-                ),
-            )),
+            None => Err(Error::tensor(&self.dir, name, MISSING_TENSOR)),
         }
     }
 
@@ -206,7 +200,7 @@ fn shard_files(dir: &Path, index: &Path) -> Result<Vec<PathBuf>> {
         .map(|name| {
             let file = dir.join(name);
             if !file.exists() {
-                return Err(Error::checkpoint(file, MISSING_SHARD));
+                return Err(Error::not_found(file, MISSING_SHARD));
             }
             Ok(file)
         })
@@ -215,14 +209,14 @@ fn shard_files(dir: &Path, index: &Path) -> Result<Vec<PathBuf>> {
 
 /// File names in the index `path`, whose content is `text`: sorted, without folders.
 pub(crate) fn index_files(path: &Path, text: &[u8]) -> Result<Vec<String>> {
-    let wrong = |e: serde_json::Error| Error::checkpoint(path, format!("not a safetensors index: {e}"));
+    let wrong = |e: serde_json::Error| Error::invalid_file(path, format!("not a safetensors index: {e}"));
     serde_json::from_slice::<DistinctKeys>(text).map_err(wrong)?;
     let index: Index = serde_json::from_slice(text).map_err(wrong)?;
     let names: BTreeSet<String> = index.weight_map.into_values().collect();
     for name in &names {
         let plain = Path::new(name).file_name().is_some_and(|f| f == name.as_str());
         if !plain || !name.ends_with(".safetensors") {
-            return Err(Error::checkpoint(
+            return Err(Error::invalid_file(
                 path,
                 format!("\"weight_map\" names {name:?}, which is not a plain .safetensors file name"),
             ));

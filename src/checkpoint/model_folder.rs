@@ -21,12 +21,12 @@ impl JsonFile {
     /// The parsed content `value` of `path`.
     ///
     /// # Errors
-    /// [`Error::Checkpoint`] if it is not a JSON object.
+    /// [`Error::InvalidFile`] if it is not a JSON object.
     pub fn new(path: impl Into<PathBuf>, value: Value) -> Result<Self> {
         let path = path.into();
         match value {
             Value::Object(keys) => Ok(Self { path, keys }),
-            _ => Err(Error::checkpoint(path, "must hold a JSON object")),
+            _ => Err(Error::invalid_file(path, "must hold a JSON object")),
         }
     }
 }
@@ -59,7 +59,8 @@ impl ModelFolder {
     /// `config.json`.
     ///
     /// # Errors
-    /// [`Error::Checkpoint`] if it is missing or not a JSON object, [`Error::Io`] if it cannot be read.
+    /// [`Error::NotFound`] if it is missing, [`Error::InvalidFile`] if it is not a JSON object, [`Error::Io`] if it cannot be
+    /// read.
     pub fn config(&self) -> Result<&JsonFile> {
         self.read(&self.config, "config.json", |path| Err(missing_config(path)))
     }
@@ -105,5 +106,5 @@ impl ModelFolder {
 }
 
 pub(super) fn missing_config(path: &Path) -> Error {
-    Error::checkpoint(path, "no such file: a model folder needs its config.json")
+    Error::not_found(path, "no such file: a model folder needs its config.json")
 }

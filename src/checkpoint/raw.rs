@@ -7,7 +7,7 @@ use std::sync::Arc;
 use safetensors::Dtype;
 
 use super::shard::Shard;
-use super::{Checkpoint, canonical_name};
+use super::{Checkpoint, MISSING_TENSOR, canonical_name};
 use crate::{Error, Result};
 
 /// A tensor's description and its place in a file.
@@ -83,11 +83,6 @@ impl Checkpoint {
             };
             Some((shard.path(), dtype, shape, bytes))
         });
-        found.ok_or_else(|| {
-            Error::checkpoint(
-                &self.dir,
-                format!("tensor \"{name}\" is missing: the weights are incomplete, or not of the model that config.json describes"),
-            )
-        })
+        found.ok_or_else(|| Error::tensor(&self.dir, name, MISSING_TENSOR))
     }
 }

@@ -25,7 +25,7 @@ impl Shard {
         let file = open_regular(path).map_err(|e| Error::io(path, e))?;
         let length = file.metadata().map_err(|e| Error::io(path, e))?.len();
         if length < LENGTH_BYTES as u64 {
-            return Err(Error::checkpoint(
+            return Err(Error::invalid_file(
                 path,
                 format!("{length} bytes are not a safetensors file"),
             ));
@@ -84,16 +84,17 @@ impl Shard {
     fn info(&self, name: &str) -> Result<&TensorInfo> {
         self.header
             .info(name)
-            .ok_or_else(|| Error::checkpoint(&self.path, format!("tensor \"{name}\" is missing")))
+            .ok_or_else(|| Error::tensor(&self.path, name, "is missing"))
     }
 
     /// The dtype of the tensor `name`.
     pub(super) fn kind(&self, name: &str) -> Result<Kind> {
         let dtype = self.info(name)?.dtype;
         weight_kind(dtype).ok_or_else(|| {
-            Error::checkpoint(
+            Error::tensor(
                 &self.path,
-                format!("tensor \"{name}\" is {dtype:?}; F32, F16 and BF16 weights are supported"),
+                name,
+                format!("is {dtype:?}; F32, F16 and BF16 weights are supported"),
             )
         })
     }
@@ -102,12 +103,10 @@ impl Shard {
     pub(super) fn tensor(&self, name: &str, shape: &[usize]) -> Result<Tensor> {
         let info = self.info(name)?;
         if info.shape != shape {
-            return Err(Error::checkpoint(
+            return Err(Error::tensor(
                 &self.path,
-                format!(
-                    "tensor \"{name}\" has shape {:?}, but config.json requires {shape:?}",
-                    info.shape
-                ),
+                name,
+                format!("has shape {:?}, but config.json requires {shape:?}", info.shape),
             ));
         }
         let kind = self.kind(name)?;

@@ -33,7 +33,7 @@ impl TensorPlan {
     pub fn of(name: &str, tensor: &Tensor) -> Result<Self> {
         let kind = tensor.f_kind()?;
         let dtype = stored_dtype(kind)
-            .ok_or_else(|| Error::Numeric(format!("tensor \"{name}\" of {kind:?} cannot be written")))?;
+            .ok_or_else(|| Error::Internal(format!("tensor \"{name}\" of {kind:?} cannot be written")))?;
         Ok(Self {
             name: name.to_owned(),
             dtype,

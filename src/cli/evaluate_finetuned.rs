@@ -139,7 +139,7 @@ fn evaluated_adapter(flag: &AdapterArgs, project: &Project, model: &Path) -> Res
     own_adapter_folder(project, model).map(Some).ok_or_else(|| {
         let reason =
             "no adapter found; train one with finetune_lora, or pass --adapter DIR or --adapter none";
-        Error::checkpoint(project.derived_model(model, LORA_SUFFIX), reason)
+        Error::not_found(project.derived_model(model, LORA_SUFFIX), reason)
     })
 }
 

@@ -176,9 +176,7 @@ fn fail(error: &anyhow::Error) -> ExitCode {
     console::say(Level::ERROR, &with_causes(error));
     let usage = matches!(
         error.downcast_ref(),
-        Some(Error::Prompt(
-            PromptError::TooLong { .. } | PromptError::Option { .. }
-        ))
+        Some(Error::Option { .. } | Error::Prompt(PromptError::TooLong { .. }))
     );
     ExitCode::from(if usage { EXIT_USAGE } else { EXIT_FAILURE })
 }

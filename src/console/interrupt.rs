@@ -23,7 +23,7 @@ impl Interrupt {
     /// Installs the signal handler. The first signal prints `notice`, which says what is finished before the program stops.
     ///
     /// # Errors
-    /// [`Error::Io`], if the handler cannot be installed.
+    /// [`Error::System`], if the handler cannot be installed.
     pub fn install(notice: &'static str) -> Result<Self> {
         let interrupt = Self::default();
         let this = interrupt.clone();
@@ -67,7 +67,7 @@ impl Interrupt {
 /// Ends the process at the first signal, after printing `notice`: for programs whose files are valid at any time.
 ///
 /// # Errors
-/// [`Error::Io`], if the handler cannot be installed.
+/// [`Error::System`], if the handler cannot be installed.
 pub fn exit_on_signal(notice: &'static str) -> Result<()> {
     handle_signals(move |next| {
         next();
@@ -77,7 +77,10 @@ pub fn exit_on_signal(notice: &'static str) -> Result<()> {
 
 /// Runs `handle` on a thread of its own; its argument waits for the next signal. The process ends when it returns.
 fn handle_signals(handle: impl FnOnce(&mut dyn FnMut()) + Send + 'static) -> Result<()> {
-    let failed = |error| Error::io("the signal handler", error);
+    let failed = |source| Error::System {
+        what: "the signal handler",
+        source,
+    };
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_io()
         .build()

@@ -124,7 +124,10 @@ async fn obtain(
             outcome => return outcome,
         }
     }
-    Err(Error::checkpoint(dataset.name, "has no publication"))
+    Err(Error::Internal(format!(
+        "the data set {} has no publication",
+        dataset.name
+    )))
 }
 
 /// Returns whether the hub is reachable but does not serve this repository.
@@ -343,15 +346,14 @@ async fn fetch_archived(
         tasks.spawn(async move {
             let _permit = permits.acquire_owned().await.ok();
             let extracted = spawn_blocking(move || extract(&name, reader, &missing, &folder, &bar)).await;
-            extracted.unwrap_or_else(|error| Err(Error::io("a download", std::io::Error::other(error))))
+            extracted.unwrap_or_else(|error| Err(download_panicked(&error)))
         });
     }
     let mut guard = Some(guard);
     let mut result = Ok(());
     // Wait for all tasks, even after a failure: a reader must not outlive the runtime and its timer.
     while let Some(outcome) = tasks.join_next().await {
-        let outcome =
-            outcome.unwrap_or_else(|error| Err(Error::io("a download", std::io::Error::other(error))));
+        let outcome = outcome.unwrap_or_else(|error| Err(download_panicked(&error)));
         if outcome.is_err() && result.is_ok() {
             result = outcome;
             guard = None;
@@ -360,6 +362,10 @@ async fn fetch_archived(
     drop(guard);
     bar.finish_and_clear();
     result
+}
+
+fn download_panicked(error: &tokio::task::JoinError) -> Error {
+    Error::Internal(format!("a download ended unexpectedly: {error}"))
 }
 
 /// Extracts those of `names` that are in the archive to `folder`.

@@ -73,7 +73,7 @@ impl ImageFiles {
                 self.add(&name, Location::File(self.files.len() - 1));
             }
             if self.by_path.len() > MAX_FILES {
-                return Err(Error::checkpoint(
+                return Err(Error::unsuitable(
                     &self.root,
                     "contains too many files; give the data set's own folder",
                 ));
@@ -86,7 +86,7 @@ impl ImageFiles {
     pub(super) fn add_archive(&mut self, name: &Path, reader: Box<dyn ReadSeek>) -> Result<()> {
         let archive = ZipArchive::new(reader).map_err(|error| match error {
             ZipError::Io(error) if !is_damage(&error) => hub_error(name, error),
-            error => Error::checkpoint(name, format!("not a zip archive, or damaged ({error})")),
+            error => Error::invalid_file(name, format!("not a zip archive, or damaged ({error})")),
         })?;
         let entries: Vec<Option<String>> = archive
             .file_names()

@@ -91,7 +91,7 @@ pub(super) fn local_files(
         open_regular(path).map_err(|error| Error::io(path, error))?;
     }
     if !path.is_dir() {
-        return Err(Error::checkpoint(
+        return Err(Error::not_found(
             path,
             "no such file or folder; --source expects a copy of a data set",
         ));

@@ -70,7 +70,7 @@ pub(super) fn build(
             builder.skipped.broken_image,
             builder.skipped.malformed
         );
-        return Err(Error::checkpoint(&origin.source, reason));
+        return Err(Error::unsuitable(&origin.source, reason));
     }
     builder.writer.finish(RawManifest {
         format: 0,

@@ -116,14 +116,14 @@ impl RawDataset {
         }
         let text = read_bounded(&path, MAX_MANIFEST_BYTES).map_err(|error| Error::io(&path, error))?;
         let manifest: RawManifest = serde_json::from_slice(&text).map_err(|error| {
-            Error::checkpoint(
+            Error::invalid_file(
                 &path,
                 format!("not the manifest of a raw data set ({error}); {AGAIN}"),
             )
         })?;
         if manifest.format != RAW_FORMAT {
             let format = manifest.format;
-            return Err(Error::checkpoint(
+            return Err(Error::invalid_file(
                 &path,
                 format!("layout {format}, but this program reads {RAW_FORMAT}; {AGAIN}"),
             ));
@@ -166,7 +166,7 @@ impl RawDataset {
         let path = self.folder.join(RECORDS);
         let found = Hasher::hash_file(&path, Checksum::sha256_hasher())?;
         if found.to_string() != self.manifest.records_sha256 {
-            return Err(Error::checkpoint(
+            return Err(Error::invalid_file(
                 &path,
                 format!("does not match its manifest; {AGAIN}"),
             ));
@@ -181,7 +181,7 @@ impl RawDataset {
             }
         }
         if (records, image_bytes) != (self.manifest.records, self.manifest.image_bytes) {
-            return Err(Error::checkpoint(
+            return Err(Error::invalid_file(
                 &self.folder,
                 format!("records or images are missing or changed; {AGAIN}"),
             ));
@@ -212,8 +212,9 @@ impl RawRecords {
             return Ok(None);
         }
         self.line += 1;
-        let fault =
-            |reason: String| Error::checkpoint(&self.path, format!("line {}: {reason}; {AGAIN}", self.line));
+        let fault = |reason: String| {
+            Error::invalid_file(&self.path, format!("line {}: {reason}; {AGAIN}", self.line))
+        };
         if read as u64 > MAX_LINE_BYTES {
             return Err(fault("exceeds the maximum length".to_owned()));
         }

@@ -54,7 +54,7 @@ impl Format {
 pub(super) fn read_rows(path: &Path, on_row: &mut OnRow<'_>) -> Result<()> {
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     let Some((format, gzip)) = Format::of(&name) else {
-        return Err(Error::checkpoint(
+        return Err(Error::unsuitable(
             path,
             "not a row file; expected .parquet, .jsonl, .json or .csv (or .gz of these)",
         ));
@@ -101,7 +101,7 @@ pub(super) fn count_rows(path: &Path, limit: u64) -> Result<u64> {
 }
 
 fn damaged(path: &Path, reason: impl std::fmt::Display) -> Error {
-    Error::checkpoint(
+    Error::invalid_file(
         path,
         format!("damaged, or not in the format that its suffix says: {reason}"),
     )

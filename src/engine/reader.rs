@@ -242,7 +242,7 @@ impl Reader {
         let prompt_tokens = prepared.input_ids.len();
         let mut cache = self.model.cache(prompt_tokens + options.max_new_tokens)?;
         let prefill = match self.prefill(&prepared, &mut cache, &mut || on_text("")) {
-            Err(Error::Interrupted) => return Ok(Reading::cancelled(prompt_tokens, start)),
+            Err(Error::Cancelled) => return Ok(Reading::cancelled(prompt_tokens, start)),
             other => other?,
         };
         let mut logits = self.model.logits(&prefill.hidden)?;
@@ -467,7 +467,7 @@ fn check_patches(settings: &Path, config: &Config, images: &ImageProcessor) -> R
     ];
     match pairs.iter().find(|(_, model, processor)| model != processor) {
         None => Ok(()),
-        Some((key, model, processor)) => Err(Error::checkpoint(
+        Some((key, model, processor)) => Err(Error::invalid_file(
             settings,
             format!("the processor's {key} is {processor}, but config.json's vision_config asks for {model}"),
         )),

@@ -70,12 +70,4 @@ pub enum PromptError {
         /// Images given.
         images: usize,
     },
-    /// An option is outside its range.
-    #[error("{option}: {reason}")]
-    Option {
-        /// The option's name.
-        option: &'static str,
-        /// Its range.
-        reason: String,
-    },
 }

@@ -1,4 +1,22 @@
-//! Every error the library returns, grouped by who can mend it.
+//! Errors of the library, typed by cause.
+//!
+//! A variant of [`Error`] says what happened, not where it was noticed: a missing `--root` and a missing shard are both
+//! [`Error::NotFound`]. The text is one line and ends with what to do next, where something can be done.
+//!
+//! | variants | who can fix it | program exits with | server answers |
+//! | --- | --- | --- | --- |
+//! | [`Image`](Error::Image) | the user, with another image | 1 | 400 |
+//! | [`Option`](Error::Option), [`Prompt`](Error::Prompt) with [`PromptError::TooLong`] | the user, with another value | 2 | 422 |
+//! | [`Prompt`](Error::Prompt), otherwise | the user, with a smaller request | 1 | 422 |
+//! | [`NotFound`](Error::NotFound), [`InvalidFile`](Error::InvalidFile), [`Tensor`](Error::Tensor), [`Unsuitable`](Error::Unsuitable), [`Locked`](Error::Locked), [`Io`](Error::Io), [`System`](Error::System) | the user, on this machine | 1 | 500 |
+//! | [`Hub`](Error::Hub), [`Training`](Error::Training), [`Device`](Error::Device), [`Distributed`](Error::Distributed) | the user, in the set-up that the text names | 1 | 500 |
+//! | [`NonFinite`](Error::NonFinite) | the model's author, or another precision | 1 | 500 |
+//! | [`Torch`](Error::Torch), [`Internal`](Error::Internal), [`ImageTokens`](Error::ImageTokens) | nobody: a bug, or too little GPU memory (libtorch) | 1 | 500 |
+//! | [`Interrupted`](Error::Interrupted) | nobody: the user asked for it | 130 | - |
+//! | [`Cancelled`](Error::Cancelled) | nobody: the caller asked for it, and handles it | - | - |
+//!
+//! The server's other answers are in `server/errors.rs`; exit codes are assigned by `fail` in `cli/mod.rs`. The server logs
+//! the cause of a 500 and does not send it.
 
 mod hub;
 mod input;
@@ -14,38 +32,56 @@ pub use self::training::TrainingError;
 /// The library's result.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
-/// What went wrong, grouped by who can mend it.
+/// What happened; the [module](self) lists who can fix it.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The picture is at fault; its text is from a fixed table and safe to show to a client.
+    /// An image cannot be used. The text is from a fixed table and safe to show to a client.
     #[error(transparent)]
     Image(#[from] ImageError),
-    /// The prompt or an option of the request is at fault; safe to show to a client.
+    /// A prompt does not fit. Safe to show to a client.
     #[error(transparent)]
     Prompt(#[from] PromptError),
-    /// A file of the model folder is missing, broken or does not fit the others.
-    #[error("{}: {}", Shown(path), Bounded(reason))]
-    Checkpoint {
-        /// The file or folder at fault.
-        path: PathBuf,
-        /// What is wrong with it (key, tensor, shape) and what to do.
+    /// An option is outside its range. Safe to show to a client.
+    #[error("{option}: {reason}")]
+    Option {
+        /// Name of the option, setting or flag.
+        option: &'static str,
+        /// The allowed values.
         reason: String,
     },
-    /// A record of the pipeline is broken, lacks a key or is a newer program's.
+    /// A file or folder that is needed does not exist.
     #[error("{}: {}", Shown(path), Bounded(reason))]
-    Record {
-        /// The file at fault.
+    NotFound {
+        /// Where it was expected.
         path: PathBuf,
-        /// What is wrong with it (line, key) and what to do.
+        /// How to get it.
         reason: String,
     },
-    /// A file could not be read or written.
-    #[error("{}: {source}", Shown(path))]
-    Io {
-        /// The file at fault.
+    /// A file's content is damaged, malformed, too large or contradicts another file.
+    #[error("{}: {}", Shown(path), Bounded(reason))]
+    InvalidFile {
+        /// The file, or the folder of several.
         path: PathBuf,
-        /// The operating system's word.
-        source: std::io::Error,
+        /// What is wrong (line, key, value) and what to do.
+        reason: String,
+    },
+    /// A tensor of a weight file is missing, or its dtype, shape or values are not those required.
+    #[error("{}: {}", Shown(path), Bounded(&format!("tensor \"{tensor}\" {reason}")))]
+    Tensor {
+        /// The file, or the folder of several.
+        path: PathBuf,
+        /// The tensor.
+        tensor: String,
+        /// What is wrong, and what was required.
+        reason: String,
+    },
+    /// A file or folder is intact, but not of the kind needed here, or must not be replaced.
+    #[error("{}: {}", Shown(path), Bounded(reason))]
+    Unsuitable {
+        /// The file or folder.
+        path: PathBuf,
+        /// What it is, and what to use instead.
+        reason: String,
     },
     /// Another process holds the lock on a folder.
     #[error(
@@ -61,6 +97,40 @@ pub enum Error {
         /// The process that holds the lock, as in "process 42, download_model", where the system shows it.
         holder: Option<String>,
     },
+    /// A file could not be read or written.
+    #[error("{}: {source}", Shown(path))]
+    Io {
+        /// The file or folder.
+        path: PathBuf,
+        /// Underlying I/O error.
+        source: std::io::Error,
+    },
+    /// The operating system refused something other than a file: threads, signal handlers.
+    #[error("{what}: {source}")]
+    System {
+        /// What was asked for, as in "the signal handler".
+        what: &'static str,
+        /// Underlying I/O error.
+        source: std::io::Error,
+    },
+    /// A transfer from the hub failed.
+    #[error(transparent)]
+    Hub(#[from] HubError),
+    /// A training cannot start or continue.
+    #[error(transparent)]
+    Training(#[from] TrainingError),
+    /// The requested device cannot be used.
+    #[error("{0}")]
+    Device(String),
+    /// The processes of a distributed training cannot find or have lost each other.
+    #[error("{0}")]
+    Distributed(String),
+    /// The model computed NaN or Inf.
+    #[error("numerical error: {0}")]
+    NonFinite(String),
+    /// libtorch refused an operation.
+    #[error("libtorch: {0}")]
+    Torch(#[from] tch::TchError),
     /// A prompt's image tokens and its images' features differ in number.
     #[error("the prompt has {tokens} image tokens, but its images have {features}")]
     ImageTokens {
@@ -69,47 +139,60 @@ pub enum Error {
         /// Merged tokens of the images.
         features: usize,
     },
-    /// Something could not be had from the hub.
-    #[error(transparent)]
-    Hub(#[from] HubError),
-    /// A training could not begin or go on.
-    #[error(transparent)]
-    Training(#[from] TrainingError),
-    /// The requested device cannot be used.
-    #[error("{0}")]
-    Device(String),
-    /// The caller wanted to stop.
+    /// A condition that the program itself must ensure does not hold.
+    #[error("internal error: {0}; please report it")]
+    Internal(String),
+    /// The user stopped the program.
     #[error("interrupted; finished work is kept, run the same command to continue")]
     Interrupted,
-    /// The model produced something that is not a number.
-    #[error("numerical error: {0}")]
-    Numeric(String),
-    /// Processes that train together do not find each other, or lost one.
-    #[error("{0}")]
-    Distributed(String),
-    /// libtorch refused an operation.
-    #[error("libtorch: {0}")]
-    Torch(#[from] tch::TchError),
+    /// The caller cancelled the operation.
+    #[error("cancelled")]
+    Cancelled,
 }
 
 impl Error {
-    /// An error about one file of a model folder.
-    pub fn checkpoint(path: impl AsRef<Path>, reason: impl Into<String>) -> Self {
-        Self::Checkpoint {
+    /// An option outside its range.
+    pub fn option(option: &'static str, reason: impl Into<String>) -> Self {
+        Self::Option {
+            option,
+            reason: reason.into(),
+        }
+    }
+
+    /// A missing file or folder.
+    pub fn not_found(path: impl AsRef<Path>, reason: impl Into<String>) -> Self {
+        Self::NotFound {
             path: path.as_ref().to_owned(),
             reason: reason.into(),
         }
     }
 
-    /// An error about one record.
-    pub fn record(path: impl AsRef<Path>, reason: impl Into<String>) -> Self {
-        Self::Record {
+    /// A file with invalid content.
+    pub fn invalid_file(path: impl AsRef<Path>, reason: impl Into<String>) -> Self {
+        Self::InvalidFile {
             path: path.as_ref().to_owned(),
             reason: reason.into(),
         }
     }
 
-    /// An operating-system error about one file.
+    /// A tensor in `path` that is missing or not as required.
+    pub fn tensor(path: impl AsRef<Path>, tensor: impl Into<String>, reason: impl Into<String>) -> Self {
+        Self::Tensor {
+            path: path.as_ref().to_owned(),
+            tensor: tensor.into(),
+            reason: reason.into(),
+        }
+    }
+
+    /// A file or folder of the wrong kind.
+    pub fn unsuitable(path: impl AsRef<Path>, reason: impl Into<String>) -> Self {
+        Self::Unsuitable {
+            path: path.as_ref().to_owned(),
+            reason: reason.into(),
+        }
+    }
+
+    /// A file or folder that could not be read or written.
     pub fn io(path: impl AsRef<Path>, source: std::io::Error) -> Self {
         Self::Io {
             path: path.as_ref().to_owned(),
@@ -189,7 +272,7 @@ mod tests {
     #[test]
     fn an_error_is_one_line_of_bounded_length() {
         let long = "x".repeat(100_000);
-        let error = Error::checkpoint(
+        let error = Error::invalid_file(
             "a\nb/config.json",
             format!("\"model_type\" is \"{long}\", not \"y\""),
         );
@@ -199,9 +282,9 @@ mod tests {
             text,
             format!("a\\nb/config.json: \"model_type\" is \"{cut}…\", not \"y\"")
         );
-        let unquoted = Error::checkpoint("c", long).to_string();
+        let unquoted = Error::invalid_file("c", long).to_string();
         assert!(unquoted.chars().count() < MAX_REASON + 10);
-        let lines = Error::record("c", "one\ntwo\u{1b}[31m").to_string();
+        let lines = Error::not_found("c", "one\ntwo\u{1b}[31m").to_string();
         assert_eq!(lines, "c: one\\ntwo\\u{1b}[31m");
     }
 }

@@ -5,12 +5,6 @@ use std::path::PathBuf;
 /// What ends a training before its time.
 #[derive(Debug, thiserror::Error)]
 pub enum TrainingError {
-    /// A file of settings holds something else.
-    #[error("{}: expected a mapping of settings, such as \"lora_rank: 16\"", path.display())]
-    Settings {
-        /// The file.
-        path: PathBuf,
-    },
     /// There is nothing to train on.
     #[error("{}: {reason}; create it with prepare_training_data", path.display())]
     NoSamples {
@@ -34,14 +28,6 @@ pub enum TrainingError {
         /// The first broken page.
         first: PathBuf,
         /// What is wrong with it.
-        reason: String,
-    },
-    /// The base to train on is missing.
-    #[error("{}: {reason}", path.display())]
-    NoBase {
-        /// Where it should be.
-        path: PathBuf,
-        /// What to do.
         reason: String,
     },
     /// The adapter to begin from is not one by the settings.

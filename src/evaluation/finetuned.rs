@@ -67,7 +67,7 @@ impl FinetunedRun<'_> {
 /// `datasets/eval_images`.
 ///
 /// # Errors
-/// [`Error::Record`] for a file that is not a set of documents, [`Error::Io`] if a page cannot be written.
+/// [`Error::InvalidFile`] for a file that is not a set of documents, [`Error::Io`] if a page cannot be written.
 pub fn evaluation_cases(project: &Project, documents: Option<&Path>) -> Result<Vec<Document>> {
     let cases = match documents {
         Some(path) => DocumentSet::load(path)?,

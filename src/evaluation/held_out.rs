@@ -88,7 +88,7 @@ impl HeldOut {
         let pictures = available - questions.len();
         if questions.is_empty() {
             let reason = "holds no page with a text; run prepare_training_data";
-            return Err(Error::record(path, reason));
+            return Err(Error::unsuitable(path, reason));
         }
         Ok(Some(Self {
             source: file.to_owned(),
@@ -125,7 +125,7 @@ impl HeldOutQuestion {
             Image::File(path) => {
                 read = read_bounded(path, PICTURE_BYTES).map_err(|error| match error.kind() {
                     std::io::ErrorKind::NotFound => {
-                        Error::record(path, "the page is missing; run prepare_training_data")
+                        Error::not_found(path, "the page is missing; run prepare_training_data")
                     }
                     _ => Error::io(path, error),
                 })?;
@@ -133,7 +133,9 @@ impl HeldOutQuestion {
             }
         };
         decode(bytes, &DecodeLimits::default()).map_err(|error| match path {
-            Some(path) => Error::record(path, format!("{error}; delete it and run prepare_training_data")),
+            Some(path) => {
+                Error::invalid_file(path, format!("{error}; delete it and run prepare_training_data"))
+            }
             None => error.into(),
         })
     }

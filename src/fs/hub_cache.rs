@@ -32,7 +32,7 @@ pub(crate) fn resolved(folder: &Path, revision: &str) -> Result<PathBuf> {
         if snapshot.is_dir() {
             return Ok(snapshot);
         }
-        return Err(Error::checkpoint(
+        return Err(Error::not_found(
             root,
             format!("refs/{revision} names the snapshot {commit}, which is missing: download it again"),
         ));
@@ -46,7 +46,7 @@ pub(crate) fn resolved(folder: &Path, revision: &str) -> Result<PathBuf> {
     found.sort();
     match found.as_slice() {
         [one] => Ok(one.clone()),
-        [] => Err(Error::checkpoint(
+        [] => Err(Error::not_found(
             root,
             "a folder of the hub's cache without a snapshot: is the download complete?",
         )),
@@ -56,7 +56,7 @@ pub(crate) fn resolved(folder: &Path, revision: &str) -> Result<PathBuf> {
                 .take(8)
                 .map(|path| path.display().to_string())
                 .collect();
-            Err(Error::checkpoint(
+            Err(Error::unsuitable(
                 root,
                 format!(
                     "a folder of the hub's cache with {} snapshots and no refs/{revision}; name one of {}",
@@ -83,7 +83,7 @@ fn named(root: &Path, revision: &str) -> Result<Option<String>> {
     let path = root.join("refs").join(revision);
     match read_text(&path, MAX_REF_BYTES) {
         Ok(text) if is_commit(text.trim()) => Ok(Some(text.trim().to_owned())),
-        Ok(_) => Err(Error::checkpoint(
+        Ok(_) => Err(Error::invalid_file(
             &path,
             "names no commit: download the model again",
         )),

@@ -31,8 +31,8 @@ pub(crate) fn read_object(path: &Path) -> Result<Option<Map<String, Value>>> {
 pub(crate) fn parse_object(path: &Path, text: &[u8]) -> Result<Map<String, Value>> {
     match serde_json::from_slice(text) {
         Ok(Value::Object(map)) => Ok(map),
-        Ok(_) => Err(Error::checkpoint(path, "must hold a JSON object")),
-        Err(error) => Err(Error::checkpoint(path, format!("not valid JSON: {error}"))),
+        Ok(_) => Err(Error::invalid_file(path, "must hold a JSON object")),
+        Err(error) => Err(Error::invalid_file(path, format!("not valid JSON: {error}"))),
     }
 }
 

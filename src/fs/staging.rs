@@ -148,7 +148,7 @@ fn check_target(target: &Path) -> Result<()> {
             .is_some_and(|extension| extension == "safetensors")
     });
     if weights && Manifest::read(target).is_none() {
-        return Err(Error::checkpoint(
+        return Err(Error::unsuitable(
             target,
             format!(
                 "holds weights that this program did not write (it has no {MANIFEST}); move the folder away first"

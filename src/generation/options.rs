@@ -6,7 +6,6 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use crate::checkpoint::{JsonFile, ModelFolder};
-use crate::error::PromptError;
 use crate::fs::json as json_file;
 use crate::{Error, Result};
 
@@ -200,7 +199,7 @@ impl GenerationOptions {
     /// unless the request has its own.
     ///
     /// # Errors
-    /// [`PromptError::Option`] names the option that is out of range.
+    /// [`Error::Option`] names the option that is out of range.
     pub fn with(&self, overrides: &GenerationOverrides) -> Result<Self> {
         let mut options = self.clone();
         let o = overrides.clone();
@@ -220,7 +219,7 @@ impl GenerationOptions {
             .filter(|detection| detection.max_pattern_size > 0);
         match options.check() {
             Ok(()) => Ok(options),
-            Err((option, reason)) => Err(PromptError::Option { option, reason }.into()),
+            Err((option, reason)) => Err(Error::option(option, reason)),
         }
     }
 
@@ -300,7 +299,7 @@ impl<'a> File<'a> {
     }
 
     fn error(&self, key: &str, reason: &str) -> Error {
-        Error::checkpoint(self.path, format!("\"{key}\" {reason}"))
+        Error::invalid_file(self.path, format!("\"{key}\" {reason}"))
     }
 
     /// Value of `key`; `None` if absent or null.

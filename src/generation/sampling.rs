@@ -55,7 +55,7 @@ impl Sampler {
     /// Samples the next token from `logits` `[vocab]`, which it overwrites.
     ///
     /// # Errors
-    /// [`Error::Numeric`] for NaN or Inf.
+    /// [`Error::NonFinite`] for NaN or Inf.
     pub fn next(&mut self, logits: &mut [f32]) -> Result<i64> {
         self.penalize(logits);
         let mut token = argmax(logits)?;
@@ -218,7 +218,7 @@ fn argmax(logits: &[f32]) -> Result<usize> {
 }
 
 fn not_a_number(what: &str) -> Error {
-    Error::Numeric(format!(
+    Error::NonFinite(format!(
         "{what} is not a finite number: the weights are damaged, or too large for this precision"
     ))
 }

@@ -2,7 +2,6 @@
 
 use std::fs;
 use std::future::Future;
-use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -42,7 +41,10 @@ pub(super) fn runtime() -> Result<tokio::runtime::Runtime> {
         .worker_threads(4)
         .enable_all()
         .build()
-        .map_err(|error| Error::io("the asynchronous runtime", error))
+        .map_err(|source| Error::System {
+            what: "the asynchronous runtime",
+            source,
+        })
 }
 
 /// The hidden folder `.NAME.incoming` beside a target, in which its files are collected; locked by this process.
@@ -58,7 +60,7 @@ impl Incoming {
     pub fn open(target: &Path) -> Result<Self> {
         let name = target
             .file_name()
-            .ok_or_else(|| Error::checkpoint(target, "not the name of a folder to write"))?;
+            .ok_or_else(|| Error::unsuitable(target, "not the name of a folder to write"))?;
         let name = name.to_string_lossy();
         let folder = target.with_file_name(format!(".{name}.incoming"));
         fs::create_dir_all(&folder).map_err(|error| Error::io(&folder, error))?;
@@ -174,10 +176,8 @@ pub async fn fetch_all(
         tasks.spawn(async move { fetch_one(&hub, &snapshot, &file, &folder, &bars, &permits).await });
     }
     while let Some(outcome) = tasks.join_next().await {
-        let outcome = outcome.unwrap_or_else(|error| {
-            let reason = format!("a download ended unexpectedly: {error}");
-            Err(Error::io(folder, io::Error::other(reason)))
-        });
+        let outcome = outcome
+            .unwrap_or_else(|error| Err(Error::Internal(format!("a download ended unexpectedly: {error}"))));
         // Dropping the set aborts the other tasks; their partial files stay on disk.
         fetched.push(outcome?);
     }

@@ -51,7 +51,7 @@ impl LocalCopy {
     /// Lists `folder` and reads the expected checksums; `notify` receives warnings about skipped files.
     pub(super) fn open(folder: &Path, notify: Notify<'_>) -> Result<Self> {
         if !folder.is_dir() {
-            return Err(Error::checkpoint(
+            return Err(Error::not_found(
                 folder,
                 "no such folder; --source names one that holds a model",
             ));
@@ -67,7 +67,7 @@ impl LocalCopy {
             .keys()
             .find(|name| !names.iter().any(|found| found == *name))
         {
-            return Err(Error::checkpoint(folder.join(missing), MISSING));
+            return Err(Error::not_found(folder.join(missing), MISSING));
         }
         let mut commit = manifest.as_ref().and_then(|manifest| manifest.commit.clone());
         commit = commit.or_else(|| hub_cache::commit(folder));
@@ -182,7 +182,7 @@ impl LocalCopy {
     fn described(&self, file: &LocalFile, size: u64, digests: Digests) -> Result<ManifestFile> {
         let sha256 = digests.finish(file.expected.as_ref()).map_err(|found| {
             let path = self.folder.join(&file.path);
-            Error::checkpoint(
+            Error::invalid_file(
                 path,
                 format!("is damaged: its checksum is {found}; use another copy, or download it"),
             )
@@ -277,7 +277,7 @@ fn list(
             notify(Level::WARN, &message);
         }
         if names.len() > MAX_FILES {
-            return Err(Error::checkpoint(
+            return Err(Error::unsuitable(
                 folder,
                 "contains too many files for a model or a data set",
             ));

@@ -74,13 +74,13 @@ impl DownloadManifest {
             Err(error) => return Err(Error::io(&path, error)),
         };
         let manifest: Self = serde_json::from_slice(&text).map_err(|error| {
-            Error::checkpoint(
+            Error::invalid_file(
                 &path,
                 format!("not a download's manifest ({error}); delete it and run the download again"),
             )
         })?;
         if manifest.format > FORMAT {
-            return Err(Error::checkpoint(
+            return Err(Error::invalid_file(
                 &path,
                 "written by a newer version of this program; delete it and run the download again",
             ));
@@ -90,7 +90,7 @@ impl DownloadManifest {
             parts.peek().is_some() && parts.all(|part| matches!(part, std::path::Component::Normal(_)))
         };
         match manifest.files.iter().find(|file| !inside(file)) {
-            Some(_) => Err(Error::checkpoint(
+            Some(_) => Err(Error::invalid_file(
                 &path,
                 "names a file outside the folder; delete it and run the download again",
             )),

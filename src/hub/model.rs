@@ -103,7 +103,7 @@ pub fn download_model(
 fn reject_other_models(request: &ModelRequest) -> Result<()> {
     let rejected = |what: String| {
         let reason = format!("{what}, which is not replaced; name another folder with --model");
-        Err(Error::checkpoint(&request.folder, reason))
+        Err(Error::unsuitable(&request.folder, reason))
     };
     if request
         .folder

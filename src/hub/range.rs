@@ -120,7 +120,7 @@ impl RemoteReader {
             let fetched = pin!(hub.fetch_range(repository, file, wanted, signed));
             match select(fetched, pin!(cancelled.changed())).await {
                 Either::Left((fetched, _)) => fetched,
-                Either::Right(_) => Err(Error::Interrupted),
+                Either::Right(_) => Err(Error::Cancelled),
             }
         });
         // This kind distinguishes it from a damaged archive.

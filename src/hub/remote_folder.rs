@@ -92,7 +92,7 @@ impl FolderFiles for RemoteFolder {
 
     fn read(&self, name: &str, range: Range<u64>) -> Result<Vec<u8>> {
         let (Some((file, signed)), Some(runtime)) = (self.find(name), &self.runtime) else {
-            return Err(Error::checkpoint(self.path(name), "no such file"));
+            return Err(Error::not_found(self.path(name), "no such file"));
         };
         if range.is_empty() {
             return Ok(Vec::new());

@@ -62,7 +62,7 @@ impl LoraConfig {
         let wanted = self.matcher(file)?;
         for name in NOT_LINEAR {
             if wanted(name)? {
-                return Err(Error::checkpoint(
+                return Err(Error::unsuitable(
                     file,
                     format!(
                         "\"target_modules\" matches {name}, which is not a linear layer; use longer module suffixes"
@@ -77,7 +77,7 @@ impl LoraConfig {
             }
         }
         if targets.is_empty() {
-            return Err(Error::checkpoint(
+            return Err(Error::unsuitable(
                 file,
                 "\"target_modules\" means no module of the model",
             ));
@@ -203,7 +203,7 @@ impl Adapter {
                 Some((out, input)) => format!("there it has shape [{out}, {input}]"),
                 None => "the model has no such linear layer".to_owned(),
             };
-            return Err(Error::checkpoint(
+            return Err(Error::unsuitable(
                 &self.file,
                 format!(
                     "the adapter was made for another model: its \"{name}\" is for a weight of shape \

@@ -83,7 +83,7 @@ pub fn find_adapter(project: &Project, model: &Path) -> Result<FoundAdapter> {
 
 /// A corrupt adapter is an error, not a reason to run without it.
 fn corrupt_adapter(dir: &Path, error: &Error) -> Error {
-    Error::checkpoint(
+    Error::invalid_file(
         dir,
         format!("the model's adapter is corrupt ({error}); use --adapter none to run without it"),
     )

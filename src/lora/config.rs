@@ -110,7 +110,7 @@ impl LoraConfig {
     pub fn read(dir: &Path) -> Result<Self> {
         let file = dir.join(ADAPTER_CONFIG);
         let Some(map) = read_object(&file)? else {
-            return Err(Error::checkpoint(
+            return Err(Error::not_found(
                 file,
                 "is missing: a PEFT adapter folder holds it beside the tensors",
             ));
@@ -118,7 +118,7 @@ impl LoraConfig {
         let mut config = Self::from_json(&file, &Value::Object(map))?;
         let text = read_text(&file, CONFIG_BYTES).map_err(|error| Error::io(&file, error))?;
         let order: PatternOrder = serde_json::from_str(&text)
-            .map_err(|error| Error::checkpoint(&file, format!("not valid JSON: {error}")))?;
+            .map_err(|error| Error::invalid_file(&file, format!("not valid JSON: {error}")))?;
         order.rank_pattern.apply(&mut config.rank_pattern);
         order.alpha_pattern.apply(&mut config.alpha_pattern);
         Ok(config)
@@ -127,7 +127,7 @@ impl LoraConfig {
     /// Reads a parsed `adapter_config.json`, whose patterns are in alphabetical order; `file` is for errors.
     pub fn from_json(file: &Path, value: &Value) -> Result<Self> {
         let Some(map) = value.as_object() else {
-            return Err(Error::checkpoint(file, "must hold a JSON object"));
+            return Err(Error::invalid_file(file, "must hold a JSON object"));
         };
         let keys = Keys { file, map };
         match keys.text("peft_type")?.as_deref() {
@@ -265,7 +265,7 @@ struct Keys<'a> {
 
 impl Keys<'_> {
     fn error(&self, reason: &str) -> Error {
-        Error::checkpoint(self.file, reason)
+        Error::invalid_file(self.file, reason)
     }
 
     /// The value, unless it is absent or null.

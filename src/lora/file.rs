@@ -52,7 +52,7 @@ impl Adapter {
             } else {
                 "is missing: is the adapter complete?"
             };
-            return Err(Error::checkpoint(file, reason));
+            return Err(Error::not_found(file, reason));
         }
         let stored = Checkpoint::open_file(&file)?;
         let (mut halves, replaced) = read_tensors(&stored, &file)?;
@@ -64,7 +64,7 @@ impl Adapter {
             }
         }
         if left_out.len() == halves.len() {
-            return Err(Error::checkpoint(
+            return Err(Error::invalid_file(
                 config_file,
                 format!("\"target_modules\" names no module that {ADAPTER_WEIGHTS} has tensors for"),
             ));
@@ -134,7 +134,7 @@ impl Adapter {
     fn check_finite(&self) -> Result<()> {
         for (name, pair) in &self.pairs {
             if !(finite(&pair.a)? && finite(&pair.b)?) {
-                return Err(Error::Numeric(format!(
+                return Err(Error::NonFinite(format!(
                     "the adapter of \"{name}\" has non-finite values (NaN/Inf); it was not written"
                 )));
             }
@@ -150,10 +150,7 @@ type PairMatrices = BTreeMap<String, [Option<(Tensor, String)>; 2]>;
 fn read_tensors(stored: &Checkpoint, file: &Path) -> Result<(PairMatrices, BTreeMap<String, Tensor>)> {
     let (mut halves, mut replaced, mut adapter_name) = (PairMatrices::new(), BTreeMap::new(), None);
     for tensor in stored.stored() {
-        let twice = || {
-            let reason = format!("tensor \"{}\" occurs twice, in two spellings", tensor.name);
-            Error::checkpoint(file, reason)
-        };
+        let twice = || Error::tensor(file, &tensor.name, "occurs twice, in two spellings");
         let place = role(file, &tensor)?;
         let value = load(stored, file, &tensor)?;
         match place {
@@ -161,12 +158,10 @@ fn read_tensors(stored: &Checkpoint, file: &Path) -> Result<(PairMatrices, BTree
                 let first =
                     *adapter_name.get_or_insert_with(|| name.map(str::to_owned)) == name.map(str::to_owned);
                 if !first {
-                    return Err(Error::checkpoint(
+                    return Err(Error::tensor(
                         file,
-                        format!(
-                            "tensor \"{}\" is of another adapter than those before it; only one adapter per file is supported",
-                            tensor.name
-                        ),
+                        &tensor.name,
+                        "is of another adapter than those before it; only one adapter per file is supported",
                     ));
                 }
                 let module = canonical_name(path);
@@ -187,7 +182,7 @@ fn read_tensors(stored: &Checkpoint, file: &Path) -> Result<(PairMatrices, BTree
         }
     }
     match halves.is_empty() {
-        true => Err(Error::checkpoint(file, "holds no tensors of an adapter")),
+        true => Err(Error::invalid_file(file, "holds no tensors of an adapter")),
         false => Ok((halves, replaced)),
     }
 }
@@ -325,19 +320,17 @@ fn role<'a>(file: &Path, tensor: &'a StoredTensor) -> Result<TensorRole<'a>> {
                  merge the adapter in PEFT and load the merged model"
             .to_owned(),
     };
-    Err(Error::checkpoint(file, format!("tensor \"{name}\" {reason}")))
+    Err(Error::tensor(file, name, reason))
 }
 
 fn load(stored: &Checkpoint, file: &Path, tensor: &StoredTensor) -> Result<Tensor> {
     let kind = stored.kind(&tensor.canonical)?;
     let value = stored.load(&tensor.canonical, &tensor.shape, kind, Device::Cpu)?;
     if !finite(&value)? {
-        return Err(Error::checkpoint(
+        return Err(Error::tensor(
             file,
-            format!(
-                "tensor \"{}\" has non-finite values (NaN/Inf): the training that wrote it failed",
-                tensor.name
-            ),
+            &tensor.name,
+            "has non-finite values (NaN/Inf): the training that wrote it failed",
         ));
     }
     Ok(value)
@@ -351,7 +344,7 @@ fn pair(
     name: &str,
     halves: [Option<(Tensor, String)>; 2],
 ) -> Result<LoraPair> {
-    let wrong = |reason: String| Error::checkpoint(file, format!("\"{name}\": {reason}"));
+    let wrong = |reason: String| Error::invalid_file(file, format!("\"{name}\": {reason}"));
     let (a, b, path) = match halves {
         [Some((a, path)), Some((b, _))] => (a, b, path),
         [a, b] => return Err(incomplete(file, name, a, b)),
@@ -383,7 +376,7 @@ fn incomplete(file: &Path, name: &str, a: Option<(Tensor, String)>, b: Option<(T
     };
     let path = a.or(b).map_or_else(|| name.to_owned(), |(_, path)| path);
     let reason = format!("tensor \"{PREFIX}{path}.{missing}\" is missing: is the file complete?");
-    Error::checkpoint(file, reason)
+    Error::invalid_file(file, reason)
 }
 
 /// Whether all values are finite.

@@ -27,7 +27,7 @@ impl Recommendation {
         };
         serde_json::from_value(map.into())
             .map(Some)
-            .map_err(|error| Error::checkpoint(path, format!("not an adapter's recommendation: {error}")))
+            .map_err(|error| Error::invalid_file(path, format!("not an adapter's recommendation: {error}")))
     }
 
     /// Writes it to the adapter's folder `dir`.

@@ -70,13 +70,13 @@ impl Targets {
 /// A pattern for whole strings, as Python's `re.fullmatch`.
 pub(super) fn whole(file: &Path, key: &str, pattern: &str) -> Result<Regex> {
     if pattern.len() > MAX_PATTERN {
-        return Err(Error::checkpoint(
+        return Err(Error::invalid_file(
             file,
             format!("\"{key}\": a pattern of {} bytes", pattern.len()),
         ));
     }
     Regex::new(&format!("^(?:{pattern})$")).map_err(|error| {
-        Error::checkpoint(
+        Error::invalid_file(
             file,
             format!("\"{key}\": not a valid regular expression: {error}"),
         )
@@ -142,7 +142,7 @@ impl LoraConfig {
 }
 
 fn unmatched(file: &Path, key: &str, name: &str, error: &fancy_regex::Error) -> Error {
-    Error::checkpoint(
+    Error::invalid_file(
         file,
         format!("\"{key}\": the pattern cannot be matched with \"{name}\": {error}"),
     )

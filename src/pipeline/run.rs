@@ -136,7 +136,7 @@ impl Pipeline<'_> {
         let program = program(phase)?;
         if !program.is_file() {
             let reason = "program not found next to this one; install all programs";
-            return Err(Error::checkpoint(&program, reason));
+            return Err(Error::not_found(&program, reason));
         }
         let plan = match self.download(phase)? {
             Some(Download::Skip(reason)) => {
@@ -310,7 +310,10 @@ impl Pipeline<'_> {
 
 /// Path of a phase's program, next to the running one.
 fn program(phase: Phase) -> Result<PathBuf> {
-    let current = std::env::current_exe().map_err(|error| Error::io("the running program", error))?;
+    let current = std::env::current_exe().map_err(|source| Error::System {
+        what: "the running program",
+        source,
+    })?;
     let folder = parent_folder(&current);
     Ok(folder.join(phase.name()))
 }

@@ -197,7 +197,7 @@ impl ChatTemplate {
     }
 
     pub(super) fn error(&self, reason: &str) -> Error {
-        Error::checkpoint(&self.path, reason)
+        Error::invalid_file(&self.path, reason)
     }
 }
 
@@ -208,7 +208,7 @@ fn failed(path: &Path, failure: Failure) -> Error {
         Failure::OutOfWork => "the chat template does not end within its allowed amount of work".to_owned(),
         Failure::TooLong => format!("the chat template writes more than {MAX_OUTPUT} bytes"),
     };
-    Error::checkpoint(path, reason)
+    Error::invalid_file(path, reason)
 }
 
 /// What the published template of Qwen2-VL and Qwen2.5-VL makes of a conversation.
@@ -296,14 +296,14 @@ fn named_template(path: &Path, value: Option<&serde_json::Value>) -> Result<Stri
             .and_then(|entry| entry["template"].as_str()),
         Some(value) => value.as_str(),
         None => {
-            return Err(Error::checkpoint(
+            return Err(Error::not_found(
                 path,
                 "no chat template: put chat_template.jinja beside it, or the key \"chat_template\" into it",
             ));
         }
     };
     source.map(str::to_owned).ok_or_else(|| {
-        Error::checkpoint(
+        Error::invalid_file(
             path,
             "\"chat_template\" must be a string, or a list of named templates with one \"default\"",
         )

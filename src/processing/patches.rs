@@ -13,7 +13,7 @@ use super::{
     resize::resize,
     smart_resize,
 };
-use crate::error::{ImageError, PromptError};
+use crate::error::ImageError;
 use crate::torch::upload;
 use crate::{Error, Result};
 
@@ -88,7 +88,7 @@ impl ImageProcessor {
     /// that asks for something this processor does not do is an error that names file and key.
     pub fn from_dir(dir: &Path) -> Result<Self> {
         Self::from_dir_if_any(dir)?.ok_or_else(|| {
-            Error::checkpoint(
+            Error::not_found(
                 dir.join(PREPROCESSOR_CONFIG),
                 "not found; the model folder is incomplete: fetch this file from where the model came from",
             )
@@ -128,7 +128,7 @@ impl ImageProcessor {
                 return Ok(pixels);
             }
             let reason = format!("must be from 1 to {}", PIXEL_BOUND - 1);
-            Err(PromptError::Option { option, reason })
+            Err(Error::option(option, reason))
         };
         if let Some(pixels) = min_pixels {
             self.config.min_pixels = checked("min_pixels", pixels)?;
@@ -142,7 +142,7 @@ impl ImageProcessor {
                 self.config.min_pixels, self.config.max_pixels
             );
             let option = "min_pixels";
-            return Err(PromptError::Option { option, reason }.into());
+            return Err(Error::option(option, reason));
         }
         Ok(self)
     }
@@ -153,7 +153,7 @@ impl ImageProcessor {
             let (low, high) = ENLARGEMENT.into_inner();
             let reason = format!("must be a number from {low} to {high}");
             let option = "max_enlargement";
-            return Err(PromptError::Option { option, reason }.into());
+            return Err(Error::option(option, reason));
         }
         self.config.max_enlargement = most;
         Ok(self)

@@ -115,13 +115,13 @@ impl Object {
             Err(error) => return Err(Error::io(path, error)),
         };
         let keys = serde_json::from_slice(&text)
-            .map_err(|error| Error::checkpoint(&path, format!("is not a JSON object: {error}")))?;
+            .map_err(|error| Error::invalid_file(&path, format!("is not a JSON object: {error}")))?;
         let prefix = "";
         Ok(Some(Self { path, keys, prefix }))
     }
 
     fn wrong(&self, key: &str, reason: impl std::fmt::Display) -> Error {
-        Error::checkpoint(&self.path, format!("{}{key}: {reason}", self.prefix))
+        Error::invalid_file(&self.path, format!("{}{key}: {reason}", self.prefix))
     }
 
     /// The value of a key; `null` is as good as absent, as in transformers.

@@ -43,12 +43,12 @@ impl TextProcessor {
         let path = folder.dir().join("tokenizer.json");
         let text = read_bounded(&path, TOKENIZER_BYTES).map_err(|error| match error.kind() {
             std::io::ErrorKind::NotFound => {
-                Error::checkpoint(&path, "no such file: a model folder needs its tokenizer.json")
+                Error::not_found(&path, "no such file: a model folder needs its tokenizer.json")
             }
             _ => Error::io(&path, error),
         })?;
         let tokenizer = Tokenizer::from_bytes(text)
-            .map_err(|error| Error::checkpoint(&path, format!("not a usable tokenizer: {error}")))?;
+            .map_err(|error| Error::invalid_file(&path, format!("not a usable tokenizer: {error}")))?;
         let config = folder.config()?;
         let (image_pad, end_of_turn) =
             check_tokens(&tokenizer, &path, &config.keys, &folder.tokenizer_config()?.keys)?;
@@ -59,7 +59,7 @@ impl TextProcessor {
         let added = AhoCorasick::builder()
             .match_kind(MatchKind::LeftmostLongest)
             .build(added.iter().map(|(_, token)| &token.content))
-            .map_err(|error| Error::checkpoint(&path, format!("added_tokens: {error}")))?;
+            .map_err(|error| Error::invalid_file(&path, format!("added_tokens: {error}")))?;
         let plain = without_added_tokens(tokenizer, &path)?;
         let merge = merge_size(config)?;
         Ok(Self {
@@ -159,11 +159,11 @@ impl TextProcessor {
         let encoding = self
             .plain
             .encode_fast(text, false)
-            .map_err(|_| Error::checkpoint(&self.path, "the tokenizer cannot encode a text"))?;
+            .map_err(|_| Error::invalid_file(&self.path, "the tokenizer cannot encode a text"))?;
         let first = ids.len();
         ids.extend(encoding.get_ids().iter().map(|&id| i64::from(id)));
         if ids[first..].iter().any(|id| self.added_ids.contains(id)) {
-            return Err(Error::checkpoint(
+            return Err(Error::invalid_file(
                 &self.path,
                 "the tokenizer makes an added token of plain text; its vocabulary must not hold added tokens as words",
             ));
@@ -253,7 +253,7 @@ fn check_tokens(
     let find = |token: &str| {
         let found = added.iter().find(|(_, candidate)| candidate.content == token);
         found.map(|(&id, _)| i64::from(id)).ok_or_else(|| {
-            Error::checkpoint(
+            Error::invalid_file(
                 path,
                 format!("the needed token {token} is not among its added_tokens: use the tokenizer.json of a Qwen2.5-VL model"),
             )
@@ -274,7 +274,7 @@ fn check_tokens(
             _ => json_file::present(config, key),
         };
         if expected.is_some_and(|value| value.as_i64() != Some(id)) {
-            return Err(Error::checkpoint(
+            return Err(Error::invalid_file(
                 path,
                 format!(
                     "the token {token} has id {id}, but \"{key}\" in config.json is another: the files do not belong together"
@@ -293,7 +293,7 @@ fn added_tokens(tokenizer: &Tokenizer, path: &Path) -> Result<Vec<(u32, AddedTok
         .iter()
         .find(|(_, t)| t.content.is_empty() || t.single_word || t.lstrip || t.rstrip)
     {
-        Some((id, _)) => Err(Error::checkpoint(
+        Some((id, _)) => Err(Error::invalid_file(
             path,
             format!(
                 "added token {id} is empty or sets single_word, lstrip or rstrip, which no Qwen2.5-VL tokenizer does"
@@ -310,7 +310,7 @@ fn without_added_tokens(tokenizer: Tokenizer, path: &Path) -> Result<Tokenizer> 
     if let Some(normalizer) = tokenizer.get_normalizer()
         && !is_nfc(normalizer)
     {
-        return Err(Error::checkpoint(
+        return Err(Error::invalid_file(
             path,
             "the normalizer must be of type \"NFC\", or absent, as in every Qwen2.5-VL tokenizer: others can make a text any length",
         ));
@@ -319,10 +319,10 @@ fn without_added_tokens(tokenizer: Tokenizer, path: &Path) -> Result<Tokenizer> 
     let normalizer: NormalizerWrapper = NFC.into();
     plain
         .with_normalizer(Some(normalizer))
-        .map_err(|error| Error::checkpoint(path, format!("normalizer: {error}")))?;
+        .map_err(|error| Error::invalid_file(path, format!("normalizer: {error}")))?;
     match tokenizer.get_decoder() {
         Some(DecoderWrapper::ByteLevel(_)) => Ok(plain),
-        _ => Err(Error::checkpoint(
+        _ => Err(Error::invalid_file(
             path,
             "the decoder must be of type \"ByteLevel\", as in every Qwen2.5-VL tokenizer",
         )),
@@ -344,7 +344,7 @@ fn merge_size(config: &JsonFile) -> Result<usize> {
     let value = ConfigSection::Vision.get(vision.unwrap_or(&nothing), "spatial_merge_size");
     match value.and_then(Value::as_u64) {
         Some(merge @ 1..=16) => Ok(merge as usize),
-        _ => Err(Error::checkpoint(
+        _ => Err(Error::invalid_file(
             &config.path,
             "\"vision_config.spatial_merge_size\" must be a whole number from 1 to 16",
         )),

@@ -29,7 +29,7 @@ impl Vocabulary {
         tokens.extend(readable.map(|(id, token)| (*id, token.content.clone())));
         tokens.sort_unstable();
         if let Some((id, _)) = tokens.last().filter(|(id, _)| *id > MAX_ID) {
-            return Err(Error::checkpoint(
+            return Err(Error::invalid_file(
                 path,
                 format!("token id {id} is above {MAX_ID}"),
             ));

@@ -62,7 +62,7 @@ impl Quantization {
     /// Reads a parsed `config.json`.
     pub fn from_json(file: &JsonFile) -> Result<Self> {
         let error =
-            |reason: String| Error::checkpoint(&file.path, format!("in \"quantization_config\": {reason}"));
+            |reason: String| Error::invalid_file(&file.path, format!("in \"quantization_config\": {reason}"));
         let map = match file.keys.get("quantization_config") {
             None | Some(Value::Null) => return Ok(Self::None),
             Some(Value::Object(map)) => map,

@@ -157,7 +157,7 @@ pub fn measure_with(
     }
     let accuracy = sums.figures(pages.len());
     if !accuracy.mean_loss.is_finite() {
-        return Err(Error::Numeric(
+        return Err(Error::NonFinite(
             "the loss on the calibration pages is NaN or infinite".to_owned(),
         ));
     }

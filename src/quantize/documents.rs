@@ -70,6 +70,6 @@ pub(super) fn document_accuracy(run: &BaseRun<'_>, dir: &Path, watch: Watch<'_>)
 pub(super) fn documents_digest(run: &BaseRun<'_>) -> Result<String> {
     let documents = run.documents.load_documents()?;
     let text = serde_json::to_vec(&(documents, run.documents.max_new_tokens))
-        .map_err(|error| Error::Numeric(format!("the documents cannot be written as JSON: {error}")))?;
+        .map_err(|error| Error::Internal(format!("the documents cannot be written as JSON: {error}")))?;
     Ok(hex(&Sha256::digest(&text)))
 }

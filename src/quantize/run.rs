@@ -16,7 +16,6 @@ use crate::console::Unit;
 use crate::data::{CalibrationPages, calibration_pages};
 use crate::device::{Selected, process_memory};
 use crate::engine::{LoadOptions, Reader};
-use crate::error::PromptError;
 use crate::fs::read_bounded;
 use crate::project::Project;
 use crate::quant::{Method, nf4::WeightErrors};
@@ -178,7 +177,7 @@ fn failure(work: impl FnOnce() -> Result<()>) -> Result<Option<String>> {
     let result = catch_unwind(AssertUnwindSafe(work));
     match result {
         Ok(Ok(())) => Ok(None),
-        Ok(Err(error @ (Error::Interrupted | Error::Prompt(PromptError::Option { .. })))) => Err(error),
+        Ok(Err(error @ (Error::Interrupted | Error::Option { .. }))) => Err(error),
         Ok(Err(error)) => Ok(Some(error.to_string())),
         Err(panic) => {
             let text = panic.downcast_ref::<String>().cloned();

@@ -47,7 +47,7 @@ impl Source {
         let path = dir.join("config.json");
         crate::qwen2_5_vl::Config::from_dir(dir)?;
         if Quantization::from_dir(dir)? != Quantization::None {
-            return Err(Error::checkpoint(
+            return Err(Error::unsuitable(
                 path,
                 "the model is quantized already (\"quantization_config\"): choose the original",
             ));

@@ -277,7 +277,7 @@ impl<'a> Section<'a> {
                 part,
                 map,
             }),
-            None => Err(Error::checkpoint(
+            None => Err(Error::invalid_file(
                 path,
                 format!("\"{prefix}\" must be a JSON object"),
             )),
@@ -290,7 +290,7 @@ impl<'a> Section<'a> {
         } else {
             format!("in \"{}\": ", self.prefix)
         };
-        Error::checkpoint(PathBuf::from(self.path), format!("{place}{reason}"))
+        Error::invalid_file(PathBuf::from(self.path), format!("{place}{reason}"))
     }
 
     /// The value in the file, unless it is absent or null.

@@ -50,11 +50,11 @@ pub(super) fn never_cancel() -> ControlFlow<()> {
     ControlFlow::Continue(())
 }
 
-/// Returns [`Error::Interrupted`] if `cancel` breaks.
+/// Returns [`Error::Cancelled`] if `cancel` breaks.
 pub(super) fn check_cancelled(cancel: &mut CancelCheck<'_>) -> Result<()> {
     match cancel() {
         ControlFlow::Continue(()) => Ok(()),
-        ControlFlow::Break(()) => Err(Error::Interrupted),
+        ControlFlow::Break(()) => Err(Error::Cancelled),
     }
 }
 
@@ -90,7 +90,7 @@ impl Model {
     /// Builds the model of `config` from the weights in `checkpoint`, whose linear layers are stored as `quantization`.
     ///
     /// # Errors
-    /// [`Error::Checkpoint`] names the tensor that is missing or does not fit, or the adapter's file.
+    /// [`Error::Tensor`] names a tensor that is missing or does not fit; [`Error::Unsuitable`] an adapter of another model.
     pub fn load(
         checkpoint: &Checkpoint,
         config: &Config,
@@ -159,7 +159,7 @@ impl Model {
     /// As [`Model::image_features`]; `cancel` is polled before every block.
     ///
     /// # Errors
-    /// [`Error::Interrupted`] if `cancel` breaks.
+    /// [`Error::Cancelled`] if `cancel` breaks.
     pub fn image_features_cancellable(
         &self,
         pixel_values: &Tensor,
@@ -193,7 +193,7 @@ impl Model {
     /// the cache unusable.
     ///
     /// # Errors
-    /// [`Error::Interrupted`] if `cancel` breaks.
+    /// [`Error::Cancelled`] if `cancel` breaks.
     pub fn prefill_cancellable(
         &self,
         (input_ids, image_features, grids): (&[i64], Option<&Tensor>, &[Grid]),

@@ -76,7 +76,7 @@ impl TokenGrids {
         }
         let found = grids.iter().map(|grid| cache.get(&key(grid)).copied());
         let all: Option<Vec<TokenGrid>> = found.collect();
-        all.ok_or_else(|| Error::Numeric("a page's token grid was not computed".to_owned()))
+        all.ok_or_else(|| Error::Internal("a page's token grid was not computed".to_owned()))
     }
 
     /// Cumulative products of columns, rows and frames, and the patches per frame.

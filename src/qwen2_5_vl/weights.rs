@@ -136,7 +136,7 @@ impl Weights<'_> {
         if tensor.requires_grad() {
             // The trainer updates this tensor; a copy would not be trained.
             if tensor.device() != self.device || !tensor.is_contiguous() {
-                return Err(Error::Device(format!(
+                return Err(Error::Internal(format!(
                     "the adapter of \"{name}\" is in training and must be contiguous on the model's device"
                 )));
             }
@@ -166,7 +166,7 @@ impl Weights<'_> {
             .map(|&n| n as usize)
             .ne(shape.iter().copied())
         {
-            return Err(Error::checkpoint(
+            return Err(Error::unsuitable(
                 adapter.file(),
                 format!(
                     "holds \"{name}\" of shape {:?} in place of the base's, whose config.json requires {shape:?}: \

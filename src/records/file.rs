@@ -26,8 +26,9 @@ pub fn read_if_present<T: DeserializeOwned>(path: &Path) -> Result<Option<T>> {
     let Some(text) = text(path)? else {
         return Ok(None);
     };
-    let mut value: Value = serde_json::from_str(&text)
-        .map_err(|error| Error::record(path, format!("not valid JSON: {error}; delete it and run again")))?;
+    let mut value: Value = serde_json::from_str(&text).map_err(|error| {
+        Error::invalid_file(path, format!("not valid JSON: {error}; delete it and run again"))
+    })?;
     if let Value::Object(map) = &mut value
         && let Some(version) = map.remove(VERSION_KEY)
     {
@@ -41,21 +42,21 @@ pub fn read_if_present<T: DeserializeOwned>(path: &Path) -> Result<Option<T>> {
                 "." => reason.to_string(),
                 key => format!("\"{key}\": {reason}"),
             };
-            Error::record(path, reason)
+            Error::invalid_file(path, reason)
         })
 }
 
 fn check_version(path: &Path, version: &Value) -> Result<()> {
     match version.as_u64() {
         Some(1..=VERSION) => Ok(()),
-        Some(newer) if newer > VERSION => Err(Error::record(
+        Some(newer) if newer > VERSION => Err(Error::invalid_file(
             path,
             format!(
                 "\"{VERSION_KEY}\" is {newer}, this program knows {VERSION}: a newer program wrote it; use that one, \
                  or move the file away"
             ),
         )),
-        _ => Err(Error::record(
+        _ => Err(Error::invalid_file(
             path,
             format!("\"{VERSION_KEY}\" must be a whole number, 1 or more"),
         )),
@@ -70,7 +71,7 @@ fn text(path: &Path) -> Result<Option<String>> {
     };
     String::from_utf8(bytes)
         .map(Some)
-        .map_err(|error| Error::record(path, format!("not UTF-8: {}", error.utf8_error())))
+        .map_err(|error| Error::invalid_file(path, format!("not UTF-8: {}", error.utf8_error())))
 }
 
 /// A record as it is written.

@@ -111,6 +111,10 @@ impl From<EngineError> for ApiError {
         match error {
             EngineError::Read(crate::Error::Image(error)) => Self::Image(error),
             EngineError::Read(crate::Error::Prompt(error)) => Self::Prompt(error),
+            EngineError::Read(crate::Error::Option { option, reason }) => Self::Field {
+                field: option,
+                reason,
+            },
             EngineError::Read(error) => {
                 tracing::error!(%error, "reading failed");
                 Self::Internal

@@ -353,10 +353,10 @@ mod tests {
     fn errors_and_panics_of_a_closure_are_errors_of_the_backward_pass() {
         let x = leaf(&[1.0]);
         let output = || tch::no_grad(|| &x * 1.0);
-        let wrong = attach(&[&x], output(), |_, _| Err(Error::Numeric("spoilt".to_owned()))).unwrap();
+        let wrong = attach(&[&x], output(), |_, _| Err(Error::NonFinite("spoilt".to_owned()))).unwrap();
         let error = wrong.f_backward().unwrap_err().to_string();
         assert!(error.contains("spoilt"), "{error}");
-        let long = attach(&[&x], output(), |_, _| Err(Error::Numeric("x".repeat(5000)))).unwrap();
+        let long = attach(&[&x], output(), |_, _| Err(Error::NonFinite("x".repeat(5000)))).unwrap();
         assert!(long.f_backward().is_err());
     }
 

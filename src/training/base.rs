@@ -5,14 +5,13 @@ use std::path::{Path, PathBuf};
 use sha2::{Digest, Sha256};
 
 use super::options::{BaseKind, TrainingOptions};
-use crate::Result;
 use crate::checkpoint::Checkpoint;
-use crate::error::TrainingError;
 use crate::fs::{CONFIG_BYTES, MANIFEST, hex, read_bounded, revision};
 use crate::processing::ImageProcessor;
 use crate::project::{NF4_SUFFIX, Project, model_folder_name};
 use crate::quant::Quantization;
 use crate::qwen2_5_vl::Config;
+use crate::{Error, Result};
 
 /// The base model, whose weights are frozen.
 pub(super) struct Base {
@@ -28,12 +27,10 @@ impl Base {
             _ => model.to_owned(),
         };
         if !dir.is_dir() {
-            return Err(TrainingError::NoBase {
-                path: dir,
-                reason: "no 4-bit base model yet: run quantize_base, or train on the unquantized model with --base bf16"
-                    .to_owned(),
-            }
-            .into());
+            return Err(Error::not_found(
+                dir,
+                "no 4-bit base model yet: run quantize_base, or train on the unquantized model with --base bf16",
+            ));
         }
         Ok(Self {
             config: Config::from_dir(&dir)?,

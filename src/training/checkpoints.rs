@@ -259,23 +259,23 @@ fn lock(folder: &Path) -> Result<RunLock> {
 fn read(dir: &Path) -> Result<(Stored, State, Option<Tensor>)> {
     let manifest = Manifest::read(dir)
         .filter(|manifest| manifest.complete)
-        .ok_or_else(|| Error::checkpoint(dir, "has no complete manifest.json"))?;
+        .ok_or_else(|| Error::invalid_file(dir, "has no complete manifest.json"))?;
     let intact = manifest.intact(dir);
     for name in [STATE, PROGRESS] {
         if !intact.iter().any(|file| file == name) {
-            return Err(Error::checkpoint(dir.join(name), "is missing or damaged"));
+            return Err(Error::invalid_file(dir.join(name), "is missing or damaged"));
         }
     }
     let path = dir.join(PROGRESS);
     let text = read_bounded(&path, CONFIG_BYTES).map_err(|error| Error::io(&path, error))?;
     let stored: Stored =
-        serde_json::from_slice(&text).map_err(|error| Error::checkpoint(&path, error.to_string()))?;
+        serde_json::from_slice(&text).map_err(|error| Error::invalid_file(&path, error.to_string()))?;
     let path = dir.join(STATE);
     let file = open_regular(&path).map_err(|error| Error::io(&path, error))?;
     // SAFETY: only this program writes here, under a lock, and it does not modify finished checkpoints.
     let map = unsafe { memmap2::Mmap::map(&file) }.map_err(|error| Error::io(&path, error))?;
     let tensors =
-        SafeTensors::deserialize(&map).map_err(|error| Error::checkpoint(&path, error.to_string()))?;
+        SafeTensors::deserialize(&map).map_err(|error| Error::invalid_file(&path, error.to_string()))?;
     let tensor = |name: &str| -> Result<Tensor> {
         let view = tensors
             .tensor(name)
@@ -283,12 +283,7 @@ fn read(dir: &Path) -> Result<(Stored, State, Option<Tensor>)> {
             .filter(|view| {
                 view.dtype() == Dtype::F32 && view.shape() == [stored.identity.parameters as usize]
             })
-            .ok_or_else(|| {
-                Error::checkpoint(
-                    &path,
-                    format!("tensor \"{name}\" is missing or has the wrong dtype or shape"),
-                )
-            })?;
+            .ok_or_else(|| Error::tensor(&path, name, "is missing or has the wrong dtype or shape"))?;
         Ok(Tensor::f_from_data_size(
             view.data(),
             &[view.shape()[0] as i64],

@@ -49,7 +49,10 @@ impl<'a> PageLoader<'a> {
             // Pages are loaded in parallel: libtorch must not parallelize within a page.
             .start_handler(|_| tch::set_num_threads(1))
             .build()
-            .map_err(|error| Error::Device(format!("cannot start the page-loading threads: {error}")))?;
+            .map_err(|error| Error::System {
+                what: "cannot start the page-loading threads",
+                source: std::io::Error::other(error),
+            })?;
         Ok(Self { images, pool, device })
     }
 
@@ -108,7 +111,7 @@ impl<'a> PageLoader<'a> {
             .process_levels(&decode(&bytes, &DecodeLimits::default())?)?;
         if patches.grid != sample.grid {
             let reason = "the page changed during training".to_owned();
-            return Err(Error::record(&sample.image, reason));
+            return Err(Error::invalid_file(&sample.image, reason));
         }
         Ok(patches.levels)
     }
@@ -118,7 +121,10 @@ impl Batches<'_> {
     /// The next batch: the numbers of its samples, and the patches of their pages, f32 on the device.
     pub(super) fn next(&mut self) -> Result<(Vec<usize>, Tensor)> {
         let start = Instant::now();
-        let loaded = self.receiver.recv().unwrap_or(Err(Error::Interrupted))?;
+        let loaded = self
+            .receiver
+            .recv()
+            .unwrap_or_else(|_| Err(Error::Internal("the page-loading threads have ended".to_owned())))?;
         self.waited += start.elapsed();
         let loader = self.loader;
         let levels = loaded

@@ -7,7 +7,6 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use super::settings::{POSITIVE, training_settings};
-use crate::error::{PromptError, TrainingError};
 use crate::fs::{CONFIG_BYTES, read_text};
 use crate::lora::Targets;
 use crate::{Error, Result};
@@ -203,14 +202,14 @@ impl TrainingOptions {
         let preset = match (preset, file.remove("preset")) {
             (Some(preset), _) => preset,
             (None, Some(name)) => serde_json::from_value(name)
-                .map_err(|error| Error::record(path, format!("\"preset\": {error}")))?,
+                .map_err(|error| Error::invalid_file(path, format!("\"preset\": {error}")))?,
             (None, None) => Preset::Default,
         };
         let mut settings = object(&Self::preset(preset));
         settings.extend(file);
         settings.extend(overrides.clone());
         let options: Self = serde_path_to_error::deserialize(Value::Object(settings))
-            .map_err(|error| Error::record(path, format!("\"{}\": {}", error.path(), error.inner())))?;
+            .map_err(|error| Error::invalid_file(path, format!("\"{}\": {}", error.path(), error.inner())))?;
         options.check()?;
         Ok(options)
     }
@@ -218,15 +217,14 @@ impl TrainingOptions {
     /// The error that names the first setting out of range.
     fn check(&self) -> Result<()> {
         self.check_ranges()?;
-        let fault = |option, reason: &str| {
-            let reason = reason.to_owned();
-            Err(PromptError::Option { option, reason }.into())
-        };
         if self.target_modules.is_empty() {
-            return fault("target_modules", "must name a module");
+            return Err(Error::option("target_modules", "must name a module"));
         }
         if !(0.0..=self.learning_rate).contains(&self.final_learning_rate) {
-            return fault("final_learning_rate", "must be from 0 to the learning rate");
+            return Err(Error::option(
+                "final_learning_rate",
+                "must be from 0 to the learning rate",
+            ));
         }
         Ok(())
     }
@@ -243,16 +241,17 @@ fn object(value: &impl Serialize) -> Map<String, Value> {
 fn read_config(path: &Path) -> Result<Map<String, Value>> {
     let text = read_text(path, CONFIG_BYTES).map_err(|error| Error::io(path, error))?;
     let value: Value = if path.extension().is_some_and(|extension| extension == "toml") {
-        toml::from_str(&text).map_err(|error| Error::record(path, format!("not TOML: {error}")))?
+        toml::from_str(&text).map_err(|error| Error::invalid_file(path, format!("not TOML: {error}")))?
     } else {
-        serde_saphyr::from_str(&text).map_err(|error| Error::record(path, format!("not YAML: {error}")))?
+        serde_saphyr::from_str(&text)
+            .map_err(|error| Error::invalid_file(path, format!("not YAML: {error}")))?
     };
     match value {
         Value::Object(map) => Ok(map),
         Value::Null => Ok(Map::new()),
-        _ => Err(TrainingError::Settings {
-            path: path.to_owned(),
-        }
-        .into()),
+        _ => Err(Error::invalid_file(
+            path,
+            "expected a mapping of settings, such as \"lora_rank: 16\"",
+        )),
     }
 }

@@ -151,7 +151,7 @@ impl Parameters {
         if finite(&self.values)? {
             return Ok(());
         }
-        Err(Error::Numeric(
+        Err(Error::NonFinite(
             "the adapter has non-finite values (NaN/Inf); not written".to_owned(),
         ))
     }

@@ -8,8 +8,7 @@ use clap::ValueEnum;
 use clap::builder::PossibleValue;
 
 use super::options::{BaseKind, ScheduleKind};
-use crate::Result;
-use crate::error::PromptError;
+use crate::{Error, Result};
 
 /// One training setting, as a flag shows it.
 #[derive(Debug, Clone)]
@@ -177,7 +176,7 @@ pub(super) fn check_range<T: PartialOrd + Display>(
         Bound::Unbounded if matches!(range.start_bound(), Bound::Excluded(_)) => format!("must be {lower}"),
         Bound::Unbounded => format!("must be {lower} or more"),
     };
-    Err(PromptError::Option { option: name, reason }.into())
+    Err(Error::option(name, reason))
 }
 
 /// Declares the struct of all settings from one table.

@@ -90,7 +90,7 @@ impl Sums {
         let tokens = self.tokens.max(1.0);
         let loss = self.loss / tokens;
         if !loss.is_finite() {
-            return Err(Error::Numeric(
+            return Err(Error::NonFinite(
                 "validation loss is not finite (NaN/Inf)".to_owned(),
             ));
         }

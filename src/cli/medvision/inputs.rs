@@ -46,7 +46,7 @@ impl Source {
     /// Reads all bytes.
     ///
     /// # Errors
-    /// [`Error::Io`], also for more than `limit` bytes, of which no more are read.
+    /// [`Error::Io`]; [`Error::Unsuitable`] for more than `limit` bytes, of which no more are read.
     pub(super) fn read(&self, limit: u64) -> Result<Vec<u8>> {
         let (path, bytes) = match self {
             Self::File(path) => (
@@ -61,7 +61,7 @@ impl Source {
                 "larger than {} MiB; raise the limit with --max-file-size",
                 limit >> 20
             );
-            return Err(Error::io(path, io::Error::other(reason)));
+            return Err(Error::unsuitable(path, reason));
         }
         Ok(bytes)
     }
@@ -112,7 +112,7 @@ fn images_in(folder: &Path, recursive: bool) -> Vec<Result<Source>> {
             "; use --recursive to search subfolders"
         };
         let reason = format!("no images in this folder (PNG, JPEG, WebP, TIFF, BMP, GIF){below}");
-        return vec![Err(Error::io(folder, io::Error::other(reason)))];
+        return vec![Err(Error::unsuitable(folder, reason))];
     }
     found.sort();
     found.into_iter().map(|path| Ok(Source::File(path))).collect()

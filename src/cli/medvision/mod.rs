@@ -112,7 +112,7 @@ fn read_safely(
 ) -> Result<Reading> {
     // Unwind safe: the reader resets its state at the start of each page.
     catch_unwind(AssertUnwindSafe(|| reader.read(request, on_text)))
-        .unwrap_or_else(|_| Err(Error::Numeric("internal error; this page was skipped".to_owned())))
+        .unwrap_or_else(|_| Err(Error::Internal("this page was skipped".to_owned())))
 }
 
 /// Load options that determine the size of pages.

@@ -119,14 +119,11 @@ fn request(prompt: String, images: Vec<RgbPage>) -> ReadRequest {
 /// Checks, before any work, that the output can be written.
 fn check_output(out: &Path) -> Result<()> {
     match parent_folder(out) {
-        folder if !folder.is_dir() => {
-            let reason = std::io::Error::other("no such folder; --out must be in an existing folder");
-            Err(Error::io(folder, reason))
-        }
-        _ if out.is_dir() => {
-            let reason = std::io::Error::other("is a folder; --out must name a file");
-            Err(Error::io(out, reason))
-        }
+        folder if !folder.is_dir() => Err(Error::not_found(
+            folder,
+            "no such folder; --out must be in an existing folder",
+        )),
+        _ if out.is_dir() => Err(Error::unsuitable(out, "is a folder; --out must name a file")),
         _ => Ok(()),
     }
 }

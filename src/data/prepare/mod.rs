@@ -175,7 +175,7 @@ fn open_datasets(raw: &Path, notify: Notify<'_>) -> Result<Vec<RawDataset>> {
         }
     }
     if datasets.is_empty() {
-        return Err(Error::record(
+        return Err(Error::not_found(
             raw,
             "contains no complete data set; run download_datasets first",
         ));

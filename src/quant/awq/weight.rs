@@ -48,11 +48,11 @@ impl AwqWeight {
         }
         let group = settings.group_size.unwrap_or(columns);
         if !columns.is_multiple_of(group) || !group.is_multiple_of(2) || !rows.is_multiple_of(PER_WORD) {
-            return Err(Error::checkpoint(
+            return Err(Error::tensor(
                 checkpoint.dir(),
+                format!("{module}.qweight"),
                 format!(
-                    "tensor \"{module}.qweight\" cannot stand for {rows} x {columns} values in groups of {group} \
-                     (\"group_size\" in config.json)"
+                    "cannot stand for {rows} x {columns} values in groups of {group} (\"group_size\" in config.json)"
                 ),
             ));
         }
@@ -65,9 +65,10 @@ impl AwqWeight {
         let shape = [rows as i64, groups as i64];
         let scales = scales(checkpoint, &format!("{module}.scales"), [groups, rows])?;
         if scales.f_isfinite()?.f_all()?.f_int64_value(&[])? == 0 {
-            return Err(Error::checkpoint(
+            return Err(Error::tensor(
                 checkpoint.dir(),
-                format!("tensor \"{module}.scales\" has non-finite values (NaN/Inf): the folder is damaged"),
+                format!("{module}.scales"),
+                "has non-finite values (NaN/Inf): the folder is damaged",
             ));
         }
         let place = |tensor: Tensor| tensor.f_contiguous()?.f_to_device(device);
@@ -161,9 +162,8 @@ impl AwqWeight {
 fn bytes(checkpoint: &Checkpoint, name: &str, dtype: Dtype, shape: [usize; 2]) -> Result<MappedBytes> {
     let (path, found, found_shape, bytes) = checkpoint.bytes(name)?;
     if found != dtype || found_shape != shape {
-        let reason =
-            format!("tensor \"{name}\" is {found} {found_shape:?}; config.json requires {dtype} {shape:?}");
-        return Err(Error::checkpoint(path, reason));
+        let reason = format!("is {found} {found_shape:?}; config.json requires {dtype} {shape:?}");
+        return Err(Error::tensor(path, name, reason));
     }
     Ok(bytes)
 }
@@ -175,13 +175,13 @@ fn scales(checkpoint: &Checkpoint, name: &str, shape: [usize; 2]) -> Result<Tens
         Dtype::F16 => Kind::Half,
         Dtype::BF16 => Kind::BFloat16,
         _ => {
-            let reason = format!("tensor \"{name}\" is {dtype}; F16 and BF16 scales are supported");
-            return Err(Error::checkpoint(path, reason));
+            let reason = format!("is {dtype}; F16 and BF16 scales are supported");
+            return Err(Error::tensor(path, name, reason));
         }
     };
     if found != shape {
-        let reason = format!("tensor \"{name}\" is {dtype} {found:?}; config.json requires {shape:?}");
-        return Err(Error::checkpoint(path, reason));
+        let reason = format!("is {dtype} {found:?}; config.json requires {shape:?}");
+        return Err(Error::tensor(path, name, reason));
     }
     let scales = Tensor::f_from_data_size(&stored, &shape.map(|n| n as i64), kind)?;
     if kind == Kind::Half {

@@ -243,7 +243,7 @@ struct StoredTensors<'a> {
 impl StoredTensors<'_> {
     fn state(&self, key: &str, quant_type: QuantType, shape: [usize; 2]) -> Result<QuantState> {
         let (path, dtype, _, bytes) = self.checkpoint.bytes(key)?;
-        let fault = |reason: String| Error::checkpoint(path, format!("tensor \"{key}\" {reason}"));
+        let fault = |reason: String| Error::tensor(path, key, reason);
         if dtype != Dtype::U8 {
             return Err(fault(format!("is {dtype}, not the U8 of JSON bytes")));
         }
@@ -272,9 +272,8 @@ impl StoredTensors<'_> {
             Some(spec) if spec.fits(dtype, &shape) => Ok(bytes),
             spec => {
                 let expected = spec.map(ToString::to_string).unwrap_or_default();
-                let reason =
-                    format!("tensor \"{name}\" is {dtype} {shape:?}; its quant_state requires {expected}");
-                Err(Error::checkpoint(path, reason))
+                let reason = format!("is {dtype} {shape:?}; its quant_state requires {expected}");
+                Err(Error::tensor(path, name, reason))
             }
         }
     }
@@ -298,11 +297,11 @@ impl StoredTensors<'_> {
         if values.zip(table).all(near) {
             return Ok(());
         }
-        let reason = format!(
-            "tensor \"{}.{suffix}\" is not the table of bitsandbytes' format: such weights are not supported",
-            self.name
-        );
-        Err(Error::checkpoint(self.checkpoint.dir(), reason))
+        Err(Error::tensor(
+            self.checkpoint.dir(),
+            format!("{}.{suffix}", self.name),
+            "is not the table of bitsandbytes' format: such weights are not supported",
+        ))
     }
 }
 

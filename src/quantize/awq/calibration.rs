@@ -28,7 +28,7 @@ pub fn prompts(
             let pixels = encoded.pixels.f_to_device(device)?;
             let (states, positions) = embedder.embed(&encoded.ids, Some(&pixels), &[encoded.grid])?;
             if states.f_isfinite()?.f_all()?.f_int64_value(&[])? == 0 {
-                return Err(Error::Numeric(
+                return Err(Error::NonFinite(
                     "the vision tower returns non-finite values (NaN/Inf) for a calibration page: the model is damaged"
                         .to_owned(),
                 ));

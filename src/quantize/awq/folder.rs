@@ -147,7 +147,7 @@ impl<'a> Job<'a> {
         let config = Config::from_dir(source.dir())?;
         let shapes = Shapes::choose(&config.text, options.group_size);
         if shapes.is_empty() {
-            return Err(Error::checkpoint(
+            return Err(Error::unsuitable(
                 source.dir().join("config.json"),
                 format!(
                     "no Linear of the language model has a multiple of {} inputs and of 8 outputs: AWQ cannot hold \
@@ -157,10 +157,7 @@ impl<'a> Job<'a> {
             ));
         }
         if pages.is_empty() {
-            return Err(Error::checkpoint(
-                source.dir(),
-                "AWQ needs at least one calibration page",
-            ));
+            return Err(Error::option("pages", "AWQ needs at least one calibration page"));
         }
         Ok(Self {
             stored: source.checkpoint().stored(),

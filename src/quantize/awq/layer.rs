@@ -301,7 +301,7 @@ pub fn half(name: &str, tensor: &Tensor) -> Result<Tensor> {
         .f_to_device(tch::Device::Cpu)?
         .f_contiguous()?;
     if half.f_isfinite()?.f_all()?.f_int64_value(&[])? == 0 {
-        return Err(Error::Numeric(format!(
+        return Err(Error::NonFinite(format!(
             "tensor \"{name}\" has values that AWQ's half precision does not hold"
         )));
     }
@@ -358,7 +358,7 @@ impl Task<'_> {
     fn quantize(&self, tensors: &mut Vec<(String, Tensor)>) -> Result<LinearError> {
         let mut weight = self.scaled()?;
         if weight.f_isfinite()?.f_all()?.f_int64_value(&[])? == 0 {
-            return Err(Error::Numeric(format!(
+            return Err(Error::NonFinite(format!(
                 "tensor \"{}.weight\" has non-finite values (NaN/Inf)",
                 self.name
             )));

@@ -35,7 +35,7 @@ impl Base {
         let config = Config::from_json(folder.config()?)?;
         let quantization = Quantization::from_json(folder.config()?)?;
         if let Quantization::Awq(_) = quantization {
-            return Err(Error::checkpoint(
+            return Err(Error::unsuitable(
                 dir,
                 "is quantized with AWQ; an adapter is merged into the original or into its NF4 form",
             ));
@@ -116,7 +116,7 @@ impl Base {
             .map(|&n| n as usize)
             .ne(shape.iter().copied())
         {
-            return Err(Error::checkpoint(
+            return Err(Error::unsuitable(
                 adapter.file(),
                 format!(
                     "holds \"{name}\" of shape {:?}, but the base's is {shape:?}",

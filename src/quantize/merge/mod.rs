@@ -214,8 +214,8 @@ impl Shard<(StoredTensor, Vec<usize>)> {
             for (start, count) in pieces(weight.size()) {
                 let merged = exact(&weight, pair, start, count)?.f_to_kind(Kind::BFloat16)?;
                 if merged.f_isfinite()?.f_all()?.f_int64_value(&[])? == 0 {
-                    let reason = format!("tensor \"{}\" is not finite in bf16 once merged", stored.name);
-                    return Err(Error::checkpoint(&stored.file, reason));
+                    let reason = "is not finite in bf16 once merged";
+                    return Err(Error::tensor(&stored.file, &stored.name, reason));
                 }
                 let merged = tensor_bytes(&merged)?;
                 out.write(&stored.name, (start * columns) as u64 * 2, &merged)?;
@@ -229,7 +229,7 @@ impl Shard<(StoredTensor, Vec<usize>)> {
 /// `config.json` without quantization and with dtype bf16; `apart`: untied embeddings.
 fn merged_config(config: &str, apart: bool) -> Result<String> {
     let mut value: Value = serde_json::from_str(config)
-        .map_err(|error| Error::checkpoint("config.json", format!("not valid JSON: {error}")))?;
+        .map_err(|error| Error::invalid_file("config.json", format!("not valid JSON: {error}")))?;
     if let Some(map) = value.as_object_mut() {
         map.remove("quantization_config");
     }

@@ -14,7 +14,6 @@ use serde_json::{Map, Value, json};
 
 use crate::checkpoint::{StoredTensor, TensorFile, TensorPlan};
 use crate::console::Unit;
-use crate::error::PromptError;
 use crate::fs::{FileDigest, Manifest, Origin, Staged, Staging, digest_of};
 use crate::quant::{
     Method,
@@ -216,7 +215,7 @@ impl Plan {
     fn new(source: &Source, options: &Nf4Options) -> Result<Self> {
         if !BLOCKSIZES.contains(&options.blocksize) {
             let blocksize = options.blocksize;
-            return Err(option(
+            return Err(Error::option(
                 "--blocksize",
                 format!("{blocksize}: bitsandbytes supports {BLOCKSIZES:?}"),
             ));
@@ -234,7 +233,7 @@ impl Plan {
                 let reason = format!(
                     "{pattern:?} names no linear layer of the model (one is \"model.layers.0.mlp.up_proj\")"
                 );
-                return Err(option("--skip-modules", reason));
+                return Err(Error::option("--skip-modules", reason));
             }
             skipped.extend(matched);
         }
@@ -263,10 +262,6 @@ impl Plan {
         }
         index(&map, self.files.iter().map(Shard::bytes).sum())
     }
-}
-
-fn option(option: &'static str, reason: String) -> Error {
-    PromptError::Option { option, reason }.into()
 }
 
 /// The module of the weight `tensor`, by the hub's name, if transformers would quantize it.
@@ -406,8 +401,7 @@ impl PlannedTensor {
         options: &Nf4Options,
     ) -> Result<(QuantState, WeightError)> {
         let stored = &self.stored;
-        let fault =
-            |reason: &str| Error::checkpoint(&stored.file, format!("tensor \"{}\" {reason}", stored.name));
+        let fault = |reason: &str| Error::tensor(&stored.file, &stored.name, reason);
         let dtype = match stored.dtype {
             Dtype::F32 => "float32",
             Dtype::F16 => "float16",

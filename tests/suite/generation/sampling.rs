@@ -115,23 +115,23 @@ fn logits_that_are_no_numbers_are_an_error() {
                     let mut logits = vec![0.5; length];
                     logits[at] = broken;
                     assert!(
-                        matches!(sampler.next(&mut logits), Err(Error::Numeric(_))),
+                        matches!(sampler.next(&mut logits), Err(Error::NonFinite(_))),
                         "{broken} at {at} of {length}"
                     );
                 }
             }
             assert!(matches!(
                 sampler.next(&mut vec![REMOVED; length]),
-                Err(Error::Numeric(_))
+                Err(Error::NonFinite(_))
             ));
         }
-        assert!(matches!(sampler.next(&mut []), Err(Error::Numeric(_))));
+        assert!(matches!(sampler.next(&mut []), Err(Error::NonFinite(_))));
         // Single removed tokens are no fault.
         assert_eq!(sampler.next(&mut [REMOVED, 1.0, REMOVED]).unwrap(), 1);
     }
     // Logits so large that the temperature carries them out of range.
     let mut cold = Sampler::new(&sampling(1e-5, None, None), &[]);
-    assert!(matches!(cold.next(&mut [3e38, 3e38]), Err(Error::Numeric(_))));
+    assert!(matches!(cold.next(&mut [3e38, 3e38]), Err(Error::NonFinite(_))));
 }
 
 fn draws(options: &GenerationOptions, logits: &[f32], count: usize) -> Vec<i64> {

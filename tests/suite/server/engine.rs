@@ -246,7 +246,7 @@ fn nothing_is_admitted_while_the_model_loads() {
 
 #[test]
 fn a_failed_load_is_reported() {
-    let fails = || Err::<Stub, _>(medical_vision::Error::Numeric("no such model".into()));
+    let fails = || Err::<Stub, _>(medical_vision::Error::NonFinite("no such model".into()));
     let engine = Engine::start(fails, engine_options()).expect("a thread");
     let state = actix_web::rt::System::new().block_on(engine.loaded());
     assert!(matches!(state, EngineState::Failed(reason) if reason.contains("no such model")));

@@ -66,7 +66,7 @@ impl Backend for Stub {
         let mut finish_reason = FinishReason::Stop;
         match prompt.split_once(' ').unwrap_or((prompt, "")) {
             ("panic", _) => panic!("CANARY-PANIC {prompt}"),
-            ("error", _) => return Err(medical_vision::Error::Numeric("CANARY-ERROR".into())),
+            ("error", _) => return Err(medical_vision::Error::NonFinite("CANARY-ERROR".into())),
             ("sleep", milliseconds) => {
                 let time = Duration::from_millis(milliseconds.parse().expect("a number"));
                 while begin.elapsed() < time {

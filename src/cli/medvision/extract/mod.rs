@@ -247,7 +247,7 @@ impl Extraction<'_> {
                 })
             }
             // The flags are invalid for every page.
-            Err(error @ Error::Prompt(PromptError::TooLong { .. } | PromptError::Option { .. })) => {
+            Err(error @ (Error::Option { .. } | Error::Prompt(PromptError::TooLong { .. }))) => {
                 Err(error.into())
             }
             Err(error) => {
@@ -259,8 +259,8 @@ impl Extraction<'_> {
 
     fn failed(&self, name: &str, error: &Error) -> PageStatus {
         let message = match error {
-            Error::Io { .. } => error.to_string(),
-            Error::Numeric(_) => format!("{name}: {error} (model {})", self.model.display()),
+            Error::Io { .. } | Error::Unsuitable { .. } => error.to_string(),
+            Error::NonFinite(_) => format!("{name}: {error} (model {})", self.model.display()),
             error => format!("{name}: {error}"),
         };
         self.bar.suspend(|| console::say(Level::ERROR, &message));
