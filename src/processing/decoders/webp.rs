@@ -5,7 +5,6 @@
 
 use std::io::{self, BufRead, Cursor, Read, Seek, SeekFrom};
 
-use image::ImageDecoder;
 use image::codecs::webp::WebPDecoder;
 use image_webp::vp8::{Frame, Vp8Decoder};
 
@@ -22,7 +21,7 @@ pub(super) fn decode(
     alpha: Alpha,
     sink: &mut dyn RowSink,
 ) -> Result<Decoded, ImageError> {
-    let whole = check(bytes, limits)?;
+    let (whole, _) = check(bytes, limits)?;
     match Kind::of(whole)? {
         Kind::Lossy(frame) => decode_lossy(frame, limits, sink),
         Kind::Opaque(flag, bit) => {
@@ -40,11 +39,9 @@ pub(super) fn decode(
     }
 }
 
-/// What decoding holds.
+/// Bytes that decoding holds, by the chunk headers alone.
 pub(super) fn memory(bytes: &[u8], limits: &DecodeLimits) -> Result<u64, ImageError> {
-    let whole = check(bytes, limits)?;
-    let (width, height) = open(Cursor::new(whole))?.dimensions();
-    let pixels = u64::from(width) * u64::from(height);
+    let (whole, pixels) = check(bytes, limits)?;
     Ok(match Kind::of(whole)? {
         Kind::Lossy(_) => pixels * 3 / 2,
         Kind::Opaque(..) => pixels * 4,
@@ -201,23 +198,26 @@ fn yuv_to_rgb(y: i32, u: i32, v: i32) -> [u8; 3] {
     .map(|value| (value >> 6).clamp(0, 255) as u8)
 }
 
-/// The WebP file without what follows it, once every size and length in it has been checked: the decoder allocates
-/// what a chunk's header claims, and decodes a frame before comparing its size with the canvas.
-fn check<'a>(bytes: &'a [u8], limits: &DecodeLimits) -> Result<&'a [u8], ImageError> {
+/// Checks every size and length in the file. Returns the file without trailing bytes, and the pixels of its largest picture:
+/// the canvas, or the frame without one.
+///
+/// The decoder allocates what a chunk's header claims, and decodes a frame before comparing its size with the canvas.
+fn check<'a>(bytes: &'a [u8], limits: &DecodeLimits) -> Result<(&'a [u8], u64), ImageError> {
+    let mut pixels = 0;
     let [_, _, _, _, length @ ..] = *bytes.first_chunk::<8>().ok_or(ImageError::Undecodable)?;
     let end = (u32::from_le_bytes(length) as usize).saturating_add(8);
     let whole = bytes.get(..end).ok_or(ImageError::Undecodable)?;
     for chunk in chunks(whole.get(12..).ok_or(ImageError::Undecodable)?) {
         let (name, body) = chunk?;
-        check_chunk(name, body, limits)?;
+        pixels = pixels.max(check_chunk(name, body, limits)?);
         if name == b"ANMF" {
             for chunk in chunks(body.get(16..).ok_or(ImageError::Undecodable)?) {
                 let (name, body) = chunk?;
-                check_chunk(name, body, limits)?;
+                pixels = pixels.max(check_chunk(name, body, limits)?);
             }
         }
     }
-    Ok(whole)
+    Ok((whole, pixels))
 }
 
 /// A chunk's name and body.
@@ -242,8 +242,8 @@ fn chunks(mut bytes: &[u8]) -> impl Iterator<Item = Result<Chunk<'_>, ImageError
     })
 }
 
-/// Checks the size that a chunk claims, if it is of a kind that does.
-fn check_chunk(name: &[u8], body: &[u8], limits: &DecodeLimits) -> Result<(), ImageError> {
+/// Checks the size that a chunk claims and returns its pixels; 0 for a chunk without a size.
+fn check_chunk(name: &[u8], body: &[u8], limits: &DecodeLimits) -> Result<u64, ImageError> {
     let number = |range: std::ops::Range<usize>| {
         let bytes = body.get(range).ok_or(ImageError::Undecodable)?;
         Ok(bytes
@@ -251,11 +251,13 @@ fn check_chunk(name: &[u8], body: &[u8], limits: &DecodeLimits) -> Result<(), Im
             .rev()
             .fold(0, |sum, byte| sum << 8 | u32::from(*byte)))
     };
-    match name {
-        b"VP8 " => limits.check(number(6..8)? & 0x3fff, number(8..10)? & 0x3fff),
-        b"VP8L" => limits.check(1 + (number(1..5)? & 0x3fff), 1 + (number(1..5)? >> 14 & 0x3fff)),
-        b"VP8X" => limits.check(1 + number(4..7)?, 1 + number(7..10)?),
-        b"ANMF" => limits.check(1 + number(6..9)?, 1 + number(9..12)?),
-        _ => Ok(()),
-    }
+    let (width, height) = match name {
+        b"VP8 " => (number(6..8)? & 0x3fff, number(8..10)? & 0x3fff),
+        b"VP8L" => (1 + (number(1..5)? & 0x3fff), 1 + (number(1..5)? >> 14 & 0x3fff)),
+        b"VP8X" => (1 + number(4..7)?, 1 + number(7..10)?),
+        b"ANMF" => (1 + number(6..9)?, 1 + number(9..12)?),
+        _ => return Ok(0),
+    };
+    limits.check(width, height)?;
+    Ok(u64::from(width) * u64::from(height))
 }
