@@ -6,6 +6,7 @@ mod countdown;
 mod interrupt;
 pub(crate) mod panics;
 mod progress;
+mod rate_limit;
 mod signals;
 
 use std::io::{self, IsTerminal, Write};
@@ -22,6 +23,7 @@ pub use tracing::Level;
 pub use self::countdown::{Countdown, countdown};
 pub use self::interrupt::{Interrupt, exit_on_signal};
 pub use self::progress::{Bars, Progress, Unit, progress, progress_of, spinner, transfer_bars};
+pub(crate) use self::rate_limit::RateLimit;
 pub use self::signals::StopSignals;
 
 /// Exit code after Ctrl-C or SIGTERM.

@@ -10,7 +10,12 @@ use super::{Level, say};
 /// Whether panics are reported by [`describe`], else by the hook that was there before.
 static REPORT: AtomicBool = AtomicBool::new(false);
 
-thread_local!(static SILENT: Cell<bool> = const { Cell::new(false) });
+thread_local! {
+    /// Whether this thread is inside [`catch_silently`].
+    static SILENT: Cell<bool> = const { Cell::new(false) };
+    /// Where this thread panicked inside it.
+    static PLACE: Cell<Option<String>> = const { Cell::new(None) };
+}
 
 /// From now on reports panics on standard error as internal errors.
 pub(super) fn report() {
@@ -18,15 +23,16 @@ pub(super) fn report() {
     install();
 }
 
-/// Runs `work` and catches its panic without any message: the payload could echo the input.
+/// Runs `work` and catches its panic without printing it. The error is the source location; the payload, which could echo the
+/// input, is dropped.
 ///
 /// Unwind safety is up to the caller: after a panic it must not use what `work` was changing.
-pub(crate) fn catch_silently<T>(work: impl FnOnce() -> T) -> std::thread::Result<T> {
+pub(crate) fn catch_silently<T>(work: impl FnOnce() -> T) -> Result<T, String> {
     install();
     SILENT.set(true);
     let result = panic::catch_unwind(AssertUnwindSafe(work));
     SILENT.set(false);
-    result
+    result.map_err(|_| PLACE.take().unwrap_or_default())
 }
 
 fn install() {
@@ -35,6 +41,7 @@ fn install() {
         let previous = panic::take_hook();
         panic::set_hook(Box::new(move |panic| {
             if SILENT.try_with(Cell::get).unwrap_or(false) {
+                PLACE.set(Some(place(panic)));
                 return;
             }
             match REPORT.load(Ordering::Relaxed) {
@@ -47,10 +54,7 @@ fn install() {
 
 /// A panic is a bug: names its place, but not its payload, which may hold a page's text.
 fn describe(panic: &PanicHookInfo<'_>) {
-    let place = panic.location().map_or_else(
-        || "unknown place".to_owned(),
-        |place| format!("{}:{}", source_name(place.file()), place.line()),
-    );
+    let place = place(panic);
     let thread = std::thread::current();
     let name = thread.name().unwrap_or("unnamed");
     say(
@@ -60,6 +64,14 @@ fn describe(panic: &PanicHookInfo<'_>) {
             crate::version::version()
         ),
     );
+}
+
+/// Source file and line of a panic.
+fn place(panic: &PanicHookInfo<'_>) -> String {
+    panic.location().map_or_else(
+        || "unknown place".to_owned(),
+        |place| format!("{}:{}", source_name(place.file()), place.line()),
+    )
 }
 
 /// A source file's name without the folders of the machine that compiled it: `crate-1.2.3/src/lib.rs`, `src/main.rs`.
@@ -115,8 +127,11 @@ mod tests {
     }
 
     #[test]
-    fn a_silent_panic_is_caught() {
-        assert!(catch_silently(|| panic!("a canary")).is_err());
-        assert_eq!(catch_silently(|| 3).ok(), Some(3));
+    fn a_silent_panic_is_caught_with_its_place() {
+        let place = catch_silently(|| panic!("a canary"))
+            .map(|(): ()| ())
+            .unwrap_err();
+        assert!(place.starts_with("src/console/panics.rs:"), "{place}");
+        assert_eq!(catch_silently(|| 3), Ok(3));
     }
 }

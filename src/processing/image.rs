@@ -15,6 +15,7 @@ use super::{
     decoders::{self, Alpha, Format, RowSink},
     resample::{Horizontal, Taps, Vertical},
 };
+use crate::console::RateLimit;
 use crate::console::panics::catch_silently;
 use crate::error::ImageError;
 
@@ -187,11 +188,21 @@ pub fn decoder_memory(
     Ok(format.memory(bytes, limits)? + most.saturating_mul(3))
 }
 
-/// Runs a decoder; its panics become [`ImageError::Undecodable`], without a message, which could echo the input.
+/// Runs a decoder; a panic becomes [`ImageError::Undecodable`] and a warning without its message, which could echo the input.
 ///
 /// Unwind safety: `work` reads bytes and makes new values, so no half-written value outlives a panic.
 fn contain_panics<T>(work: impl FnOnce() -> Result<T, ImageError>) -> Result<T, ImageError> {
-    catch_silently(work).unwrap_or(Err(ImageError::Undecodable))
+    static LIMIT: RateLimit = RateLimit::new();
+    catch_silently(work).unwrap_or_else(|place| {
+        if let Some(images) = LIMIT.due() {
+            tracing::warn!(
+                place,
+                images,
+                "the image decoder panicked; the image counts as undecodable"
+            );
+        }
+        Err(ImageError::Undecodable)
+    })
 }
 
 /// How a picture as stored lies in the page that it becomes.

@@ -3,9 +3,8 @@
 use std::cell::Cell;
 use std::hash::{BuildHasher, RandomState};
 use std::rc::Rc;
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use actix_web::body::MessageBody;
 use actix_web::dev::{ServiceRequest, ServiceResponse};
@@ -14,6 +13,8 @@ use actix_web::http::{Method, StatusCode};
 use actix_web::middleware::Next;
 use actix_web::{Error, HttpMessage};
 use tracing::{Instrument, Span};
+
+use crate::console::RateLimit;
 
 /// Number of body bytes read so far.
 pub(super) type BodyBytes = Rc<Cell<u64>>;
@@ -82,29 +83,10 @@ impl Drop for AccessLine {
     }
 }
 
-/// A warning that clients can trigger: rate-limited to one line in ten seconds.
-#[derive(Debug, Default)]
-struct Rarely(Mutex<(Option<Instant>, u64)>);
-
-impl Rarely {
-    const PAUSE: Duration = Duration::from_secs(10);
-
-    /// Number of occurrences since the last line, if another line is due.
-    fn due(&self) -> Option<u64> {
-        let mut state = self.0.lock().ok()?;
-        state.1 += 1;
-        if state.0.is_some_and(|last| last.elapsed() < Self::PAUSE) {
-            return None;
-        }
-        state.0 = Some(Instant::now());
-        Some(std::mem::take(&mut state.1))
-    }
-}
-
 /// Logs that the HTTP parser rejected a request, which has no access log line.
 pub(super) fn warn_of_refusal(status: StatusCode) {
-    static KIND: Rarely = Rarely(Mutex::new((None, 0)));
-    if let Some(requests) = KIND.due() {
+    static LIMIT: RateLimit = RateLimit::new();
+    if let Some(requests) = LIMIT.due() {
         tracing::warn!(
             status = status.as_u16(),
             requests,
@@ -115,8 +97,8 @@ pub(super) fn warn_of_refusal(status: StatusCode) {
 
 /// Logs that connections exceeded their limits.
 pub(super) fn warn_of_connections() {
-    static KIND: Rarely = Rarely(Mutex::new((None, 0)));
-    if let Some(requests) = KIND.due() {
+    static LIMIT: RateLimit = RateLimit::new();
+    if let Some(requests) = LIMIT.due() {
         tracing::warn!(
             requests,
             "too many connections: requests other than /health were refused"
