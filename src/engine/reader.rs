@@ -54,12 +54,13 @@ impl Default for LoadOptions {
 
 /// Model metadata, returned with every response.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "pipeline", derive(utoipa::ToSchema))]
 pub struct ModelInfo {
     /// Folder name of the model.
     pub model_name: String,
     /// Compute dtype of dense weights ("FP32", "BF16", "FP16"), or the format of quantized ones, such as "NF4 (bitsandbytes)".
     pub precision: String,
-    /// Folder name of the adapter, if any; [`UNSAVED_ADAPTER`] for one that was not read from a folder.
+    /// Folder name of the adapter, if any; "unsaved adapter" for one that was not read from a folder.
     pub lora_adapter: Option<String>,
     /// "cpu" or "cuda:N".
     pub device: String,
@@ -401,7 +402,7 @@ pub fn page_bounds(dir: &Path, options: &LoadOptions) -> Result<PixelBounds> {
     Ok(bounded(own.flatten(), || ImageProcessor::from_dir(dir), options)?.bounds())
 }
 
-/// [`ModelInfo::lora_adapter`] of an adapter that was not read from a folder.
+/// [`ModelInfo::lora_adapter`] of an adapter that was not read from a folder; its docs, the API's schema, repeat it.
 pub const UNSAVED_ADAPTER: &str = "unsaved adapter";
 
 fn adapter_name(adapter: &Adapter) -> String {

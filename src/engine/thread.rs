@@ -121,11 +121,13 @@ pub enum EngineError {
     Read(#[from] crate::Error),
 }
 
-/// A reading and its time in the queue.
+/// A reading, its time in the queue, and the model that made it.
 #[derive(Debug, Clone)]
 pub struct Answer {
     /// The reading.
     pub reading: Reading,
+    /// The model.
+    pub model_info: ModelInfo,
     /// Time from submission to the start of the reading, seconds.
     pub queue_seconds: f64,
 }
@@ -500,6 +502,7 @@ impl Shared {
             Ok(Err(error)) => Err(EngineError::Read(error)),
             Ok(Ok(reading)) => Ok(Answer {
                 reading,
+                model_info: backend.info().clone(),
                 queue_seconds,
             }),
         };

@@ -71,14 +71,14 @@ impl GuardedBody {
         self.0.borrow().end
     }
 
-    /// Time that the server spent, which does not count.
-    pub(super) fn excuse(&self, waited: Duration) {
+    /// Extends the deadlines by `waited`, the time for which the server did not read.
+    pub(super) fn extend_deadlines(&self, waited: Duration) {
         let mut inner = self.0.borrow_mut();
-        let later = inner.deadline.deadline() + waited;
-        inner.deadline.as_mut().reset(later);
+        let deadline = inner.deadline.deadline() + waited;
+        inner.deadline.as_mut().reset(deadline);
         if let Some((timer, _)) = &mut inner.rate {
-            let later = timer.deadline() + waited;
-            timer.as_mut().reset(later);
+            let deadline = timer.deadline() + waited;
+            timer.as_mut().reset(deadline);
         }
     }
 }
@@ -89,8 +89,8 @@ impl Inner {
         timer.is_some_and(|(timer, _)| timer.as_mut().poll(context).is_ready())
     }
 
-    /// Received bytes extend the deadline by the time for as many more.
-    fn came(&mut self, bytes: u64) {
+    /// Extends the deadline for more bytes by the time that `bytes` may take at the minimum rate.
+    fn received(&mut self, bytes: u64) {
         if let Some((timer, rate)) = &mut self.rate {
             let deadline = timer.deadline() + Duration::from_micros(bytes * 1_000_000 / *rate);
             timer.as_mut().reset(deadline);
@@ -125,7 +125,7 @@ impl Stream for GuardedBody {
                     let length = bytes.len() as u64;
                     inner.read.set(inner.read.get() + length);
                     inner.announced = 0;
-                    inner.came(length);
+                    inner.received(length);
                     match inner.left.checked_sub(length) {
                         None => (End::TooLarge, Err(PayloadError::Overflow)),
                         Some(left) => {

@@ -32,5 +32,5 @@ pub use self::options::ServerOptions;
 pub use self::run::{Readiness, RunError, bind, listen, run};
 pub use self::state::ServerState;
 pub use self::types::{
-    Analysis, Benchmarks, ErrorBody, Extraction, Figures, GpuFigures, Health, LoadedModel, SkippedFile,
+    Analysis, Benchmarks, ErrorBody, Extraction, Figures, GpuFigures, Health, SkippedFile,
 };

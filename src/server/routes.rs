@@ -11,12 +11,10 @@ use super::{
     chunked_body::ChunkedBody,
     errors::ApiError,
     state::{ANSWER_STEP_BYTES, ServerState},
-    types::{
-        Analysis, AnalyzeForm, Benchmarks, ErrorBody, ExtractForm, Extraction, Figures, Health, LoadedModel,
-    },
+    types::{Analysis, AnalyzeForm, Benchmarks, ErrorBody, ExtractForm, Extraction, Figures, Health},
     upload::{Upload, UploadedFile, read_upload},
 };
-use crate::engine::{EngineState, ReadRequest};
+use crate::engine::{EngineState, ModelInfo, ReadRequest};
 use crate::error::ImageError;
 use crate::processing::{DecodeLimits, DecodedPage, decode_page, decoder_memory};
 use crate::prompts::EXTRACTION_PROMPT;
@@ -139,7 +137,7 @@ struct PageAnswer {
     text: String,
     warnings: Vec<String>,
     figures: Figures,
-    model_info: LoadedModel,
+    model_info: ModelInfo,
 }
 
 /// Reserves a queue slot, decodes the image, then reads it. Dropped when the client disconnects, which cancels each step.
@@ -156,15 +154,12 @@ async fn answer(
     let mut request = ReadRequest::page(prompt, page);
     request.overrides = upload.overrides;
     let answer = slot.submit(request)?.answer().await?;
-    let EngineState::Ready(model_info) = state.engine.state() else {
-        return Err(ApiError::Internal);
-    };
     let figures = Figures::from(&answer);
     Ok(PageAnswer {
         text: answer.reading.text,
         warnings: warnings.iter().map(ToString::to_string).collect(),
         figures,
-        model_info: model_info.into(),
+        model_info: answer.model_info,
     })
 }
 
@@ -190,7 +185,9 @@ async fn decoded(
     let permit = permit.map_err(|_| ApiError::Internal)?;
     let memory = Arc::clone(&state.decoded).acquire_many_owned(need).await;
     let mut memory = memory.map_err(|_| ApiError::Internal)?;
+    let span = tracing::Span::current();
     let decoded = web::block(move || {
+        let _span = span.entered();
         // Held by the closure: a disconnect must not allow another decoding while this one runs.
         let _permit = permit;
         let decoded = decode_page(&file.bytes, &limits, bounds.as_ref())?;

@@ -50,31 +50,6 @@ pub struct GpuFigures {
     pub total_mb: f64,
 }
 
-/// The loaded model.
-#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
-#[schema(as = ModelInfo)]
-pub struct LoadedModel {
-    /// Folder name of the model.
-    pub model_name: String,
-    /// "FP32", "BF16", "FP16".
-    pub precision: String,
-    /// Attached adapter, if any.
-    pub lora_adapter: Option<String>,
-    /// "cpu" or "cuda:N".
-    pub device: String,
-}
-
-impl From<ModelInfo> for LoadedModel {
-    fn from(info: ModelInfo) -> Self {
-        Self {
-            model_name: info.model_name,
-            precision: info.precision,
-            lora_adapter: info.lora_adapter,
-            device: info.device,
-        }
-    }
-}
-
 /// Figures of one response.
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 pub struct Figures {
@@ -119,7 +94,7 @@ pub struct Extraction {
     #[serde(flatten)]
     pub figures: Figures,
     /// The model.
-    pub model_info: LoadedModel,
+    pub model_info: ModelInfo,
     /// RFC 3339, UTC.
     pub timestamp: String,
 }
@@ -138,7 +113,7 @@ pub struct Analysis {
     #[serde(flatten)]
     pub figures: Figures,
     /// The model.
-    pub model_info: LoadedModel,
+    pub model_info: ModelInfo,
     /// RFC 3339, UTC.
     pub timestamp: String,
 }

@@ -46,14 +46,24 @@ struct UploadMemory {
 }
 
 impl UploadMemory {
-    /// Acquires memory for `bytes` in total; waits until `deadline`.
-    async fn grow(&mut self, bytes: usize, state: &ServerState, deadline: Instant) -> Result<(), ApiError> {
-        let held = self.steps.as_ref().map_or(0, OwnedSemaphorePermit::num_permits);
-        let missing = bytes.div_ceil(UPLOAD_STEP_BYTES).saturating_sub(held);
+    /// Acquires permits for `bytes` in total. Waits for them until `deadline`, if it must, and returns how long it waited.
+    async fn grow(
+        &mut self,
+        bytes: usize,
+        state: &ServerState,
+        deadline: Instant,
+    ) -> Result<Option<Duration>, ApiError> {
+        let acquired = self.steps.as_ref().map_or(0, OwnedSemaphorePermit::num_permits);
+        let missing = bytes.div_ceil(UPLOAD_STEP_BYTES).saturating_sub(acquired);
         if missing == 0 || self.last.is_some() {
-            return Ok(());
+            return Ok(None);
         }
         let missing = u32::try_from(missing).map_err(|_| ApiError::TooManyUploads)?;
+        if let Ok(steps) = state.upload_steps.clone().try_acquire_many_owned(missing) {
+            self.add(steps);
+            return Ok(None);
+        }
+        let start = Instant::now();
         let waiting = async {
             tokio::select! {
                 biased;
@@ -62,14 +72,18 @@ impl UploadMemory {
             }
         };
         match tokio::time::timeout_at(deadline.into(), waiting).await {
-            Ok((Some(steps), _)) => match &mut self.steps {
-                Some(held) => held.merge(steps),
-                None => self.steps = Some(steps),
-            },
+            Ok((Some(steps), _)) => self.add(steps),
             Ok((None, Some(last))) => self.last = Some(last),
             Ok((None, None)) | Err(_) => return Err(ApiError::TooManyUploads),
         }
-        Ok(())
+        Ok(Some(start.elapsed()))
+    }
+
+    fn add(&mut self, steps: OwnedSemaphorePermit) {
+        match &mut self.steps {
+            Some(acquired) => acquired.merge(steps),
+            None => self.steps = Some(steps),
+        }
     }
 }
 
@@ -145,9 +159,9 @@ async fn read_file(
                 limit_mib: state.options.max_upload_mib,
             });
         }
-        let waits = Instant::now();
-        memory.grow(bytes.len() + chunk.len(), state, expires).await?;
-        body.excuse(waits.elapsed());
+        if let Some(waited) = memory.grow(bytes.len() + chunk.len(), state, expires).await? {
+            body.extend_deadlines(waited);
+        }
         if bytes.capacity() < bytes.len() + chunk.len() {
             // Grow by a quarter: the vector's own strategy doubles its capacity.
             bytes.reserve_exact(chunk.len().max(bytes.len() / 4));
