@@ -1,21 +1,21 @@
-//! Errors a caller can mend. Their texts come from this fixed table: never a decoder's own words, never the input's bytes.
+//! User-correctable errors of a request. Their texts are fixed: they never contain a decoder's message or bytes of the input.
 
-/// Why a picture was refused.
+/// Why an image was rejected.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ImageError {
     /// Zero bytes.
     #[error("the image is empty (0 bytes)")]
     Empty,
-    /// The first bytes are none of the supported formats'.
+    /// The first bytes are not those of a supported format.
     #[error("not a supported image: expected PNG, JPEG, WebP, TIFF, BMP or GIF")]
     UnsupportedFormat,
     /// The header or the pixel data cannot be decoded.
     #[error("the image is damaged or incomplete and cannot be decoded")]
     Undecodable,
-    /// A sound file of a kind that is not read, by its name, as in "JPEG with arithmetic coding".
+    /// An intact file of an unsupported kind, by its name, as in "JPEG with arithmetic coding".
     #[error("{0} is not supported; save the page as PNG and try again")]
     UnsupportedVariant(&'static str),
-    /// More pixels than the limit, known from the header before anything is decoded.
+    /// More pixels than the limit, by the header.
     #[error("the image has {width}x{height} pixels; the limit is {limit} pixels")]
     TooManyPixels {
         /// Width from the header, pixels.
@@ -25,7 +25,7 @@ pub enum ImageError {
         /// The limit, pixels.
         limit: u64,
     },
-    /// One side is more than 200 times the other, which the model's processor refuses.
+    /// One side is more than 200 times the other, which the model's processor rejects.
     #[error("the image's sides differ by more than a factor of 200 ({width}x{height})")]
     AspectRatio {
         /// Width, pixels.
@@ -35,10 +35,10 @@ pub enum ImageError {
     },
 }
 
-/// Why a prompt or an option was refused.
+/// Why a prompt was rejected.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
 pub enum PromptError {
-    /// Prompt text over the limit, found before any work.
+    /// The prompt is longer than the limit.
     #[error(
         "the prompt has {characters} characters; the limit is {limit}, and that prompt, images and answer fit the model's context, counted in tokens"
     )]
@@ -57,16 +57,16 @@ pub enum PromptError {
         needed: usize,
         /// Tokens of the prompt, image pads among them.
         prompt_tokens: usize,
-        /// Tokens asked for the answer.
+        /// `max_new_tokens` of the answer.
         new_tokens: usize,
         /// `max_position_embeddings` of the model.
         context: usize,
     },
-    /// Number of images and image places in the messages differ.
-    #[error("the messages have places for {places} images, but {images} images were given")]
+    /// The numbers of images and of image placeholders in the messages differ.
+    #[error("the messages have {placeholders} image placeholders, but {images} images were given")]
     ImageCount {
-        /// Places in the messages.
-        places: usize,
+        /// Placeholders in the messages.
+        placeholders: usize,
         /// Images given.
         images: usize,
     },

@@ -1,36 +1,36 @@
-//! What ends a training.
+//! Errors of a training.
 
 use std::path::PathBuf;
 
-/// What ends a training before its time.
+/// Why a training cannot start or continue.
 #[derive(Debug, thiserror::Error)]
 pub enum TrainingError {
-    /// There is nothing to train on.
+    /// A split has no samples.
     #[error("{}: {reason}; create it with prepare_training_data", path.display())]
     NoSamples {
-        /// The split.
+        /// File of the split.
         path: PathBuf,
         /// What is wrong with it.
         reason: String,
     },
-    /// Too many pages are missing or broken to be an accident.
+    /// More pages than tolerated are missing or broken.
     #[error(
         "{}: {broken} of {samples} samples have no readable page (the first: {}: {reason}); nothing was trained. \
          run prepare_training_data to recreate the pages", path.display(), first.display()
     )]
     BrokenPages {
-        /// The split.
+        /// File of the split.
         path: PathBuf,
-        /// How many.
+        /// Number of broken samples.
         broken: usize,
-        /// Of how many.
+        /// Number of samples.
         samples: usize,
         /// The first broken page.
         first: PathBuf,
         /// What is wrong with it.
         reason: String,
     },
-    /// The adapter to begin from is not one by the settings.
+    /// The adapter of `--init-adapter` does not fit the settings.
     #[error(
         "{}: cannot initialize from this adapter: {reason}; use the settings it was trained with, or omit --init-adapter",
         path.display()
@@ -41,30 +41,30 @@ pub enum TrainingError {
         /// What differs, and where.
         reason: String,
     },
-    /// Gradients were no numbers too often.
+    /// Too many steps had non-finite gradients.
     #[error(
         "the gradients of {skipped} of {steps} steps were not finite ({in_a_row} in a row): the training ends; try a \
          lower --learning-rate. The last good checkpoint stays ({})", folder.display()
     )]
     Diverged {
-        /// Steps without effect.
+        /// Skipped steps.
         skipped: u64,
         /// Steps so far.
         steps: u64,
-        /// The last ones without a good one between them.
+        /// Skipped steps in a row at the end.
         in_a_row: u64,
-        /// Where checkpoints are.
+        /// Folder of the checkpoints.
         folder: PathBuf,
     },
-    /// `--resume` finds nothing to go on from.
+    /// `--resume` finds no usable checkpoint.
     #[error("{}: {reason}; run without --resume to start over", folder.display())]
     NothingToResume {
-        /// Where checkpoints would be.
+        /// Folder of the checkpoints.
         folder: PathBuf,
         /// What is wrong.
         reason: String,
     },
-    /// The checkpoint is of another training.
+    /// The checkpoint was made with other settings.
     #[error(
         "{}: the checkpoint has {field} {theirs}, this run {ours}: use the same settings, or run without --resume \
          to start over", folder.display()
@@ -74,9 +74,9 @@ pub enum TrainingError {
         folder: PathBuf,
         /// What differs.
         field: String,
-        /// The checkpoint's.
+        /// Value in the checkpoint.
         theirs: String,
-        /// This run's.
+        /// Value of this run.
         ours: String,
     },
 }

@@ -1,8 +1,8 @@
-//! Messages and the folder's own chat template.
+//! Messages and the chat template of a model folder.
 //!
-//! A template never sees what people wrote: it is rendered with a mark in place of each text, and the marks are then
-//! replaced. So every piece of the result is known to come from the template or from a message, and only the
-//! template's pieces can hold special tokens.
+//! A template never sees message texts: it is rendered with a marker for each text, and the markers are replaced afterwards.
+//! Every span of the result is therefore known to come from the template or from a message, and only spans of the template can
+//! hold special tokens.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -16,12 +16,12 @@ use crate::checkpoint::{JsonFile, ModelFolder};
 use crate::fs::{CONFIG_BYTES, json as json_file, read_text};
 use crate::{Error, Result};
 
-/// Who speaks.
+/// Author of a message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Role {
-    /// Instructions that hold for the whole conversation.
+    /// Instructions for the whole conversation.
     System,
-    /// The person who asks.
+    /// The user.
     User,
     /// The model.
     Assistant,
@@ -37,30 +37,30 @@ impl Role {
     }
 }
 
-/// One piece of a message.
+/// Part of a message.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Content {
-    /// Plain text: never read as special tokens.
+    /// Plain text, never parsed for special tokens.
     Text(String),
-    /// The place of the next image.
+    /// Placeholder of the next image.
     Image,
 }
 
 /// One message of a conversation.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Message {
-    /// Who speaks.
+    /// Author of a message.
     pub role: Role,
-    /// What is said, in order.
+    /// Its parts, in order.
     pub content: Vec<Content>,
 }
 
-/// A piece of a rendered conversation.
+/// Part of a rendered conversation.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Span<'a> {
-    /// Written by the template: special tokens in it are special.
+    /// Written by the template: may hold special tokens.
     Template(String),
-    /// Written by a message's author: plain text whatever it spells.
+    /// Text of a message: plain text, whatever it spells.
     Message(&'a str),
 }
 
@@ -73,22 +73,22 @@ impl AsRef<str> for Span<'_> {
     }
 }
 
-/// SHA-256 of the template that Qwen2-VL and Qwen2.5-VL were published with, in all sizes; white space at its end left out.
+/// SHA-256 of the template that Qwen2-VL and Qwen2.5-VL were published with, in all sizes, without trailing white space.
 const QWEN: &str = "a0bc6f6fc7a29a80017a433e8f03a1cc1236e838a944a2d034295a60c4f2fddb";
-/// Begins a mark. Letters of both cases, quotes, markup and a line end make any filter that would change a text
-/// (upper, escape, tojson, replace ...) break the mark, which is then an error instead of a silent difference.
+/// Start of a marker. Any filter that would change a text (upper, escape, tojson, replace ...) also breaks its letters of both
+/// cases, quotes, markup or line end, which is then an error instead of a silent difference.
 const MARK: &str = "\u{F0000}aAa \"'<&\\\n";
 const MARK_END: char = '\u{F0001}';
 
 /// A chat template, ready to render.
 pub struct ChatTemplate {
-    way: Way,
-    /// Special tokens of tokenizer_config.json, by the names templates have for them.
+    renderer: Renderer,
+    /// Special tokens of tokenizer_config.json, by their names in templates.
     tokens: Vec<(&'static str, String)>,
     path: PathBuf,
 }
 
-enum Way {
+enum Renderer {
     /// The published one, rendered by [`qwen`].
     Qwen,
     /// Any other.
@@ -102,14 +102,14 @@ impl ChatTemplate {
         Self::from_folder(&ModelFolder::new(dir))
     }
 
-    /// As [`Self::from_dir`], of an opened folder.
+    /// As [`Self::from_dir`], from an opened folder.
     pub fn from_folder(folder: &ModelFolder) -> Result<Self> {
         let tokenizer_config = folder.tokenizer_config()?;
         let (path, source) = template_source(folder.dir(), tokenizer_config)?;
         let hash = format!("{:x}", Sha256::digest(source.trim_end()));
-        let way = match hash == QWEN {
-            true => Way::Qwen,
-            false => Way::Evaluated(Template::parse(&source).map_err(|failure| failed(&path, failure))?),
+        let renderer = match hash == QWEN {
+            true => Renderer::Qwen,
+            false => Renderer::Evaluated(Template::parse(&source).map_err(|failure| failed(&path, failure))?),
         };
         let tokens = [
             "bos_token",
@@ -123,7 +123,7 @@ impl ChatTemplate {
         let tokens = tokens.into_iter();
         let tokens = tokens.filter_map(|key| Some((key, token_text(&tokenizer_config.keys, key)?)));
         Ok(Self {
-            way,
+            renderer,
             tokens: tokens.collect(),
             path,
         })
@@ -136,14 +136,17 @@ impl ChatTemplate {
 
     /// Whether it is the published one of Qwen2-VL and Qwen2.5-VL, which needs no evaluation.
     pub fn is_published(&self) -> bool {
-        matches!(self.way, Way::Qwen)
+        matches!(self.renderer, Renderer::Qwen)
     }
 
-    /// Renders a conversation up to the place where the model's answer begins; joined, the spans are the prompt.
+    /// Renders a conversation up to the start of the model's answer; the joined spans are the prompt.
+    ///
+    /// # Errors
+    /// [`Error::InvalidFile`] if the template fails, or changes or drops a text.
     pub fn render<'a>(&self, messages: &'a [Message]) -> Result<Vec<Span<'a>>> {
-        match &self.way {
-            Way::Qwen => Ok(qwen(messages)),
-            Way::Evaluated(template) => {
+        match &self.renderer {
+            Renderer::Qwen => Ok(qwen(messages)),
+            Renderer::Evaluated(template) => {
                 let mut texts = Vec::new();
                 let rendered = self
                     .evaluated(template, messages, &mut texts)
@@ -173,7 +176,7 @@ impl ChatTemplate {
         template.render(&variables)
     }
 
-    /// Replaces each mark by the text it stands for.
+    /// Replaces each marker by its text.
     fn split<'a>(&self, rendered: &str, texts: &[&'a str]) -> Result<Vec<Span<'a>>> {
         let broken =
             || self.error("the chat template changes or drops a message's text; texts must pass unchanged");
@@ -205,13 +208,13 @@ fn failed(path: &Path, failure: Failure) -> Error {
     let reason = match failure {
         Failure::Syntax(reason) => format!("the chat template does not compile: {reason}"),
         Failure::Fails(reason) => format!("the chat template fails: {reason}"),
-        Failure::OutOfWork => "the chat template does not end within its allowed amount of work".to_owned(),
+        Failure::OutOfBudget => "the chat template does not end within its allowed amount of work".to_owned(),
         Failure::TooLong => format!("the chat template writes more than {MAX_OUTPUT} bytes"),
     };
     Error::invalid_file(path, reason)
 }
 
-/// What the published template of Qwen2-VL and Qwen2.5-VL makes of a conversation.
+/// Renders a conversation as the published template of Qwen2-VL and Qwen2.5-VL does.
 fn qwen(messages: &[Message]) -> Vec<Span<'_>> {
     let mut spans = Vec::new();
     let mut written = String::new();
@@ -241,8 +244,8 @@ fn qwen(messages: &[Message]) -> Vec<Span<'_>> {
     spans
 }
 
-/// A message as templates want it, with marks in place of its texts. White space around a text stays outside its
-/// mark, so that a template which trims does what it would do to the text itself.
+/// A message as a template's value, with markers for its texts. White space around a text stays outside its marker, so that a
+/// template that trims does the same as with the text itself.
 fn marked<'a>(message: &'a Message, texts: &mut Vec<&'a str>) -> Result<Value, Failure> {
     let parts = message.content.iter().map(|part| match part {
         Content::Image => Value::map(vec![("type".into(), "image".into())]),
@@ -269,7 +272,7 @@ fn marked<'a>(message: &'a Message, texts: &mut Vec<&'a str>) -> Result<Value, F
     ])
 }
 
-/// The first template found in `dir`, and the file it is in.
+/// Finds the template of `dir`; returns its file and source.
 fn template_source(dir: &Path, tokenizer_config: &JsonFile) -> Result<(PathBuf, String)> {
     let path = dir.join("chat_template.jinja");
     match read_text(&path, CONFIG_BYTES) {
@@ -287,7 +290,7 @@ fn template_source(dir: &Path, tokenizer_config: &JsonFile) -> Result<(PathBuf, 
     Ok((path.clone(), source))
 }
 
-/// A template given as a string, or the one named "default" of a list.
+/// A template: a string, or the one named "default" in a list.
 fn named_template(path: &Path, value: Option<&serde_json::Value>) -> Result<String> {
     let source = match value {
         Some(serde_json::Value::Array(list)) => list

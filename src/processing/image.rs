@@ -1,10 +1,10 @@
 //! Image bytes → 8-bit RGB.
 //!
 //! Colour rules: palettes and 1, 2 and 4-bit samples are expanded, grey is replicated, 16-bit samples become
-//! `(v + 128) / 257`, alpha (and what a GIF's first frame leaves uncovered) is composited on white unless no pixel would be
-//! visible, the orientation is applied, embedded colour profiles are not.
+//! `(v + 128) / 257`, and the orientation is applied. Alpha, and the area outside a GIF's first frame, is composited on white,
+//! unless no pixel would be visible. Embedded colour profiles are ignored.
 //!
-//! Rows go from the decoder through the resampler one at a time, so that a page of any size takes a few MiB.
+//! Rows are streamed from the decoder through the resampler, so that a page of any size takes a few MiB.
 
 use ::image::metadata::Orientation;
 use ::image::{DynamicImage, RgbImage};
@@ -22,13 +22,13 @@ use crate::error::ImageError;
 /// One page as 8-bit RGB.
 #[derive(Clone, PartialEq, Eq)]
 pub struct RgbPage {
-    /// Pixels a row.
+    /// Pixels per row.
     pub width: u32,
     /// Rows.
     pub height: u32,
     /// `height * width * 3` bytes, row by row, R G B.
     pub pixels: Vec<u8>,
-    /// Height and width of the page that these pixels were scaled from, where they were: they decide its grid.
+    /// Height and width before scaling, which determine the grid; `None` if not scaled.
     pub scaled_from: Option<(u32, u32)>,
 }
 
@@ -43,25 +43,25 @@ impl RgbPage {
         }
     }
 
-    /// Height and width of the page itself, whatever these pixels were scaled to.
+    /// Height and width before scaling.
     pub fn original_size(&self) -> (u32, u32) {
         self.scaled_from.unwrap_or((self.height, self.width))
     }
 }
 
 impl std::fmt::Debug for RgbPage {
-    /// The size alone: pixels are the document.
+    /// Prints the size only: the pixels are the document.
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "RgbPage({}x{})", self.width, self.height)
     }
 }
 
-/// What a reader of the answer must know of the file.
+/// A warning about an image file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum PageWarning {
-    /// The file ends early: rows or detail are missing.
+    /// The file is incomplete: rows or detail are missing.
     Truncated,
-    /// The file has this many pages, of which the first was read.
+    /// The file has this many pages; only the first was read.
     FirstOf(u32),
 }
 
@@ -80,19 +80,19 @@ impl Serialize for PageWarning {
     }
 }
 
-/// A page and what is to be said about its file.
+/// A page, and warnings about its file.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DecodedPage {
     /// The page.
     pub page: RgbPage,
-    /// What is not as one would expect.
+    /// Warnings about the file.
     pub warnings: Vec<PageWarning>,
 }
 
-/// What is checked before a decoder is let at the bytes.
+/// Limits that are checked before decoding.
 #[derive(Debug, Clone, Copy)]
 pub struct DecodeLimits {
-    /// Most pixels (width x height) of the image as stored.
+    /// Maximum pixels (width x height) of the image as stored.
     pub max_pixels: u64,
 }
 
@@ -105,7 +105,7 @@ impl Default for DecodeLimits {
 }
 
 impl DecodeLimits {
-    /// Refuses a size that a header claims.
+    /// Checks the size in a header.
     pub(super) fn check(&self, width: u32, height: u32) -> Result<(), ImageError> {
         if width == 0 || height == 0 {
             return Err(ImageError::Undecodable);
@@ -121,17 +121,15 @@ impl DecodeLimits {
     }
 }
 
-/// As many first bytes as [`is_picture`] looks at.
+/// Number of bytes that [`is_picture`] needs.
 pub const SIGNATURE_BYTES: u64 = 32;
 
-/// Whether a file that begins so is in one of the six formats.
+/// Whether a file that starts with these bytes is in one of the six formats.
 pub fn is_picture(start: &[u8]) -> bool {
     Format::of(start).is_some()
 }
 
-/// Decodes a whole page at its own size. A file that ends early is an error.
-///
-/// As [`decode_page`], for pages of one's own: training and evaluation do without a damaged one.
+/// Decodes a page at its own size, for training and evaluation: as [`decode_page`], but an incomplete file is an error.
 pub fn decode(bytes: &[u8], limits: &DecodeLimits) -> Result<RgbPage, ImageError> {
     let DecodedPage { page, warnings } = decode_page(bytes, limits, None)?;
     if warnings.contains(&PageWarning::Truncated) {
@@ -140,11 +138,14 @@ pub fn decode(bytes: &[u8], limits: &DecodeLimits) -> Result<RgbPage, ImageError
     Ok(page)
 }
 
-/// Decodes one PNG, JPEG, WebP, TIFF, BMP or GIF (first frame or page) to 8-bit RGB, by its first bytes and whatever its
-/// name, scaled to `bounds` if there are any: what [`super::ImageProcessor::process`] would make of the whole page, bit for bit.
+/// Decodes a PNG, JPEG, WebP, TIFF, BMP or GIF (first frame or page) to 8-bit RGB. The format is detected by the first bytes. With
+/// `bounds` the page is scaled while it is decoded, bit-identical to [`super::ImageProcessor::process`] of the whole page.
 ///
-/// Memory stays below about 64 MiB beside the file and the page as returned, WebP and interlaced or compressed BMP apart,
-/// whose decoders hold the picture; sizes that the header claims have passed `limits` before anything is decoded.
+/// Memory stays below about 64 MiB besides the file and the returned page, except for WebP and BMP, whose decoders hold the
+/// whole image. `limits` are checked before decoding.
+///
+/// # Errors
+/// [`ImageError`] for an image that is empty, unsupported, damaged or beyond `limits`.
 pub fn decode_page(
     bytes: &[u8],
     limits: &DecodeLimits,
@@ -159,7 +160,7 @@ pub fn decode_page(
         let mut builder = PageBuilder::new(bounds, orientation);
         let mut decoded = decoders::decode(format, bytes, limits, Alpha::OnWhite, &mut builder)?;
         if !decoded.visible {
-            // Windows' clipboard, for one, leaves the alpha of a whole picture at 0.
+            // Some programs, such as Windows' clipboard, set all alpha to 0.
             builder = PageBuilder::new(bounds, orientation);
             decoded = decoders::decode(format, bytes, limits, Alpha::Ignored, &mut builder)?;
         }
@@ -172,7 +173,10 @@ pub fn decode_page(
     })
 }
 
-/// Bytes that [`decode_page`] may take beside the file: the decoder's and the page's. An error where the header refuses itself.
+/// Maximum bytes that [`decode_page`] allocates besides the file, by its headers.
+///
+/// # Errors
+/// [`ImageError`] for an image that is empty, unsupported or beyond `limits`, or whose headers are damaged.
 pub fn decoder_memory(
     bytes: &[u8],
     limits: &DecodeLimits,
@@ -190,7 +194,7 @@ pub fn decoder_memory(
 
 /// Runs a decoder; a panic becomes [`ImageError::Undecodable`] and a warning without its message, which could echo the input.
 ///
-/// Unwind safety: `work` reads bytes and makes new values, so no half-written value outlives a panic.
+/// Unwind safety: `work` reads bytes and creates new values, so no partial value outlives a panic.
 fn contain_panics<T>(work: impl FnOnce() -> Result<T, ImageError>) -> Result<T, ImageError> {
     static LIMIT: RateLimit = RateLimit::new();
     catch_silently(work).unwrap_or_else(|place| {
@@ -205,17 +209,17 @@ fn contain_panics<T>(work: impl FnOnce() -> Result<T, ImageError>) -> Result<T, 
     })
 }
 
-/// How a picture as stored lies in the page that it becomes.
+/// Axes of the stored image relative to the upright page.
 struct Axes {
-    /// Its columns are the page's rows.
+    /// Rows and columns are swapped.
     transposed: bool,
-    /// Its x, and its y, run against the page's.
-    against_x: bool,
-    against_y: bool,
+    /// The x or y axis runs in the opposite direction.
+    flipped_x: bool,
+    flipped_y: bool,
 }
 
 fn axes(orientation: Orientation) -> Axes {
-    let (transposed, against_x, against_y) = match orientation {
+    let (transposed, flipped_x, flipped_y) = match orientation {
         Orientation::NoTransforms => (false, false, false),
         Orientation::FlipHorizontal => (false, true, false),
         Orientation::Rotate180 => (false, true, true),
@@ -227,25 +231,25 @@ fn axes(orientation: Orientation) -> Axes {
     };
     Axes {
         transposed,
-        against_x,
-        against_y,
+        flipped_x,
+        flipped_y,
     }
 }
 
-/// Scales the rows of a picture as they come and turns what is left upright.
+/// Scales the rows of an image as they are decoded, and applies the orientation at the end.
 struct PageBuilder<'a> {
     bounds: Option<&'a PixelBounds>,
     orientation: Orientation,
     /// Width and height as stored.
     stored: (u32, u32),
-    /// Width and height after scaling, not yet turned.
+    /// Width and height after scaling, before the orientation is applied.
     scaled: (u32, u32),
     passes: Passes,
     pixels: Vec<u8>,
 }
 
-/// The passes along the stored picture's axes, in the order that makes rows of the upright page come first: rounding
-/// between the passes is not the same in the other order.
+/// Resampling passes along the axes of the stored image. The pass along rows of the upright page is first: the values are rounded
+/// between the passes, so their order matters.
 enum Passes {
     None,
     RowsFirst(Option<Horizontal>, Option<Vertical>),
@@ -264,7 +268,7 @@ impl<'a> PageBuilder<'a> {
         }
     }
 
-    /// The page upright.
+    /// Returns the upright page.
     fn finish(mut self) -> Result<RgbPage, ImageError> {
         let pixels = &mut self.pixels;
         let mut keep = |row: &[u8]| {
@@ -306,8 +310,8 @@ impl RowSink for PageBuilder<'_> {
         };
         let Axes {
             transposed,
-            against_x,
-            against_y,
+            flipped_x,
+            flipped_y,
         } = axes(self.orientation);
         self.scaled = if transposed {
             let (height, width) = bounds.scaled(width, height)?;
@@ -325,8 +329,8 @@ impl RowSink for PageBuilder<'_> {
                 taps
             }
         };
-        let rows = taps(width, self.scaled.0, against_x).map(|taps| Horizontal::new(taps, width as usize));
-        let columns = taps(height, self.scaled.1, against_y);
+        let rows = taps(width, self.scaled.0, flipped_x).map(|taps| Horizontal::new(taps, width as usize));
+        let columns = taps(height, self.scaled.1, flipped_y);
         self.passes = if transposed {
             Passes::ColumnsFirst(columns.map(|taps| Vertical::new(taps, width as usize * 3)), rows)
         } else {

@@ -1,5 +1,5 @@
-//! How a picture is to be turned: EXIF's orientation, or XMP's where EXIF says nothing, by the rules of Pillow's
-//! `ImageOps.exif_transpose`. A page on its side is read as nonsense, so every place a camera or program writes it to counts.
+//! Orientation of an image: EXIF's, or XMP's if EXIF has none, by the rules of Pillow's `ImageOps.exif_transpose`. A rotated page
+//! is unreadable to the model, so every place that cameras and programs write it to is read.
 
 use std::io::Read;
 
@@ -7,24 +7,24 @@ use flate2::read::ZlibDecoder;
 use image::metadata::Orientation;
 
 const ORIENTATION: u16 = 274;
-/// Metadata of documents is some kilobytes; what is longer when unpacked is not read.
+/// Maximum size of decompressed metadata; documents have some kilobytes.
 const MAX_TEXT: u64 = 4 << 20;
 const EXIF_HEADER: &[u8] = b"Exif\0\0";
 const XMP_HEADER: &[u8] = b"http://ns.adobe.com/xap/1.0/\0";
 
-/// What a file says of its orientation.
+/// Metadata with the orientation of a file.
 #[derive(Default)]
 pub(super) struct Metadata {
     /// A TIFF stream, after "Exif\0\0".
     pub(super) exif: Vec<u8>,
     /// XMP's XML.
     pub(super) xmp: Vec<u8>,
-    /// Where the orientation is no part of a TIFF stream of its own.
+    /// The orientation, if it is not in a TIFF stream of its own.
     value: Option<u64>,
 }
 
 impl Metadata {
-    /// The orientation that they ask for; what cannot be understood asks for none.
+    /// The orientation; none if it cannot be parsed.
     pub(super) fn orientation(&self) -> Orientation {
         let value = self.value.or_else(|| exif_orientation(&self.exif));
         let value = value.or_else(|| xmp_orientation(&self.xmp));
@@ -43,7 +43,7 @@ impl Metadata {
         }
     }
 
-    /// All APP1 segments before the first scan: EXIF's are one text cut in pieces, of several XMP packets the last counts.
+    /// All APP1 segments before the first scan: EXIF segments are concatenated, the last XMP packet counts.
     pub(super) fn of_jpeg(jpeg: &[u8]) -> Self {
         let mut found = Self::default();
         for (marker, body) in JpegSegments(jpeg.get(2..).unwrap_or_default()) {
@@ -108,7 +108,7 @@ impl Metadata {
     }
 }
 
-/// Markers with a body, up to the first scan; bytes between them are passed over, as libjpeg does.
+/// Markers with a body, up to the first scan; bytes between them are skipped, as by libjpeg.
 struct JpegSegments<'a>(&'a [u8]);
 
 impl<'a> Iterator for JpegSegments<'a> {
@@ -128,7 +128,7 @@ impl<'a> Iterator for JpegSegments<'a> {
                     self.0 = &rest[length..];
                     return Some((*marker, body));
                 }
-                // Fill bytes, and what stands between segments.
+                // Fill bytes, and bytes between segments.
                 [_, rest @ ..] => self.0 = rest,
             }
         }
@@ -150,7 +150,7 @@ impl<'a> Iterator for PngChunks<'a> {
     }
 }
 
-/// Keyword and text of a textual chunk, of `iTXt` with its language passed over.
+/// Keyword and text of a textual chunk; the language of `iTXt` is skipped.
 fn png_text<'a>(name: &[u8; 4], body: &'a [u8]) -> Option<(&'a [u8], Vec<u8>)> {
     let (keyword, text) = split_at_zero(body)?;
     let text = match name {
@@ -184,7 +184,7 @@ fn inflated(bytes: &[u8]) -> Option<Vec<u8>> {
     Some(text)
 }
 
-/// "\nexif\n    LENGTH\n" and the bytes in hexadecimal, in lines.
+/// Parses "\nexif\n    LENGTH\n" and lines of hexadecimal bytes.
 fn hexadecimal_profile(text: &[u8]) -> Option<Vec<u8>> {
     let lines = text.split(|byte| *byte == b'\n').skip(3);
     let digits: Vec<u8> = lines

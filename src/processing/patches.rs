@@ -17,7 +17,7 @@ use crate::error::ImageError;
 use crate::torch::upload;
 use crate::{Error, Result};
 
-/// One image as the vision tower wants it.
+/// One image as input of the vision tower.
 pub struct ImagePatches {
     /// `[grid.patches(), channels * temporal_patch * patch * patch]`, f32, CPU.
     pub pixel_values: Tensor,
@@ -25,7 +25,8 @@ pub struct ImagePatches {
     pub grid: Grid,
 }
 
-/// One image in 8 bits and once a patch, however many frames that spans: an eighth of [`ImagePatches`] to send to a GPU.
+/// One image as 8-bit values, stored once per patch instead of once per frame: an eighth of the bytes of [`ImagePatches`] for the
+/// copy to a GPU.
 pub struct LevelPatches {
     /// `[grid.patches(), channels * patch * patch]`, u8, CPU.
     pub levels: Tensor,
@@ -39,28 +40,31 @@ pub struct LevelPatches {
 #[derive(Debug, Clone)]
 pub struct ImageProcessor {
     config: ProcessorConfig,
-    /// By channel, of 8-bit levels.
+    /// Per channel, in units of 8-bit values.
     mean: [f32; 3],
     std: [f32; 3],
-    /// By channel, what each 8-bit level becomes.
+    /// Per channel: the normalised value of each 8-bit value.
     normalised: Box<[[f32; 256]; 3]>,
 }
 
-/// The sizes that pages are scaled to: multiples of a block of patches within bounds of height x width.
+/// Bounds of the sizes that pages are scaled to: multiples of a block of merged patches.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct PixelBounds {
     /// Side of a block of merged patches, pixels.
     pub factor: u32,
-    /// Least height x width.
+    /// Minimum height x width.
     pub min_pixels: u64,
-    /// Most height x width.
+    /// Maximum height x width.
     pub max_pixels: u64,
-    /// Sides become at most this many times as long for `min_pixels`' sake.
+    /// Maximum upscaling per side to reach `min_pixels`; `None`: unlimited.
     pub max_enlargement: Option<f64>,
 }
 
 impl PixelBounds {
-    /// Height and width that a page of this height and width is scaled to.
+    /// Height and width that a page of this size is scaled to.
+    ///
+    /// # Errors
+    /// As [`smart_resize`].
     pub fn scaled(&self, height: u32, width: u32) -> Result<(u32, u32), ImageError> {
         let min = self.max_enlargement.map_or(self.min_pixels, |most| {
             let area = f64::from(height) * f64::from(width);
@@ -70,7 +74,7 @@ impl PixelBounds {
     }
 }
 
-/// Levels as they are.
+/// The identity, for 8-bit output.
 static UNCHANGED: [[u8; 256]; 3] = [unchanged(); 3];
 
 const fn unchanged() -> [u8; 256] {
@@ -84,8 +88,10 @@ const fn unchanged() -> [u8; 256] {
 }
 
 impl ImageProcessor {
-    /// Reads the image part of `processor_config.json`, or else `preprocessor_config.json`, of a model folder. A value
-    /// that asks for something this processor does not do is an error that names file and key.
+    /// Reads the image part of `processor_config.json`, or else `preprocessor_config.json`, of a model folder.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`]; [`Error::InvalidFile`] names the key of an invalid or unsupported value; [`Error::Io`].
     pub fn from_dir(dir: &Path) -> Result<Self> {
         Self::from_dir_if_any(dir)?.ok_or_else(|| {
             Error::not_found(
@@ -95,13 +101,13 @@ impl ImageProcessor {
         })
     }
 
-    /// As [`Self::from_dir`]; `None` where the folder has neither file, as most adapters' have not.
+    /// As [`Self::from_dir`]; `None` if the folder has neither file, as most adapters' folders.
     pub fn from_dir_if_any(dir: &Path) -> Result<Option<Self>> {
         Ok(ProcessorConfig::from_dir(dir)?.map(Self::new))
     }
 
     fn new(config: ProcessorConfig) -> Self {
-        // As transformers fuses rescaling into normalising: both constants scaled in f32, one subtraction, one division.
+        // transformers fuses rescaling and normalising: both constants are scaled in f32, then one subtraction and one division.
         let scale = (1.0 / config.rescale_factor) as f32;
         let scaled = |values: [f64; 3]| values.map(|value| value as f32 * scale);
         let (mean, std) = (scaled(config.image_mean), scaled(config.image_std));
@@ -116,12 +122,15 @@ impl ImageProcessor {
         }
     }
 
-    /// The contents of a `preprocessor_config.json` that makes this processor.
+    /// Content of a `preprocessor_config.json` for this processor.
     pub fn settings(&self) -> Value {
         self.config.to_json()
     }
 
-    /// Same processor with other bounds of height x width after resizing (`None` keeps the folder's).
+    /// Sets the bounds of height x width after resizing; `None` keeps the folder's.
+    ///
+    /// # Errors
+    /// [`Error::Option`] for a bound out of range.
     pub fn with_pixel_bounds(mut self, min_pixels: Option<u64>, max_pixels: Option<u64>) -> Result<Self> {
         let checked = |option, pixels| {
             if (1..PIXEL_BOUND).contains(&pixels) {
@@ -147,7 +156,10 @@ impl ImageProcessor {
         Ok(self)
     }
 
-    /// Same processor, which makes a page's sides at most `most` times as long to reach `min_pixels` (`None`: as long as it takes).
+    /// Sets the maximum upscaling per side to reach `min_pixels`; `None`: unlimited.
+    ///
+    /// # Errors
+    /// [`Error::Option`] for a value out of range.
     pub fn with_max_enlargement(mut self, most: Option<f64>) -> Result<Self> {
         if most.is_some_and(|most| !ENLARGEMENT.contains(&most)) {
             let (low, high) = ENLARGEMENT.into_inner();
@@ -159,7 +171,7 @@ impl ImageProcessor {
         Ok(self)
     }
 
-    /// Smaller pages are enlarged to this height x width.
+    /// Minimum height x width; smaller pages are enlarged.
     pub fn min_pixels(&self) -> u64 {
         self.config.min_pixels
     }
@@ -169,17 +181,17 @@ impl ImageProcessor {
         self.config.patch_size as usize
     }
 
-    /// Frames a patch spans; a still image is repeated.
+    /// Frames per patch; a still image is repeated.
     pub fn temporal_patch_size(&self) -> usize {
         self.config.temporal_patch_size as usize
     }
 
-    /// Patches a side that are merged to one token.
+    /// Patches per side of a token.
     pub fn merge_size(&self) -> usize {
         self.config.merge_size as usize
     }
 
-    /// The grid that an image of this size becomes.
+    /// Grid of an image of this size.
     pub fn grid(&self, height: u32, width: u32) -> Result<Grid> {
         let (height, width) = self.bounds().scaled(height, width)?;
         let patch = self.config.patch_size;
@@ -187,7 +199,7 @@ impl ImageProcessor {
         Ok(Grid { t: 1, h, w })
     }
 
-    /// The sizes that pages are scaled to.
+    /// Bounds of the sizes that pages are scaled to.
     pub fn bounds(&self) -> PixelBounds {
         PixelBounds {
             factor: self.config.patch_size * self.config.merge_size,
@@ -197,20 +209,23 @@ impl ImageProcessor {
         }
     }
 
-    /// Resizes, normalises and cuts one page, whose sides must fit its number of bytes.
+    /// Resizes and normalises one page and splits it into patches.
+    ///
+    /// # Errors
+    /// [`ImageError`] for a page whose size contradicts its number of bytes, or with sides of too different lengths.
     pub fn process(&self, page: &RgbPage) -> Result<ImagePatches> {
         let (levels, frames) = (&*self.normalised, self.temporal_patch_size());
         let (pixel_values, grid) = self.cut(page, levels, frames, Kind::Float)?;
         Ok(ImagePatches { pixel_values, grid })
     }
 
-    /// As [`Self::process`], but for what [`Self::normalise`] does on any device.
+    /// As [`Self::process`] without normalising, which [`Self::normalise`] does on any device.
     pub fn process_levels(&self, page: &RgbPage) -> Result<LevelPatches> {
         let (levels, grid) = self.cut(page, &UNCHANGED, 1, Kind::Uint8)?;
         Ok(LevelPatches { levels, grid })
     }
 
-    /// The `pixel_values` of [`LevelPatches::levels`], on their device; bit for bit those of [`Self::process`].
+    /// Normalises [`LevelPatches::levels`] on their device; bit-identical to [`ImagePatches::pixel_values`].
     pub fn normalise(&self, levels: &Tensor) -> Result<Tensor> {
         let (patches, frames) = (levels.size()[0], self.temporal_patch_size() as i64);
         let by_channel = |values: &[f32; 3]| -> Result<Tensor> {
@@ -225,8 +240,8 @@ impl ImageProcessor {
             .f_reshape([patches, -1])?)
     }
 
-    /// Scales a page to pixels that fill its grid and writes them patch by patch: rows of blocks of `merge` x `merge`
-    /// patches, each patch as channel, frame, row, column. `levels`: by channel, what each 8-bit level becomes, a `kind`.
+    /// Scales a page to its grid and writes it patch by patch: rows of blocks of `merge` x `merge` patches, each patch as channel,
+    /// frame, row, column. `levels`: per channel, the output of dtype `kind` for each 8-bit value.
     fn cut<T: Copy + Send + Sync>(
         &self,
         page: &RgbPage,
@@ -246,11 +261,11 @@ impl ImageProcessor {
         let length = 3 * frames * patch * patch;
         let tensor = Tensor::f_empty([grid.patches() as i64, length as i64], (kind, Device::Cpu))?;
         assert_eq!(kind.elt_size_in_bytes(), size_of::<T>());
-        // SAFETY: a fresh contiguous tensor of that many elements of T's size, which nothing else refers to.
+        // SAFETY: a new contiguous tensor of that many elements of T's size, with no other reference.
         let values: &mut [MaybeUninit<T>] =
             unsafe { std::slice::from_raw_parts_mut(tensor.data_ptr().cast(), grid.patches() * length) };
         let stride = grid.w * patch * 3;
-        // One chunk of patches and one of pixels: `merge` rows of patches.
+        // A chunk of patches and its chunk of pixels: `merge` rows of patches.
         let patches = values.par_chunks_exact_mut(grid.w * merge * length);
         let pixels = pixels.par_chunks_exact(merge * patch * stride);
         patches.zip_eq(pixels).for_each(|(patches, pixels)| {
@@ -264,7 +279,7 @@ impl ImageProcessor {
     }
 }
 
-/// Writes all values of one patch, whose top left pixel is the first of `pixels`; every frame is the same.
+/// Writes the values of the patch whose top left pixel is the first of `pixels`; all frames are equal.
 fn write_patch<T: Copy>(
     pixels: &[u8],
     stride: usize,

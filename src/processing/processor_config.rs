@@ -1,4 +1,4 @@
-//! The image part of a folder's processor files, read as transformers reads it.
+//! Image processor settings of a folder, read as transformers reads them.
 
 use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
@@ -8,12 +8,12 @@ use serde_json::{Map, Value, json};
 use crate::fs::{CONFIG_BYTES, read_bounded};
 use crate::{Error, Result};
 
-/// The image processor's settings, in a model's folder or an adapter's.
+/// File of the image processor's settings, in a model or adapter folder.
 pub const PREPROCESSOR_CONFIG: &str = "preprocessor_config.json";
-/// Pixel bounds lie below this.
+/// Exclusive upper limit of pixel bounds.
 pub(super) const PIXEL_BOUND: u64 = 1 << 31;
 
-/// Least divisor and largest number among the constants: beyond them f32 loses the pixels.
+/// Minimum divisor and maximum constant; beyond them f32 has too little precision.
 const SMALLEST: f64 = 1e-6;
 const LARGEST: f64 = 1e6;
 
@@ -23,13 +23,12 @@ pub(super) const ENLARGEMENT: RangeInclusive<f64> = 1.0..=100.0;
 /// Bicubic in Pillow's numbering.
 const BICUBIC: u64 = 3;
 
-/// What transformers' `Qwen2VLImageProcessor` is made from.
+/// Settings of transformers' `Qwen2VLImageProcessor`.
 #[derive(Debug, Clone)]
 pub(super) struct ProcessorConfig {
     pub(super) min_pixels: u64,
     pub(super) max_pixels: u64,
-    /// A page's sides become at most this many times as long for `min_pixels`' sake. Not a key of transformers, which enlarges
-    /// without a bound.
+    /// Maximum upscaling per side to reach `min_pixels`. Not a key of transformers, which enlarges without a limit.
     pub(super) max_enlargement: Option<f64>,
     pub(super) patch_size: u32,
     pub(super) temporal_patch_size: u32,
@@ -40,13 +39,13 @@ pub(super) struct ProcessorConfig {
 }
 
 impl ProcessorConfig {
-    /// `image_processor` of `processor_config.json` (transformers 5), or else `preprocessor_config.json`; `None` without both.
+    /// `image_processor` of `processor_config.json` (transformers 5), or else `preprocessor_config.json`; `None` if the folder has neither.
     pub(super) fn from_dir(dir: &Path) -> Result<Option<Self>> {
         if let Some(mut file) = Object::read(dir.join("processor_config.json"))?
             && let Some(inner) = file.keys.remove("image_processor")
         {
             let Value::Object(keys) = inner else {
-                return Err(file.wrong("image_processor", "is not an object"));
+                return Err(file.error("image_processor", "is not an object"));
             };
             let prefix = "image_processor.";
             return Self::from_object(&Object { keys, prefix, ..file }).map(Some);
@@ -55,7 +54,7 @@ impl ProcessorConfig {
         file.map(|file| Self::from_object(&file)).transpose()
     }
 
-    /// What makes the same processor, here and (but for `max_enlargement`) in transformers.
+    /// JSON for the same processor, here and (without `max_enlargement`) in transformers.
     pub(super) fn to_json(&self) -> Value {
         let mut settings = json!({
             "image_processor_type": "Qwen2VLImageProcessor",
@@ -92,7 +91,7 @@ impl ProcessorConfig {
             image_std: file.colours("image_std", [0.26862954, 0.26130258, 0.27577711], SMALLEST)?,
         };
         if config.min_pixels > config.max_pixels {
-            return Err(file.wrong("min_pixels", "is more than max_pixels"));
+            return Err(file.error("min_pixels", "is more than max_pixels"));
         }
         Ok(config)
     }
@@ -102,12 +101,12 @@ impl ProcessorConfig {
 struct Object {
     path: PathBuf,
     keys: Map<String, Value>,
-    /// What error messages put before a key.
+    /// Prefix of keys in error messages.
     prefix: &'static str,
 }
 
 impl Object {
-    /// `None` where there is no such file.
+    /// Reads `path`; `None` if there is no such file.
     fn read(path: PathBuf) -> Result<Option<Self>> {
         let text = match read_bounded(&path, CONFIG_BYTES) {
             Ok(text) => text,
@@ -120,11 +119,11 @@ impl Object {
         Ok(Some(Self { path, keys, prefix }))
     }
 
-    fn wrong(&self, key: &str, reason: impl std::fmt::Display) -> Error {
+    fn error(&self, key: &str, reason: impl std::fmt::Display) -> Error {
         Error::invalid_file(&self.path, format!("{}{key}: {reason}", self.prefix))
     }
 
-    /// The value of a key; `null` is as good as absent, as in transformers.
+    /// Value of a key; `None` if absent or null, as in transformers.
     fn get(&self, key: &str) -> Option<&Value> {
         self.keys.get(key).filter(|value| !value.is_null())
     }
@@ -144,14 +143,14 @@ impl Object {
                 .get(key)
                 .is_some_and(|value| *value != Value::Bool(implemented))
             {
-                return Err(self.wrong(key, format!("only {implemented} is supported")));
+                return Err(self.error(key, format!("only {implemented} is supported")));
             }
         }
         if self
             .get("resample")
             .is_some_and(|value| value.as_u64() != Some(BICUBIC))
         {
-            return Err(self.wrong("resample", "only 3 (bicubic) is supported"));
+            return Err(self.error("resample", "only 3 (bicubic) is supported"));
         }
         let kind = self.get("image_processor_type");
         let known = [
@@ -160,7 +159,7 @@ impl Object {
             "Qwen2_5_VLImageProcessor",
         ];
         if kind.is_some_and(|value| !value.as_str().is_some_and(|name| known.contains(&name))) {
-            return Err(self.wrong("image_processor_type", "only Qwen2VLImageProcessor is supported"));
+            return Err(self.error("image_processor_type", "only Qwen2VLImageProcessor is supported"));
         }
         Ok(())
     }
@@ -170,7 +169,7 @@ impl Object {
         let size = match self.get("size") {
             None => return Ok((Some(56 * 56), Some(28 * 28 * 1280))),
             Some(Value::Object(size)) => size,
-            Some(_) => return Err(self.wrong("size", "is not an object with shortest_edge and longest_edge")),
+            Some(_) => return Err(self.error("size", "is not an object with shortest_edge and longest_edge")),
         };
         let edge = |name: &str| {
             let value = size.get(name).filter(|value| !value.is_null());
@@ -185,7 +184,7 @@ impl Object {
         match (self.get(key), default) {
             (Some(value), _) => self.checked(key, value, range),
             (None, Some(default)) => Ok(default),
-            (None, None) => Err(self.wrong(
+            (None, None) => Err(self.error(
                 key,
                 "is missing, and so is the edge of size that could stand for it",
             )),
@@ -198,7 +197,7 @@ impl Object {
             .filter(|number| range.contains(number))
             .ok_or_else(|| {
                 let (low, high) = range.into_inner();
-                self.wrong(key, format!("must be an integer from {low} to {high}"))
+                self.error(key, format!("must be an integer from {low} to {high}"))
             })
     }
 
@@ -209,11 +208,11 @@ impl Object {
         let number = value.as_f64().filter(|number| range.contains(number));
         number.map(Some).ok_or_else(|| {
             let (low, high) = range.into_inner();
-            self.wrong(key, format!("must be a number from {low} to {high}"))
+            self.error(key, format!("must be a number from {low} to {high}"))
         })
     }
 
-    /// One number a channel.
+    /// One number per channel.
     fn colours(&self, key: &str, default: [f64; 3], smallest: f64) -> Result<[f64; 3]> {
         let Some(value) = self.get(key) else {
             return Ok(default);
@@ -228,7 +227,7 @@ impl Object {
             .and_then(|list| list.iter().map(number).collect());
         numbers.and_then(|list| list.try_into().ok()).ok_or_else(|| {
             let reason = format!("must be a list of three numbers from {smallest} to {LARGEST}");
-            self.wrong(key, reason)
+            self.error(key, reason)
         })
     }
 }

@@ -1,24 +1,24 @@
-//! Bicubic resampling with antialiasing, a row at a time: bit for bit what libtorch's `_upsample_bicubic2d_aa` makes of a
-//! whole 8-bit picture (aten/src/ATen/native/cpu/UpSampleKernel.cpp), without holding the picture.
+//! Bicubic resampling with antialiasing, row by row: bit-identical to libtorch's `_upsample_bicubic2d_aa` of a whole 8-bit image
+//! (aten/src/ATen/native/cpu/UpSampleKernel.cpp), without the image in memory.
 
 use std::collections::VecDeque;
 
-/// Rows resampled together by [`Horizontal`], so that its inner loop runs over neighbouring bytes.
+/// Rows resampled together by [`Horizontal`], so that its inner loop runs over contiguous bytes.
 const BAND: usize = 8;
 /// Bytes of one column of a band.
 const COLUMN: usize = BAND * 3;
 
-/// The weights of every output sample along one axis.
+/// Filter weights of every output sample along one axis.
 pub(super) struct Taps {
-    /// By output: the first input, and where its weights begin in `weights`.
+    /// Per output: the first input, and the range of its weights in `weights`.
     windows: Vec<(usize, std::ops::Range<usize>)>,
-    /// Fixed point of `precision` bits.
+    /// Fixed point with `precision` fractional bits.
     weights: Vec<i16>,
     precision: u32,
 }
 
 impl Taps {
-    /// For `input` samples that become `output`; both above 0.
+    /// Weights from `input` to `output` samples, both above 0.
     pub(super) fn new(input: usize, output: usize) -> Self {
         let scale = input as f64 / output as f64;
         let inverse = if scale >= 1.0 { 1.0 / scale } else { 1.0 };
@@ -41,7 +41,7 @@ impl Taps {
             }
             windows.push((first, start..start + count));
         }
-        // As many bits as keep the largest weight below 2^15.
+        // The most bits with which the largest weight stays below 2^15.
         let fits = |bits: u32| ((0.5 + largest * f64::from(1u32 << bits)) as i64) < 1 << 15;
         let precision = (0..22).find(|bits| !fits(bits + 1)).unwrap_or(22);
         let one = f64::from(1u32 << precision);
@@ -53,7 +53,7 @@ impl Taps {
         }
     }
 
-    /// The same weights for samples that come in the opposite order and go out in it.
+    /// The same weights for input and output in reverse order.
     pub(super) fn mirrored(mut self, input: usize) -> Self {
         for (first, range) in &mut self.windows {
             *first = input - (*first + range.len());
@@ -77,7 +77,7 @@ impl Taps {
     }
 }
 
-/// Keys' cubic with a = -0.5, as Pillow and libtorch take it where they shrink.
+/// Keys' cubic with a = -0.5, as Pillow and libtorch use with antialiasing.
 fn bicubic(x: f64) -> f64 {
     const A: f64 = -0.5;
     let x = x.abs();
@@ -93,10 +93,10 @@ fn bicubic(x: f64) -> f64 {
 /// Resamples along rows of R G B.
 pub(super) struct Horizontal {
     taps: Taps,
-    /// By column: that column of up to [`BAND`] rows.
+    /// Per column: its pixels in up to [`BAND`] rows.
     columns: Vec<[u8; COLUMN]>,
     filled: usize,
-    /// As `columns`, after resampling.
+    /// The resampled columns.
     done: Vec<[u8; COLUMN]>,
     row: Vec<u8>,
 }
@@ -113,7 +113,7 @@ impl Horizontal {
         }
     }
 
-    /// Takes a row; gives the resampled ones to `next`, in order, once there are enough.
+    /// Adds a row; passes resampled rows to `next`, in order, once a band is full.
     pub(super) fn push<E>(&mut self, row: &[u8], next: impl FnMut(&[u8]) -> Result<(), E>) -> Result<(), E> {
         let at = self.filled * 3;
         for (column, pixel) in self.columns.iter_mut().zip(row.as_chunks::<3>().0) {
@@ -127,7 +127,7 @@ impl Horizontal {
         }
     }
 
-    /// Gives what is left to `next`.
+    /// Passes the remaining rows to `next`.
     pub(super) fn finish<E>(&mut self, mut next: impl FnMut(&[u8]) -> Result<(), E>) -> Result<(), E> {
         let taps = &self.taps;
         for (done, (first, range)) in self.done.iter_mut().zip(&taps.windows) {
@@ -135,7 +135,7 @@ impl Horizontal {
             let columns = &self.columns[*first..first + range.len()];
             for (weight, column) in taps.weights[range.clone()].iter().zip(columns) {
                 for (sum, sample) in sums.iter_mut().zip(column) {
-                    // No sum leaves 32 bits; a check would keep the loop from being vectorised.
+                    // The sums fit 32 bits; a check would prevent vectorisation.
                     *sum = sum.wrapping_add(i32::from(*weight).wrapping_mul(i32::from(*sample)));
                 }
             }
@@ -155,12 +155,12 @@ impl Horizontal {
 /// Resamples along columns.
 pub(super) struct Vertical {
     taps: Taps,
-    /// Rows taken.
+    /// Number of input rows so far.
     inputs: usize,
-    /// Outputs begun, of which `pending` are not complete.
-    begun: usize,
+    /// Number of started outputs, of which `pending` are incomplete.
+    started: usize,
     pending: VecDeque<Vec<i32>>,
-    /// Sums to use again.
+    /// Buffers to reuse.
     spare: Vec<Vec<i32>>,
     row: Vec<u8>,
 }
@@ -171,14 +171,14 @@ impl Vertical {
         Self {
             taps,
             inputs: 0,
-            begun: 0,
+            started: 0,
             pending: VecDeque::new(),
             spare: Vec::new(),
             row: vec![0; length],
         }
     }
 
-    /// Takes a row; gives those that are complete with it to `next`.
+    /// Adds a row; passes rows that are complete with it to `next`.
     pub(super) fn push<E>(
         &mut self,
         row: &[u8],
@@ -188,16 +188,16 @@ impl Vertical {
         self.inputs += 1;
         while taps
             .windows
-            .get(self.begun)
+            .get(self.started)
             .is_some_and(|(first, _)| *first <= input)
         {
             let mut sums = self.spare.pop().unwrap_or_default();
             sums.clear();
             sums.resize(row.len(), taps.half());
             self.pending.push_back(sums);
-            self.begun += 1;
+            self.started += 1;
         }
-        let oldest = self.begun - self.pending.len();
+        let oldest = self.started - self.pending.len();
         for (sums, (first, range)) in self.pending.iter_mut().zip(&taps.windows[oldest..]) {
             let Some(weight) = taps.weights[range.clone()].get(input - first) else {
                 continue;
@@ -210,7 +210,7 @@ impl Vertical {
             let (first, range) = &taps.windows[output];
             first + range.len() <= input + 1
         };
-        while !self.pending.is_empty() && complete(self.begun - self.pending.len()) {
+        while !self.pending.is_empty() && complete(self.started - self.pending.len()) {
             let Some(sums) = self.pending.pop_front() else {
                 break;
             };

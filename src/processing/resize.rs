@@ -1,4 +1,4 @@
-//! The size an image is scaled to, the grid of patches it becomes, and the scaling itself.
+//! Target size of an image, its grid of patches, and the scaling.
 
 use std::borrow::Cow;
 
@@ -25,17 +25,20 @@ impl Grid {
         self.t * self.h * self.w
     }
 
-    /// Number of tokens the language model sees: patches after `merge` x `merge` merging.
+    /// Number of tokens in the language model, after merging `merge` x `merge` patches.
     pub fn tokens(&self, merge: usize) -> usize {
         self.patches() / (merge * merge)
     }
 }
 
-/// Largest ratio of an image's sides.
+/// Maximum ratio of an image's sides.
 const MAX_ASPECT_RATIO: f64 = 200.0;
 
-/// `(height, width)` scaled to multiples of `factor` with `min_pixels <= height * width <= max_pixels` where the sides'
-/// ratio allows it. Sides whose ratio is above 200 are refused; sides and a factor of 0 too.
+/// Returns `(height, width)` scaled to multiples of `factor`, with `min_pixels <= height * width <= max_pixels` if the aspect ratio
+/// allows it.
+///
+/// # Errors
+/// [`ImageError::AspectRatio`] above 200; [`ImageError::Undecodable`] for a side or factor of 0.
 ///
 /// Reference: [`smart_resize`](https://github.com/huggingface/transformers/blob/v5.17.0/src/transformers/models/qwen2_vl/image_processing_qwen2_vl.py#L62-L88).
 pub fn smart_resize(
@@ -68,9 +71,8 @@ pub fn smart_resize(
     Ok((out_h as u32, out_w as u32))
 }
 
-/// The page's pixels scaled to `height` x `width`, `[height, width, 3]` row by row: bicubic with antialiasing, by the
-/// very kernel that torchvision calls for 8-bit images, which rounds and clips between its two passes. A page that has
-/// the size already is left as it is.
+/// Scales the page to `height` x `width`, `[height, width, 3]`: bicubic with antialiasing, by the kernel that torchvision calls
+/// for 8-bit images, which rounds and clips between its two passes. A page of that size is returned as it is.
 pub(super) fn resize(page: &RgbPage, height: u32, width: u32) -> Result<Cow<'_, [u8]>> {
     if (page.height, page.width) == (height, width) {
         return Ok(Cow::Borrowed(&page.pixels));
@@ -89,8 +91,7 @@ pub(super) fn resize(page: &RgbPage, height: u32, width: u32) -> Result<Cow<'_, 
     Ok(Cow::Owned(scaled))
 }
 
-/// A `[1, 3, height, width]` view of interleaved bytes. Being channels last it spares libtorch splitting the channels
-/// and joining them again.
+/// A `[1, 3, height, width]` view of interleaved bytes, in channels-last format, which libtorch need not convert.
 ///
 /// # Safety
 /// `length` bytes at `bytes` must outlive the tensor, and be writable if it is written.
@@ -100,6 +101,6 @@ unsafe fn interleaved(bytes: *const u8, length: usize, height: u32, width: u32) 
     if i64::try_from(length) != Ok(strides[0]) || length == 0 {
         return Err(ImageError::Undecodable.into());
     }
-    // SAFETY: shape and strides reach exactly `length` bytes; the rest is the caller's promise.
+    // SAFETY: shape and strides cover exactly `length` bytes; the caller ensures the rest.
     Ok(unsafe { Tensor::f_from_blob(bytes, &shape, &strides, Kind::Uint8, Device::Cpu)? })
 }

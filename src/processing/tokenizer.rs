@@ -18,11 +18,11 @@ use crate::{Error, Result};
 ///
 /// Reference: [`Qwen2Tokenizer`](https://github.com/huggingface/transformers/blob/v5.17.0/src/transformers/models/qwen2/tokenization_qwen2.py#L36-L98).
 pub struct TextProcessor {
-    /// The tokenizer without its added tokens: whatever a text spells, it stays plain text.
+    /// The tokenizer without added tokens: any text stays plain text.
     plain: Tokenizer,
     path: PathBuf,
     template: ChatTemplate,
-    /// Finds added tokens in what the template writes; pattern `i` has id `added_ids[i]`.
+    /// Finds added tokens in the output of the template; pattern `i` has id `added_ids[i]`.
     added: AhoCorasick,
     added_ids: Vec<i64>,
     vocabulary: Vocabulary,
@@ -32,13 +32,16 @@ pub struct TextProcessor {
 }
 
 impl TextProcessor {
-    /// Reads `tokenizer.json` and the chat template of a model folder, and checks that the tokens it needs are there
-    /// with the ids that `config.json` gives them.
+    /// Reads `tokenizer.json` and the chat template of a model folder.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`] for a missing file; [`Error::InvalidFile`], also if a needed token is missing or has another id than
+    /// in `config.json`; [`Error::Io`].
     pub fn from_dir(dir: &Path) -> Result<Self> {
         Self::from_folder(&ModelFolder::new(dir))
     }
 
-    /// As [`Self::from_dir`], of an opened folder.
+    /// As [`Self::from_dir`], from an opened folder.
     pub fn from_folder(folder: &ModelFolder) -> Result<Self> {
         let path = folder.dir().join("tokenizer.json");
         let text = read_bounded(&path, TOKENIZER_BYTES).map_err(|error| match error.kind() {
@@ -75,7 +78,7 @@ impl TextProcessor {
         })
     }
 
-    /// Tries the chat template with a page and a text, so that one that fails at every request is found when it is read.
+    /// Renders the chat template with a page and a text, so that a template that always fails is an error at load time.
     pub fn check_template(&self) -> Result<()> {
         let message = Message {
             role: Role::User,
@@ -90,24 +93,29 @@ impl TextProcessor {
         self.encode_chat(&[message], &[grid]).map(drop)
     }
 
-    /// The token that ends every turn, an answer's too.
+    /// Token that ends every turn, also the answer.
     pub fn end_of_turn(&self) -> i64 {
         self.end_of_turn
     }
 
-    /// Token ids of a conversation, ready for the model's answer: each image place expanded to its grid's number of image-pad tokens.
+    /// Token ids of a conversation up to the model's answer. Each image placeholder is expanded to the number of image-pad tokens
+    /// of its grid.
+    ///
+    /// # Errors
+    /// [`PromptError::ImageCount`] if `grids` and the placeholders differ in number; [`Error::InvalidFile`] for a template or
+    /// tokenizer that cannot encode the messages.
     pub fn encode_chat(&self, messages: &[Message], grids: &[Grid]) -> Result<Vec<i64>> {
-        let places = messages
+        let placeholders = messages
             .iter()
             .flat_map(|m| &m.content)
             .filter(|c| **c == Content::Image)
             .count();
-        if places != grids.len() {
+        if placeholders != grids.len() {
             let images = grids.len();
-            return Err(PromptError::ImageCount { places, images }.into());
+            return Err(PromptError::ImageCount { placeholders, images }.into());
         }
         let mut ids = Vec::new();
-        // What lies between two special tokens is one text, whoever wrote its parts: tokens may span the parts.
+        // The text between two special tokens is encoded as a whole: tokens may span its parts.
         let mut text = String::new();
         let mut pads = 0;
         for span in self.template.render(messages)? {
@@ -136,15 +144,15 @@ impl TextProcessor {
             text.push_str(&written[end..]);
         }
         self.encode_plain_into(&text, &mut ids)?;
-        if pads != places {
+        if pads != placeholders {
             return Err(self.template.error(&format!(
-                "the chat template writes {pads} image places for {places} images"
+                "the chat template writes {pads} image placeholders for {placeholders} images"
             )));
         }
         Ok(ids)
     }
 
-    /// Token ids of a text; whatever it spells, none of them is a special or added token.
+    /// Token ids of a text; none of them is a special or added token, whatever the text spells.
     pub fn encode_plain(&self, text: &str) -> Result<Vec<i64>> {
         let mut ids = Vec::new();
         self.encode_plain_into(text, &mut ids)?;
@@ -155,7 +163,7 @@ impl TextProcessor {
         if text.is_empty() {
             return Ok(());
         }
-        // The library's own words are left out: they could hold the text.
+        // The library's message is dropped: it could quote the text.
         let encoding = self
             .plain
             .encode_fast(text, false)
@@ -165,13 +173,13 @@ impl TextProcessor {
         if ids[first..].iter().any(|id| self.added_ids.contains(id)) {
             return Err(Error::invalid_file(
                 &self.path,
-                "the tokenizer makes an added token of plain text; its vocabulary must not hold added tokens as words",
+                "the tokenizer encodes plain text as an added token; its vocabulary must not contain added tokens",
             ));
         }
         Ok(())
     }
 
-    /// Text of ids, special tokens left out; bytes that are no UTF-8 become U+FFFD.
+    /// Text of ids without special tokens; invalid UTF-8 becomes U+FFFD.
     pub fn decode(&self, ids: &[i64]) -> Result<String> {
         let mut stream = self.stream();
         let mut text = String::new();
@@ -182,7 +190,7 @@ impl TextProcessor {
         Ok(text)
     }
 
-    /// A decoder that takes ids one by one and gives text as soon as it is whole UTF-8.
+    /// A decoder that takes ids one by one and returns text once it is valid UTF-8.
     pub fn stream(&self) -> TokenStream<'_> {
         TokenStream {
             vocabulary: &self.vocabulary,
@@ -191,21 +199,21 @@ impl TextProcessor {
     }
 }
 
-/// Incremental decoding of one answer: the pieces joined are [`TextProcessor::decode`] of all ids.
+/// Incremental decoding of one answer: the joined texts equal [`TextProcessor::decode`] of all ids.
 pub struct TokenStream<'a> {
     vocabulary: &'a Vocabulary,
-    /// At most three bytes: the beginning of a character.
+    /// An incomplete character, at most three bytes.
     pending: Vec<u8>,
 }
 
 impl TokenStream<'_> {
-    /// Takes the next id; returns the text that became whole (may be empty).
+    /// Decodes the next id; returns the text that is complete with it, possibly empty.
     pub fn push(&mut self, id: i64) -> Result<String> {
         self.pending.extend_from_slice(self.vocabulary.bytes(id));
         Ok(self.take(false))
     }
 
-    /// Text still held back at the end.
+    /// Returns the pending text at the end.
     pub fn finish(&mut self) -> Result<String> {
         Ok(self.take(true))
     }
@@ -241,8 +249,8 @@ impl TokenStream<'_> {
     }
 }
 
-/// Checks that the tokens which conversations and images need are there with the config's ids; gives the image pad's and
-/// that of a turn's end.
+/// Checks that the tokens of conversations and images exist with the ids of `config.json`; returns the ids of the image pad and
+/// of the end of a turn.
 fn check_tokens(
     tokenizer: &Tokenizer,
     path: &Path,
@@ -255,7 +263,7 @@ fn check_tokens(
         found.map(|(&id, _)| i64::from(id)).ok_or_else(|| {
             Error::invalid_file(
                 path,
-                format!("the needed token {token} is not among its added_tokens: use the tokenizer.json of a Qwen2.5-VL model"),
+                format!("the required token {token} is not among its added_tokens: use the tokenizer.json of a Qwen2.5-VL model"),
             )
         })
     };
@@ -268,7 +276,7 @@ fn check_tokens(
         ("<|image_pad|>", "image_token_id"),
     ] {
         let id = find(token)?;
-        // Only the image pad's id matters to the model: what a file says of the others is held to, their defaults are not.
+        // The model uses the image pad's id only: the others are checked if the file has them, and have no defaults.
         let expected = match key {
             "image_token_id" => ConfigSection::Root.get(config, key),
             _ => json_file::present(config, key),
@@ -303,7 +311,7 @@ fn added_tokens(tokenizer: &Tokenizer, path: &Path) -> Result<Vec<(u32, AddedTok
     }
 }
 
-/// The same tokenizer, for texts that can hold no special token.
+/// The same tokenizer without added tokens, for plain text.
 fn without_added_tokens(tokenizer: Tokenizer, path: &Path) -> Result<Tokenizer> {
     let mut plain = Tokenizer::new(tokenizer.get_model().clone());
     plain.with_pre_tokenizer(tokenizer.get_pre_tokenizer().cloned());
@@ -312,10 +320,10 @@ fn without_added_tokens(tokenizer: Tokenizer, path: &Path) -> Result<Tokenizer> 
     {
         return Err(Error::invalid_file(
             path,
-            "the normalizer must be of type \"NFC\", or absent, as in every Qwen2.5-VL tokenizer: others can make a text any length",
+            "the normalizer must be of type \"NFC\", or absent, as in every Qwen2.5-VL tokenizer: others can expand a text without bound",
         ));
     }
-    // transformers composes characters (NFC) with this model whether or not tokenizer.json says so.
+    // transformers normalizes to NFC with this model, whatever tokenizer.json says.
     let normalizer: NormalizerWrapper = NFC.into();
     plain
         .with_normalizer(Some(normalizer))
@@ -337,7 +345,7 @@ fn is_nfc(normalizer: &NormalizerWrapper) -> bool {
     }
 }
 
-/// `vision_config.spatial_merge_size`: patches a side that one image token stands for.
+/// `vision_config.spatial_merge_size`: patches per side of an image token.
 fn merge_size(config: &JsonFile) -> Result<usize> {
     let nothing = Map::new();
     let vision = config.keys.get("vision_config").and_then(Value::as_object);

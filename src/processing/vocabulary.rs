@@ -6,10 +6,10 @@ use tokenizers::{AddedToken, Tokenizer};
 
 use crate::{Error, Result};
 
-/// Largest token id taken; far above every published vocabulary.
+/// Maximum token id, far above every published vocabulary.
 const MAX_ID: u32 = 1 << 24;
 
-/// The bytes that each token id stands for.
+/// Bytes of each token id.
 pub(super) struct Vocabulary {
     bytes: Vec<u8>,
     /// Token `id` is `bytes[starts[id]..starts[id + 1]]`.
@@ -46,7 +46,7 @@ impl Vocabulary {
                 match table.get(char as usize) {
                     Some(Some(byte)) => vocabulary.bytes.push(*byte),
                     _ => {
-                        // Not spelled in byte letters: the token stands for itself, as a whole.
+                        // Not in the byte alphabet: the token is its own text.
                         vocabulary.bytes.truncate(start);
                         vocabulary.bytes.extend_from_slice(token.as_bytes());
                         break;
@@ -67,8 +67,8 @@ impl Vocabulary {
     }
 }
 
-/// GPT-2's spelling of bytes as printable letters, reversed: Latin-1's printable characters are themselves, the other
-/// bytes follow in order from U+0100.
+/// Inverse of GPT-2's byte-to-unicode table: Latin-1's printable characters map to themselves, the other bytes follow in order
+/// from U+0100.
 fn byte_of_char() -> [Option<u8>; 0x144] {
     let mut table = [None; 0x144];
     let mut next = 0x100;

@@ -5,7 +5,7 @@ use std::io::Cursor;
 use image::ImageDecoder;
 use image::codecs::bmp::BmpDecoder;
 
-use super::{Alpha, Decoded, RowSink, held};
+use super::{Alpha, Decoded, RowSink, whole_image};
 use crate::error::ImageError;
 use crate::processing::DecodeLimits;
 
@@ -18,10 +18,10 @@ pub(super) fn decode(
     alpha: Alpha,
     sink: &mut dyn RowSink,
 ) -> Result<Decoded, ImageError> {
-    held::decode(open(bytes)?, UNSUPPORTED, limits, alpha, sink)
+    whole_image::decode(open(bytes)?, UNSUPPORTED, limits, alpha, sink)
 }
 
-/// The whole picture, three or four bytes a pixel.
+/// Bytes of the whole image, three or four per pixel.
 pub(super) fn memory(bytes: &[u8], limits: &DecodeLimits) -> Result<u64, ImageError> {
     let decoder = open(bytes)?;
     let (width, height) = decoder.dimensions();
@@ -30,5 +30,5 @@ pub(super) fn memory(bytes: &[u8], limits: &DecodeLimits) -> Result<u64, ImageEr
 }
 
 fn open(bytes: &[u8]) -> Result<BmpDecoder<Cursor<&[u8]>>, ImageError> {
-    BmpDecoder::new(Cursor::new(bytes)).map_err(|error| held::refusal(error, UNSUPPORTED))
+    BmpDecoder::new(Cursor::new(bytes)).map_err(|error| whole_image::decode_error(error, UNSUPPORTED))
 }

@@ -1,4 +1,4 @@
-//! GIF: the first frame on a transparent canvas, of which its indices are held, a byte a pixel.
+//! GIF: the first frame on a transparent canvas. Its palette indices are in memory, one byte per pixel.
 
 use gif::{ColorOutput, DecodeOptions, DecodingError, MemoryLimit};
 
@@ -9,7 +9,7 @@ use super::{
 use crate::error::ImageError;
 use crate::processing::DecodeLimits;
 
-/// Where the frame leaves its canvas free.
+/// Colour of the canvas outside the frame.
 const UNCOVERED: [u8; 4] = [255, 255, 255, 0];
 
 /// Decodes the first frame.
@@ -25,26 +25,26 @@ pub(super) fn decode(
     options.set_memory_limit(MemoryLimit::Bytes(
         memory.try_into().map_err(|_| ImageError::Undecodable)?,
     ));
-    let mut decoder = options.read_info(bytes).map_err(refusal)?;
+    let mut decoder = options.read_info(bytes).map_err(decode_error)?;
     let canvas = (u32::from(decoder.width()), u32::from(decoder.height()));
     limits.check(canvas.0, canvas.1)?;
     let frame = decoder
         .next_frame_info()
-        .map_err(refusal)?
+        .map_err(decode_error)?
         .ok_or(ImageError::Undecodable)?;
     let (left, top) = (usize::from(frame.left), u32::from(frame.top));
     let (frame_width, frame_height) = (u32::from(frame.width), u32::from(frame.height));
     let transparent = frame.transparent;
-    // A frame may stand out from its canvas, which then grows, as in Pillow.
+    // A frame may exceed its canvas, which then grows, as in Pillow.
     let width = canvas.0.max(left as u32 + frame_width);
     let height = canvas.1.max(top + frame_height);
     if limits.check(width, height).is_err() || limits.check(frame_width, frame_height).is_err() {
         return Err(ImageError::Undecodable);
     }
-    let palette = decoder.palette().map_err(refusal)?.to_vec();
+    let palette = decoder.palette().map_err(decode_error)?.to_vec();
     let colours = palette.as_chunks::<3>().0;
     let mut indices = vec![0; decoder.buffer_size()];
-    decoder.read_into_buffer(&mut indices).map_err(refusal)?;
+    decoder.read_into_buffer(&mut indices).map_err(decode_error)?;
 
     let pixel = |index: u8| {
         let [r, g, b] = colours.get(usize::from(index)).copied().unwrap_or_default();
@@ -71,7 +71,7 @@ pub(super) fn decode(
     })
 }
 
-/// A byte a pixel of the first frame, which is rarely larger than its canvas.
+/// One byte per pixel of the first frame, which is rarely larger than its canvas.
 pub(super) fn memory(bytes: &[u8], limits: &DecodeLimits) -> Result<u64, ImageError> {
     let [_, _, _, _, _, _, w0, w1, h0, h1] = *bytes.first_chunk().ok_or(ImageError::Undecodable)?;
     let (width, height) = (u16::from_le_bytes([w0, w1]), u16::from_le_bytes([h0, h1]));
@@ -79,7 +79,7 @@ pub(super) fn memory(bytes: &[u8], limits: &DecodeLimits) -> Result<u64, ImageEr
     Ok(u64::from(width) * u64::from(height))
 }
 
-/// Drops the decoder's own words.
-fn refusal(_: DecodingError) -> ImageError {
+/// Converts an error without its message, which could echo the input.
+fn decode_error(_: DecodingError) -> ImageError {
     ImageError::Undecodable
 }

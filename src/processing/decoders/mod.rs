@@ -1,13 +1,14 @@
-//! The six formats: recognising them, and decoding each, a row at a time, with its sizes checked first.
+//! Detects and decodes the six formats, row by row; sizes are checked first.
 
 mod bmp;
 mod gif;
-mod held;
+
 mod jpeg;
 mod png;
 mod samples;
 mod tiff;
 mod webp;
+mod whole_image;
 
 use image::metadata::Orientation;
 
@@ -15,14 +16,14 @@ use self::jpeg::{Colours, Jpeg};
 use super::{DecodeLimits, orientation::Metadata};
 use crate::error::ImageError;
 
-/// Memory a decoder may take beside the picture: palettes, tables, metadata.
+/// Maximum memory of a decoder besides the image: palettes, tables, metadata.
 const EXTRA_BYTES: usize = 16 << 20;
 
-/// Takes a picture's rows as they are decoded, top to bottom as stored.
+/// Receives the rows of an image as they are decoded, top to bottom as stored.
 pub(super) trait RowSink {
-    /// Once, before the first row: width and height.
+    /// Called once before the first row, with width and height.
     fn begin(&mut self, width: u32, height: u32) -> Result<(), ImageError>;
-    /// One row: `width * 3` bytes, R G B.
+    /// Called for every row: `width * 3` bytes, R G B.
     fn row(&mut self, rgb: &[u8]) -> Result<(), ImageError>;
 }
 
@@ -35,7 +36,7 @@ pub(super) enum Alpha {
     Ignored,
 }
 
-/// What decoding finds beside the pixels.
+/// Result of decoding, besides the pixels.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Decoded {
     /// Rows or detail are missing.
@@ -46,14 +47,14 @@ pub(super) struct Decoded {
     pub(super) visible: bool,
 }
 
-/// A whole picture, all of it visible.
+/// A complete, opaque image.
 const WHOLE: Decoded = Decoded {
     truncated: false,
     pages: 1,
     visible: true,
 };
 
-/// The formats that are decoded; no other decoder is ever reached.
+/// Supported formats.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Format {
     Png,
@@ -65,7 +66,7 @@ pub(super) enum Format {
 }
 
 impl Format {
-    /// The format that the first bytes tell.
+    /// Detects the format by the first bytes.
     pub(super) fn of(bytes: &[u8]) -> Option<Self> {
         match bytes {
             [0x89, b'P', b'N', b'G', b'\r', b'\n', 0x1a, b'\n', ..] => Some(Self::Png),
@@ -75,7 +76,7 @@ impl Format {
             [b'I', b'I', 42 | 43, 0, ..] | [b'M', b'M', 0, 42 | 43, ..] => Some(Self::Tiff),
             [b'I', b'I', 0, 42, ..] | [b'M', b'M', 42, 0, ..] => Some(Self::Tiff),
             [b'G', b'I', b'F', b'8', b'7' | b'9', b'a', ..] => Some(Self::Gif),
-            // Two letters are too few to know a file by: the size of the second header is one of seven.
+            // Two letters are too little evidence: the second header has one of seven sizes.
             [b'B', b'M', ..] => {
                 let header = u32::from_le_bytes(*bytes.get(14..)?.first_chunk()?);
                 matches!(header, 12 | 40 | 52 | 56 | 64 | 108 | 124).then_some(Self::Bmp)
@@ -84,7 +85,7 @@ impl Format {
         }
     }
 
-    /// Bytes that decoding may take, beside the file and what the sink keeps.
+    /// Maximum bytes that decoding allocates, besides the file and the sink.
     pub(super) fn memory(self, bytes: &[u8], limits: &DecodeLimits) -> Result<u64, ImageError> {
         /// A few rows, tables, the coefficients of a band.
         const STREAMED: u64 = 48 << 20;
@@ -97,7 +98,7 @@ impl Format {
         Ok(held + EXTRA_BYTES as u64)
     }
 
-    /// How a picture of this format is to be turned.
+    /// Reads the orientation.
     pub(super) fn orientation(self, bytes: &[u8]) -> Orientation {
         match self {
             Self::Png => Metadata::of_png(bytes).orientation(),
@@ -112,7 +113,7 @@ impl Format {
     }
 }
 
-/// Decodes the first picture of a file.
+/// Decodes the first image of a file.
 pub(super) fn decode(
     format: Format,
     bytes: &[u8],

@@ -1,4 +1,4 @@
-//! PNG, row by row. Of an interlaced picture seven decoders read a pass each, in step, so that it need not be held.
+//! PNG, row by row. Seven decoders read the passes of an interlaced image in parallel, so that it need not be in memory.
 
 use std::io::Cursor;
 
@@ -13,7 +13,7 @@ use crate::processing::DecodeLimits;
 
 type PngReader<'a> = Reader<Cursor<&'a [u8]>>;
 
-/// Decodes a PNG, or the default picture of an animated one.
+/// Decodes a PNG, or the default image of an animated one.
 pub(super) fn decode(
     bytes: &[u8],
     limits: &DecodeLimits,
@@ -50,7 +50,7 @@ pub(super) fn decode(
         for _ in 0..height {
             let row = reader
                 .next_row()
-                .map_err(refusal)?
+                .map_err(decode_error)?
                 .ok_or(ImageError::Undecodable)?;
             rows.row(eight_bits(row.data(), wide, &mut samples), &mut rgb);
             sink.row(&rgb)?;
@@ -58,22 +58,22 @@ pub(super) fn decode(
         reader.finish().is_ok()
     };
     Ok(Decoded {
-        // All rows are there, but what vouches for them is not.
+        // All rows are present, but not the checksum.
         truncated: !ended,
         visible: rows.visible,
         ..WHOLE
     })
 }
 
-/// A reader of expanded samples: palettes as colours, at least 8 bits, transparent colours as alpha.
+/// Opens a reader of expanded samples: palettes as colours, at least 8 bits, transparent colours as alpha.
 fn open(bytes: &[u8]) -> Result<PngReader<'_>, ImageError> {
     let limits = Limits { bytes: EXTRA_BYTES };
     let mut decoder = Decoder::new_with_limits(Cursor::new(bytes), limits);
     decoder.set_transformations(Transformations::EXPAND);
-    // Orientation is read elsewhere, so that no text can be in the way of a picture.
+    // The orientation is read elsewhere: damaged text must not prevent decoding.
     decoder.set_ignore_text_chunk(true);
     decoder.set_ignore_iccp_chunk(true);
-    decoder.read_info().map_err(refusal)
+    decoder.read_info().map_err(decode_error)
 }
 
 fn eight_bits<'a>(samples: &'a [u8], wide: bool, narrow: &'a mut Vec<u8>) -> &'a [u8] {
@@ -86,7 +86,7 @@ fn eight_bits<'a>(samples: &'a [u8], wide: bool, narrow: &'a mut Vec<u8>) -> &'a
     narrow
 }
 
-/// One of Adam7's passes: its pixels start at `x`, `y` and are `dx`, `dy` apart.
+/// A pass of Adam7: its pixels start at `x`, `y` and are `dx`, `dy` apart.
 struct Pass<'a> {
     x: u32,
     y: u32,
@@ -96,7 +96,7 @@ struct Pass<'a> {
     narrow: Vec<u8>,
 }
 
-/// A reader for each pass that has pixels, which has read those before it.
+/// Opens a reader for each pass with pixels, positioned at the pass.
 fn open_passes(bytes: &[u8], width: u32, height: u32) -> Result<Vec<Pass<'_>>, ImageError> {
     const ADAM7: [[u32; 4]; 7] = [
         [0, 0, 8, 8],
@@ -117,7 +117,7 @@ fn open_passes(bytes: &[u8], width: u32, height: u32) -> Result<Vec<Pass<'_>>, I
         for _ in 0..rows_before {
             reader
                 .next_interlaced_row()
-                .map_err(refusal)?
+                .map_err(decode_error)?
                 .ok_or(ImageError::Undecodable)?;
         }
         rows_before += (height - y).div_ceil(dy);
@@ -133,7 +133,7 @@ fn open_passes(bytes: &[u8], width: u32, height: u32) -> Result<Vec<Pass<'_>>, I
     Ok(passes)
 }
 
-/// Puts together the samples of row `y` from the passes that cross it.
+/// Merges the samples of row `y` from its passes.
 fn interlaced_row(
     passes: &mut [Pass<'_>],
     y: u32,
@@ -148,7 +148,7 @@ fn interlaced_row(
         let row = pass
             .reader
             .next_interlaced_row()
-            .map_err(refusal)?
+            .map_err(decode_error)?
             .ok_or(ImageError::Undecodable)?;
         let row = eight_bits(row.data(), wide, &mut pass.narrow);
         let places = samples
@@ -162,7 +162,7 @@ fn interlaced_row(
     Ok(())
 }
 
-/// Drops the decoder's own words.
-fn refusal(_: DecodingError) -> ImageError {
+/// Converts an error without its message, which could echo the input.
+fn decode_error(_: DecodingError) -> ImageError {
     ImageError::Undecodable
 }

@@ -2,7 +2,7 @@
 
 use super::Alpha;
 
-/// What a pixel is made of.
+/// Channels of a pixel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Channels {
     /// Luminance.
@@ -16,7 +16,7 @@ pub(super) enum Channels {
 }
 
 impl Channels {
-    /// Samples a pixel.
+    /// Samples per pixel.
     pub(super) fn count(self) -> usize {
         match self {
             Self::Grey => 1,
@@ -27,11 +27,11 @@ impl Channels {
     }
 }
 
-/// Turns rows of one kind into R G B, and notes whether anything can be seen.
+/// Converts rows to R G B, and tracks whether any pixel is visible.
 pub(super) struct ToRgb {
     channels: Channels,
     alpha: Alpha,
-    /// Some pixel's alpha was above 0, or there is none.
+    /// Whether a pixel's alpha was above 0, or there is no alpha.
     pub(super) visible: bool,
 }
 
@@ -46,7 +46,7 @@ impl ToRgb {
         }
     }
 
-    /// Writes one row of 8-bit samples to `rgb`, which is three bytes a pixel long.
+    /// Converts a row of 8-bit samples to `rgb`, three bytes per pixel.
     pub(super) fn row(&mut self, samples: &[u8], rgb: &mut [u8]) {
         let pixels = rgb.as_chunks_mut::<3>().0.iter_mut();
         match self.channels {
@@ -82,7 +82,7 @@ pub(super) fn on_white(sample: u8, alpha: u8) -> u8 {
     ((sample * alpha + 255 * (255 - alpha) + 127) / 255) as u8
 }
 
-/// The 8 bits that stand for 16.
+/// Converts 16 bits to 8.
 pub(super) fn narrowed(sample: u16) -> u8 {
     ((u32::from(sample) + 128) / 257) as u8
 }

@@ -1,14 +1,14 @@
-//! WebP, with what its chunks claim checked first.
+//! WebP; the sizes in its chunks are checked first.
 //!
-//! Both codecs refer to all that they have decoded, so that a picture is held: a lossy one as brightness and colour differences,
-//! one and a half bytes a pixel, any other in four.
+//! Both codecs refer to all pixels decoded so far, so the image is in memory: a lossy one as YUV 4:2:0, 1.5 bytes per pixel, any
+//! other with four bytes per pixel.
 
 use std::io::{self, BufRead, Cursor, Read, Seek, SeekFrom};
 
 use image::codecs::webp::WebPDecoder;
 use image_webp::vp8::{Frame, Vp8Decoder};
 
-use super::{Alpha, Decoded, RowSink, WHOLE, held};
+use super::{Alpha, Decoded, RowSink, WHOLE, whole_image};
 use crate::error::ImageError;
 use crate::processing::DecodeLimits;
 
@@ -25,9 +25,8 @@ pub(super) fn decode(
     match Kind::of(whole)? {
         Kind::Lossy(frame) => decode_lossy(frame, limits, sink),
         Kind::Opaque(flag, bit) => {
-            // The decoder puts a picture together in four bytes a pixel. If it takes the fourth for alpha, it needs no copy
-            // without it.
-            held::decode(
+            // The decoder writes four bytes per pixel. With the alpha bit set it does not copy them to three.
+            whole_image::decode(
                 open(WithBit::new(whole, flag, bit))?,
                 UNSUPPORTED,
                 limits,
@@ -35,7 +34,7 @@ pub(super) fn decode(
                 sink,
             )
         }
-        Kind::Other => held::decode(open(Cursor::new(whole))?, UNSUPPORTED, limits, alpha, sink),
+        Kind::Other => whole_image::decode(open(Cursor::new(whole))?, UNSUPPORTED, limits, alpha, sink),
     }
 }
 
@@ -50,10 +49,10 @@ pub(super) fn memory(bytes: &[u8], limits: &DecodeLimits) -> Result<u64, ImageEr
 }
 
 fn open<R: BufRead + Seek>(whole: R) -> Result<WebPDecoder<R>, ImageError> {
-    WebPDecoder::new(whole).map_err(|error| held::refusal(error, UNSUPPORTED))
+    WebPDecoder::new(whole).map_err(|error| whole_image::decode_error(error, UNSUPPORTED))
 }
 
-/// A file of which one byte is read with more bits than it has.
+/// A file that is read with additional bits set in one byte.
 struct WithBit<'a> {
     file: Cursor<&'a [u8]>,
     at: u64,
@@ -108,7 +107,7 @@ impl Seek for WithBit<'_> {
 enum Kind<'a> {
     /// One lossy frame without alpha: its chunk.
     Lossy(&'a [u8]),
-    /// One lossless frame without alpha: the place in the file, and the bit, that would say that it has some.
+    /// One lossless frame without alpha: offset and mask of the alpha bit.
     Opaque(usize, u8),
     /// Alpha, or an animation.
     Other,
@@ -123,7 +122,7 @@ impl<'a> Kind<'a> {
             match chunk? {
                 (b"VP8X", [flags, ..]) => extended = Some(*flags),
                 (b"VP8 ", body) => kind = Self::Lossy(body),
-                // The bit after twice 14 of width and height, after a byte of signature.
+                // The bit after the signature byte and 14 bits each of width and height.
                 (b"VP8L", [_, _, _, _, last, ..]) if last & ALPHA == 0 => {
                     kind = Self::Opaque(FIRST_BODY + 4, ALPHA)
                 }
@@ -133,7 +132,7 @@ impl<'a> Kind<'a> {
         }
         Ok(match (kind, extended) {
             (_, Some(flags)) if flags & ALPHA != 0 => Self::Other,
-            // Where there is an extended header, that alone counts.
+            // An extended header takes precedence.
             (Self::Opaque(..), Some(_)) => Self::Opaque(FIRST_BODY, ALPHA),
             (kind, _) => kind,
         })
@@ -153,11 +152,11 @@ fn decode_lossy(frame: &[u8], limits: &DecodeLimits, sink: &mut dyn RowSink) -> 
     Ok(WHOLE)
 }
 
-/// One row as libwebp makes it: colour differences are interpolated from the four nearest.
+/// Converts one row as libwebp does: chroma is interpolated from the four nearest samples.
 fn lossy_row(frame: &Frame, y: usize, rgb: &mut [u8]) -> Option<()> {
     let stride = usize::from(frame.width).next_multiple_of(16);
     let (columns, rows) = (frame.width.div_ceil(2).into(), frame.height.div_ceil(2).into());
-    // The nearest, and the next one on the other side of the pixel, which at an edge is the same.
+    // The nearest chroma sample and the one on the other side of the pixel; the same at an edge.
     let neighbours = |at: usize, count: usize| {
         let near = at / 2;
         let next = if at % 2 == 1 {
@@ -223,7 +222,7 @@ fn check<'a>(bytes: &'a [u8], limits: &DecodeLimits) -> Result<(&'a [u8], u64), 
 /// A chunk's name and body.
 type Chunk<'a> = (&'a [u8], &'a [u8]);
 
-/// The chunks one after another; an error ends them where one is not whole.
+/// Iterates over the chunks; an incomplete one is an error and ends the iteration.
 fn chunks(mut bytes: &[u8]) -> impl Iterator<Item = Result<Chunk<'_>, ImageError>> {
     std::iter::from_fn(move || {
         let (header, rest) = bytes.split_first_chunk::<8>()?;

@@ -1,35 +1,35 @@
-//! The evaluation: statement after statement, each step paid from one purse.
+//! Evaluation: statement by statement, every step charged to one budget.
 
 use std::collections::BTreeMap;
 
 use minijinja::machinery::ast::{BinOpKind, CompareOpKind};
 
-use super::functions::{self, Function, Given};
+use super::functions::{self, ArgumentValues, Function};
 use super::tree::{Arguments, Expression, Loop, Statement, Target};
 use super::{Failure, MAX_OUTPUT, Result, Value, fails};
 use crate::error::excerpt;
 
-/// What is left to spend.
-pub(super) struct Purse(u64);
+/// The remaining budget.
+pub(super) struct Budget(u64);
 
-impl Purse {
+impl Budget {
     pub(super) fn spend(&mut self, steps: u64) -> Result<()> {
-        self.0 = self.0.checked_sub(steps).ok_or(Failure::OutOfWork)?;
+        self.0 = self.0.checked_sub(steps).ok_or(Failure::OutOfBudget)?;
         Ok(())
     }
 
-    /// For a text of this length.
+    /// Charges a text of this length.
     pub(super) fn spend_bytes(&mut self, bytes: usize) -> Result<()> {
         self.spend(bytes as u64 / 8)
     }
 
-    /// For a list of this length.
+    /// Charges a list of this length.
     pub(super) fn spend_items(&mut self, items: usize) -> Result<()> {
         self.spend((items as u64).saturating_mul(4))
     }
 }
 
-/// What a statement does to the loop around it.
+/// Effect of a statement on the loop around it.
 #[derive(PartialEq, Eq)]
 enum Flow {
     Next,
@@ -38,20 +38,20 @@ enum Flow {
 }
 
 struct Evaluation<'a> {
-    purse: Purse,
+    budget: Budget,
     globals: &'a BTreeMap<&'a str, Value>,
-    /// Names set so far, the innermost last; a scope ends by truncation.
+    /// Variables, the innermost last; the end of a scope truncates them.
     names: Vec<(String, Value)>,
-    /// Where the innermost scope begins: `set` replaces names from here on.
+    /// Start of the innermost scope: `set` replaces variables from here on.
     scope: usize,
     namespaces: Vec<BTreeMap<String, Value>>,
     output: String,
 }
 
 /// Evaluates a template.
-pub(super) fn render(body: &[Statement], globals: &BTreeMap<&str, Value>, allowance: u64) -> Result<String> {
+pub(super) fn render(body: &[Statement], globals: &BTreeMap<&str, Value>, budget: u64) -> Result<String> {
     let mut evaluation = Evaluation {
-        purse: Purse(allowance),
+        budget: Budget(budget),
         globals,
         names: Vec::new(),
         scope: 0,
@@ -65,7 +65,7 @@ pub(super) fn render(body: &[Statement], globals: &BTreeMap<&str, Value>, allowa
 impl Evaluation<'_> {
     fn run(&mut self, body: &[Statement]) -> Result<Flow> {
         for statement in body {
-            self.purse.spend(1)?;
+            self.budget.spend(1)?;
             let flow = self.statement(statement)?;
             if flow != Flow::Next {
                 return Ok(flow);
@@ -74,7 +74,7 @@ impl Evaluation<'_> {
         Ok(Flow::Next)
     }
 
-    /// Runs `body` in a scope of its own that begins with `names`.
+    /// Runs `body` in a new scope with the variables `names`.
     fn run_inside(&mut self, names: Vec<(String, Value)>, body: &[Statement]) -> Result<Flow> {
         let (scope, length) = (self.scope, self.names.len());
         self.scope = length;
@@ -91,7 +91,7 @@ impl Evaluation<'_> {
             Statement::Emit(expression) => match self.value(expression)? {
                 Value::Str(text) => self.write(&text)?,
                 other => {
-                    let text = other.text(&mut self.purse)?;
+                    let text = other.text(&mut self.budget)?;
                     self.write(&text)?;
                 }
             },
@@ -129,7 +129,7 @@ impl Evaluation<'_> {
     }
 
     fn write(&mut self, text: &str) -> Result<()> {
-        self.purse.spend_bytes(text.len())?;
+        self.budget.spend_bytes(text.len())?;
         if self.output.len() + text.len() > MAX_OUTPUT {
             return Err(Failure::TooLong);
         }
@@ -137,10 +137,10 @@ impl Evaluation<'_> {
         Ok(())
     }
 
-    /// Names are found one by one, so a template with many of them pays for that.
+    /// Charges the linear search for a variable.
     fn spend_search(&mut self, name: &str) -> Result<()> {
-        self.purse.spend((self.names.len() / 16) as u64)?;
-        self.purse.spend_bytes(name.len())
+        self.budget.spend((self.names.len() / 16) as u64)?;
+        self.budget.spend_bytes(name.len())
     }
 
     fn set(&mut self, name: String, value: Value) {
@@ -153,7 +153,7 @@ impl Evaluation<'_> {
         }
     }
 
-    /// The names that an assignment gives values; a namespace's field is set at once.
+    /// Returns the variables that an assignment sets; a field of a namespace is set here.
     fn assigned(&mut self, target: &Target, value: Value) -> Result<Vec<(String, Value)>> {
         match target {
             Target::Name(name) => {
@@ -164,7 +164,7 @@ impl Evaluation<'_> {
                 for name in names {
                     self.spend_search(name)?;
                 }
-                let items = functions::iterate(&value, &mut self.purse)?;
+                let items = functions::iterate(&value, &mut self.budget)?;
                 if items.len() != names.len() {
                     return fails(format!("{} values for {} names", items.len(), names.len()));
                 }
@@ -185,8 +185,8 @@ impl Evaluation<'_> {
     }
 
     fn repeat(&mut self, repeated: &Loop) -> Result<Flow> {
-        let given = self.value(&repeated.items)?;
-        let mut items = functions::iterate(&given, &mut self.purse)?;
+        let iterable = self.value(&repeated.items)?;
+        let mut items = functions::iterate(&iterable, &mut self.budget)?;
         if let Some(condition) = &repeated.condition {
             let mut kept = Vec::new();
             for item in items {
@@ -222,9 +222,9 @@ impl Evaluation<'_> {
                 ("previtem", neighbour(i.checked_sub(1))),
                 ("nextitem", neighbour(Some(i + 1))),
             ];
-            self.purse.spend_items(entries.len())?;
+            self.budget.spend_items(entries.len())?;
             let mut names = self.assigned(&repeated.target, item.clone())?;
-            // A loop's own item may be as deep as lists go; what tells of the loop is no deeper.
+            // An item may have the maximum depth; the loop state does not add to it.
             let entries = entries.map(|(name, value)| (name.into(), value));
             names.push(("loop".to_owned(), Value::loop_state(entries.into())));
             if self.run_inside(names, &repeated.body)? == Flow::Break {
@@ -235,7 +235,7 @@ impl Evaluation<'_> {
     }
 
     fn value(&mut self, expression: &Expression) -> Result<Value> {
-        self.purse.spend(1)?;
+        self.budget.spend(1)?;
         match expression {
             Expression::Constant(value) => Ok(value.clone()),
             Expression::Name(name) => {
@@ -247,12 +247,12 @@ impl Evaluation<'_> {
                 Ok(value.cloned().unwrap_or(Value::Undefined))
             }
             Expression::List(items) => {
-                self.purse.spend_items(items.len())?;
+                self.budget.spend_items(items.len())?;
                 let items = items.iter().map(|item| self.value(item)).collect::<Result<_>>()?;
                 Value::list(items)
             }
             Expression::Map(entries) => {
-                self.purse.spend_items(2 * entries.len())?;
+                self.budget.spend_items(2 * entries.len())?;
                 let entries = entries.iter().map(|(key, value)| match self.value(key)? {
                     Value::Str(key) => Ok((key, self.value(value)?)),
                     other => fails(format!("a mapping's key is {}, not a string", other.kind())),
@@ -315,50 +315,50 @@ impl Evaluation<'_> {
             Expression::Slice(of, bounds) => self.slice(of, bounds),
             Expression::Filter(filter, of, arguments) => {
                 let value = self.value(of)?;
-                let given = self.given(arguments)?;
-                functions::filter(*filter, value, given, &mut self.purse)
+                let arguments = self.arguments(arguments)?;
+                functions::filter(*filter, value, arguments, &mut self.budget)
             }
             Expression::Test(test, of, arguments) => {
                 let value = self.value(of)?;
                 let arguments = arguments.iter().map(|argument| self.value(argument));
                 let arguments = arguments.collect::<Result<Vec<_>>>()?;
-                functions::test(*test, &value, &arguments, &mut self.purse).map(Value::Bool)
+                functions::test(*test, &value, &arguments, &mut self.budget).map(Value::Bool)
             }
             Expression::Function(function, arguments) => {
-                let given = self.given(arguments)?;
-                self.call(*function, given)
+                let arguments = self.arguments(arguments)?;
+                self.call(*function, arguments)
             }
             Expression::Method(method, of, arguments) => {
                 let value = self.value(of)?;
-                let given = self.given(arguments)?;
-                functions::method(*method, value, given, &mut self.purse)
+                let arguments = self.arguments(arguments)?;
+                functions::method(*method, value, arguments, &mut self.budget)
             }
         }
     }
 
-    fn given(&mut self, (positional, named): &Arguments) -> Result<Given> {
+    fn arguments(&mut self, (positional, named): &Arguments) -> Result<ArgumentValues> {
         let positional = positional.iter().map(|argument| self.value(argument));
         let positional = positional.collect::<Result<_>>()?;
         let named = named
             .iter()
             .map(|(name, argument)| Ok((name.clone(), self.value(argument)?)));
-        Ok(Given {
+        Ok(ArgumentValues {
             positional,
             named: named.collect::<Result<_>>()?,
         })
     }
 
-    fn call(&mut self, function: Function, given: Given) -> Result<Value> {
+    fn call(&mut self, function: Function, arguments: ArgumentValues) -> Result<Value> {
         match function {
-            Function::Range => functions::range(given, &mut self.purse),
-            Function::RaiseException => functions::raise_exception(given),
-            Function::StrftimeNow => functions::strftime_now(given, &mut self.purse),
+            Function::Range => functions::range(arguments, &mut self.budget),
+            Function::RaiseException => functions::raise_exception(arguments),
+            Function::StrftimeNow => functions::strftime_now(arguments, &mut self.budget),
             Function::Namespace => {
-                if !given.positional.is_empty() {
+                if !arguments.positional.is_empty() {
                     return fails("a namespace takes named values");
                 }
-                self.purse.spend_items(8 + given.named.len())?;
-                self.namespaces.push(given.named.into_iter().collect());
+                self.budget.spend_items(8 + arguments.named.len())?;
+                self.namespaces.push(arguments.named.into_iter().collect());
                 Ok(Value::Namespace(self.namespaces.len() - 1))
             }
         }
@@ -366,10 +366,12 @@ impl Evaluation<'_> {
 
     fn attribute(&mut self, of: &Value, name: &str) -> Result<Value> {
         let found = match of {
-            Value::Undefined => return fails(format!("`{}` is asked of something undefined", excerpt(name))),
+            Value::Undefined => {
+                return fails(format!("`{}` is accessed on an undefined value", excerpt(name)));
+            }
             Value::Namespace(number) => self.namespaces[*number].get(name),
             Value::Map(map) => {
-                self.purse.spend(map.entries.len() as u64)?;
+                self.budget.spend(map.entries.len() as u64)?;
                 of.entry(name)
             }
             _ => None,
@@ -383,7 +385,7 @@ impl Evaluation<'_> {
         }
         let Some(index) = key.as_int() else {
             return match of {
-                Value::Undefined => fails("an item is asked of something undefined"),
+                Value::Undefined => fails("an item is accessed on an undefined value"),
                 _ => Ok(Value::Undefined),
             };
         };
@@ -399,12 +401,12 @@ impl Evaluation<'_> {
         Ok(match of {
             Value::List(list) => from_end(list.items.len()).and_then(|at| list.items.get(at).cloned()),
             Value::Str(text) => {
-                self.purse.spend_bytes(2 * text.len())?;
+                self.budget.spend_bytes(2 * text.len())?;
                 let at = from_end(text.chars().count());
                 at.and_then(|at| text.chars().nth(at))
                     .map(|character| character.to_string().into())
             }
-            Value::Undefined => return fails("an item is asked of something undefined"),
+            Value::Undefined => return fails("an item is accessed on an undefined value"),
             _ => None,
         }
         .unwrap_or(Value::Undefined))
@@ -425,7 +427,7 @@ impl Evaluation<'_> {
         if !matches!(of, Value::List(_) | Value::Str(_)) {
             return fails(format!("{} cannot be sliced", of.kind()));
         }
-        let items = functions::iterate(&of, &mut self.purse)?;
+        let items = functions::iterate(&of, &mut self.budget)?;
         let [start, stop, step] = numbers;
         let picked = sliced(items.len(), start, stop, step.unwrap_or(1))?;
         let picked: Vec<Value> = picked
@@ -436,7 +438,7 @@ impl Evaluation<'_> {
             Value::Str(_) => {
                 let mut text = String::new();
                 for item in &picked {
-                    item.print(&mut text, false, &mut self.purse)?;
+                    item.print(&mut text, false, &mut self.budget)?;
                 }
                 Ok(text.into())
             }
@@ -447,23 +449,23 @@ impl Evaluation<'_> {
     fn arithmetic(&mut self, kind: BinOpKind, left: &Value, right: &Value) -> Result<Value> {
         match (kind, left, right) {
             (BinOpKind::Concat, _, _) => {
-                let mut text = left.text(&mut self.purse)?;
-                right.print(&mut text, false, &mut self.purse)?;
+                let mut text = left.text(&mut self.budget)?;
+                right.print(&mut text, false, &mut self.budget)?;
                 Ok(text.into())
             }
             (BinOpKind::Add, Value::Str(a), Value::Str(b)) => {
-                self.purse.spend_bytes(a.len() + b.len())?;
+                self.budget.spend_bytes(a.len() + b.len())?;
                 Ok(format!("{a}{b}").into())
             }
             (BinOpKind::Add, Value::List(a), Value::List(b)) => {
-                self.purse.spend_items(a.items.len() + b.items.len())?;
+                self.budget.spend_items(a.items.len() + b.items.len())?;
                 Value::list(a.items.iter().chain(&b.items).cloned().collect())
             }
             (BinOpKind::Mul, Value::Str(text), times) | (BinOpKind::Mul, times, Value::Str(text))
                 if times.as_int().is_some() =>
             {
                 let times = usize::try_from(times.as_int().unwrap_or(0)).unwrap_or(0);
-                self.purse.spend_bytes(text.len().saturating_mul(times))?;
+                self.budget.spend_bytes(text.len().saturating_mul(times))?;
                 Ok(text.repeat(times).into())
             }
             _ => numbers(kind, left, right),
@@ -472,13 +474,13 @@ impl Evaluation<'_> {
 
     fn compare(&mut self, kind: CompareOpKind, left: &Value, right: &Value) -> Result<bool> {
         let order = match kind {
-            CompareOpKind::Eq => return left.equals(right, &mut self.purse),
-            CompareOpKind::Ne => return Ok(!left.equals(right, &mut self.purse)?),
-            CompareOpKind::In => return functions::contains(right, left, &mut self.purse),
-            CompareOpKind::NotIn => return Ok(!functions::contains(right, left, &mut self.purse)?),
+            CompareOpKind::Eq => return left.equals(right, &mut self.budget),
+            CompareOpKind::Ne => return Ok(!left.equals(right, &mut self.budget)?),
+            CompareOpKind::In => return functions::contains(right, left, &mut self.budget),
+            CompareOpKind::NotIn => return Ok(!functions::contains(right, left, &mut self.budget)?),
             _ => match (left, right) {
                 (Value::Str(a), Value::Str(b)) => {
-                    self.purse.spend_bytes(a.len().min(b.len()))?;
+                    self.budget.spend_bytes(a.len().min(b.len()))?;
                     Some(a.cmp(b))
                 }
                 _ => match (left.as_float(), right.as_float()) {
@@ -538,7 +540,7 @@ fn numbers(kind: BinOpKind, left: &Value, right: &Value) -> Result<Value> {
     }))
 }
 
-/// The places that Python's `[start:stop:step]` picks of `length`.
+/// Indices that Python's `[start:stop:step]` selects from `length` items.
 fn sliced(length: usize, start: Option<i64>, stop: Option<i64>, step: i64) -> Result<Vec<usize>> {
     let length = i64::try_from(length).unwrap_or(i64::MAX);
     let (low, high) = if step < 0 { (-1, length - 1) } else { (0, length) };

@@ -1,13 +1,13 @@
-//! Filters, tests, functions and methods: those of chat templates whose result is no larger than what they are given.
+//! Filters, tests, functions and methods that chat templates use and whose results are bounded by their arguments.
 
 use std::fmt::Write;
 use std::sync::Arc;
 
-use super::evaluate::Purse;
+use super::evaluate::Budget;
 use super::{Result, Value, fails};
 use crate::error::excerpt;
 
-/// An enum of names that templates use.
+/// Declares an enum of names that templates use.
 macro_rules! names {
     ($(#[$doc:meta])* $name:ident { $($variant:ident = $($text:literal)|+),+ $(,)? }) => {
         $(#[$doc])*
@@ -94,14 +94,14 @@ names!(Method {
     Values = "values",
 });
 
-/// Arguments, evaluated.
-pub(super) struct Given {
+/// Evaluated arguments.
+pub(super) struct ArgumentValues {
     pub(super) positional: Vec<Value>,
     pub(super) named: Vec<(String, Value)>,
 }
 
-impl Given {
-    /// The argument that stands at `place` or is called `name`.
+impl ArgumentValues {
+    /// Takes the argument at position `place` or with the name `name`.
     fn take(&mut self, place: usize, name: &str) -> Option<Value> {
         if let Some(at) = self.named.iter().position(|(named, _)| named == name) {
             return Some(self.named.swap_remove(at).1);
@@ -111,7 +111,7 @@ impl Given {
             .map(|value| std::mem::replace(value, Value::Undefined))
     }
 
-    fn none_left(&self, what: &str, most: usize) -> Result<()> {
+    fn expect_no_more(&self, what: &str, most: usize) -> Result<()> {
         match self.named.first() {
             Some((name, _)) => fails(format!("{what} has no argument `{}`", excerpt(name))),
             None if self.positional.len() > most => fails(format!("{what} takes {most} arguments at most")),
@@ -128,7 +128,12 @@ impl Given {
     }
 }
 
-pub(super) fn filter(filter: Filter, value: Value, mut given: Given, purse: &mut Purse) -> Result<Value> {
+pub(super) fn filter(
+    filter: Filter,
+    value: Value,
+    mut arguments: ArgumentValues,
+    budget: &mut Budget,
+) -> Result<Value> {
     let most = match filter {
         Filter::Default | Filter::Replace => 2,
         Filter::Join | Filter::ToJson | Filter::Trim | Filter::Int => 1,
@@ -136,23 +141,23 @@ pub(super) fn filter(filter: Filter, value: Value, mut given: Given, purse: &mut
     };
     let result = match filter {
         Filter::Default => {
-            let fallback = given.take(0, "default_value").unwrap_or_else(|| "".into());
-            let empty_too = given.take(1, "boolean").is_some_and(|value| value.is_true());
+            let fallback = arguments.take(0, "default_value").unwrap_or_else(|| "".into());
+            let empty_too = arguments.take(1, "boolean").is_some_and(|value| value.is_true());
             match matches!(value, Value::Undefined) || (empty_too && !value.is_true()) {
                 true => fallback,
                 false => value,
             }
         }
         Filter::ToJson => {
-            let indent = given.take(0, "indent").and_then(|indent| indent.as_int());
+            let indent = arguments.take(0, "indent").and_then(|indent| indent.as_int());
             let indent = indent.map(|indent| indent.clamp(0, 16) as usize);
             let mut text = String::new();
-            value.to_json(&mut text, indent, 0, purse)?;
+            value.to_json(&mut text, indent, 0, budget)?;
             text.into()
         }
         Filter::Length => match &value {
             Value::Str(text) => {
-                purse.spend_bytes(text.len())?;
+                budget.spend_bytes(text.len())?;
                 text.chars().count().into()
             }
             Value::List(list) => list.items.len().into(),
@@ -161,7 +166,7 @@ pub(super) fn filter(filter: Filter, value: Value, mut given: Given, purse: &mut
             other => return fails(format!("{} has no length", other.kind())),
         },
         Filter::First | Filter::Last => {
-            let items = iterate(&value, purse)?;
+            let items = iterate(&value, budget)?;
             let item = if filter == Filter::First {
                 items.into_iter().next()
             } else {
@@ -169,27 +174,27 @@ pub(super) fn filter(filter: Filter, value: Value, mut given: Given, purse: &mut
             };
             item.unwrap_or(Value::Undefined)
         }
-        Filter::List => Value::list(iterate(&value, purse)?)?,
+        Filter::List => Value::list(iterate(&value, budget)?)?,
         Filter::Reverse => {
-            let mut items = iterate(&value, purse)?;
+            let mut items = iterate(&value, budget)?;
             items.reverse();
             match value {
-                Value::Str(_) => join(&items, "", purse)?,
+                Value::Str(_) => join(&items, "", budget)?,
                 _ => Value::list(items)?,
             }
         }
         Filter::Join => {
-            let between = given.text(0, "d", "join")?.unwrap_or_else(|| "".into());
-            join(&iterate(&value, purse)?, &between, purse)?
+            let between = arguments.text(0, "d", "join")?.unwrap_or_else(|| "".into());
+            join(&iterate(&value, budget)?, &between, budget)?
         }
-        Filter::Items => return method(Method::Items, value, given, purse),
+        Filter::Items => return method(Method::Items, value, arguments, budget),
         Filter::Safe => value,
         Filter::Int => match &value {
             Value::Float(number) => Value::Int(*number as i64),
             Value::Str(text) => Value::Int(text.trim().parse().unwrap_or(0)),
             other => Value::Int(other.as_int().unwrap_or(0)),
         },
-        Filter::String => value.text(purse)?.into(),
+        Filter::String => value.text(budget)?.into(),
         Filter::Capitalize
         | Filter::Escape
         | Filter::Lower
@@ -197,29 +202,29 @@ pub(super) fn filter(filter: Filter, value: Value, mut given: Given, purse: &mut
         | Filter::Title
         | Filter::Trim
         | Filter::Upper => {
-            let text = value.text(purse)?;
+            let text = value.text(budget)?;
             match filter {
-                Filter::Capitalize => return text_method(Method::Capitalize, &text, given, purse),
-                Filter::Lower => return text_method(Method::Lower, &text, given, purse),
-                Filter::Replace => return text_method(Method::Replace, &text, given, purse),
+                Filter::Capitalize => return text_method(Method::Capitalize, &text, arguments, budget),
+                Filter::Lower => return text_method(Method::Lower, &text, arguments, budget),
+                Filter::Replace => return text_method(Method::Replace, &text, arguments, budget),
                 Filter::Title => {
-                    purse.spend_bytes(3 * text.len())?;
+                    budget.spend_bytes(3 * text.len())?;
                     titled(&text, |before| {
                         !(before.is_whitespace() || "-({[<".contains(before))
                     })
                     .into()
                 }
-                Filter::Trim => return text_method(Method::Strip, &text, given, purse),
-                Filter::Upper => return text_method(Method::Upper, &text, given, purse),
-                _ => escaped(&text, purse)?,
+                Filter::Trim => return text_method(Method::Strip, &text, arguments, budget),
+                Filter::Upper => return text_method(Method::Upper, &text, arguments, budget),
+                _ => escaped(&text, budget)?,
             }
         }
     };
-    given.none_left("the filter", most)?;
+    arguments.expect_no_more("the filter", most)?;
     Ok(result)
 }
 
-pub(super) fn test(test: Test, value: &Value, arguments: &[Value], purse: &mut Purse) -> Result<bool> {
+pub(super) fn test(test: Test, value: &Value, arguments: &[Value], budget: &mut Budget) -> Result<bool> {
     let argument = arguments.first().unwrap_or(&Value::Undefined);
     let number = |value: &Value| match value.as_int() {
         Some(number) => Ok(number),
@@ -236,7 +241,7 @@ pub(super) fn test(test: Test, value: &Value, arguments: &[Value], purse: &mut P
         Test::Mapping => matches!(value, Value::Map(_)),
         Test::Integer => matches!(value, Value::Int(_)),
         Test::Float => matches!(value, Value::Float(_)),
-        // Python's booleans are numbers.
+        // Booleans are numbers in Python.
         Test::Number => matches!(value, Value::Bool(_) | Value::Int(_) | Value::Float(_)),
         Test::Sequence | Test::Iterable => {
             matches!(value, Value::Str(_) | Value::List(_) | Value::Map(_))
@@ -248,47 +253,47 @@ pub(super) fn test(test: Test, value: &Value, arguments: &[Value], purse: &mut P
             0 => return fails("divisibleby: division by zero"),
             divisor => number(value)?.checked_rem(divisor) == Some(0),
         },
-        Test::Equal => value.equals(argument, purse)?,
-        Test::In => contains(argument, value, purse)?,
+        Test::Equal => value.equals(argument, budget)?,
+        Test::In => contains(argument, value, budget)?,
     })
 }
 
 /// Python's `item in container`.
-pub(super) fn contains(container: &Value, item: &Value, purse: &mut Purse) -> Result<bool> {
+pub(super) fn contains(container: &Value, item: &Value, budget: &mut Budget) -> Result<bool> {
     match container {
         Value::Str(text) => match item.as_str() {
             Some(part) => {
-                purse.spend_bytes(text.len())?;
+                budget.spend_bytes(text.len())?;
                 Ok(text.contains(part))
             }
             None => fails(format!("a string cannot hold {}", item.kind())),
         },
         Value::List(list) => {
             for candidate in &list.items {
-                if candidate.equals(item, purse)? {
+                if candidate.equals(item, budget)? {
                     return Ok(true);
                 }
             }
             Ok(false)
         }
         Value::Map(map) => {
-            purse.spend(map.entries.len() as u64)?;
+            budget.spend(map.entries.len() as u64)?;
             Ok(item.as_str().is_some_and(|key| container.entry(key).is_some()))
         }
         Value::Undefined => Ok(false),
-        other => fails(format!("{} holds nothing that `in` could find", other.kind())),
+        other => fails(format!("`in` cannot search {}", other.kind())),
     }
 }
 
-/// What a loop goes through.
-pub(super) fn iterate(value: &Value, purse: &mut Purse) -> Result<Vec<Value>> {
+/// Returns the items that a loop iterates over.
+pub(super) fn iterate(value: &Value, budget: &mut Budget) -> Result<Vec<Value>> {
     match value {
         Value::List(list) => {
-            purse.spend_items(list.items.len())?;
+            budget.spend_items(list.items.len())?;
             Ok(list.items.clone())
         }
         Value::Map(map) => {
-            purse.spend_items(map.entries.len())?;
+            budget.spend_items(map.entries.len())?;
             Ok(map
                 .entries
                 .iter()
@@ -296,7 +301,7 @@ pub(super) fn iterate(value: &Value, purse: &mut Purse) -> Result<Vec<Value>> {
                 .collect())
         }
         Value::Str(text) => {
-            purse.spend_items(2 * text.len())?;
+            budget.spend_items(2 * text.len())?;
             Ok(text
                 .chars()
                 .map(|character| character.to_string().into())
@@ -307,20 +312,20 @@ pub(super) fn iterate(value: &Value, purse: &mut Purse) -> Result<Vec<Value>> {
     }
 }
 
-fn join(items: &[Value], between: &str, purse: &mut Purse) -> Result<Value> {
+fn join(items: &[Value], between: &str, budget: &mut Budget) -> Result<Value> {
     let mut text = String::new();
     for (i, item) in items.iter().enumerate() {
         if i > 0 {
-            purse.spend_bytes(between.len())?;
+            budget.spend_bytes(between.len())?;
             text.push_str(between);
         }
-        item.print(&mut text, false, purse)?;
+        item.print(&mut text, false, budget)?;
     }
     Ok(text.into())
 }
 
-fn escaped(text: &str, purse: &mut Purse) -> Result<Value> {
-    purse.spend_bytes(6 * text.len())?;
+fn escaped(text: &str, budget: &mut Budget) -> Result<Value> {
+    budget.spend_bytes(6 * text.len())?;
     let mut safe = String::new();
     for character in text.chars() {
         match character {
@@ -335,51 +340,61 @@ fn escaped(text: &str, purse: &mut Purse) -> Result<Value> {
     Ok(safe.into())
 }
 
-pub(super) fn method(method: Method, value: Value, mut given: Given, purse: &mut Purse) -> Result<Value> {
+pub(super) fn method(
+    method: Method,
+    value: Value,
+    mut arguments: ArgumentValues,
+    budget: &mut Budget,
+) -> Result<Value> {
     if let Value::Str(text) = &value {
-        return text_method(method, text, given, purse);
+        return text_method(method, text, arguments, budget);
     }
     let Value::Map(map) = &value else {
         return fails(format!("{} has no such method", value.kind()));
     };
     let (result, most) = match method {
         Method::Get => {
-            let key = given.text(0, "key", "get")?.unwrap_or_else(|| "".into());
-            let fallback = given.take(1, "default").unwrap_or(Value::None);
-            purse.spend(map.entries.len() as u64)?;
+            let key = arguments.text(0, "key", "get")?.unwrap_or_else(|| "".into());
+            let fallback = arguments.take(1, "default").unwrap_or(Value::None);
+            budget.spend(map.entries.len() as u64)?;
             (value.entry(&key).cloned().unwrap_or(fallback), 2)
         }
-        Method::Keys => (Value::list(iterate(&value, purse)?)?, 0),
+        Method::Keys => (Value::list(iterate(&value, budget)?)?, 0),
         Method::Values => {
-            purse.spend_items(map.entries.len())?;
+            budget.spend_items(map.entries.len())?;
             (
                 Value::list(map.entries.iter().map(|(_, value)| value.clone()).collect())?,
                 0,
             )
         }
         Method::Items => {
-            purse.spend_items(3 * map.entries.len())?;
+            budget.spend_items(3 * map.entries.len())?;
             let pairs = map.entries.iter();
             let pairs = pairs.map(|(key, value)| Value::list(vec![Value::Str(key.clone()), value.clone()]));
             (Value::list(pairs.collect::<Result<_>>()?)?, 0)
         }
         _ => return fails("a mapping has no such method"),
     };
-    given.none_left("the method", most)?;
+    arguments.expect_no_more("the method", most)?;
     Ok(result)
 }
 
-fn text_method(method: Method, text: &str, mut given: Given, purse: &mut Purse) -> Result<Value> {
-    // A letter's other case may be three letters.
-    purse.spend_bytes(3 * text.len())?;
+fn text_method(
+    method: Method,
+    text: &str,
+    mut arguments: ArgumentValues,
+    budget: &mut Budget,
+) -> Result<Value> {
+    // The other case of a letter may have three letters.
+    budget.spend_bytes(3 * text.len())?;
     let (result, most): (Value, _) = match method {
         Method::Upper => (text.to_uppercase().into(), 0),
         Method::Lower => (text.to_lowercase().into(), 0),
         Method::Capitalize => (capitalized(text).into(), 0),
         Method::Title => (titled(text, char::is_alphabetic).into(), 0),
         Method::Strip | Method::LeftStrip | Method::RightStrip => {
-            let characters = given.text(0, "chars", "strip")?;
-            purse.spend(text.len() as u64 / 8 * characters.as_ref().map_or(0, |c| c.len() as u64))?;
+            let characters = arguments.text(0, "chars", "strip")?;
+            budget.spend(text.len() as u64 / 8 * characters.as_ref().map_or(0, |c| c.len() as u64))?;
             let cut = |character: char| match &characters {
                 Some(characters) => characters.contains(character),
                 None => character.is_whitespace(),
@@ -392,7 +407,7 @@ fn text_method(method: Method, text: &str, mut given: Given, purse: &mut Purse) 
             (stripped.into(), 1)
         }
         Method::StartsWith | Method::EndsWith => {
-            let Some(part) = given.text(0, "prefix", "startswith")? else {
+            let Some(part) = arguments.text(0, "prefix", "startswith")? else {
                 return fails("startswith and endswith take a string");
             };
             let found = match method {
@@ -402,8 +417,8 @@ fn text_method(method: Method, text: &str, mut given: Given, purse: &mut Purse) 
             (Value::Bool(found), 1)
         }
         Method::Split => {
-            let separator = given.text(0, "sep", "split")?;
-            let most = given
+            let separator = arguments.text(0, "sep", "split")?;
+            let most = arguments
                 .take(1, "maxsplit")
                 .and_then(|most| most.as_int())
                 .unwrap_or(-1);
@@ -411,27 +426,30 @@ fn text_method(method: Method, text: &str, mut given: Given, purse: &mut Purse) 
                 Some(separator) => text.matches(&**separator).count(),
                 None => text.split_whitespace().count(),
             };
-            purse.spend_items(2 * (parts + 1))?;
+            budget.spend_items(2 * (parts + 1))?;
             (Value::list(split(text, separator.as_deref(), most)?)?, 2)
         }
         Method::Replace => {
-            let (old, new) = (given.text(0, "old", "replace")?, given.text(1, "new", "replace")?);
+            let (old, new) = (
+                arguments.text(0, "old", "replace")?,
+                arguments.text(1, "new", "replace")?,
+            );
             let (Some(old), Some(new)) = (old.filter(|old| !old.is_empty()), new) else {
                 return fails("replace takes two strings, of which the first is not empty");
             };
-            // Paid for before it is made.
-            purse.spend_bytes(text.matches(&*old).count().saturating_mul(new.len()))?;
+            // Charged before it is allocated.
+            budget.spend_bytes(text.matches(&*old).count().saturating_mul(new.len()))?;
             (text.replace(&*old, &new).into(), 2)
         }
         Method::Join => {
-            let items = given.take(0, "iterable").unwrap_or(Value::Undefined);
-            (join(&iterate(&items, purse)?, text, purse)?, 1)
+            let items = arguments.take(0, "iterable").unwrap_or(Value::Undefined);
+            (join(&iterate(&items, budget)?, text, budget)?, 1)
         }
         Method::Get | Method::Items | Method::Keys | Method::Values => {
             return fails("a string has no such method");
         }
     };
-    given.none_left("the method", most)?;
+    arguments.expect_no_more("the method", most)?;
     Ok(result)
 }
 
@@ -446,8 +464,8 @@ fn capitalized(text: &str) -> String {
     }
 }
 
-/// Words in small letters with a capital; `goes_on` tells from a character whether the next one is inside a word.
-fn titled(text: &str, goes_on: impl Fn(char) -> bool) -> String {
+/// Title case; `is_word_interior` returns whether the character after the given one is inside a word.
+fn titled(text: &str, is_word_interior: impl Fn(char) -> bool) -> String {
     let mut inside = false;
     let mut titled = String::new();
     for character in text.chars() {
@@ -455,7 +473,7 @@ fn titled(text: &str, goes_on: impl Fn(char) -> bool) -> String {
             true => titled.extend(character.to_lowercase()),
             false => titled.extend(character.to_uppercase()),
         }
-        inside = goes_on(character);
+        inside = is_word_interior(character);
     }
     titled
 }
@@ -472,10 +490,10 @@ fn split(text: &str, separator: Option<&str>, most: i64) -> Result<Vec<Value>> {
 }
 
 /// `range(...)`.
-pub(super) fn range(mut given: Given, purse: &mut Purse) -> Result<Value> {
+pub(super) fn range(mut arguments: ArgumentValues, budget: &mut Budget) -> Result<Value> {
     let mut numbers = Vec::new();
-    for place in 0..given.positional.len() {
-        match given.take(place, "").and_then(|value| value.as_int()) {
+    for place in 0..arguments.positional.len() {
+        match arguments.take(place, "").and_then(|value| value.as_int()) {
             Some(number) => numbers.push(number),
             None => return fails("range takes whole numbers"),
         }
@@ -486,29 +504,29 @@ pub(super) fn range(mut given: Given, purse: &mut Purse) -> Result<Value> {
         [start, stop, step] if *step != 0 => (*start, *stop, *step),
         _ => return fails("range takes one to three whole numbers, of which the last is not 0"),
     };
-    given.none_left("range", 3)?;
+    arguments.expect_no_more("range", 3)?;
     let distance = (i128::from(stop) - i128::from(start)) * i128::from(step.signum());
     let count = (distance.max(0) as u128).div_ceil(u128::from(step.unsigned_abs()));
-    purse.spend_items(usize::try_from(count).unwrap_or(usize::MAX))?;
+    budget.spend_items(usize::try_from(count).unwrap_or(usize::MAX))?;
     let numbers = (0..count as i64).map(|i| Value::Int(start.saturating_add(step.saturating_mul(i))));
     Value::list(numbers.collect())
 }
 
 /// `raise_exception(...)`.
-pub(super) fn raise_exception(mut given: Given) -> Result<Value> {
-    let message = given
+pub(super) fn raise_exception(mut arguments: ArgumentValues) -> Result<Value> {
+    let message = arguments
         .text(0, "message", "raise_exception")?
         .unwrap_or_else(|| "".into());
     fails(excerpt(&message))
 }
 
 /// `strftime_now(...)`.
-pub(super) fn strftime_now(mut given: Given, purse: &mut Purse) -> Result<Value> {
-    let format = given
+pub(super) fn strftime_now(mut arguments: ArgumentValues, budget: &mut Budget) -> Result<Value> {
+    let format = arguments
         .text(0, "format", "strftime_now")?
         .unwrap_or_else(|| "".into());
-    // The longest a directive gives is some 40 characters for two.
-    purse.spend_bytes(24 * format.len())?;
+    // A directive of two characters expands to about 40 at most.
+    budget.spend_bytes(24 * format.len())?;
     let mut text = String::new();
     match write!(text, "{}", chrono::Local::now().format(&format)) {
         Ok(()) => Ok(text.into()),

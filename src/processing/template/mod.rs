@@ -1,8 +1,8 @@
-//! Chat templates of model folders, evaluated within bounds.
+//! Evaluates chat templates of model folders within a budget.
 //!
-//! A template is a program from a stranger, so it is not handed to an engine for trusted ones: this room evaluates the plain
-//! part of Jinja that chat templates use and pays for every step, byte and list item from one allowance. What lies outside
-//! that part (macros, includes, filters that multiply) is refused by name when the template is read. minijinja only parses.
+//! A template is an untrusted program, so no engine for trusted templates runs it. This module evaluates the subset of Jinja that
+//! chat templates use and charges every step, byte and list item to one budget. Other features (macros, includes, filters that
+//! multiply their input) are rejected by name when the template is parsed. minijinja only parses.
 
 mod evaluate;
 mod functions;
@@ -16,26 +16,26 @@ use minijinja::syntax::SyntaxConfig;
 
 pub(super) use self::value::Value;
 
-/// Most bytes of a template; the longest that were published have some 20,000.
+/// Maximum bytes of a template; the longest published ones have about 20,000.
 const MAX_SOURCE: usize = 64 * 1024;
-/// Most tokens between a tag's delimiters, which bounds how deep an expression can be.
+/// Maximum tokens in a tag, which bounds the depth of expressions.
 const MAX_TAG_TOKENS: usize = 256;
-/// What one rendering may spend: a step costs 1, eight bytes of text 1, a list's item 4. It takes some 0.1 s and 16 MiB.
-const ALLOWANCE: u64 = 2_000_000;
-/// Most bytes a template may write, message texts not counted.
+/// Budget of one rendering: a step costs 1, eight bytes of text 1, a list item 4. All of it is about 0.1 s and 16 MiB.
+const BUDGET: u64 = 2_000_000;
+/// Maximum bytes of output, without message texts.
 pub(super) const MAX_OUTPUT: usize = 1 << 20;
-/// Stack of the thread that parses and evaluates; both recurse as deep as a template is nested, which is bounded.
+/// Stack size of the thread that parses and evaluates; both recurse to the depth of nesting, which is bounded.
 const STACK: usize = 16 << 20;
 
 /// Why a template cannot be used.
 #[derive(Debug)]
 pub(super) enum Failure {
-    /// Its text is no template, or beyond the bounds of one.
+    /// Not a template, or too large.
     Syntax(String),
-    /// Its own doing: what it does is wrong or outside the plain part of Jinja.
+    /// It raises an error, or uses an unsupported feature.
     Fails(String),
-    /// The allowance is spent.
-    OutOfWork,
+    /// The budget is exhausted.
+    OutOfBudget,
     /// More output than [`MAX_OUTPUT`].
     TooLong,
 }
@@ -46,13 +46,13 @@ fn fails<T>(reason: impl Into<String>) -> Result<T> {
     Err(Failure::Fails(reason.into()))
 }
 
-/// A template, read and found plain.
+/// A parsed template of supported features only.
 pub(super) struct Template {
     body: Vec<tree::Statement>,
 }
 
 impl Template {
-    /// Reads a template with the settings that transformers gives Jinja.
+    /// Parses a template with the settings that transformers uses for Jinja.
     pub(super) fn parse(source: &str) -> Result<Self> {
         if source.len() > MAX_SOURCE {
             return Err(Failure::Syntax(format!("it is longer than {MAX_SOURCE} bytes")));
@@ -61,7 +61,7 @@ impl Template {
             check_tags(source)?;
             let parsed = parse(source, "chat_template", syntax()).map_err(|error| syntax_failure(&error))?;
             let ast::Stmt::Template(template) = &parsed else {
-                return fails("it is no template");
+                return fails("it is not a template");
             };
             Ok(Self {
                 body: tree::statements(&template.children)?,
@@ -71,11 +71,11 @@ impl Template {
 
     /// Evaluates it with `variables`.
     pub(super) fn render(&self, variables: &BTreeMap<&str, Value>) -> Result<String> {
-        on_own_stack(|| evaluate::render(&self.body, variables, ALLOWANCE))
+        on_own_stack(|| evaluate::render(&self.body, variables, BUDGET))
     }
 }
 
-/// Runs `work` in a thread whose stack does not depend on who asks.
+/// Runs `work` in a thread with a stack of known size.
 fn on_own_stack<T: Send>(work: impl FnOnce() -> Result<T> + Send) -> Result<T> {
     std::thread::scope(|scope| {
         let thread = std::thread::Builder::new()
@@ -84,14 +84,14 @@ fn on_own_stack<T: Send>(work: impl FnOnce() -> Result<T> + Send) -> Result<T> {
             .spawn_scoped(scope, work);
         match thread.map(|thread| thread.join()) {
             Ok(Ok(result)) => result,
-            Ok(Err(_)) => fails("its evaluation ended unexpectedly"),
-            Err(error) => fails(format!("the system gives no thread to evaluate it: {error}")),
+            Ok(Err(_)) => fails("its evaluation panicked"),
+            Err(error) => fails(format!("cannot start a thread to evaluate it: {error}")),
         }
     })
 }
 
 fn syntax() -> SyntaxConfig {
-    // Only delimiters could make a syntax invalid, and these are the usual ones.
+    // Only custom delimiters could make a syntax invalid.
     SyntaxConfig::builder()
         .trim_blocks(true)
         .lstrip_blocks(true)
@@ -103,7 +103,7 @@ fn syntax_failure(error: &minijinja::Error) -> Failure {
     Failure::Syntax(format!("{error:#}"))
 }
 
-/// Bounds each tag before the parser sees any: it recurses along `not not …` and `a.b.c…`.
+/// Bounds the length of every tag before parsing: the parser recurses along `not not …` and `a.b.c…`.
 fn check_tags(source: &str) -> Result<()> {
     let mut tokens = 0;
     for token in tokenize(source, false, syntax()) {
@@ -113,7 +113,7 @@ fn check_tags(source: &str) -> Result<()> {
         }
         if tokens > MAX_TAG_TOKENS {
             return Err(Failure::Syntax(format!(
-                "a tag has more than {MAX_TAG_TOKENS} words and signs"
+                "a tag has more than {MAX_TAG_TOKENS} tokens"
             )));
         }
     }

@@ -1,4 +1,4 @@
-//! The plain part of Jinja: a parsed template's nodes, owned, each of a kind that the evaluation knows.
+//! Syntax tree of the supported subset of Jinja, with owned nodes.
 
 use minijinja::machinery::ast::{self, BinOpKind, CallArg, CompareOpKind, Expr as Parsed, Stmt, UnaryOpKind};
 use minijinja::value::ValueKind;
@@ -28,7 +28,7 @@ pub(super) struct Loop {
     pub(super) otherwise: Vec<Statement>,
 }
 
-/// What is assigned to.
+/// Target of an assignment.
 pub(super) enum Target {
     Name(String),
     /// `a, b`
@@ -62,9 +62,9 @@ pub(super) enum Expression {
     Method(Method, Box<Expression>, Arguments),
 }
 
-fn outside<T>(what: &str) -> Result<T> {
+fn unsupported<T>(what: &str) -> Result<T> {
     fails(format!(
-        "it uses {what}, which is outside the plain part of Jinja that is evaluated here"
+        "it uses {what}, which is outside the supported subset of Jinja"
     ))
 }
 
@@ -76,7 +76,7 @@ fn statement(parsed: &Stmt<'_>) -> Result<Statement> {
     Ok(match parsed {
         Stmt::EmitRaw(raw) => Statement::Raw(raw.raw.to_owned()),
         Stmt::EmitExpr(emit) => Statement::Emit(expression(&emit.expr)?),
-        Stmt::ForLoop(parsed) if parsed.recursive => return outside("a recursive loop"),
+        Stmt::ForLoop(parsed) if parsed.recursive => return unsupported("a recursive loop"),
         Stmt::ForLoop(parsed) => Statement::For(Box::new(Loop {
             target: target(&parsed.target)?,
             items: expression(&parsed.iter)?,
@@ -92,7 +92,7 @@ fn statement(parsed: &Stmt<'_>) -> Result<Statement> {
         Stmt::Set(parsed) => Statement::Set(target(&parsed.target)?, expression(&parsed.expr)?),
         Stmt::SetBlock(parsed) => match (&parsed.target, &parsed.filter) {
             (Parsed::Var(name), None) => Statement::Capture(name.id.to_owned(), statements(&parsed.body)?),
-            _ => return outside("a filtered {% set %} block"),
+            _ => return unsupported("a filtered {% set %} block"),
         },
         Stmt::WithBlock(parsed) => {
             let assignments = parsed.assignments.iter();
@@ -101,16 +101,16 @@ fn statement(parsed: &Stmt<'_>) -> Result<Statement> {
         }
         Stmt::Break(_) => Statement::Break,
         Stmt::Continue(_) => Statement::Continue,
-        Stmt::Template(_) => return outside("a template inside a template"),
-        Stmt::AutoEscape(_) => return outside("{% autoescape %}"),
-        Stmt::FilterBlock(_) => return outside("{% filter %}"),
-        Stmt::Block(_) => return outside("{% block %}"),
-        Stmt::Import(_) | Stmt::FromImport(_) => return outside("{% import %}"),
-        Stmt::Extends(_) => return outside("{% extends %}"),
-        Stmt::Include(_) => return outside("{% include %}"),
-        Stmt::Macro(_) => return outside("{% macro %}"),
-        Stmt::CallBlock(_) => return outside("{% call %}"),
-        Stmt::Do(_) => return outside("{% do %}"),
+        Stmt::Template(_) => return unsupported("a template inside a template"),
+        Stmt::AutoEscape(_) => return unsupported("{% autoescape %}"),
+        Stmt::FilterBlock(_) => return unsupported("{% filter %}"),
+        Stmt::Block(_) => return unsupported("{% block %}"),
+        Stmt::Import(_) | Stmt::FromImport(_) => return unsupported("{% import %}"),
+        Stmt::Extends(_) => return unsupported("{% extends %}"),
+        Stmt::Include(_) => return unsupported("{% include %}"),
+        Stmt::Macro(_) => return unsupported("{% macro %}"),
+        Stmt::CallBlock(_) => return unsupported("{% call %}"),
+        Stmt::Do(_) => return unsupported("{% do %}"),
     })
 }
 
@@ -118,7 +118,7 @@ fn target(parsed: &Parsed<'_>) -> Result<Target> {
     let names = |items: &[Parsed<'_>]| {
         let names = items.iter().map(|item| match item {
             Parsed::Var(name) => Ok(name.id.to_owned()),
-            _ => outside("a nested assignment"),
+            _ => unsupported("a nested assignment"),
         });
         names.collect::<Result<_>>().map(Target::Names)
     };
@@ -127,7 +127,7 @@ fn target(parsed: &Parsed<'_>) -> Result<Target> {
         Parsed::GetAttr(field) => Ok(Target::Field(expression(&field.expr)?, field.name.to_owned())),
         Parsed::List(list) => names(&list.items),
         Parsed::Tuple(tuple) => names(&tuple.items),
-        _ => outside("an assignment to something that is no name"),
+        _ => unsupported("an assignment to something other than a name"),
     }
 }
 
@@ -180,20 +180,20 @@ fn expression(parsed: &Parsed<'_>) -> Result<Expression> {
         }
         Parsed::Filter(filter) => {
             let Some(known) = Filter::named(filter.name) else {
-                return outside(&format!("the filter `{}`", filter.name));
+                return unsupported(&format!("the filter `{}`", filter.name));
             };
             let Some(value) = &filter.expr else {
-                return outside("a filter without a value");
+                return unsupported("a filter without a value");
             };
             Expression::Filter(known, boxed(value)?, arguments(&filter.args)?)
         }
         Parsed::Test(test) => {
             let Some(known) = Test::named(test.name) else {
-                return outside(&format!("the test `{}`", test.name));
+                return unsupported(&format!("the test `{}`", test.name));
             };
             let (positional, named) = arguments(&test.args)?;
             if !named.is_empty() {
-                return outside("a test with named arguments");
+                return unsupported("a test with named arguments");
             }
             Expression::Test(known, boxed(&test.expr)?, positional)
         }
@@ -217,7 +217,7 @@ fn binary(operation: &ast::BinOp<'_>) -> Result<Expression> {
         BinOpKind::Gt => compared(CompareOpKind::Gt, both),
         BinOpKind::Gte => compared(CompareOpKind::Gte, both),
         BinOpKind::In => compared(CompareOpKind::In, both),
-        BinOpKind::Pow => return outside("the operator `**`"),
+        BinOpKind::Pow => return unsupported("the operator `**`"),
         kind => Expression::Arithmetic(kind, both),
     })
 }
@@ -227,13 +227,13 @@ fn called(call: &ast::Call<'_>) -> Result<Expression> {
     match &call.expr {
         Parsed::Var(name) => match Function::named(name.id) {
             Some(function) => Ok(Expression::Function(function, arguments)),
-            None => outside(&format!("the function `{}`", name.id)),
+            None => unsupported(&format!("the function `{}`", name.id)),
         },
         Parsed::GetAttr(attribute) => match Method::named(attribute.name) {
             Some(method) => Ok(Expression::Method(method, boxed(&attribute.expr)?, arguments)),
-            None => outside(&format!("the method `{}`", attribute.name)),
+            None => unsupported(&format!("the method `{}`", attribute.name)),
         },
-        _ => outside("a call of something that has no name"),
+        _ => unsupported("a call of an unnamed value"),
     }
 }
 
@@ -244,7 +244,7 @@ fn arguments(parsed: &[CallArg<'_>]) -> Result<Arguments> {
             CallArg::Pos(value) => positional.push(expression(value)?),
             CallArg::Kwarg(name, value) => named.push(((*name).to_owned(), expression(value)?)),
             CallArg::PosSplat(_) | CallArg::KwargSplat(_) => {
-                return outside("an argument list taken apart by `*`");
+                return unsupported("unpacking of arguments with `*`");
             }
         }
     }
@@ -263,7 +263,7 @@ fn constant_value(value: &minijinja::Value) -> Result<Value> {
         ValueKind::Number => f64::try_from(value.clone()).map_or(Value::Undefined, Value::Float),
         _ => match value.as_str() {
             Some(text) => text.into(),
-            None => return outside("a constant of an unknown kind"),
+            None => return unsupported("a constant of an unknown kind"),
         },
     })
 }

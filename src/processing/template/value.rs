@@ -1,16 +1,16 @@
-//! What a template computes with.
+//! Values of templates.
 
 use std::sync::Arc;
 
-use super::evaluate::Purse;
+use super::evaluate::Budget;
 use super::{Result, fails};
 
-/// Lists and maps inside each other; more cannot come from messages.
+/// Maximum nesting of lists and maps; messages need less.
 const MAX_DEPTH: usize = 32;
 
 #[derive(Debug, Clone)]
 pub(in crate::processing) enum Value {
-    /// A name without a value: empty where it is printed, an error where it is looked into.
+    /// An undefined variable: prints as an empty text; access to its items is an error.
     Undefined,
     None,
     Bool(bool),
@@ -19,7 +19,7 @@ pub(in crate::processing) enum Value {
     Str(Arc<str>),
     List(Arc<List>),
     Map(Arc<Map>),
-    /// A `namespace(...)`: its number in the evaluation.
+    /// A `namespace(...)`, by its index in the evaluation.
     Namespace(usize),
 }
 
@@ -31,7 +31,7 @@ pub(in crate::processing) struct List {
 
 #[derive(Debug)]
 pub(in crate::processing) struct Map {
-    /// In the order they were written.
+    /// In insertion order.
     pub(super) entries: Vec<(Arc<str>, Value)>,
     depth: usize,
 }
@@ -55,19 +55,19 @@ impl From<usize> for Value {
 }
 
 impl Value {
-    /// A list; it fails where lists are nested too deep.
+    /// A list; an error if nested too deeply.
     pub(in crate::processing) fn list(items: Vec<Value>) -> Result<Self> {
         let depth = deeper(items.iter())?;
         Ok(Self::List(Arc::new(List { items, depth })))
     }
 
-    /// A map; it fails where maps are nested too deep.
+    /// A map; an error if nested too deeply.
     pub(in crate::processing) fn map(entries: Vec<(Arc<str>, Value)>) -> Result<Self> {
         let depth = deeper(entries.iter().map(|(_, value)| value))?;
         Ok(Self::Map(Arc::new(Map { entries, depth })))
     }
 
-    /// What tells of a loop: it holds the items of the list, and counts as no deeper than that.
+    /// The `loop` variable, which holds items of the list and counts as no deeper than them.
     pub(super) fn loop_state(entries: Vec<(Arc<str>, Value)>) -> Self {
         let depth = entries.iter().map(|(_, value)| value.depth()).max().unwrap_or(0);
         Self::Map(Arc::new(Map { entries, depth }))
@@ -94,7 +94,7 @@ impl Value {
         }
     }
 
-    /// What it is called in errors.
+    /// Name of the type in errors.
     pub(super) fn kind(&self) -> &'static str {
         match self {
             Self::Undefined => "an undefined value",
@@ -115,7 +115,7 @@ impl Value {
         }
     }
 
-    /// Python reads booleans as numbers, too.
+    /// Booleans are integers, too, as in Python.
     pub(super) fn as_int(&self) -> Option<i64> {
         match self {
             Self::Int(value) => Some(*value),
@@ -131,7 +131,7 @@ impl Value {
         }
     }
 
-    /// The value under a map's key.
+    /// Value of a map's key.
     pub(super) fn entry(&self, key: &str) -> Option<&Value> {
         match self {
             Self::Map(map) => map
@@ -144,13 +144,13 @@ impl Value {
         }
     }
 
-    /// Python's `==`; every value looked at is paid for, since lists may share their parts.
-    pub(super) fn equals(&self, other: &Self, purse: &mut Purse) -> Result<bool> {
-        purse.spend(1)?;
+    /// Python's `==`. Every comparison is charged, since lists may share items.
+    pub(super) fn equals(&self, other: &Self, budget: &mut Budget) -> Result<bool> {
+        budget.spend(1)?;
         Ok(match (self, other) {
             (Self::Undefined, Self::Undefined) | (Self::None, Self::None) => true,
             (Self::Str(a), Self::Str(b)) => {
-                purse.spend_bytes(a.len().min(b.len()))?;
+                budget.spend_bytes(a.len().min(b.len()))?;
                 a == b
             }
             (Self::List(a), Self::List(b)) => {
@@ -158,7 +158,7 @@ impl Value {
                     return Ok(false);
                 }
                 for (a, b) in a.items.iter().zip(&b.items) {
-                    if !a.equals(b, purse)? {
+                    if !a.equals(b, budget)? {
                         return Ok(false);
                     }
                 }
@@ -169,9 +169,9 @@ impl Value {
                     return Ok(false);
                 }
                 for (key, value) in &a.entries {
-                    purse.spend(b.entries.len() as u64)?;
+                    budget.spend(b.entries.len() as u64)?;
                     match other.entry(key) {
-                        Some(theirs) if value.equals(theirs, purse)? => {}
+                        Some(theirs) if value.equals(theirs, budget)? => {}
                         _ => return Ok(false),
                     }
                 }
@@ -185,9 +185,9 @@ impl Value {
         })
     }
 
-    /// Appends it as `str()` writes it; nested strings as `repr()` does.
-    pub(super) fn print(&self, out: &mut String, nested: bool, purse: &mut Purse) -> Result<()> {
-        purse.spend(1)?;
+    /// Appends it as by `str()`, nested strings as by `repr()`.
+    pub(super) fn print(&self, out: &mut String, nested: bool, budget: &mut Budget) -> Result<()> {
+        budget.spend(1)?;
         match self {
             Self::Undefined => {}
             Self::None => out.push_str("None"),
@@ -196,7 +196,7 @@ impl Value {
             Self::Int(value) => out.push_str(&value.to_string()),
             Self::Float(value) => out.push_str(&format!("{value:?}")),
             Self::Str(text) => {
-                purse.spend_bytes(text.len())?;
+                budget.spend_bytes(text.len())?;
                 match nested {
                     true => print_quoted(text, out),
                     false => out.push_str(text),
@@ -206,18 +206,18 @@ impl Value {
                 out.push('[');
                 for (i, item) in list.items.iter().enumerate() {
                     out.push_str(if i > 0 { ", " } else { "" });
-                    item.print(out, true, purse)?;
+                    item.print(out, true, budget)?;
                 }
                 out.push(']');
             }
             Self::Map(map) => {
                 out.push('{');
                 for (i, (key, value)) in map.entries.iter().enumerate() {
-                    purse.spend_bytes(key.len())?;
+                    budget.spend_bytes(key.len())?;
                     out.push_str(if i > 0 { ", " } else { "" });
                     print_quoted(key, out);
                     out.push_str(": ");
-                    value.print(out, true, purse)?;
+                    value.print(out, true, budget)?;
                 }
                 out.push('}');
             }
@@ -226,10 +226,10 @@ impl Value {
         Ok(())
     }
 
-    /// Its text by itself.
-    pub(super) fn text(&self, purse: &mut Purse) -> Result<String> {
+    /// Its text.
+    pub(super) fn text(&self, budget: &mut Budget) -> Result<String> {
         let mut text = String::new();
-        self.print(&mut text, false, purse)?;
+        self.print(&mut text, false, budget)?;
         Ok(text)
     }
 
@@ -239,9 +239,9 @@ impl Value {
         out: &mut String,
         indent: Option<usize>,
         level: usize,
-        purse: &mut Purse,
+        budget: &mut Budget,
     ) -> Result<()> {
-        purse.spend(1 + (indent.unwrap_or(0) * level) as u64 / 8)?;
+        budget.spend(1 + (indent.unwrap_or(0) * level) as u64 / 8)?;
         let line = |out: &mut String, level: usize| {
             if let Some(indent) = indent {
                 out.push('\n');
@@ -253,16 +253,16 @@ impl Value {
             Self::None => out.push_str("null"),
             Self::Bool(value) => out.push_str(if *value { "true" } else { "false" }),
             Self::Str(text) => {
-                purse.spend_bytes(text.len())?;
+                budget.spend_bytes(text.len())?;
                 out.push_str(&serde_json::Value::from(&**text).to_string());
             }
-            Self::Int(_) | Self::Float(_) => self.print(out, false, purse)?,
+            Self::Int(_) | Self::Float(_) => self.print(out, false, budget)?,
             Self::List(list) => {
                 out.push('[');
                 for (i, item) in list.items.iter().enumerate() {
                     out.push_str(if i > 0 { comma } else { "" });
                     line(out, level + 1);
-                    item.to_json(out, indent, level + 1, purse)?;
+                    item.to_json(out, indent, level + 1, budget)?;
                 }
                 if !list.items.is_empty() {
                     line(out, level);
@@ -272,12 +272,12 @@ impl Value {
             Self::Map(map) => {
                 out.push('{');
                 for (i, (key, value)) in map.entries.iter().enumerate() {
-                    purse.spend_bytes(key.len())?;
+                    budget.spend_bytes(key.len())?;
                     out.push_str(if i > 0 { comma } else { "" });
                     line(out, level + 1);
                     out.push_str(&serde_json::Value::from(&**key).to_string());
                     out.push_str(": ");
-                    value.to_json(out, indent, level + 1, purse)?;
+                    value.to_json(out, indent, level + 1, budget)?;
                 }
                 if !map.entries.is_empty() {
                     line(out, level);

@@ -3,10 +3,10 @@
 use super::huffman::{HuffmanTable, LOOKAHEAD};
 use super::markers::{EOI, RST0, RST7, next_marker};
 
-/// Bytes that may be left over before a marker until it counts as damage: some encoders pad.
+/// Maximum unread bytes before a marker that do not count as damage: some encoders pad.
 const PADDING_BYTES: usize = 16;
 
-/// The bits that come next. Loops keep it in a variable of their own, which the compiler can hold in registers.
+/// The next bits. Loops copy it to a local variable, which the compiler keeps in registers.
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Window {
     /// From the highest down; below `count` they are zero or what follows.
@@ -15,14 +15,14 @@ pub(super) struct Window {
 }
 
 impl Window {
-    /// Drops `n` bits, which are there.
+    /// Drops `n` available bits.
     #[inline(always)]
     fn skip(&mut self, n: u32) {
         self.bits <<= n & 63;
         self.count = self.count.wrapping_sub(n);
     }
 
-    /// Takes 1 to 16 bits, which are there.
+    /// Takes 1 to 16 available bits.
     #[inline(always)]
     fn take(&mut self, n: u32) -> u32 {
         let value = (self.bits >> ((64 - n) & 63)) as u32;
@@ -37,14 +37,14 @@ impl Window {
     }
 }
 
-/// Reads bits up to the next marker, then zeros without end.
+/// Reads bits up to the next marker, then zeros.
 #[derive(Clone)]
 pub(super) struct BitReader<'a> {
     data: &'a [u8],
     position: usize,
-    /// What was read and not yet taken.
+    /// Bits read but not yet taken.
     pub(super) window: Window,
-    /// How many of the window's last bits stand for missing data.
+    /// Number of the window's last bits that replace missing data.
     padding: u32,
     /// The marker that ended the data; the end of the file counts as EOI.
     marker: Option<u8>,
@@ -67,7 +67,7 @@ impl<'a> BitReader<'a> {
         }
     }
 
-    /// At least 32 bits are there after this: enough for the longest code and the bits after it.
+    /// Ensures at least 32 bits: enough for the longest code and the bits after it.
     #[inline(always)]
     fn refill(&mut self, window: &mut Window) {
         if window.count >= 32 {
@@ -76,7 +76,7 @@ impl<'a> BitReader<'a> {
         let rest = self.data.get(self.position..).unwrap_or_default();
         if let Some(chunk) = rest.first_chunk::<8>() {
             let word = u64::from_be_bytes(*chunk);
-            // Without a byte of 0xff there are no markers and no stuffed zeros.
+            // Without 0xff there are no markers and no stuffed zeros.
             let holds_ff = word & (!word).wrapping_sub(0x0101_0101_0101_0101) & 0x8080_8080_8080_8080;
             if holds_ff == 0 && self.marker.is_none() {
                 window.bits |= word >> (window.count & 63);
@@ -158,7 +158,7 @@ impl<'a> BitReader<'a> {
         decoded
     }
 
-    /// The same with the window in the caller's hands.
+    /// The same with the caller's window.
     #[inline(always)]
     pub(super) fn run_and_value_from(
         &mut self,
@@ -203,7 +203,7 @@ impl<'a> BitReader<'a> {
         (usize::from(symbol >> 4), u32::from(symbol & 15))
     }
 
-    /// A code longer than the lookup. A code that is not in the table takes 17 bits and stands for 0, as in libjpeg.
+    /// Decodes a code longer than the lookup. A code that is not in the table takes 17 bits and decodes to 0, as in libjpeg.
     #[cold]
     #[inline(never)]
     fn long_code(&mut self, mut window: Window, table: &HuffmanTable) -> (u8, Window) {
@@ -219,21 +219,21 @@ impl<'a> BitReader<'a> {
         (0, window)
     }
 
-    /// Whether bits were taken that are not there. Asked after each MCU.
+    /// Whether missing bits were taken. Checked after each MCU.
     #[inline(always)]
     pub(super) fn is_exhausted(&mut self) -> bool {
         self.exhausted |= self.window.count < self.padding;
         self.exhausted
     }
 
-    /// Whether no restart can bring more data.
+    /// Whether no more data follows, even after a restart.
     pub(super) fn is_ended(&self, restarts: bool) -> bool {
         let passable = |marker| restarts && matches!(marker, 0..=0xbf | RST0..=RST7);
         let exhausted = self.exhausted || self.window.count < self.padding;
         exhausted && self.marker.is_some_and(|marker| !passable(marker))
     }
 
-    /// Says that the data contradicts itself.
+    /// Marks the data as damaged.
     pub(super) fn note_damage(&mut self) {
         self.damaged = true;
     }
@@ -277,7 +277,7 @@ impl<'a> BitReader<'a> {
         }
     }
 
-    /// Drops the bits that are left and goes on to the next marker, unless the reader is at one.
+    /// Drops the remaining bits and skips to the next marker, unless the reader is at one.
     fn seek_marker(&mut self) {
         let left = self.window.count.saturating_sub(self.padding) as usize / 8;
         (self.window, self.padding) = (Window::default(), 0);

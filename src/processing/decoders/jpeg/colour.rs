@@ -1,26 +1,26 @@
-//! From a row of each component to a row of pixels (libjpeg-turbo: jdapimin.c, jdcolor.c; CMYK: Pillow's Convert.c).
+//! Colour conversion of a row of each component to a row of pixels (libjpeg-turbo: jdapimin.c, jdcolor.c; CMYK: Pillow's Convert.c).
 
 use super::Colours;
 
-/// What the components stand for and what becomes of them.
+/// Colour space of the components, and their conversion.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Conversion {
-    /// As they are, side by side.
+    /// Interleaved without conversion.
     Stored,
     /// Grey, three times.
     Grey,
     /// Red, green, blue.
     Rgb,
-    /// Luminance and two chrominances.
+    /// YCbCr.
     Ycc,
-    /// Inks, inverted as Adobe writes them.
+    /// CMYK, inverted as Adobe writes it.
     Cmyk,
-    /// Inks of which three are coded as luminance and chrominances.
+    /// YCCK.
     Ycck,
 }
 
 impl Conversion {
-    /// libjpeg's decision: a JFIF header goes before Adobe's marker, that before the components' identifiers.
+    /// Chooses as libjpeg does: a JFIF header takes precedence over Adobe's marker, and that over the components' identifiers.
     pub(super) fn choose(colours: Colours, ids: &[u8], jfif: bool, adobe: Option<u8>) -> Self {
         match (colours, ids, jfif, adobe) {
             (Colours::Stored, ..) => Self::Stored,
@@ -34,12 +34,12 @@ impl Conversion {
         }
     }
 
-    /// Bytes of a pixel.
+    /// Bytes per pixel.
     pub(super) fn channels(self, components: usize) -> usize {
         if self == Self::Stored { components } else { 3 }
     }
 
-    /// Converts a row. `lines` are as long as the row has pixels; those of components that are not there are empty.
+    /// Converts a row. `lines` have one sample per pixel; those of missing components are empty.
     pub(super) fn row(self, lines: [&[u8]; 4], out: &mut [u8]) {
         let [a, b, c, d] = lines;
         match self {
@@ -58,7 +58,7 @@ impl Conversion {
             Self::Cmyk => each(lines, out, |[c, m, y, k]| {
                 [c, m, y].map(|ink| std::array::from_fn(|i| over_black(ink[i], k[i])))
             }),
-            // The inks are the inverse of these colours.
+            // CMY is the inverse of these colours.
             Self::Ycck => each(lines, out, |[y, cb, cr, k]| {
                 ycc([y, cb, cr]).map(|light| std::array::from_fn(|i| over_black(255 - light[i], k[i])))
             }),
@@ -135,7 +135,7 @@ fn ycc([y, cb, cr]: [&[u8; LANES]; 3]) -> [[u8; LANES]; 3] {
     out
 }
 
-/// The light that an inverted ink and inverted black leave, as Pillow computes it from the inks.
+/// RGB value of an inverted ink and inverted black, as Pillow computes it.
 fn over_black(inverted: u8, inverted_black: u8) -> u8 {
     let (ink, light) = (u32::from(255 - inverted), u32::from(inverted_black));
     let product = ink * light + 128;

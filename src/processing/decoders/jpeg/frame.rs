@@ -2,38 +2,38 @@
 
 use crate::error::ImageError;
 
-/// Samples of a block's side.
+/// Samples per side of a block.
 pub(super) const BLOCK: usize = 8;
 
 /// One component of the frame.
 #[derive(Debug, Clone)]
 pub(super) struct Component {
-    /// The identifier that scans name it by.
+    /// Identifier in scans.
     pub(super) id: u8,
-    /// Horizontal sampling factor: blocks side by side in an MCU.
+    /// Horizontal sampling factor: columns of blocks in an MCU.
     pub(super) h: usize,
-    /// Vertical sampling factor: blocks one above the other in an MCU.
+    /// Vertical sampling factor: rows of blocks in an MCU.
     pub(super) v: usize,
-    /// The number of its quantization table.
+    /// Number of its quantization table.
     pub(super) quant: u8,
-    /// Samples of a row that belong to the picture.
+    /// Samples per row, without padding.
     pub(super) width: usize,
-    /// Rows of samples that belong to the picture.
+    /// Rows of samples, without padding.
     pub(super) height: usize,
-    /// Blocks of a row in a scan of this component alone.
+    /// Blocks per row in a scan of this component only.
     pub(super) blocks_wide: usize,
-    /// Rows of blocks in a scan of this component alone.
+    /// Rows of blocks in a scan of this component only.
     pub(super) blocks_high: usize,
-    /// Blocks of a row in an interleaved scan.
+    /// Blocks per row in an interleaved scan.
     pub(super) padded_blocks: usize,
 }
 
-/// The frame header and what follows from it.
+/// The frame header and derived sizes.
 #[derive(Debug, Clone)]
 pub(super) struct Frame {
     /// Whether the scans are progressive.
     pub(super) progressive: bool,
-    /// Pixels of a row.
+    /// Pixels per row.
     pub(super) width: usize,
     /// Rows.
     pub(super) height: usize,
@@ -43,14 +43,14 @@ pub(super) struct Frame {
     pub(super) max_h: usize,
     /// The largest vertical sampling factor.
     pub(super) max_v: usize,
-    /// MCUs of a row of an interleaved scan.
+    /// MCUs per row of an interleaved scan.
     pub(super) mcus_wide: usize,
-    /// Rows of MCUs of an interleaved scan. A scan of one component is cut into as many parts of `v` rows of blocks.
+    /// Rows of MCUs of an interleaved scan. A scan of one component has as many parts of `v` rows of blocks.
     pub(super) mcu_rows: usize,
 }
 
 impl Frame {
-    /// Reads a frame header. `data` is the whole file, in which a DNL marker may name the height.
+    /// Reads a frame header. `data` is the whole file, in which a DNL marker may define the height.
     pub(super) fn read(progressive: bool, header: &[u8], data: &[u8]) -> Result<Self, ImageError> {
         let ([precision, y1, y0, x1, x0, count], rest) =
             header.split_first_chunk::<6>().ok_or(ImageError::Undecodable)?;

@@ -1,4 +1,4 @@
-//! Huffman tables: as the file defines them, and made ready for decoding (libjpeg-turbo: jdhuff.c, jstdhuff.c).
+//! Huffman tables as defined in the file, and lookup tables for decoding (libjpeg-turbo: jdhuff.c, jstdhuff.c).
 
 use super::bits::extend;
 use crate::error::ImageError;
@@ -6,7 +6,7 @@ use crate::error::ImageError;
 /// Bits of the first lookup.
 pub(super) const LOOKAHEAD: u32 = 10;
 
-/// A table as DHT defines it: how many codes there are of each length from 1 to 16, and their symbols.
+/// A table as DHT defines it: the number of codes of each length from 1 to 16, and their symbols.
 #[derive(Clone, PartialEq, Eq)]
 pub(super) struct HuffmanSpec {
     counts: [u8; 16],
@@ -14,7 +14,7 @@ pub(super) struct HuffmanSpec {
 }
 
 impl HuffmanSpec {
-    /// `symbols` holds as many as `counts` tells, at most 256.
+    /// As many as `counts` sums to, at most 256.
     pub(super) fn new(counts: [u8; 16], symbols: &[u8]) -> Self {
         Self {
             counts,
@@ -23,7 +23,7 @@ impl HuffmanSpec {
     }
 }
 
-/// What the next 10 bits tell: bits to drop (0: the code is longer), code length, run, size, and the value if it fits.
+/// Entry for the next 10 bits: bits to drop (0: the code is longer), code length, run, size, and the value if it fits.
 #[derive(Clone, Copy, Default)]
 pub(super) struct Entry(u32);
 
@@ -69,16 +69,16 @@ impl Entry {
     }
 }
 
-/// A table made ready for decoding.
+/// A lookup table for decoding.
 pub(super) struct HuffmanTable {
     lookup: [Entry; 1 << LOOKAHEAD],
-    /// By length: the first code, how many codes there are, and the index of the first code's symbol.
+    /// Per length: the first code, the number of codes, and the index of the first symbol.
     lengths: [(u32, u32, u32); 17],
     symbols: [u8; 256],
 }
 
 impl HuffmanTable {
-    /// Checks the counts, that no code is all ones or too long for its length and, for `dc`, that sizes are at most 15.
+    /// Checks the counts: no code of all ones, none beyond its length; for `dc`, sizes of at most 15.
     pub(super) fn new(spec: &HuffmanSpec, dc: bool) -> Result<Box<Self>, ImageError> {
         let mut table = Box::new(Self {
             lookup: [Entry::default(); 1 << LOOKAHEAD],
@@ -110,7 +110,7 @@ impl HuffmanTable {
         Ok(table)
     }
 
-    /// Enters a short code for each of the bits that can follow it.
+    /// Adds a short code for all bits that can follow it.
     fn fill(&mut self, length: u32, code: u32, symbol: u8) {
         let rest = LOOKAHEAD - length;
         let size = u32::from(symbol & 15);
@@ -131,13 +131,13 @@ impl HuffmanTable {
         self.lookup[bits & ((1 << LOOKAHEAD) - 1)]
     }
 
-    /// Whether there is such a code, if no shorter one is its beginning.
+    /// Whether such a code exists, given that no shorter one is its prefix.
     pub(super) fn is_code(&self, length: u32, code: u32) -> bool {
         let (first, count, _) = self.lengths[(length as usize).min(16)];
         code < first + count
     }
 
-    /// The symbol of a code that is there.
+    /// Symbol of an existing code.
     #[inline(always)]
     pub(super) fn symbol(&self, length: u32, code: u32) -> u8 {
         let (first, _, index) = self.lengths[(length as usize).min(16)];
@@ -145,7 +145,7 @@ impl HuffmanTable {
     }
 }
 
-/// The tables of the standard's section K.3, for files without any: (DC, AC) for luminance and chrominance.
+/// The standard's tables of section K.3, for files without tables: (DC, AC) for luminance and chrominance.
 pub(super) fn standard() -> [(HuffmanSpec, HuffmanSpec); 2] {
     let sizes: [u8; 12] = std::array::from_fn(|size| size as u8);
     [

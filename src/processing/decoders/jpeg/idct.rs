@@ -1,6 +1,6 @@
 //! The inverse DCT with 13 bits of fraction, "islow" (libjpeg-turbo: jidctint.c, simd/x86_64/jidctint-avx2.asm).
 //!
-//! Sums wrap and results saturate where those of the vector code do: damaged files give the same pixels, too.
+//! Sums wrap and results saturate as in the vector code, so that damaged files have the same pixels, too.
 
 use super::markers::QuantTable;
 use super::scan::Block;

@@ -32,7 +32,7 @@ const TEM: u8 = 0x01;
 /// JPEG-LS's start of frame.
 const SOF55: u8 = 0xf7;
 
-/// Where the zigzag order goes, as row * 8 + column. Runs past the end stay at the last place, as in libjpeg.
+/// Zigzag order as row * 8 + column. Runs past the end stay at the last index, as in libjpeg.
 pub(super) const NATURAL_ORDER: [u8; 128] = natural_order();
 
 const fn natural_order() -> [u8; 128] {
@@ -55,7 +55,7 @@ const fn natural_order() -> [u8; 128] {
     order
 }
 
-/// The next marker from `position` on and the position after it. What is no marker is passed over.
+/// Finds the next marker from `position` on; returns it and the position after it.
 pub(super) fn next_marker(data: &[u8], position: usize) -> Option<(u8, usize)> {
     let mut rest = data.get(position..)?;
     loop {
@@ -70,10 +70,10 @@ pub(super) fn next_marker(data: &[u8], position: usize) -> Option<(u8, usize)> {
     }
 }
 
-/// Quantization steps, in natural order, as far as libjpeg's inverse DCT keeps them.
+/// Quantization steps in natural order, with the precision of libjpeg's inverse DCT.
 pub(super) type QuantTable = [i16; 64];
 
-/// What a segment may define anew at any place.
+/// Tables that a segment may redefine anywhere.
 #[derive(Clone, Default)]
 pub(super) struct Tables {
     quant: [Option<QuantTable>; 4],
@@ -83,25 +83,25 @@ pub(super) struct Tables {
 }
 
 impl Tables {
-    /// The quantization table of that number.
+    /// The quantization table with that number.
     pub(super) fn quant(&self, number: u8) -> Result<QuantTable, ImageError> {
         let table = self.quant.get(usize::from(number)).copied().flatten();
         table.ok_or(ImageError::Undecodable)
     }
 
-    /// The Huffman table of that number.
+    /// The Huffman table with that number.
     pub(super) fn huffman(&self, number: u8, dc: bool) -> Result<Arc<HuffmanSpec>, ImageError> {
         let tables = if dc { &self.dc } else { &self.ac };
         let table = tables.get(usize::from(number)).cloned().flatten();
         table.ok_or(ImageError::Undecodable)
     }
 
-    /// MCUs between restart markers; 0: there are none.
+    /// MCUs between restart markers; 0: no restart markers.
     pub(super) fn restart_interval(&self) -> u32 {
         self.restart_interval
     }
 
-    /// Fills the places 0 and 1 that the file left empty: motion JPEG leaves the standard's tables out.
+    /// Fills missing tables 0 and 1 with the standard's, which motion JPEG omits.
     pub(super) fn add_standard(&mut self) {
         for (number, (dc, ac)) in standard().into_iter().enumerate() {
             self.dc[number].get_or_insert_with(|| Arc::new(dc));
@@ -110,16 +110,16 @@ impl Tables {
     }
 }
 
-/// Reads marker segments one after the other.
+/// Reads marker segments in order.
 #[derive(Clone)]
 pub(super) struct Markers<'a> {
     data: &'a [u8],
     position: usize,
     /// A marker that was read ahead of its segment.
     pending: Option<u8>,
-    /// Tables as they are defined at this place.
+    /// Tables defined so far.
     pub(super) tables: Tables,
-    /// The frame, once its header was read.
+    /// The frame, after its header.
     pub(super) frame: Option<Frame>,
     /// Whether a JFIF header was read.
     pub(super) jfif: bool,
@@ -127,7 +127,7 @@ pub(super) struct Markers<'a> {
     pub(super) adobe: Option<u8>,
 }
 
-/// A segment's parameters, taken one after the other.
+/// Reads the parameters of a segment in order.
 struct Segment<'a>(&'a [u8]);
 
 impl<'a> Segment<'a> {
@@ -153,7 +153,7 @@ impl<'a> Segment<'a> {
 }
 
 impl<'a> Markers<'a> {
-    /// Begins at the start of an image. `tables`: what an abbreviated stream defined before.
+    /// Starts at the start of an image. `tables`: those of an abbreviated stream.
     pub(super) fn new(data: &'a [u8], tables: Tables) -> Result<Self, ImageError> {
         if !data.starts_with(&[0xff, SOI]) {
             return Err(ImageError::Undecodable);
@@ -172,17 +172,17 @@ impl<'a> Markers<'a> {
         })
     }
 
-    /// Where the reader is.
+    /// Current position.
     pub(super) fn position(&self) -> usize {
         self.position
     }
 
-    /// Goes on after a scan's data, which ended with `marker`.
+    /// Continues after the data of a scan, which ended with `marker`.
     pub(super) fn resume(&mut self, marker: u8, position: usize) {
         (self.pending, self.position) = (Some(marker), position);
     }
 
-    /// Reads segments up to the next scan, whose data begins at the reader's position. None: no scan follows.
+    /// Reads segments up to the next scan, whose data starts at the reader's position; `None` if no scan follows.
     pub(super) fn next_scan(&mut self) -> Result<Option<ScanHeader>, ImageError> {
         loop {
             let marker = match self.pending.take() {
@@ -202,7 +202,7 @@ impl<'a> Markers<'a> {
                     if self.frame.is_none() {
                         refuse(marker)?;
                     }
-                    // A segment that is cut off is the end of the file.
+                    // A truncated segment is the end of the file.
                     let Some(segment) = self.segment() else {
                         return Ok(None);
                     };
@@ -214,7 +214,7 @@ impl<'a> Markers<'a> {
         }
     }
 
-    /// The parameters of the segment at the position, if all of them are there.
+    /// Parameters of the segment at the position, if complete.
     fn segment(&mut self) -> Option<Segment<'a>> {
         let (length, rest) = self.data.get(self.position..)?.split_first_chunk::<2>()?;
         let length = usize::from(u16::from_be_bytes(*length)).saturating_sub(2);
@@ -242,7 +242,7 @@ impl<'a> Markers<'a> {
                 }
             }
             DAC | DNL | COM | APP0..=APP15 => {}
-            // A second SOI or frame, or a marker that nothing defines.
+            // A second SOI or frame, or an undefined marker.
             _ => return Err(ImageError::Undecodable),
         }
         Ok(None)
@@ -317,7 +317,7 @@ impl<'a> Markers<'a> {
     }
 }
 
-/// Kinds of JPEG that are not read, by their markers.
+/// Unsupported kinds of JPEG, by their markers.
 fn refuse(marker: u8) -> Result<(), ImageError> {
     let name = match marker {
         0xc3 | 0xcb => "lossless JPEG",

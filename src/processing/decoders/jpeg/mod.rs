@@ -1,9 +1,8 @@
-//! JPEG: baseline, extended sequential and progressive, 8 bits a sample, Huffman-coded.
+//! JPEG: baseline, extended sequential and progressive, 8 bits per sample, Huffman-coded.
 //!
-//! The pixels are those of libjpeg-turbo's default decoding (slow integer inverse DCT, fancy upsampling), which
-//! Pillow and most other programs give. Rows are given away as they are decoded; memory does not grow with the
-//! picture's height. What is missing of a file that ends early is grey, as in libjpeg, and said so; only detail
-//! of a progressive file that has come in part is not smoothed.
+//! The pixels are bit-identical to libjpeg-turbo's default (slow integer inverse DCT, fancy upsampling), which Pillow and most
+//! other programs use. Rows are emitted as they are decoded, so that memory does not grow with the height. The missing part of a
+//! truncated file is grey, as in libjpeg, and reported; unlike libjpeg, incomplete progressive detail is not smoothed.
 
 mod bits;
 mod colour;
@@ -24,19 +23,19 @@ use markers::{Markers, QuantTable, Tables};
 use picture::{Picture, RowFn};
 use scan::{Scan, ScanHeader};
 
-/// Bytes for the coefficients of a file of several scans: a larger picture is decoded band by band.
+/// Memory budget for the coefficients of a multi-scan file; a larger image is decoded in bands.
 const COEFFICIENT_BYTES: usize = 24 << 20;
 
-/// What the rows hold.
+/// Content of the rows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Colours {
     /// RGB, by the file's own markers.
     Rgb,
-    /// The components as they are stored: upsampled and interleaved, without colour conversion.
+    /// The components as stored: upsampled and interleaved, without colour conversion.
     Stored,
 }
 
-/// A JPEG whose headers were read.
+/// A JPEG with parsed headers.
 pub(super) struct Jpeg<'a> {
     bytes: &'a [u8],
     frame: Frame,
@@ -75,13 +74,13 @@ impl<'a> Jpeg<'a> {
         (self.frame.width as u32, self.frame.height as u32)
     }
 
-    /// How many components there are: 1, 3 or 4.
+    /// Number of components: 1, 3 or 4.
     pub(super) fn components(&self) -> usize {
         self.frame.components.len()
     }
 
     /// Calls `row` for every row, top to bottom.
-    /// True: data is missing or damaged, and what it stood for is grey or coarse.
+    /// Returns whether data is missing or damaged; that part is grey or coarse.
     pub(super) fn decode(&self, colours: Colours, row: RowFn<'_>) -> Result<bool, ImageError> {
         let frame = &self.frame;
         let ids: Vec<u8> = frame.components.iter().map(|component| component.id).collect();
@@ -102,7 +101,7 @@ impl<'a> Jpeg<'a> {
         self.decode_single_scan(picture, row)
     }
 
-    /// A sequential scan of all components: each row of MCUs is finished as soon as it is read.
+    /// Decodes a sequential scan of all components: each row of MCUs is emitted as soon as it is read.
     fn decode_single_scan(&self, mut picture: Picture<'_>, row: RowFn<'_>) -> Result<bool, ImageError> {
         let frame = &self.frame;
         let quant = frame

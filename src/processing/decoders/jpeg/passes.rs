@@ -1,8 +1,8 @@
-//! Files of several scans, with bounded memory.
+//! Multi-scan files with bounded memory.
 //!
-//! Coefficients that fit the budget are decoded in one pass over the scans. Of a larger picture the first pass
-//! only parses: it keeps one bit a coefficient and, for each scan and band of the picture, a bookmark. Then every
-//! band is decoded by entering each scan at its bookmark.
+//! If the coefficients fit the budget, one pass over the scans decodes them. For a larger image the first pass only parses: it
+//! keeps one bit per coefficient and a bookmark for each scan and band. Every band is then decoded from the bookmarks of all
+//! scans.
 
 use std::ops::Range;
 
@@ -15,7 +15,7 @@ use super::{
 };
 use crate::error::ImageError;
 
-/// The most scans of a file; real files have about 10. A scan takes time even where it has no data for the blocks.
+/// Maximum scans of a file; real files have about 10. A scan takes time even without data.
 const MAX_SCANS: usize = 256;
 
 /// Coefficients of some rows of MCUs.
@@ -53,7 +53,7 @@ impl Coefficients {
         }
     }
 
-    /// Begins anew at that row of MCUs.
+    /// Resets to that row of MCUs.
     fn clear(&mut self, frame: &Frame, first_row: usize) {
         self.first_row = first_row;
         for (part, component) in self.components.iter_mut().zip(&frame.components) {
@@ -100,7 +100,7 @@ fn decode_rows(
     });
 }
 
-/// What is known of each component after the scans so far.
+/// State of the components after the scans so far.
 struct Coverage {
     /// The bit position that each coefficient has reached, in zigzag order.
     bits: Vec<[Option<u8>; 64]>,
@@ -143,13 +143,13 @@ impl Coverage {
     }
 }
 
-/// A scan and where its data goes on at each band.
+/// A scan and its bookmark at each band.
 struct Marked<'a> {
     scan: Scan,
     bookmarks: Vec<Bookmark<'a>>,
 }
 
-/// Walks over the scans of a file.
+/// Iterates over the scans of a file.
 struct Passes<'a, 'f> {
     data: &'a [u8],
     frame: &'f Frame,
@@ -159,8 +159,8 @@ struct Passes<'a, 'f> {
     damaged: bool,
 }
 
-/// Decodes all scans from `header` on, whose data begins where `markers` is. `budget`: bytes for coefficients.
-/// True: something is missing.
+/// Decodes all scans from `header` on, whose data starts at the position of `markers`. `budget`: bytes for coefficients.
+/// Returns whether data is missing.
 pub(super) fn decode<'a>(
     data: &'a [u8],
     frame: &Frame,
@@ -206,7 +206,7 @@ pub(super) fn decode<'a>(
 }
 
 impl<'a> Passes<'a, '_> {
-    /// Walks once over all scans. Gives their bookmarks if there are several bands.
+    /// Iterates once over all scans; returns their bookmarks if there are several bands.
     fn first(
         &mut self,
         mut header: ScanHeader,
@@ -232,7 +232,7 @@ impl<'a> Passes<'a, '_> {
         }
     }
 
-    /// Passes one scan, up to where its data ends.
+    /// Reads one scan to the end of its data.
     fn pass(
         &mut self,
         scan: &Scan,
@@ -260,7 +260,7 @@ impl<'a> Passes<'a, '_> {
         Ok(bookmarks)
     }
 
-    /// Transforms the blocks of a band and gives away its rows.
+    /// Transforms the blocks of a band and emits its rows.
     fn emit(
         &self,
         coefficients: &Coefficients,

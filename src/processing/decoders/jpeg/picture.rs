@@ -1,4 +1,4 @@
-//! Rows of samples of each component, and the picture's rows made of them.
+//! Assembles the rows of the image from the samples of its components.
 
 use super::{
     colour::Conversion,
@@ -10,14 +10,14 @@ use super::{
 };
 use crate::error::ImageError;
 
-/// Takes finished rows.
+/// Receives finished rows.
 pub(super) type RowFn<'r> = &'r mut dyn FnMut(&[u8]) -> Result<(), ImageError>;
 
-/// A component's samples of one row of MCUs, below some rows of the one before if upsampling looks at them.
+/// Samples of a component for one row of MCUs, after the last rows of the previous one if upsampling needs them.
 struct Plane {
     samples: Vec<u8>,
     stride: usize,
-    /// How many rows of the one before.
+    /// Number of rows of the previous row of MCUs.
     kept: usize,
     method: Method,
     /// An upsampled row.
@@ -25,12 +25,12 @@ struct Plane {
     sums: Vec<u16>,
 }
 
-/// Gathers blocks by rows of MCUs and gives away the picture's rows from the top.
+/// Collects blocks by rows of MCUs and emits the rows of the image from the top.
 pub(super) struct Picture<'f> {
     frame: &'f Frame,
     conversion: Conversion,
     planes: Vec<Plane>,
-    /// Rows that wait for the row of MCUs below.
+    /// Rows that need the next row of MCUs.
     held: usize,
     next_row: usize,
     mcu_row: usize,
@@ -81,14 +81,14 @@ impl<'f> Picture<'f> {
         }
     }
 
-    /// Makes all samples of the row of MCUs grey, which is what missing blocks are.
+    /// Fills the row of MCUs with grey, the value of missing blocks.
     pub(super) fn clear(&mut self) {
         for plane in &mut self.planes {
             plane.samples[plane.stride * plane.kept..].fill(128);
         }
     }
 
-    /// Puts a block at its row, counted from the picture's top, and column.
+    /// Stores a block at its row, from the top of the image, and column.
     #[inline]
     pub(super) fn put(
         &mut self,
@@ -103,7 +103,7 @@ impl<'f> Picture<'f> {
         dequantize_and_idct(block, quant, last, &mut plane.samples[start..], plane.stride);
     }
 
-    /// Gives away the rows that are finished with this row of MCUs, and goes on to the next.
+    /// Emits the rows that are complete with this row of MCUs, and moves to the next.
     pub(super) fn finish_mcu_row(&mut self, row: RowFn<'_>) -> Result<(), ImageError> {
         let frame = self.frame;
         self.mcu_row += 1;
@@ -141,7 +141,7 @@ impl<'f> Picture<'f> {
                 *line = &stored(near)[..frame.width];
                 continue;
             }
-            // Of the two rows made of one, the upper one looks up.
+            // The upper of the two upsampled rows uses the row above.
             let upper = y % 2 == 0;
             let far = if !plane.method.needs_context() {
                 near

@@ -1,16 +1,16 @@
 //! Blocks of progressive scans (libjpeg-turbo: jdphuff.c).
 //!
-//! Whether a coefficient is zero is all that a scan's parsing depends on; a bit mask tells it without the coefficients.
+//! Parsing a scan depends only on which coefficients are zero; a bit mask holds this without the coefficients.
 
 use super::huffman::HuffmanTable;
 use super::markers::NATURAL_ORDER;
 use super::scan::{Block, Bookmark, ReadyTables, ScanHeader};
 
-/// A block in the making.
+/// A partially decoded block.
 pub(super) struct BlockMut<'b> {
-    /// Which coefficients are not zero, by their places in zigzag order.
+    /// Mask of non-zero coefficients, in zigzag order.
     pub(super) mask: &'b mut u64,
-    /// The coefficients, where they are kept.
+    /// The coefficients, if stored.
     pub(super) coefficients: Option<&'b mut Block>,
 }
 
@@ -23,7 +23,7 @@ impl BlockMut<'_> {
         }
     }
 
-    /// Takes a correction bit for a coefficient that is not zero. A second correction of the same bit changes nothing.
+    /// Applies a correction bit to a non-zero coefficient. A second correction of the same bit has no effect.
     fn correct(&mut self, k: usize, at: &mut Bookmark<'_>, bit: i16) {
         if !at.bits.bit() {
             return;
@@ -99,7 +99,7 @@ fn ac_first(at: &mut Bookmark<'_>, header: &ScanHeader, table: &HuffmanTable, bl
     }
 }
 
-/// The length of a run of blocks, this one among them, whose band has ended.
+/// Length of an end-of-band run, including this block.
 fn eob_run(at: &mut Bookmark<'_>, exponent: usize) -> u32 {
     let exponent = exponent as u32 & 15;
     (1 << exponent) + at.bits.number(exponent)
@@ -147,7 +147,7 @@ fn ac_refine(at: &mut Bookmark<'_>, header: &ScanHeader, table: &HuffmanTable, b
     }
 }
 
-/// Takes a correction bit for each coefficient of a band's rest that is not zero.
+/// Applies a correction bit to each remaining non-zero coefficient of a band.
 fn correct_all(
     at: &mut Bookmark<'_>,
     band: std::ops::RangeInclusive<usize>,

@@ -14,15 +14,15 @@ use crate::error::ImageError;
 /// Coefficients of a block, in natural order.
 pub(super) type Block = [i16; 64];
 
-/// The most blocks that an MCU of an interleaved scan may have.
+/// Maximum blocks in an MCU of an interleaved scan.
 const MAX_BLOCKS_IN_MCU: usize = 10;
-/// The finest approximation that libjpeg takes.
+/// Maximum bit position that libjpeg accepts.
 const MAX_AL: u8 = 13;
 
-/// A component of a scan, by its place in the frame, and the numbers of its Huffman tables.
+/// A component of a scan: its index in the frame and the numbers of its Huffman tables.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct ScanPart {
-    /// Which of the frame's components.
+    /// Index among the frame's components.
     pub(super) component: usize,
     /// The DC table.
     pub(super) dc: u8,
@@ -46,7 +46,7 @@ pub(super) struct ScanHeader {
 }
 
 impl ScanHeader {
-    /// Checks the parameters. Those of a sequential scan are not looked at: some files have zeros there.
+    /// Checks the parameters. Those of a sequential scan are ignored: some files have zeros there.
     pub(super) fn new(
         frame: &Frame,
         parts: Vec<ScanPart>,
@@ -74,7 +74,7 @@ impl ScanHeader {
         })
     }
 
-    /// The bits of a block's mask that stand for the scan's coefficients.
+    /// Mask of the scan's coefficients in a block.
     pub(super) fn band(&self) -> u64 {
         u64::MAX << (self.first & 63) & u64::MAX >> (63 - self.last.min(63))
     }
@@ -83,11 +83,11 @@ impl ScanHeader {
 /// (DC, AC) of a component, as the file defines them.
 type DefinedTables = (Option<Arc<HuffmanSpec>>, Option<Arc<HuffmanSpec>>);
 
-/// A scan and the tables that were defined where it begins.
+/// A scan and the tables defined at its start.
 pub(super) struct Scan {
     /// Its header.
     pub(super) header: ScanHeader,
-    /// (DC, AC) for each component, as far as the scan needs them.
+    /// (DC, AC) for each component, if the scan needs them.
     tables: Vec<DefinedTables>,
     restart_interval: u32,
 }
@@ -109,7 +109,7 @@ impl Scan {
         })
     }
 
-    /// The place where the data begins.
+    /// Bookmark of the start of the data.
     pub(super) fn start<'a>(&self, data: &'a [u8], position: usize) -> Bookmark<'a> {
         Bookmark {
             bits: BitReader::new(data, position),
@@ -120,7 +120,7 @@ impl Scan {
         }
     }
 
-    /// Enters the scan at a bookmark.
+    /// Starts decoding at a bookmark.
     pub(super) fn enter<'s, 'a>(
         &'s self,
         frame: &'s Frame,
@@ -142,13 +142,13 @@ impl Scan {
     }
 }
 
-/// A place in a scan's data at which decoding can go on.
+/// A position in a scan's data at which decoding can continue.
 #[derive(Clone)]
 pub(super) struct Bookmark<'a> {
     /// The bits from here on.
     pub(super) bits: BitReader<'a>,
     predictions: [i32; 4],
-    /// Blocks still to pass whose band has ended.
+    /// Remaining blocks of an end-of-band run.
     pub(super) eob_run: u32,
     to_restart: u32,
     next_restart: u8,
@@ -157,14 +157,14 @@ pub(super) struct Bookmark<'a> {
 /// (DC, AC) of a component.
 pub(super) type ReadyTables = (Option<Box<HuffmanTable>>, Option<Box<HuffmanTable>>);
 
-/// Where a block is: the part of the scan, the component, and the block's row and column in it.
+/// Location of a block.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Place {
-    /// Which of the scan's parts.
+    /// Index of the scan's part.
     pub(super) part: usize,
-    /// Which of the frame's components.
+    /// Index among the frame's components.
     pub(super) component: usize,
-    /// The row of blocks, from the picture's top.
+    /// Row of blocks, from the top of the image.
     pub(super) row: usize,
     /// The column of blocks.
     pub(super) column: usize,
@@ -181,17 +181,17 @@ impl Place {
     }
 }
 
-/// Decodes a scan's data from a bookmark on.
+/// Decodes the data of a scan from a bookmark.
 pub(super) struct Decoder<'s, 'a> {
     frame: &'s Frame,
     scan: &'s Scan,
     tables: Vec<ReadyTables>,
-    /// Where decoding is.
+    /// Current position.
     pub(super) at: Bookmark<'a>,
 }
 
 impl Decoder<'_, '_> {
-    /// Passes the blocks of some rows of MCUs in the scan's order.
+    /// Iterates over the blocks of some rows of MCUs in the scan's order.
     /// `block` decodes one; it is not called where data is missing.
     pub(super) fn rows(
         &mut self,
@@ -229,7 +229,7 @@ impl Decoder<'_, '_> {
         }
     }
 
-    /// Passes a restart marker if it is due, then decodes an MCU if there is data.
+    /// Reads a restart marker if due, then decodes an MCU if there is data.
     #[inline(always)]
     fn mcu(&mut self, decode: impl FnOnce(&mut Bookmark<'_>, &[ReadyTables])) {
         let at = &mut self.at;
@@ -247,12 +247,12 @@ impl Decoder<'_, '_> {
         }
     }
 
-    /// Whether no more data can come in this scan.
+    /// Whether the scan has no more data.
     pub(super) fn is_ended(&self) -> bool {
         self.at.bits.is_ended(self.scan.restart_interval > 0)
     }
 
-    /// Whether data was missing, skipped or not decodable. Asked after the scan, with the marker and position after it.
+    /// Whether data was missing, skipped or undecodable, with the marker and position after the scan.
     pub(super) fn end(mut self) -> (bool, u8, usize) {
         let (marker, position) = self.at.bits.end();
         (self.at.bits.is_damaged(), marker, position)
@@ -260,7 +260,7 @@ impl Decoder<'_, '_> {
 }
 
 impl Bookmark<'_> {
-    /// Decodes a DC difference; gives the coefficient.
+    /// Decodes a DC difference; returns the coefficient.
     #[inline(always)]
     pub(super) fn dc(&mut self, part: usize, table: &HuffmanTable) -> i32 {
         let (_, _, difference) = self.bits.run_and_value(table);
@@ -269,7 +269,7 @@ impl Bookmark<'_> {
         *prediction
     }
 
-    /// Decodes a block of a sequential scan onto zeros; gives the place of the last coefficient in zigzag order.
+    /// Decodes a block of a sequential scan into a zeroed block; returns the zigzag index of the last coefficient.
     #[inline(always)]
     pub(super) fn sequential(&mut self, part: usize, tables: &ReadyTables, block: &mut Block) -> usize {
         let (Some(dc), Some(ac)) = tables else {

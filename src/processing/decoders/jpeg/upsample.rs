@@ -1,13 +1,13 @@
-//! Upsampling to the picture's size (libjpeg-turbo: jdsample.c).
+//! Upsampling to the size of the image (libjpeg-turbo: jdsample.c).
 //!
-//! Halved sides are interpolated with weights 3/4 and 1/4, other fractions are replicated.
+//! Factors of two are interpolated with weights 3/4 and 1/4, other factors are replicated.
 
 use super::frame::{Component, Frame};
 
-/// How a component's rows become the picture's.
+/// Upsampling method of a component.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Method {
-    /// The component has the picture's size.
+    /// The component has the size of the image.
     Full,
     /// Interpolated in rows.
     H2V1,
@@ -15,12 +15,12 @@ pub(super) enum Method {
     H1V2,
     /// Interpolated in both.
     H2V2,
-    /// Each sample so many times side by side; rows likewise.
+    /// Samples and rows are replicated so many times.
     Replicate(usize),
 }
 
 impl Method {
-    /// What libjpeg takes for this component.
+    /// Chooses the method as libjpeg does.
     pub(super) fn of(component: &Component, frame: &Frame) -> Self {
         match (frame.max_h / component.h, frame.max_v / component.v) {
             (1, 1) => Self::Full,
@@ -31,13 +31,13 @@ impl Method {
         }
     }
 
-    /// Whether the rows above and below are looked at.
+    /// Whether the rows above and below are needed.
     pub(super) fn needs_context(self) -> bool {
         matches!(self, Self::H1V2 | Self::H2V2)
     }
 
-    /// Makes a row of the picture. `far` is the row on the other side of `near`, for an `upper` row the one above.
-    /// Inputs have the component's width, `out` at least the picture's. `sums`: room for a row.
+    /// Computes a row of the image. `far` is the row on the other side of `near`, for an `upper` row the one above.
+    /// Inputs have the component's width, `out` at least the picture's. `sums`: scratch buffer of a row.
     pub(super) fn row(self, near: &[u8], far: &[u8], upper: bool, sums: &mut [u16], out: &mut [u8]) {
         match self {
             Self::Full => out[..near.len()].copy_from_slice(near),

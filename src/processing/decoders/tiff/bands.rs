@@ -1,4 +1,4 @@
-//! Rows of strips or tiles that lie beside each other, in all their planes, read into rows of pixels.
+//! Reads a row of strips or tiles, in all planes, into rows of pixels.
 
 use super::{
     layout::{Compression, Layout},
@@ -11,18 +11,18 @@ use crate::processing::decoders::{
     jpeg::{Colours, Jpeg},
 };
 
-/// A band of pixels up to this size is unpacked strip by strip or tile by tile; of a larger one, all readers are open.
+/// A band of pixels up to this size is decompressed one strip or tile after the other; for a larger one, all readers are open.
 const SMALL_BAND: usize = 8 << 20;
-/// A band of pixels up to this size is held if its readers together would take more than `MAX_READERS`.
+/// A band of pixels up to this size is buffered if its readers would take more than `MAX_READERS`.
 const LARGE_BAND: usize = 24 << 20;
 const MAX_READERS: usize = 34 << 20;
-/// JPEG's decoder cannot be stopped after a row, so that its bands are held.
+/// The JPEG decoder cannot pause after a row, so its bands are buffered.
 const MAX_JPEG_BAND: usize = 64 << 20;
 
-/// What was found while decoding.
+/// Result of decoding.
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Found {
-    /// Rows, or parts of them, are missing or damaged.
+    /// Rows, or parts of rows, are missing or damaged.
     pub(super) truncated: bool,
     /// Some pixel is visible.
     pub(super) visible: bool,
@@ -30,7 +30,7 @@ pub(super) struct Found {
     pub(super) any: bool,
 }
 
-/// Decodes a picture into a sink that has begun.
+/// Decodes an image into a sink after its `begin`.
 pub(super) fn decode(layout: &Layout, sink: &mut dyn RowSink) -> Result<Found, ImageError> {
     let (width, height) = (layout.width as usize, layout.height);
     let (across, down) = layout.segment;
@@ -53,7 +53,7 @@ pub(super) fn decode(layout: &Layout, sink: &mut dyn RowSink) -> Result<Found, I
     Ok(bands.found)
 }
 
-/// How strips or tiles lie in a plane.
+/// Arrangement of strips or tiles in a plane.
 #[derive(Debug, Clone, Copy)]
 struct Grid {
     columns: usize,
@@ -65,7 +65,7 @@ struct Bands<'l, 'a, 's> {
     grid: Grid,
     sink: &'s mut dyn RowSink,
     rgb: Vec<u8>,
-    /// The first row, in the band, that is missing in each column.
+    /// Per column: the first missing row of the band.
     ends: Vec<u32>,
     found: Found,
 }
@@ -73,10 +73,10 @@ struct Bands<'l, 'a, 's> {
 /// One strip or tile of a band.
 #[derive(Debug, Clone, Copy)]
 struct Place {
-    /// In the table of strips or tiles.
+    /// Index in the table of strips or tiles.
     index: usize,
     column: usize,
-    /// The channel it is the plane of; `None` if it has all.
+    /// Channel of its plane; `None` if it has all.
     channel: Option<usize>,
 }
 
@@ -102,7 +102,7 @@ impl<'a> Bands<'_, 'a, '_> {
         }
     }
 
-    /// Bytes of a row of pixels, with all channels.
+    /// Bytes per row of pixels, with all channels.
     fn row_samples(&self) -> usize {
         self.layout.width as usize * self.layout.channels.len()
     }
@@ -128,7 +128,7 @@ impl<'a> Bands<'_, 'a, '_> {
             .collect()
     }
 
-    /// All strips or tiles of the band row by row.
+    /// Reads all strips or tiles of the band row by row.
     fn lockstep(&mut self, places: &[Place], rows: u32) -> Result<(), ImageError> {
         let parts = places.iter().map(|place| Part::open(self.layout, *place, rows));
         let mut parts: Vec<Part> = parts.collect::<Result<_, _>>()?;
@@ -145,7 +145,7 @@ impl<'a> Bands<'_, 'a, '_> {
         Ok(())
     }
 
-    /// One strip or tile after the other into the pixels of the whole band.
+    /// Reads one strip or tile after the other into the pixels of the whole band.
     fn hold(&mut self, places: &[Place], rows: u32, bytes: usize) -> Result<(), ImageError> {
         let mut samples = vec![0; bytes];
         let width = self.row_samples();
@@ -181,7 +181,7 @@ impl<'a> Bands<'_, 'a, '_> {
         Ok(())
     }
 
-    /// A JPEG strip that is as wide as the picture, row by row.
+    /// Reads a JPEG strip of the width of the image, row by row.
     fn stream_jpeg(&mut self, place: Place, rows: u32) -> Result<(), ImageError> {
         let mut samples = vec![0; self.row_samples()];
         let (layout, pick) = (self.layout, Picks::new(self.layout, place));
@@ -196,7 +196,7 @@ impl<'a> Bands<'_, 'a, '_> {
         (row..rows).try_for_each(|row| self.emit(&samples, row))
     }
 
-    /// Hands on a row of the band; white where it is missing.
+    /// Emits a row of the band, white if missing.
     fn emit(&mut self, samples: &[u8], row: u32) -> Result<(), ImageError> {
         let layout = self.layout;
         let missing = self.ends.iter().filter(|end| **end <= row).count();
@@ -217,7 +217,7 @@ impl<'a> Bands<'_, 'a, '_> {
     }
 }
 
-/// Decodes a JPEG strip or tile: the number of rows that it has, and whether some are damaged.
+/// Decodes a JPEG strip or tile; returns its number of rows and whether some are damaged.
 fn jpeg(
     layout: &Layout,
     place: Place,
@@ -258,12 +258,12 @@ fn too_large() -> ImageError {
     ImageError::UnsupportedVariant("TIFF with this many or such large tiles or planes")
 }
 
-/// Where the samples of a strip or tile go in a row of pixels.
+/// Destination of the samples of a strip or tile in a row of pixels.
 struct Picks {
     picks: Vec<Pick>,
-    /// The first byte of the row, and the byte after the last.
+    /// Byte range in the row.
     range: (usize, usize),
-    /// Whether stored samples are just the channels.
+    /// Whether the stored samples are exactly the channels.
     plain: bool,
 }
 
@@ -304,12 +304,12 @@ impl Picks {
     }
 }
 
-/// A strip or tile that is being read.
+/// An open strip or tile.
 struct Part<'a> {
     place: Place,
     picks: Picks,
     segment: Segment<'a>,
-    /// The stored bytes of a row, or of rows that share colour differences; and one of those rows, spread out.
+    /// The stored bytes of a row, or of rows that share chroma samples; and one of those rows, expanded.
     stored: Vec<u8>,
     spread: Vec<u8>,
     scratch: Vec<u8>,
@@ -330,7 +330,7 @@ impl<'a> Part<'a> {
         })
     }
 
-    /// Reads the next row into its place in a row of pixels. False: there is none.
+    /// Reads the next row into a row of pixels; false if there is none.
     fn row(&mut self, layout: &Layout, line: &mut [u8]) -> bool {
         let (across, down) = layout.subsampling;
         let inside = self.rows % down;
@@ -357,7 +357,7 @@ impl<'a> Part<'a> {
         true
     }
 
-    /// One row of units, each of which has the brightness of `across * down` pixels and their two differences.
+    /// A row of units: the luma of `across * down` pixels and their two chroma samples.
     fn spread_row(&mut self, across: usize, down: usize, row: usize) {
         self.spread.clear();
         for unit in self.stored.chunks_exact(across * down + 2) {

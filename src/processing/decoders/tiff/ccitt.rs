@@ -1,24 +1,24 @@
-//! CCITT's bilevel compressions: modified Huffman (RLE), Group 3 and Group 4.
+//! CCITT bilevel compression: modified Huffman (RLE), Group 3 and Group 4.
 
 use hayro_ccitt::{DecodeSettings, Decoder, DecoderContext, EncodingMode};
 
-/// The most bytes of a strip or tile that are turned: 40 million pixels of single dots take less.
+/// Maximum bytes of a strip or tile whose bit order is reversed; 40 million alternating pixels take less.
 const MAX_TURNED: usize = 24 << 20;
 
-/// One of the compressions.
+/// Variant of the compression.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Fax {
     /// Compression 2: rows start at whole bytes, without end-of-line codes.
     Rle,
     /// Compression 3, one-dimensional.
     Group3,
-    /// Compression 3, two-dimensional: a bit after every end-of-line code tells how the row is coded.
+    /// Compression 3, two-dimensional: a bit after every end-of-line code selects the coding of the row.
     Group3TwoDimensional,
     /// Compression 4.
     Group4,
 }
 
-/// Rows of packed bits, in which black is 1.
+/// Rows of packed bits; black is 1.
 struct Rows {
     bits: Vec<u8>,
     row_bytes: usize,
@@ -53,7 +53,7 @@ fn blacken(row: &mut [u8], from: usize, to: usize) {
     }
 }
 
-/// Decodes the rows of a strip or tile; fewer if the data ends before. True: a row is damaged.
+/// Decodes the rows of a strip or tile, fewer if the data ends early. Returns whether a row is damaged.
 pub(super) fn decode(fax: Fax, stored: &[u8], turned: bool, width: u32, rows: u32) -> (Vec<u8>, bool) {
     let copy: Vec<u8>;
     let stored = if turned {
@@ -85,7 +85,7 @@ pub(super) fn decode(fax: Fax, stored: &[u8], turned: bool, width: u32, rows: u3
         (made.bits, result.is_err())
     };
     match run(true) {
-        // Group 4 has nothing to go on from.
+        // Group 4 cannot resynchronize.
         (_, true) if fax != Fax::Group4 => (run(false).0, true),
         result => result,
     }

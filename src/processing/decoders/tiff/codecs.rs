@@ -1,4 +1,4 @@
-//! The compressions: readers of the bytes that a strip or tile unpacks to.
+//! Decompression: readers of the bytes of a strip or tile.
 
 use std::io::{self, BufRead, BufReader, Read};
 
@@ -8,14 +8,14 @@ use ruzstd::decoding::errors::FrameDecoderError;
 
 use crate::error::ImageError;
 
-/// Bytes that are unpacked at a time.
+/// Bytes decompressed at a time.
 const BUFFER: usize = 4096;
-/// Largest window of a Zstandard frame, bytes.
+/// Maximum window of a Zstandard frame, bytes.
 const ZSTD_WINDOW: u64 = 8 << 20;
 /// Memory of one Zstandard decoder, bytes: the window, two blocks of slack, literals and tables.
 pub(super) const ZSTD_MEMORY: usize = (8 << 20) + (768 << 10);
 
-/// The stored bytes of a strip or tile, in each of which the bits may be turned (FillOrder 2).
+/// The stored bytes of a strip or tile, with reversed bit order for FillOrder 2.
 pub(super) fn stored<'a>(bytes: &'a [u8], turned: bool) -> Box<dyn BufRead + 'a> {
     if turned {
         Box::new(BufReader::with_capacity(BUFFER, Turned(bytes)))
@@ -48,12 +48,12 @@ pub(super) fn zstd<'a>(stored: Box<dyn BufRead + 'a>) -> Result<Box<dyn Read + '
         Err(FrameDecoderError::WindowSizeTooBig { .. }) => Err(ImageError::UnsupportedVariant(
             "TIFF with a Zstandard window of more than 8 MiB",
         )),
-        // A frame without a sound header holds no rows.
+        // A frame with a damaged header has no rows.
         Err(_) => Ok(Box::new(io::empty())),
     }
 }
 
-/// PackBits: runs of equal bytes, and of different ones.
+/// PackBits: runs of equal bytes, and literal runs.
 pub(super) struct PackBits<'a> {
     stored: Box<dyn BufRead + 'a>,
     /// Bytes left of the run, and the byte it repeats; `None` copies.

@@ -1,4 +1,4 @@
-//! From samples of 8 bits to RGB on white.
+//! 8-bit samples → RGB, composited on white.
 
 use super::directory::{Directory, Values};
 use crate::error::ImageError;
@@ -8,7 +8,7 @@ const COLOR_MAP: u16 = 320;
 const YCBCR_COEFFICIENTS: u16 = 529;
 const REFERENCE_BLACK_WHITE: u16 = 532;
 
-/// What the colour samples of a pixel mean.
+/// Colour space of the samples.
 #[derive(Debug)]
 pub(super) enum Colour {
     /// Grey, 0 white.
@@ -17,25 +17,25 @@ pub(super) enum Colour {
     BlackIsZero,
     /// Red, green and blue.
     Rgb,
-    /// The colours of all indices.
+    /// A palette: the colour of each index.
     Palette(Vec<[u8; 3]>),
-    /// Four inks, 0 none.
+    /// CMYK, 0 is no ink.
     Cmyk,
-    /// Brightness and two differences of colour.
+    /// YCbCr.
     YCbCr(Box<YCbCr>),
 }
 
-/// What a pixel's alpha means for its colours.
+/// Kind of alpha.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Opacity {
-    /// Colours are already multiplied by it.
+    /// Premultiplied (associated).
     Associated,
-    /// Colours are whole.
+    /// Straight (unassociated).
     Unassociated,
 }
 
 impl Colour {
-    /// The colour samples of a pixel.
+    /// Number of colour samples per pixel.
     pub(super) fn samples(&self) -> usize {
         match self {
             Self::WhiteIsZero | Self::BlackIsZero | Self::Palette(_) => 1,
@@ -44,14 +44,14 @@ impl Colour {
         }
     }
 
-    /// The palette of a directory, for indices of `bits` bits.
+    /// Reads the palette of a directory, for indices of `bits` bits.
     pub(super) fn palette(directory: &Directory, bits: usize) -> Result<Self, ImageError> {
         let map = directory.values(COLOR_MAP)?.ok_or(ImageError::Undecodable)?;
         let count = map.len() / 3;
         if count < 1 << bits || map.len() % 3 != 0 {
             return Err(ImageError::Undecodable);
         }
-        // 16-bit values, of which libtiff and Pillow take the upper half; some writers leave it empty.
+        // 16-bit values; libtiff and Pillow use the high byte, which some writers leave empty.
         let shift = if map.integers().flatten().any(|value| value > 255) {
             8
         } else {
@@ -68,8 +68,8 @@ impl Colour {
             .map(Self::Palette)
     }
 
-    /// Converts a row. `samples` has the colour samples of every pixel, then its alpha if there is an `opacity`. True:
-    /// some pixel is visible.
+    /// Converts a row. `samples` has the colour samples of every pixel, then its alpha if there is an `opacity`. Returns whether
+    /// a pixel is visible.
     pub(super) fn convert(&self, samples: &[u8], opacity: Option<Opacity>, rgb: &mut [u8]) -> bool {
         let colours = self.samples();
         match (self, opacity) {
@@ -126,7 +126,7 @@ fn colour(colours: &[[u8; 3]], [index]: [u8; 1]) -> [u8; 3] {
     colours.get(usize::from(index)).copied().unwrap_or_default()
 }
 
-/// As Pillow converts it.
+/// Converts as Pillow does.
 fn cmyk([c, m, y, k]: [u8; 4]) -> [u8; 3] {
     let light = u32::from(255 - k);
     [c, m, y].map(|ink| {
@@ -144,7 +144,7 @@ impl Opacity {
     }
 }
 
-/// Tables of the conversion from YCbCr, made and added as libtiff and libjpeg do.
+/// Lookup tables of the conversion from YCbCr, computed and summed as in libtiff and libjpeg.
 #[derive(Debug)]
 pub(super) struct YCbCr {
     y: [i32; 256],
@@ -155,7 +155,7 @@ pub(super) struct YCbCr {
 }
 
 impl YCbCr {
-    /// By a directory's YCbCrCoefficients and ReferenceBlackWhite.
+    /// For a directory's YCbCrCoefficients and ReferenceBlackWhite.
     pub(super) fn of(directory: &Directory) -> Result<Self, ImageError> {
         let numbers = |values: Option<Values>| values.map(|values| values.reals());
         let luma = numbers(directory.values(YCBCR_COEFFICIENTS)?);
@@ -171,7 +171,7 @@ impl YCbCr {
         Ok(Self::new(luma, range))
     }
 
-    /// As JPEG means it.
+    /// For JPEG.
     pub(super) fn jpeg() -> Self {
         Self::new(Self::BT601, Self::FULL)
     }

@@ -1,18 +1,18 @@
-//! The header, the image file directories and the values of their fields.
+//! Header, image file directories and the values of their fields.
 
 use crate::error::ImageError;
 
-/// The most values one field may have.
+/// Maximum values of a field.
 const MAX_VALUES: usize = 1 << 20;
-/// The most directories that are counted.
+/// Maximum directories that are counted.
 const MAX_DIRECTORIES: usize = 65_535;
-/// Entries of a later directory among which its kind is looked for: entries are sorted, and 254 is the lowest tag.
+/// Entries of a later directory that are searched for its kind: entries are sorted, and 254 is the lowest tag.
 const FIRST_ENTRIES: usize = 16;
 const NEW_SUBFILE_TYPE: u16 = 254;
 /// Bits of NewSubfileType: a reduced-resolution version of another page, and a transparency mask.
 const NO_PAGE: u64 = 1 | 4;
 
-/// How numbers are stored: their byte order, and the sizes of classic TIFF or of BigTIFF.
+/// Byte order, and the number sizes of classic TIFF or BigTIFF.
 #[derive(Debug, Clone, Copy)]
 struct Form {
     big_endian: bool,
@@ -20,9 +20,9 @@ struct Form {
 }
 
 impl Form {
-    /// The form, and the offset of the first directory.
+    /// Reads the form and the offset of the first directory.
     fn read(file: &[u8]) -> Option<(Self, usize)> {
-        // As Pillow, the version number is taken in the wrong byte order, too.
+        // A version number in the wrong byte order is accepted, as in Pillow.
         let (big_endian, big_tiff) = match *file.first_chunk()? {
             [b'I', b'I', 42, 0] | [b'I', b'I', 0, 42] => (false, false),
             [b'M', b'M', 0, 42] | [b'M', b'M', 42, 0] => (true, false),
@@ -60,7 +60,7 @@ impl Form {
         Some((count, at.checked_add(head)?, entry))
     }
 
-    /// Where the directory after the one at `at` starts; `None` at the end of the chain, and where it is broken.
+    /// Offset of the directory after the one at `at`; `None` at the end of the chain or if it is damaged.
     fn next(self, file: &[u8], at: usize) -> Option<usize> {
         let (count, first, entry) = self.entries(file, at)?;
         let end = first.checked_add(count.checked_mul(entry)?)?;
@@ -91,14 +91,14 @@ pub(super) struct Directory<'a> {
 struct Entry<'a> {
     tag: u16,
     kind: u16,
-    /// `None` if they are not in the file.
+    /// `None` if outside the file.
     values: Option<&'a [u8]>,
 }
 
 /// The values of one field.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Values<'a> {
-    /// As they are stored.
+    /// The stored bytes.
     pub(super) bytes: &'a [u8],
     kind: u16,
     big_endian: bool,
@@ -115,7 +115,7 @@ fn size(kind: u16) -> usize {
 }
 
 impl<'a> Directory<'a> {
-    /// `None` if there is no header, or the directory is not whole.
+    /// Reads the first directory; `None` without a header or if it is incomplete.
     pub(super) fn read(file: &'a [u8]) -> Option<Self> {
         let (form, at) = Form::read(file)?;
         let (count, first, length) = form.entries(file, at)?;
@@ -133,13 +133,13 @@ impl<'a> Directory<'a> {
         })
     }
 
-    /// The directories of the chain that are pages: this one, and later ones that are no thumbnails and no masks.
+    /// Number of pages: this directory and later ones that are neither thumbnails nor masks.
     pub(super) fn pages(&self) -> u32 {
         self.pages
     }
 
-    /// The values of a tag; `None` if it is missing or empty. A tag that is named twice, has too many values or values
-    /// outside the file is damage.
+    /// Values of a tag; `None` if missing or empty. An error if the tag occurs twice, has too many values, or values outside the
+    /// file.
     pub(super) fn values(&self, tag: u16) -> Result<Option<Values<'a>>, ImageError> {
         let mut named = self.entries.iter().filter(|entry| entry.tag == tag);
         let Some(entry) = named.next() else {
@@ -168,12 +168,12 @@ impl<'a> Directory<'a> {
 }
 
 impl Values<'_> {
-    /// How many there are.
+    /// Number of values.
     pub(super) fn len(&self) -> usize {
         self.bytes.len() / size(self.kind)
     }
 
-    /// One value; `None` if there are fewer, or it is no integer. Negative ones become large, as no tag means them.
+    /// A value; `None` beyond the end or if not an integer. Negative values, which no tag has, become large.
     pub(super) fn get(&self, index: usize) -> Option<u64> {
         let size = size(self.kind);
         let at = index.checked_mul(size)?;
@@ -188,12 +188,12 @@ impl Values<'_> {
         }
     }
 
-    /// All values, which are integers.
+    /// All values as integers.
     pub(super) fn integers(&self) -> impl Iterator<Item = Option<u64>> {
         (0..self.len()).map(|index| self.get(index))
     }
 
-    /// All values as real numbers: fractions, floating-point ones or integers.
+    /// All values as floating-point numbers, from fractions, floats or integers.
     pub(super) fn reals(&self) -> Vec<f32> {
         let real = |bytes: &[u8]| {
             let bits = number(bytes, self.big_endian);
@@ -219,7 +219,7 @@ impl Values<'_> {
     }
 }
 
-/// The bytes of an entry's values, which stand in the entry itself if they fit.
+/// Bytes of an entry's values, which are in the entry itself if they fit.
 fn values<'a>(file: &'a [u8], form: Form, entry: &'a [u8]) -> Option<&'a [u8]> {
     let word = form.word();
     let kind = number(&entry[2..4], form.big_endian) as u16;
@@ -232,7 +232,7 @@ fn values<'a>(file: &'a [u8], form: Form, entry: &'a [u8]) -> Option<&'a [u8]> {
     file.get(start..start.checked_add(length)?)
 }
 
-/// Follows the chain of directories. One that is damaged or was seen before ends it.
+/// Follows the chain of directories until a damaged or repeated one.
 fn count_pages(file: &[u8], form: Form, first: usize) -> u32 {
     let mut seen = std::collections::HashSet::from([first]);
     let mut pages = 1;
@@ -248,7 +248,7 @@ fn count_pages(file: &[u8], form: Form, first: usize) -> u32 {
     pages
 }
 
-/// The NewSubfileType of the directory at `at`; `None` if the directory is not whole.
+/// NewSubfileType of the directory at `at`; `None` if the directory is incomplete.
 fn subfile_type(file: &[u8], form: Form, at: usize) -> Option<u64> {
     let (count, first, length) = form.entries(file, at)?;
     let table = file.get(first..first.checked_add(count.checked_mul(length)?)?)?;

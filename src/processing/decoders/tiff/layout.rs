@@ -1,4 +1,4 @@
-//! What a directory says about how its picture is stored, checked before a byte of it is read.
+//! Storage layout of an image, checked before its data is read.
 
 use super::{
     ccitt::Fax,
@@ -32,11 +32,11 @@ const SAMPLE_FORMAT: u16 = 339;
 const JPEG_TABLES: u16 = 347;
 const YCBCR_SUBSAMPLING: u16 = 530;
 
-/// The most samples of a pixel, and the most bytes of a row of a strip or tile.
+/// Maximum samples per pixel, and maximum bytes per row of a strip or tile.
 const MAX_SAMPLES: u64 = 256;
 const MAX_ROW_BYTES: usize = 16 << 20;
 
-/// How strips and tiles are compressed.
+/// Compression of strips and tiles.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Compression {
     /// 1.
@@ -55,41 +55,41 @@ pub(super) enum Compression {
     Zstd,
 }
 
-/// How a picture is stored.
+/// Storage layout of an image.
 pub(super) struct Layout<'a> {
-    /// Pixels of a row.
+    /// Pixels per row.
     pub(super) width: u32,
     /// Rows.
     pub(super) height: u32,
-    /// How strips and tiles are compressed.
+    /// Compression of strips and tiles.
     pub(super) compression: Compression,
     /// Whether the least significant bit of a byte comes first (FillOrder 2).
     pub(super) turned: bool,
     /// Whether the most significant byte of a sample comes first.
     pub(super) big_endian: bool,
-    /// What was done to rows before they were compressed.
+    /// Predictor applied before compression.
     pub(super) predictor: Predictor,
-    /// How samples are stored.
+    /// Format of samples.
     pub(super) samples: Samples,
-    /// Samples of a stored pixel, of one plane: all, or one if planes are separate.
+    /// Samples per pixel in a plane: all, or one if planes are separate.
     pub(super) per_pixel: usize,
-    /// What the colour samples mean.
+    /// Colour space.
     pub(super) colour: Colour,
-    /// What alpha means, if there is one that counts.
+    /// Kind of alpha, if any.
     pub(super) opacity: Option<Opacity>,
-    /// The samples that count: those of the colour, then alpha.
+    /// Indices of the samples that are used: colour, then alpha.
     pub(super) channels: Vec<usize>,
-    /// Whether every sample has a plane of its own (PlanarConfiguration 2).
+    /// Whether planes are separate (PlanarConfiguration 2).
     pub(super) separate: bool,
     /// Width and height of a strip or tile.
     pub(super) segment: (u32, u32),
-    /// The pixels, across and down, that share their colour differences.
+    /// Chroma subsampling, horizontal and vertical.
     pub(super) subsampling: (usize, usize),
-    /// The tables that JPEG strips or tiles share.
+    /// Tables shared by JPEG strips or tiles.
     pub(super) jpeg_tables: &'a [u8],
-    /// Whether fax data may have stretches that are not compressed, which are not read.
+    /// Whether fax data may use the uncompressed mode, which is not supported.
     pub(super) uncompressed_mode: bool,
-    /// Where strips or tiles are.
+    /// Offsets of strips or tiles.
     pub(super) table: Table<'a>,
 }
 
@@ -97,7 +97,7 @@ fn unsupported<T>(what: &'static str) -> Result<T, ImageError> {
     Err(ImageError::UnsupportedVariant(what))
 }
 
-/// The sizes of a pixel's samples, which are all the same.
+/// Sample size, the same for all samples of a pixel.
 struct Pixel {
     samples: usize,
     bits: usize,
@@ -105,7 +105,10 @@ struct Pixel {
 }
 
 impl<'a> Layout<'a> {
-    /// Refuses what is not read, and what cannot be true.
+    /// Reads and checks the layout.
+    ///
+    /// # Errors
+    /// [`ImageError`] for unsupported and for contradictory values.
     pub(super) fn read(
         directory: &Directory<'a>,
         limits: &DecodeLimits,
@@ -131,7 +134,7 @@ impl<'a> Layout<'a> {
         if subsampling != (1, 1) && (separate || pixel.samples != 3) {
             return unsupported("TIFF with subsampled colours in separate planes or with further samples");
         }
-        // A JPEG stream has its own.
+        // A JPEG stream has its own subsampling.
         if compression == Compression::Jpeg {
             subsampling = (1, 1);
         }
@@ -159,7 +162,7 @@ impl<'a> Layout<'a> {
         Ok(layout)
     }
 
-    /// Bytes of a row of a strip or tile; of as many rows as share colour differences.
+    /// Bytes per row of a strip or tile, or per group of rows that share chroma samples.
     pub(super) fn row_bytes(&self) -> usize {
         let width = self.segment.0 as usize;
         match self.subsampling {
@@ -183,7 +186,7 @@ impl<'a> Layout<'a> {
     }
 }
 
-/// A width or a height; more than fits is the most.
+/// Reads a width or height, saturating.
 fn side(directory: &Directory, tag: u16) -> Result<Option<u32>, ImageError> {
     let side = directory.first(tag)?;
     Ok(side.map(|side| u32::try_from(side).unwrap_or(u32::MAX)))
@@ -233,7 +236,7 @@ fn uncompressed_mode(directory: &Directory, compression: Compression) -> Result<
     Ok(options.unwrap_or(0) & 2 != 0)
 }
 
-/// The first of a tag's values; `None` if they differ.
+/// The common value of a tag; `None` if its values differ.
 fn same(directory: &Directory, tag: u16, default: u64, samples: u64) -> Result<Option<u64>, ImageError> {
     let Some(values) = directory.values(tag)? else {
         return Ok(Some(default));
@@ -282,11 +285,11 @@ fn pixel(directory: &Directory) -> Result<Pixel, ImageError> {
 
 fn colour(directory: &Directory, pixel: &Pixel, compression: Compression) -> Result<Colour, ImageError> {
     let photometric = directory.first(PHOTOMETRIC_INTERPRETATION)?;
-    // Writers that leave it out mean faxes, as Pillow takes it.
+    // Without the tag it is a fax, as in Pillow.
     let photometric = photometric.unwrap_or(if pixel.samples < 3 { 0 } else { 2 });
     Ok(match photometric {
         0 => Colour::WhiteIsZero,
-        // A transparency mask that stands alone is a picture of the mask. A lone Y is grey.
+        // A lone transparency mask is an image of the mask. A lone Y is grey.
         1 | 4 => Colour::BlackIsZero,
         6 if pixel.samples < 3 => Colour::BlackIsZero,
         2 => Colour::Rgb,
@@ -305,7 +308,7 @@ fn colour(directory: &Directory, pixel: &Pixel, compression: Compression) -> Res
     })
 }
 
-/// Refuses samples that a photometric interpretation or a compression does not have.
+/// Rejects samples that are invalid for a photometric interpretation or a compression.
 fn check_kind(pixel: &Pixel, colour: &Colour, compression: Compression) -> Result<(), ImageError> {
     if pixel.samples < colour.samples() {
         return Err(ImageError::Undecodable);
@@ -330,7 +333,7 @@ fn predictor(
     pixel: &Pixel,
     compression: Compression,
 ) -> Result<Predictor, ImageError> {
-    // Other compressions have none, whatever the tag says.
+    // Other compressions have no predictor, whatever the tag says.
     if !matches!(
         compression,
         Compression::Lzw | Compression::Deflate | Compression::Zstd
@@ -347,7 +350,7 @@ fn predictor(
     }
 }
 
-/// What alpha means, and the samples that count. The first extra sample that is alpha is it.
+/// Kind of alpha, and indices of the samples that are used. The first extra sample of kind alpha is alpha.
 fn channels(
     directory: &Directory,
     pixel: &Pixel,
@@ -360,7 +363,7 @@ fn channels(
     let opacity = |kind| match kind {
         Some(1) => Some(Opacity::Associated),
         Some(2) => Some(Opacity::Unassociated),
-        // What Corel Draw 10 writes.
+        // Corel Draw 10 writes this.
         Some(999) if rgb => Some(Opacity::Unassociated),
         _ => None,
     };
@@ -370,7 +373,7 @@ fn channels(
             .take(extra)
             .enumerate()
             .find_map(|(index, kind)| Some((opacity(kind)?, colours + index))),
-        // As Pillow takes a fourth sample of which nothing is said.
+        // An unspecified fourth sample, as in Pillow.
         None => (rgb && extra == 1).then_some((Opacity::Unassociated, colours)),
     };
     let found = found.filter(|_| matches!(alpha, Alpha::OnWhite));
@@ -384,7 +387,7 @@ fn segment(directory: &Directory, width: u32, height: u32) -> Result<((u32, u32)
         let tile = side(directory, TILE_WIDTH)?.zip(side(directory, TILE_LENGTH)?);
         return Ok((tile.ok_or(ImageError::Undecodable)?, true));
     }
-    // Some writers give a file of tiles the tags of strips.
+    // Some writers use the tags of strips for tiles.
     if let Some(tile) = side(directory, TILE_WIDTH)?.zip(side(directory, TILE_LENGTH)?) {
         return Ok((tile, false));
     }
@@ -392,7 +395,7 @@ fn segment(directory: &Directory, width: u32, height: u32) -> Result<((u32, u32)
     Ok(((width, rows.unwrap_or(height).min(height)), false))
 }
 
-/// The pixels that share their colour differences.
+/// Chroma subsampling, horizontal and vertical.
 fn subsampling(directory: &Directory, colour: &Colour) -> Result<(usize, usize), ImageError> {
     if !matches!(colour, Colour::YCbCr(_)) {
         return Ok((1, 1));

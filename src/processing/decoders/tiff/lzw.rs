@@ -1,4 +1,4 @@
-//! LZW as TIFF has it.
+//! LZW, TIFF variant.
 
 use std::io::{self, BufRead, Read};
 
@@ -7,44 +7,44 @@ const END: usize = 257;
 const FIRST: usize = 258;
 const CODES: usize = 4096;
 
-/// LZW, most significant bits first, or as the first writers wrote it: least significant bits first, and codes that widen
-/// one later.
+/// LZW decoder for most significant bits first, and for the old variant: least significant bits first, with codes that widen one
+/// later.
 pub(super) struct Lzw<'a> {
     stored: Box<dyn BufRead + 'a>,
     old: bool,
     bits: Bits,
     strings: Box<[Entry; CODES]>,
-    /// The next code to be defined.
+    /// Next code to define.
     next: usize,
     last: Option<usize>,
-    /// The bytes of the last code for which there was no room, and how many of them are taken.
+    /// Bytes of the last code that did not fit the output, and the number of those already copied.
     waiting: Vec<u8>,
     taken: usize,
     ended: bool,
 }
 
-/// Bits that are not yet part of a code.
+/// Bit buffer.
 #[derive(Debug, Clone, Copy)]
 struct Bits {
     bits: u64,
     count: u32,
-    /// Bits of a code.
+    /// Bits per code.
     width: u32,
 }
 
-/// A string: that of another code, and one more byte.
+/// A string: the string of another code and one more byte.
 #[derive(Debug, Clone, Copy)]
 struct Entry {
     prefix: u16,
     length: u16,
     first: u8,
     byte: u8,
-    /// Whether it is one byte again and again: most of a blank page is, and is written faster.
+    /// Whether all bytes are equal, as in most of a blank page: written faster.
     repeats: bool,
 }
 
 impl Bits {
-    /// The next code; `None` if the bytes end before.
+    /// Next code; `None` if the bytes end.
     fn code(&mut self, bytes: &mut &[u8], old: bool) -> Option<usize> {
         if self.count < self.width {
             self.fill(bytes, old);
@@ -69,7 +69,7 @@ impl Bits {
         if let Some(word) = bytes.first_chunk()
             && !old
         {
-            // Bits of bytes that are not counted yet come once more later: they are the same.
+            // Bits of bytes that are not counted yet are read again later, with the same values.
             self.bits |= u64::from_be_bytes(*word) >> self.count;
             let whole = (63 - self.count) / 8;
             self.count += whole * 8;
@@ -88,7 +88,7 @@ impl Bits {
 }
 
 impl<'a> Lzw<'a> {
-    /// The first code is the clear code, which tells the two orders apart.
+    /// Detects the variant by the first code, the clear code.
     pub(super) fn new(mut stored: Box<dyn BufRead + 'a>) -> Self {
         let old = matches!(stored.fill_buf(), Ok([0, second, ..]) if second & 1 == 1);
         let entry = |code| Entry {
@@ -116,7 +116,7 @@ impl<'a> Lzw<'a> {
         }
     }
 
-    /// The string that a code stands for, which is defined by it and the last one. `None`: it cannot be.
+    /// Defines the next string from `code` and the previous one; returns the string of `code`, or `None` if it is invalid.
     fn define(&mut self, code: usize, width: &mut u32) -> Option<Entry> {
         let Some(last) = self.last.replace(code) else {
             return (code < CLEAR).then(|| self.strings[code]);
@@ -129,7 +129,7 @@ impl<'a> Lzw<'a> {
             new.prefix = last as u16;
             new.length = before.length + 1;
             new.first = before.first;
-            // Of the code that is just being defined, this is the last byte, too.
+            // For the code being defined this is also the last byte.
             new.byte = before.first;
             let byte = self.strings[code].first;
             let new = &mut self.strings[self.next];
@@ -142,9 +142,9 @@ impl<'a> Lzw<'a> {
         Some(self.strings[code])
     }
 
-    /// Decodes codes of `bytes` until they or the room in `out` end: the bytes written.
+    /// Decodes `bytes` until they end or `out` is full; returns the number of bytes written.
     fn decode(&mut self, bytes: &mut &[u8], out: &mut [u8]) -> usize {
-        // A copy stays in registers.
+        // A local copy stays in registers.
         let mut bits = self.bits;
         let mut at = 0;
         while at < out.len() {
@@ -202,7 +202,7 @@ impl Read for Lzw<'_> {
             let (mut left, length) = (bytes, bytes.len());
             at += self.decode(&mut left, &mut out[at..]);
             let used = length - left.len();
-            // Without bytes, and without room left, only the end can follow.
+            // Without input or output space, only the end can follow.
             self.ended |= length == 0 && at < out.len();
             stored.consume(used);
         }

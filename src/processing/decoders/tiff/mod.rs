@@ -1,7 +1,7 @@
 //! TIFF: strips and tiles of every compression that scanners, fax servers and office programs use, read row by row.
 //!
-//! The terms are those of TIFF 6.0. What the first directory claims is checked before memory is taken for it; strips and
-//! tiles are unpacked by readers, so that a picture is never held.
+//! The terms are those of TIFF 6.0. The first directory is checked before memory is allocated for it. Strips and tiles are
+//! decompressed as streams, so that the image is never in memory.
 
 mod bands;
 mod ccitt;
@@ -26,8 +26,8 @@ use crate::processing::{
 const ORIENTATION: u16 = 274;
 const XMP: u16 = 700;
 
-/// Decodes the first page. Rows that are missing or damaged are white, and `truncated` is set; without a single one the
-/// picture is damaged.
+/// Decodes the first page. Missing or damaged rows are white and set `truncated`; without a single good row the image is
+/// undecodable.
 pub(super) fn decode(
     bytes: &[u8],
     limits: &DecodeLimits,

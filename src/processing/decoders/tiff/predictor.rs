@@ -1,13 +1,13 @@
-//! Predictors: rows that hold differences between neighbours.
+//! Predictors: rows of differences between neighbours.
 
-/// What was done to the rows before they were compressed.
+/// Predictor applied before compression.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Predictor {
-    /// Nothing.
+    /// None.
     None,
-    /// Every sample is the difference to the one of the pixel before.
+    /// Horizontal differencing: each sample minus that of the previous pixel.
     Horizontal,
-    /// Floating-point numbers whose bytes were sorted by significance, and are differences.
+    /// Floating-point differencing: bytes sorted by significance, then differenced.
     FloatingPoint,
 }
 
@@ -57,7 +57,7 @@ impl Predictor {
 }
 
 fn add_bytes(row: &mut [u8], stride: usize) {
-    // The sums of a pixel in registers: several times faster than reading them back.
+    // The sums of a pixel stay in registers: several times faster than memory.
     fn pixels<const N: usize>(row: &mut [u8]) {
         let mut sums = [0u8; N];
         for pixel in row.as_chunks_mut::<N>().0 {
@@ -100,7 +100,7 @@ fn add<const N: usize, T: Copy>(
     }
 }
 
-/// Brings the bytes of every number together again: the row has the most significant bytes of all first.
+/// Regroups the bytes of each number; the row has the most significant bytes of all numbers first.
 fn unsort(row: &mut [u8], bytes: usize, big_endian: bool, sorted: &mut Vec<u8>) {
     sorted.clear();
     sorted.extend_from_slice(row);

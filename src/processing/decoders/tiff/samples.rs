@@ -1,34 +1,34 @@
-//! Samples as they are stored, reduced to 8 bits.
+//! Stored samples → 8 bits.
 
 use crate::processing::decoders::samples::narrowed;
 
-/// What a sample's bits mean.
+/// Number format of a sample.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Format {
-    /// From 0 to the largest number of as many bits.
+    /// Unsigned integer.
     Unsigned,
-    /// From 0.0 to 1.0.
+    /// Floating point, from 0.0 to 1.0.
     Float,
 }
 
-/// How samples are stored.
+/// Format of samples.
 #[derive(Debug, Clone)]
 pub(super) struct Samples {
     bits: usize,
     format: Format,
     big_endian: bool,
-    /// What samples of up to 8 bits become.
+    /// 8-bit values of samples of up to 8 bits.
     levels: Vec<u8>,
-    /// The first channel is an index into a palette: it stays as it is.
+    /// Whether the first channel is a palette index, which is not scaled.
     indexed: bool,
 }
 
-/// Where one sample of every pixel goes.
+/// Source and destination of one sample of every pixel.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Pick {
-    /// Its place among the samples of a stored pixel, and their number.
+    /// Index among the samples of a stored pixel, and their number.
     pub(super) from: (usize, usize),
-    /// Its place among the channels of a pixel, and their number.
+    /// Index among the channels of a pixel, and their number.
     pub(super) to: (usize, usize),
 }
 
@@ -51,7 +51,7 @@ impl Samples {
         self.bits
     }
 
-    /// Writes one sample of every pixel of `row`, as 8 bits, into `out`; as many pixels as fit into it.
+    /// Writes one sample of every pixel of `row` to `out` as 8 bits, for as many pixels as fit.
     pub(super) fn unpack(&self, row: &[u8], pick: Pick, out: &mut [u8]) {
         match (self.bits, self.format) {
             (8, _) => self.bytes(row, pick, out),
@@ -98,7 +98,7 @@ impl Samples {
         }
     }
 
-    /// Whole bytes of samples of 1, 2 or 4 bits, with nothing between.
+    /// Bytes of contiguous samples of 1, 2 or 4 bits.
     fn packed(&self, row: &[u8], out: &mut [u8]) {
         let mask = u8::MAX >> (8 - self.bits);
         let level = |sample: u8| {
@@ -122,7 +122,7 @@ impl Samples {
         let step = from.1 * self.bits;
         let mut bit = from.0 * self.bits;
         for out in out.iter_mut().skip(to.0).step_by(to.1) {
-            // 16 bits at any place lie in 3 bytes.
+            // 16 bits at any offset are within 3 bytes.
             let bytes = row.get(bit / 8..).unwrap_or_default();
             let three = (0..3).fold(0, |sum, at| {
                 sum << 8 | u32::from(bytes.get(at).copied().unwrap_or(0))
@@ -138,9 +138,9 @@ impl Samples {
     }
 }
 
-/// The level of a floating-point sample.
+/// 8-bit value of a floating-point sample.
 fn level(sample: f32) -> u8 {
-    // What is no number is white, as in the image crate.
+    // NaN is white, as in the image crate.
     if sample < 1.0 {
         (sample.max(0.0) * 255.0).round() as u8
     } else {

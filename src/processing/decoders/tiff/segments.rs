@@ -1,4 +1,4 @@
-//! Strips and tiles: where their bytes are, and readers of what they unpack to.
+//! Strips and tiles: their offsets, and readers of their decompressed bytes.
 
 use std::io::{self, Cursor, Read};
 
@@ -16,20 +16,23 @@ const STRIP_BYTE_COUNTS: u16 = 279;
 const TILE_OFFSETS: u16 = 324;
 const TILE_BYTE_COUNTS: u16 = 325;
 
-/// How many times the file's bytes strips and tiles may claim together: those of a file that was cut are outside it.
+/// Maximum ratio of the bytes of all strips and tiles to those of the file; a truncated file lacks some.
 const MAX_CLAIM: u64 = 64;
 
-/// Where the strips or tiles of a picture are.
+/// Offsets of the strips or tiles of an image.
 pub(super) struct Table<'a> {
     file: &'a [u8],
     offsets: Values<'a>,
     counts: Option<Values<'a>>,
-    /// All offsets in order, if a count is missing: such a strip ends where the next one starts.
+    /// All offsets, sorted, if a count is missing: such a strip ends at the next one.
     sorted: Vec<u64>,
 }
 
 impl<'a> Table<'a> {
-    /// Refuses strips or tiles that overlap, or claim far more bytes than there are.
+    /// Reads the table.
+    ///
+    /// # Errors
+    /// [`ImageError`] if strips or tiles overlap, or have far more bytes than the file.
     pub(super) fn read(directory: &Directory<'a>, tiled: bool) -> Result<Self, ImageError> {
         let (offsets, counts) = if tiled {
             (TILE_OFFSETS, TILE_BYTE_COUNTS)
@@ -63,7 +66,7 @@ impl<'a> Table<'a> {
         self.counts?.get(index).filter(|count| *count > 0)
     }
 
-    /// The stored bytes of a strip or tile: as many as the file has of them, at least `least` if there are so many.
+    /// Stored bytes of a strip or tile, as far as the file has them; at least `least` if available.
     fn bytes(&self, index: usize, least: usize) -> &'a [u8] {
         let Some(start) = self.offsets.get(index) else {
             return &[];
@@ -76,14 +79,14 @@ impl<'a> Table<'a> {
             .saturating_add(count.max(least as u64))
             .min(self.file.len() as u64);
         match (usize::try_from(start), usize::try_from(end)) {
-            // No strip stands in the header.
+            // No strip starts in the header.
             (Ok(1..), _) => self.file.get(start as usize..end as usize).unwrap_or_default(),
             _ => &[],
         }
     }
 }
 
-/// A reader of the bytes that a strip or tile unpacks to.
+/// A reader of the decompressed bytes of a strip or tile.
 pub(super) struct Segment<'a> {
     bytes: Box<dyn Read + 'a>,
     /// Whether some of its rows are known to be wrong.
@@ -91,7 +94,7 @@ pub(super) struct Segment<'a> {
 }
 
 impl<'a> Segment<'a> {
-    /// Opens a strip or tile, of which `rows` rows are wanted. A missing one is empty.
+    /// Opens a strip or tile to read `rows` rows. A missing one is empty.
     pub(super) fn open(layout: &Layout<'a>, index: usize, rows: u32) -> Result<Self, ImageError> {
         let mut damaged = false;
         let stored = layout.stored(index, rows);
@@ -118,14 +121,14 @@ impl<'a> Segment<'a> {
         Ok(Self { bytes, damaged })
     }
 
-    /// Reads one row. False: the data ended or is damaged, and the row is not whole.
+    /// Reads one row; false if the data ended or is damaged, so that the row is incomplete.
     pub(super) fn row(&mut self, row: &mut [u8]) -> bool {
         self.bytes.read_exact(row).is_ok()
     }
 }
 
 impl<'a> Layout<'a> {
-    /// The stored bytes of a strip or tile. Uncompressed ones are as long as their rows, whatever the counts say.
+    /// Stored bytes of a strip or tile. The length of uncompressed ones is that of their rows, whatever the counts say.
     pub(super) fn stored(&self, index: usize, rows: u32) -> &'a [u8] {
         let least = if self.compression == Compression::None {
             let groups = (rows as usize).div_ceil(self.subsampling.1);
@@ -136,7 +139,7 @@ impl<'a> Layout<'a> {
         self.table.bytes(index, least)
     }
 
-    /// The memory that one open reader may take beside its row.
+    /// Maximum memory of one open reader, besides its row.
     pub(super) fn reader_bytes(&self) -> usize {
         match self.compression {
             Compression::None | Compression::PackBits | Compression::Jpeg => 8 << 10,

@@ -173,7 +173,13 @@ fn images_and_image_places_must_agree() {
         let Error::Prompt(error) = error else {
             panic!("{error}")
         };
-        assert_eq!(error, PromptError::ImageCount { places, images });
+        assert_eq!(
+            error,
+            PromptError::ImageCount {
+                placeholders: places,
+                images
+            }
+        );
     }
     assert!(NANO.encode_chat(&message(2), &[GRID; 2]).is_ok());
 }

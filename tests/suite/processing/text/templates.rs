@@ -277,8 +277,8 @@ fn a_template_that_loses_or_invents_image_places_is_refused() {
     let grid = medical_vision::processing::Grid { t: 1, h: 2, w: 2 };
     let said = "{{ messages[0]['content'][1]['text'] }}";
     for (places, why) in [
-        ("", "0 image places for 1"),
-        ("<|image_pad|><|image_pad|>", "2 image places for 1"),
+        ("", "0 image placeholders for 1"),
+        ("<|image_pad|><|image_pad|>", "2 image placeholders for 1"),
     ] {
         let dir = nano_copy();
         write_template(dir.path(), &format!("{places}{said}"));

@@ -1,4 +1,4 @@
-//! Pictures that the image crate decodes as a whole.
+//! Images that the image crate decodes as a whole.
 
 use image::{ColorType, ImageDecoder, Limits};
 
@@ -9,7 +9,7 @@ use super::{
 use crate::error::ImageError;
 use crate::processing::DecodeLimits;
 
-/// Checks the size that the header claims, decodes, and hands the rows on. `format` names what is not supported.
+/// Checks the size in the header, decodes, and passes the rows to `sink`. `format` is the name in errors.
 pub(super) fn decode(
     mut decoder: impl ImageDecoder,
     format: &'static str,
@@ -17,7 +17,7 @@ pub(super) fn decode(
     alpha: Alpha,
     sink: &mut dyn RowSink,
 ) -> Result<Decoded, ImageError> {
-    let refusal = |error| refusal(error, format);
+    let decode_error = |error| decode_error(error, format);
     let (width, height) = decoder.dimensions();
     limits.check(width, height)?;
     let channels = match decoder.color_type() {
@@ -30,9 +30,9 @@ pub(super) fn decode(
     let length = decoder.total_bytes();
     let mut memory = Limits::no_limits();
     memory.max_alloc = Some(length.saturating_mul(2).saturating_add(EXTRA_BYTES as u64));
-    decoder.set_limits(memory).map_err(refusal)?;
+    decoder.set_limits(memory).map_err(decode_error)?;
     let mut pixels = vec![0; usize::try_from(length).map_err(|_| ImageError::Undecodable)?];
-    decoder.read_image(&mut pixels).map_err(refusal)?;
+    decoder.read_image(&mut pixels).map_err(decode_error)?;
     let mut rows = ToRgb::new(channels, alpha);
     let mut rgb = vec![0; width as usize * 3];
     sink.begin(width, height)?;
@@ -46,8 +46,8 @@ pub(super) fn decode(
     })
 }
 
-/// Drops the decoder's own words.
-pub(super) fn refusal(error: image::ImageError, format: &'static str) -> ImageError {
+/// Converts an error without its message, which could echo the input.
+pub(super) fn decode_error(error: image::ImageError, format: &'static str) -> ImageError {
     match error {
         image::ImageError::Unsupported(_) => ImageError::UnsupportedVariant(format),
         _ => ImageError::Undecodable,
