@@ -15,16 +15,16 @@ use actix_web::{Error, HttpMessage, HttpRequest, ResponseError};
 
 use super::connection_slots::{ActiveRequest, ConnectionState};
 use super::errors::ApiError;
-use super::logging::warn_of_connections;
+use super::logging::warn_of_excess_connections;
 
 /// Arrival time of a request's first byte.
 #[derive(Clone, Copy)]
-struct Began(Instant);
+struct Arrival(Instant);
 
 /// Arrival time of the first byte of `request`.
-pub(super) fn began(request: &HttpRequest) -> Instant {
-    let began = request.extensions().get::<Began>().copied();
-    began.map_or_else(Instant::now, |Began(at)| at)
+pub(super) fn arrival(request: &HttpRequest) -> Instant {
+    let arrival = request.extensions().get::<Arrival>().copied();
+    arrival.map_or_else(Instant::now, |Arrival(at)| at)
 }
 
 /// Middleware: restricts spare connections to `/health`, and closes connections after their maximum lifetime.
@@ -36,10 +36,10 @@ pub(super) async fn admit<B: MessageBody + 'static>(
         return Ok(next.call(request).await?.map_into_boxed_body());
     };
     let (active, first_byte) = connection.begin_request();
-    let began = Began(first_byte.unwrap_or_else(Instant::now));
-    request.extensions_mut().insert(began);
+    let arrival = Arrival(first_byte.unwrap_or_else(Instant::now));
+    request.extensions_mut().insert(arrival);
     let mut response = if connection.is_spare() && request.path() != "/health" {
-        warn_of_connections();
+        warn_of_excess_connections();
         request.into_response(ApiError::TooManyConnections.error_response())
     } else {
         next.call(request).await?.map_into_boxed_body()

@@ -19,14 +19,14 @@ use tokio::time::{Sleep, sleep};
 use super::connection_slots::{ConnectionSlot, ConnectionState};
 use super::errors::parser_error;
 use super::framing::{Framing, HeadTooLarge};
-use super::logging::warn_of_refusal;
+use super::logging::warn_of_rejected_request;
 
 /// Timeout for a request head.
-pub(super) const HEAD_DEADLINE: Duration = Duration::from_secs(5);
+pub(super) const HEAD_TIMEOUT: Duration = Duration::from_secs(5);
 /// Timeout for a response of which the client reads nothing.
-const WRITE_DEADLINE: Duration = Duration::from_secs(30);
+const WRITE_TIMEOUT: Duration = Duration::from_secs(30);
 /// Minimum rate at which a client must read a long response, bytes/s.
-const LEAST_WRITE_RATE: u64 = 1024;
+const MIN_WRITE_RATE: u64 = 1024;
 /// TCP keep-alive detects clients that vanished.
 const PROBE_AFTER: Duration = Duration::from_secs(10);
 /// A byte that is invalid anywhere in a head: the parser rejects the request that contains it, after the responses before it.
@@ -38,7 +38,7 @@ pub(super) struct Connection {
     slot: ConnectionSlot,
     framing: Framing,
     /// Why the current head is rejected, if not by the parser.
-    refusal: Option<StatusCode>,
+    rejection: Option<StatusCode>,
     head_timer: Option<Pin<Box<Sleep>>>,
     write_timer: Option<Pin<Box<Sleep>>>,
     answer: Option<Replacement>,
@@ -48,17 +48,17 @@ pub(super) struct Connection {
 struct Replacement {
     bytes: Vec<u8>,
     written: usize,
-    stands_for: usize,
+    replaces: usize,
 }
 
 impl Connection {
     pub(super) fn new(stream: TcpStream, slot: ConnectionSlot) -> Self {
-        watch_over(&stream);
+        enable_keep_alive(&stream);
         Self {
             stream,
             slot,
             framing: Framing::new(),
-            refusal: None,
+            rejection: None,
             head_timer: None,
             write_timer: None,
             answer: None,
@@ -77,12 +77,12 @@ impl Connection {
         }
         if fed == Err(HeadTooLarge) {
             buffer.set_filled(before);
-            self.refuse(StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, buffer);
+            self.reject(StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, buffer);
         }
     }
 
-    fn refuse(&mut self, status: StatusCode, buffer: &mut ReadBuf<'_>) {
-        self.refusal = Some(status);
+    fn reject(&mut self, status: StatusCode, buffer: &mut ReadBuf<'_>) {
+        self.rejection = Some(status);
         buffer.put_slice(NEVER_IN_A_HEAD);
     }
 
@@ -94,7 +94,7 @@ impl Connection {
         }
         let timer = self
             .head_timer
-            .get_or_insert_with(|| Box::pin(sleep(HEAD_DEADLINE)));
+            .get_or_insert_with(|| Box::pin(sleep(HEAD_TIMEOUT)));
         timer.as_mut().poll(context).is_ready()
     }
 
@@ -105,14 +105,14 @@ impl Connection {
                 self.slot.state().writing.store(true, Ordering::Release);
                 let timer = self
                     .write_timer
-                    .get_or_insert_with(|| Box::pin(sleep(WRITE_DEADLINE)));
+                    .get_or_insert_with(|| Box::pin(sleep(WRITE_TIMEOUT)));
                 if timer.as_mut().poll(context).is_ready() {
                     return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
                 }
             }
             Poll::Ready(Ok(written)) => {
                 if let Some(timer) = &mut self.write_timer {
-                    let more = Duration::from_millis(*written as u64 * 1000 / LEAST_WRITE_RATE);
+                    let more = Duration::from_millis(*written as u64 * 1000 / MIN_WRITE_RATE);
                     let deadline = timer.deadline() + more;
                     timer.as_mut().reset(deadline);
                 }
@@ -130,18 +130,18 @@ impl AsyncRead for Connection {
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         let this = self.get_mut();
-        if this.state().has_ended(context.waker()) {
+        if this.state().is_evicted(context.waker()) {
             // Treated like a disconnect.
             return Poll::Ready(Ok(()));
         }
         let before = buffer.filled().len();
         let result = Pin::new(&mut this.stream).poll_read(context, buffer);
         // After a rejection nothing is parsed.
-        if this.refusal.is_none() {
+        if this.rejection.is_none() {
             match result {
                 Poll::Ready(Ok(())) => this.follow(before, buffer),
                 Poll::Pending if buffer.remaining() > 0 && this.head_is_late(context) => {
-                    this.refuse(StatusCode::REQUEST_TIMEOUT, buffer);
+                    this.reject(StatusCode::REQUEST_TIMEOUT, buffer);
                     return Poll::Ready(Ok(()));
                 }
                 _ => {}
@@ -154,7 +154,7 @@ impl AsyncRead for Connection {
 impl AsyncWrite for Connection {
     fn poll_write(self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
-        if this.state().has_ended(context.waker()) {
+        if this.state().is_evicted(context.waker()) {
             return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()));
         }
         if this.answer.is_none()
@@ -164,12 +164,12 @@ impl AsyncWrite for Connection {
                 // The responses before it.
                 return this.write_through(context, &bytes[..start]);
             }
-            let status = this.refusal.unwrap_or(status);
-            warn_of_refusal(status);
+            let status = this.rejection.unwrap_or(status);
+            warn_of_rejected_request(status);
             this.answer = Some(Replacement {
                 bytes: parser_error(status),
                 written: 0,
-                stands_for: bytes.len(),
+                replaces: bytes.len(),
             });
         }
         let Some(mut answer) = this.answer.take() else {
@@ -185,7 +185,7 @@ impl AsyncWrite for Connection {
                 }
             }
         }
-        Poll::Ready(Ok(answer.stands_for))
+        Poll::Ready(Ok(answer.replaces))
     }
 
     fn poll_flush(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -217,14 +217,14 @@ fn parsers_own_error(bytes: &[u8]) -> Option<(usize, StatusCode)> {
 }
 
 /// Lets the kernel close connections whose peer no longer answers or reads.
-fn watch_over(stream: &TcpStream) {
+fn enable_keep_alive(stream: &TcpStream) {
     let socket = SockRef::from(stream);
     let probes = TcpKeepalive::new()
         .with_time(PROBE_AFTER)
         .with_interval(PROBE_AFTER / 2);
     // Without these options the server works, but generation for a vanished client runs to its end.
     let _ = socket.set_tcp_keepalive(&probes);
-    let _ = socket.set_tcp_user_timeout(Some(WRITE_DEADLINE));
+    let _ = socket.set_tcp_user_timeout(Some(WRITE_TIMEOUT));
 }
 
 #[cfg(test)]

@@ -32,7 +32,8 @@ struct OpenConnections {
     next: u64,
     /// By age, oldest first.
     connections: BTreeMap<u64, Arc<ConnectionState>>,
-    full: usize,
+    /// Number of connections in regular slots.
+    regular: usize,
     per_address: HashMap<IpAddr, usize>,
 }
 
@@ -47,7 +48,7 @@ pub(super) struct ConnectionState {
     requests: AtomicUsize,
     /// Whether a response is waiting for the client to read.
     pub(super) writing: AtomicBool,
-    ended: AtomicBool,
+    evicted: AtomicBool,
     activity: Mutex<Activity>,
 }
 
@@ -91,13 +92,13 @@ impl ConnectionSlots {
         if let Some(address) = counted
             && open.per_address.get(&address).copied().unwrap_or(0) >= self.max_per_address
         {
-            spare |= !open.end_idle(|state| state.address == counted);
+            spare |= !open.evict_idle(|state| state.address == counted);
         }
-        if !spare && open.full >= self.max_connections {
-            spare |= !open.end_idle(|_| true);
+        if !spare && open.regular >= self.max_connections {
+            spare |= !open.evict_idle(|_| true);
         }
         if spare {
-            open.end_oldest_spare();
+            open.evict_oldest_spare();
         }
         let now = Instant::now();
         let state = Arc::new(ConnectionState {
@@ -108,7 +109,7 @@ impl ConnectionSlots {
             max_lifetime: self.max_lifetime,
             requests: AtomicUsize::new(0),
             writing: AtomicBool::new(false),
-            ended: AtomicBool::new(false),
+            evicted: AtomicBool::new(false),
             activity: Mutex::new(Activity {
                 idle: now,
                 head: None,
@@ -128,18 +129,18 @@ impl ConnectionSlots {
 impl OpenConnections {
     fn count(&mut self, state: &ConnectionState) {
         if !state.spare {
-            self.full += 1;
+            self.regular += 1;
             if let Some(address) = state.address {
                 *self.per_address.entry(address).or_default() += 1;
             }
         }
     }
 
-    /// Takes a state out; nothing where it is out already.
-    fn leave(&mut self, id: u64) -> Option<Arc<ConnectionState>> {
+    /// Removes a connection; `None` if it is already removed.
+    fn remove(&mut self, id: u64) -> Option<Arc<ConnectionState>> {
         let state = self.connections.remove(&id)?;
         if !state.spare {
-            self.full -= 1;
+            self.regular -= 1;
             if let Some(address) = state.address
                 && let Some(count) = self.per_address.get_mut(&address)
             {
@@ -152,8 +153,8 @@ impl OpenConnections {
         Some(state)
     }
 
-    /// Ends the connection that has asked for nothing for longest; false where all are busy.
-    fn end_idle(&mut self, fits: impl Fn(&ConnectionState) -> bool) -> bool {
+    /// Evicts the connection that has been idle longest; false if none is idle.
+    fn evict_idle(&mut self, fits: impl Fn(&ConnectionState) -> bool) -> bool {
         let idle = self
             .connections
             .values()
@@ -161,14 +162,14 @@ impl OpenConnections {
         let idle = idle.filter_map(|state| Some((state.idle_since()?, state.id)));
         match idle.min().filter(|(since, _)| since.elapsed() >= IDLE_GRACE) {
             Some((_, id)) => {
-                self.end(id);
+                self.evict(id);
                 true
             }
             None => false,
         }
     }
 
-    fn end_oldest_spare(&mut self) {
+    fn evict_oldest_spare(&mut self) {
         let mut spare = self
             .connections
             .values()
@@ -178,13 +179,13 @@ impl OpenConnections {
         if let Some(oldest) = oldest
             && spare.count() + 1 >= SPARE_SLOTS
         {
-            self.end(oldest);
+            self.evict(oldest);
         }
     }
 
-    fn end(&mut self, id: u64) {
-        if let Some(state) = self.leave(id) {
-            state.ended.store(true, Ordering::Release);
+    fn evict(&mut self, id: u64) {
+        if let Some(state) = self.remove(id) {
+            state.evicted.store(true, Ordering::Release);
             let waker = lock(&state.activity).waker.take();
             if let Some(waker) = waker {
                 waker.wake();
@@ -201,7 +202,7 @@ impl ConnectionSlot {
 
 impl Drop for ConnectionSlot {
     fn drop(&mut self) {
-        lock(&self.slots.open).leave(self.state.id);
+        lock(&self.slots.open).remove(self.state.id);
     }
 }
 
@@ -217,7 +218,7 @@ impl ConnectionState {
     }
 
     /// Whether the connection was evicted; `waker` is woken when that happens.
-    pub(super) fn has_ended(&self, waker: &Waker) -> bool {
+    pub(super) fn is_evicted(&self, waker: &Waker) -> bool {
         let mut activity = lock(&self.activity);
         if !activity
             .waker
@@ -227,7 +228,7 @@ impl ConnectionState {
             activity.waker = Some(waker.clone());
         }
         drop(activity);
-        self.ended.load(Ordering::Acquire)
+        self.evicted.load(Ordering::Acquire)
     }
 
     fn idle_since(&self) -> Option<Instant> {
@@ -280,8 +281,8 @@ mod tests {
         lock(&slot.state.activity).idle = long_ago;
     }
 
-    fn ended(slot: &ConnectionSlot) -> bool {
-        slot.state.has_ended(Waker::noop())
+    fn evicted(slot: &ConnectionSlot) -> bool {
+        slot.state.is_evicted(Waker::noop())
     }
 
     #[test]
@@ -311,8 +312,8 @@ mod tests {
         let asking = first.state().begin_request();
         let third = slots.enter(address(3));
         assert!(!third.state().is_spare());
-        assert!(!ended(&first), "it is being answered");
-        assert!(ended(&second));
+        assert!(!evicted(&first), "it is being answered");
+        assert!(evicted(&second));
         drop(asking);
         assert!(
             slots.enter(address(4)).state().is_spare(),
@@ -332,8 +333,8 @@ mod tests {
         let _full = slots.enter(address(1));
         let spare: Vec<_> = (0..3 * SPARE_SLOTS).map(|_| slots.enter(address(1))).collect();
         assert!(spare.iter().all(|slot| slot.state().is_spare()));
-        let alive = spare.iter().filter(|slot| !ended(slot)).count();
+        let alive = spare.iter().filter(|slot| !evicted(slot)).count();
         assert_eq!(alive, SPARE_SLOTS);
-        assert!(!ended(spare.last().expect("one")));
+        assert!(!evicted(spare.last().expect("one")));
     }
 }

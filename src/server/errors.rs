@@ -3,7 +3,7 @@
 use actix_web::http::{StatusCode, header};
 use actix_web::{HttpResponse, ResponseError};
 
-use super::{connection::HEAD_DEADLINE, headers::SAFE_HEADERS, types::ErrorBody};
+use super::{connection::HEAD_TIMEOUT, headers::SAFE_HEADERS, types::ErrorBody};
 use crate::engine::EngineError;
 use crate::error::{ImageError, PromptError};
 use crate::records::timestamp;
@@ -195,7 +195,7 @@ pub(super) fn parser_error(status: StatusCode) -> Vec<u8> {
         StatusCode::REQUEST_TIMEOUT => {
             format!(
                 "the request's header did not arrive within {} s",
-                HEAD_DEADLINE.as_secs()
+                HEAD_TIMEOUT.as_secs()
             )
         }
         StatusCode::BAD_REQUEST => "the request is not valid HTTP".to_owned(),

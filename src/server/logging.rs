@@ -84,7 +84,7 @@ impl Drop for AccessLine {
 }
 
 /// Logs that the HTTP parser rejected a request, which has no access log line.
-pub(super) fn warn_of_refusal(status: StatusCode) {
+pub(super) fn warn_of_rejected_request(status: StatusCode) {
     static LIMIT: RateLimit = RateLimit::new();
     if let Some(requests) = LIMIT.due() {
         tracing::warn!(
@@ -96,7 +96,7 @@ pub(super) fn warn_of_refusal(status: StatusCode) {
 }
 
 /// Logs that connections exceeded their limits.
-pub(super) fn warn_of_connections() {
+pub(super) fn warn_of_excess_connections() {
     static LIMIT: RateLimit = RateLimit::new();
     if let Some(requests) = LIMIT.due() {
         tracing::warn!(

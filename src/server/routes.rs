@@ -6,11 +6,11 @@ use actix_web::{HttpRequest, HttpResponse, web};
 use tokio::sync::OwnedSemaphorePermit;
 
 use super::{
-    admission::began,
+    admission::arrival,
     benchmark::read_benchmarks,
     chunked_body::ChunkedBody,
     errors::ApiError,
-    state::{ANSWER_STEP_BYTES, ServerState},
+    state::{RESPONSE_PERMIT_BYTES, ServerState},
     types::{Analysis, AnalyzeForm, Benchmarks, ErrorBody, ExtractForm, Extraction, Figures, Health},
     upload::{Upload, UploadedFile, read_upload},
 };
@@ -115,18 +115,18 @@ pub(super) async fn analyze(
 )]
 pub(super) async fn benchmark(state: web::Data<ServerState>) -> Result<HttpResponse, ApiError> {
     // One at a time: serialization holds several copies of the records.
-    let turn = Arc::clone(&state.benchmark_turn).acquire_owned().await;
-    let turn = turn.map_err(|_| ApiError::Internal)?;
+    let permit = Arc::clone(&state.benchmark_permit).acquire_owned().await;
+    let permit = permit.map_err(|_| ApiError::Internal)?;
     let folder = state.benchmarks.clone();
     let body = web::block(move || {
-        let _turn = turn;
+        let _permit = permit;
         serde_json::to_vec(&read_benchmarks(&folder))
     });
     let body = body.await.map_err(|_| ApiError::Internal)?;
     let body = body.map_err(|_| ApiError::Internal)?;
-    let steps =
-        u32::try_from(body.len().div_ceil(ANSWER_STEP_BYTES)).map_err(|_| ApiError::TooManyAnswers)?;
-    let memory = Arc::clone(&state.answer_steps).try_acquire_many_owned(steps);
+    let permits =
+        u32::try_from(body.len().div_ceil(RESPONSE_PERMIT_BYTES)).map_err(|_| ApiError::TooManyAnswers)?;
+    let memory = Arc::clone(&state.response_permits).try_acquire_many_owned(permits);
     let memory = memory.map_err(|_| ApiError::TooManyAnswers)?;
     Ok(HttpResponse::Ok()
         .content_type("application/json")
@@ -147,7 +147,7 @@ async fn answer(
     upload: Upload,
     prompt: String,
 ) -> Result<PageAnswer, ApiError> {
-    let slot = state.engine.reserve_since(began(http))?;
+    let slot = state.engine.reserve_since(arrival(http))?;
     let decoded = tokio::time::timeout_at(slot.expires().into(), decoded(state, upload.file)).await;
     // Its memory counts until the response is ready.
     let (DecodedPage { page, warnings }, _memory) = decoded.map_err(|_| slot.expired())??;
@@ -181,9 +181,9 @@ async fn decoded(
             limit_mib: limit / 1024,
         });
     }
-    let permit = Arc::clone(&state.decodes).acquire_owned().await;
+    let permit = Arc::clone(&state.decode_permits).acquire_owned().await;
     let permit = permit.map_err(|_| ApiError::Internal)?;
-    let memory = Arc::clone(&state.decoded).acquire_many_owned(need).await;
+    let memory = Arc::clone(&state.image_memory).acquire_many_owned(need).await;
     let mut memory = memory.map_err(|_| ApiError::Internal)?;
     let span = tracing::Span::current();
     let decoded = web::block(move || {
@@ -196,7 +196,7 @@ async fn decoded(
         Ok::<_, ImageError>((decoded, memory))
     })
     .await;
-    // A panic of a decoder counts as an undecodable image.
+    // `decode_page` catches panics of decoders; another one counts as an undecodable image.
     Ok(decoded.map_err(|_| ImageError::Undecodable)??)
 }
 

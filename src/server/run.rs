@@ -19,7 +19,7 @@ use actix_web::{App, Handler, Responder};
 
 use super::{
     admission::admit,
-    connection::{Connection, HEAD_DEADLINE},
+    connection::{Connection, HEAD_TIMEOUT},
     connection_slots::{ConnectionSlots, SPARE_SLOTS},
     docs,
     headers::finish,
@@ -158,7 +158,7 @@ pub fn listen(listener: TcpListener, state: Data<ServerState>) -> io::Result<Ser
                 async move { stopping.notified().await }
             })
             .keep_alive(KEEP_ALIVE)
-            .client_request_timeout(HEAD_DEADLINE)
+            .client_request_timeout(HEAD_TIMEOUT)
             .client_disconnect_timeout(LINGER)
             // A client that half-closes has disconnected: generation is cancelled.
             .h1_allow_half_closed(false)
@@ -266,9 +266,9 @@ pub async fn run(
         // The engine thread is inside libtorch; running destructors now would crash it.
         EngineState::Ready(_) => {
             tracing::error!("in-flight requests aborted: --shutdown-seconds exceeded");
-            exit_at_once(1)
+            exit_immediately(1)
         }
-        EngineState::Loading => exit_at_once(0),
+        EngineState::Loading => exit_immediately(0),
     }
 }
 
@@ -292,13 +292,13 @@ fn stop_on_signal(
         stopped_at.get_or_init(Instant::now);
         engine.close();
         actix_web::rt::spawn(server.stop(true));
-        exit_at_once(128 + signals.next().await);
+        exit_immediately(128 + signals.next().await);
     });
     Ok(())
 }
 
 /// Exits without running destructors; nothing is buffered.
-fn exit_at_once(code: i32) -> ! {
+fn exit_immediately(code: i32) -> ! {
     // SAFETY: `_exit` takes any code, touches no memory of the process and does not return.
     unsafe { libc::_exit(code) }
 }

@@ -10,11 +10,11 @@ use super::types::GpuFigures;
 use crate::engine::Engine;
 
 /// Granularity of the upload memory budget.
-pub(super) const UPLOAD_STEP_BYTES: usize = 64 * 1024;
+pub(super) const UPLOAD_PERMIT_BYTES: usize = 64 * 1024;
 /// Granularity of the memory budget for large responses.
-pub(super) const ANSWER_STEP_BYTES: usize = 64 * 1024;
+pub(super) const RESPONSE_PERMIT_BYTES: usize = 64 * 1024;
 /// Memory budget for large responses that are being sent.
-const ANSWER_MEMORY_BYTES: usize = 128 * 1024 * 1024;
+const RESPONSE_MEMORY_BYTES: usize = 128 * 1024 * 1024;
 
 /// Shared state of all handlers.
 pub struct ServerState {
@@ -27,37 +27,37 @@ pub struct ServerState {
     /// GPU figures for `/health`; must not block.
     pub gpu: Box<dyn Fn() -> GpuFigures + Send + Sync>,
     /// One permit per concurrent decoding.
-    pub(super) decodes: Arc<Semaphore>,
+    pub(super) decode_permits: Arc<Semaphore>,
     /// One permit per KiB for decoding and for decoded pages in the queue.
-    pub(super) decoded: Arc<Semaphore>,
-    /// One permit per step of upload memory.
-    pub(super) upload_steps: Arc<Semaphore>,
+    pub(super) image_memory: Arc<Semaphore>,
+    /// One permit per [`UPLOAD_PERMIT_BYTES`] of upload memory.
+    pub(super) upload_permits: Arc<Semaphore>,
     /// Permit for one upload to exceed the budget; otherwise partial uploads could deadlock.
-    pub(super) last_upload: Arc<Semaphore>,
-    /// One permit per step of memory for large responses.
-    pub(super) answer_steps: Arc<Semaphore>,
+    pub(super) oversize_upload: Arc<Semaphore>,
+    /// One permit per [`RESPONSE_PERMIT_BYTES`] of memory for large responses.
+    pub(super) response_permits: Arc<Semaphore>,
     /// Permit to read the benchmark records.
-    pub(super) benchmark_turn: Arc<Semaphore>,
+    pub(super) benchmark_permit: Arc<Semaphore>,
 }
 
 impl ServerState {
     /// State of a CPU server that serves the records in `benchmarks`.
     pub fn new(engine: Arc<Engine>, options: ServerOptions, benchmarks: PathBuf) -> Self {
-        let steps = options.upload_memory_bytes() / UPLOAD_STEP_BYTES as u64;
+        let permits = options.upload_memory_bytes() / UPLOAD_PERMIT_BYTES as u64;
         Self {
             engine,
             benchmarks,
             gpu: Box::new(GpuFigures::default),
-            decodes: Arc::new(Semaphore::new(MAX_DECODES)),
-            decoded: Arc::new(Semaphore::new(options.decoded_kib() as usize)),
-            upload_steps: Arc::new(Semaphore::new(
-                usize::try_from(steps)
+            decode_permits: Arc::new(Semaphore::new(MAX_DECODES)),
+            image_memory: Arc::new(Semaphore::new(options.decoded_kib() as usize)),
+            upload_permits: Arc::new(Semaphore::new(
+                usize::try_from(permits)
                     .unwrap_or(usize::MAX)
                     .min(Semaphore::MAX_PERMITS),
             )),
-            last_upload: Arc::new(Semaphore::new(1)),
-            answer_steps: Arc::new(Semaphore::new(ANSWER_MEMORY_BYTES / ANSWER_STEP_BYTES)),
-            benchmark_turn: Arc::new(Semaphore::new(1)),
+            oversize_upload: Arc::new(Semaphore::new(1)),
+            response_permits: Arc::new(Semaphore::new(RESPONSE_MEMORY_BYTES / RESPONSE_PERMIT_BYTES)),
+            benchmark_permit: Arc::new(Semaphore::new(1)),
             options,
         }
     }

@@ -10,11 +10,11 @@ use futures_util::StreamExt;
 use tokio::sync::OwnedSemaphorePermit;
 
 use super::{
-    admission::began,
+    admission::arrival,
     errors::ApiError,
     limits::{GuardedBody, body_error},
     options::{MAX_FIELD_BYTES, MAX_PARTS},
-    state::{ServerState, UPLOAD_STEP_BYTES},
+    state::{ServerState, UPLOAD_PERMIT_BYTES},
 };
 use crate::engine::MAX_PROMPT_CHARACTERS;
 use crate::error::PromptError;
@@ -41,8 +41,8 @@ pub(super) struct UploadedFile {
 /// so that partial uploads do not deadlock.
 #[derive(Default)]
 struct UploadMemory {
-    steps: Option<OwnedSemaphorePermit>,
-    last: Option<OwnedSemaphorePermit>,
+    permits: Option<OwnedSemaphorePermit>,
+    oversize: Option<OwnedSemaphorePermit>,
 }
 
 impl UploadMemory {
@@ -53,36 +53,36 @@ impl UploadMemory {
         state: &ServerState,
         deadline: Instant,
     ) -> Result<Option<Duration>, ApiError> {
-        let acquired = self.steps.as_ref().map_or(0, OwnedSemaphorePermit::num_permits);
-        let missing = bytes.div_ceil(UPLOAD_STEP_BYTES).saturating_sub(acquired);
-        if missing == 0 || self.last.is_some() {
+        let acquired = self.permits.as_ref().map_or(0, OwnedSemaphorePermit::num_permits);
+        let missing = bytes.div_ceil(UPLOAD_PERMIT_BYTES).saturating_sub(acquired);
+        if missing == 0 || self.oversize.is_some() {
             return Ok(None);
         }
         let missing = u32::try_from(missing).map_err(|_| ApiError::TooManyUploads)?;
-        if let Ok(steps) = state.upload_steps.clone().try_acquire_many_owned(missing) {
-            self.add(steps);
+        if let Ok(permits) = state.upload_permits.clone().try_acquire_many_owned(missing) {
+            self.add(permits);
             return Ok(None);
         }
         let start = Instant::now();
         let waiting = async {
             tokio::select! {
                 biased;
-                steps = state.upload_steps.clone().acquire_many_owned(missing) => (steps.ok(), None),
-                last = state.last_upload.clone().acquire_owned() => (None, last.ok()),
+                permits = state.upload_permits.clone().acquire_many_owned(missing) => (permits.ok(), None),
+                oversize = state.oversize_upload.clone().acquire_owned() => (None, oversize.ok()),
             }
         };
         match tokio::time::timeout_at(deadline.into(), waiting).await {
-            Ok((Some(steps), _)) => self.add(steps),
-            Ok((None, Some(last))) => self.last = Some(last),
+            Ok((Some(permits), _)) => self.add(permits),
+            Ok((None, Some(oversize))) => self.oversize = Some(oversize),
             Ok((None, None)) | Err(_) => return Err(ApiError::TooManyUploads),
         }
         Ok(Some(start.elapsed()))
     }
 
-    fn add(&mut self, steps: OwnedSemaphorePermit) {
-        match &mut self.steps {
-            Some(acquired) => acquired.merge(steps),
-            None => self.steps = Some(steps),
+    fn add(&mut self, permits: OwnedSemaphorePermit) {
+        match &mut self.permits {
+            Some(acquired) => acquired.merge(permits),
+            None => self.permits = Some(permits),
         }
     }
 }
@@ -102,13 +102,13 @@ pub(super) async fn read_upload(request: &HttpRequest, state: &ServerState) -> R
     let Some(mut body) = body.filter(|_| is_form(request)) else {
         return Err(ApiError::NoFile);
     };
-    let refusal = |_| body_error(request, state);
+    let rejection = |_| body_error(request, state);
     let mut file = None;
     let mut texts = TextFields::default();
     let mut parts = Multipart::new(request.headers(), body.clone());
     let mut count = 0;
     while let Some(part) = parts.next().await {
-        let mut part = part.map_err(refusal)?;
+        let mut part = part.map_err(rejection)?;
         count += 1;
         if count > MAX_PARTS {
             return Err(ApiError::TooManyParts { limit: MAX_PARTS });
@@ -117,10 +117,10 @@ pub(super) async fn read_upload(request: &HttpRequest, state: &ServerState) -> R
             if file.is_some() {
                 return Err(ApiError::Repeated("file"));
             }
-            let expires = began(request) + Duration::from_secs(state.options.queue_deadline_seconds);
-            file = Some(read_file(&mut part, &body, state, expires, refusal).await?);
+            let expires = arrival(request) + Duration::from_secs(state.options.queue_deadline_seconds);
+            file = Some(read_file(&mut part, &body, state, expires, rejection).await?);
         } else {
-            read_text(&mut part, &mut texts, refusal).await?;
+            read_text(&mut part, &mut texts, rejection).await?;
         }
     }
     drop(parts);
@@ -147,13 +147,13 @@ async fn read_file(
     body: &GuardedBody,
     state: &ServerState,
     expires: Instant,
-    refusal: impl Fn(MultipartError) -> ApiError,
+    rejection: impl Fn(MultipartError) -> ApiError,
 ) -> Result<UploadedFile, ApiError> {
     let most = state.options.max_upload_bytes();
     let mut bytes = Vec::new();
     let mut memory = UploadMemory::default();
     while let Some(chunk) = part.next().await {
-        let chunk = chunk.map_err(&refusal)?;
+        let chunk = chunk.map_err(&rejection)?;
         if (bytes.len() + chunk.len()) as u64 > most {
             return Err(ApiError::UploadTooLarge {
                 limit_mib: state.options.max_upload_mib,
@@ -178,11 +178,11 @@ async fn read_file(
 async fn read_text(
     part: &mut Field,
     texts: &mut TextFields,
-    refusal: impl Fn(MultipartError) -> ApiError,
+    rejection: impl Fn(MultipartError) -> ApiError,
 ) -> Result<(), ApiError> {
     let mut bytes = Vec::new();
     while let Some(chunk) = part.next().await {
-        let chunk = chunk.map_err(&refusal)?;
+        let chunk = chunk.map_err(&rejection)?;
         if bytes.len() + chunk.len() > MAX_FIELD_BYTES {
             return Err(ApiError::FieldTooLarge {
                 limit: MAX_FIELD_BYTES,
