@@ -356,7 +356,7 @@ fn a_trace_of_a_bad_picture_or_to_a_bad_place_writes_nothing() {
         (
             SAMPLE,
             text(folder.path()),
-            [text(folder.path()), "name of a file"],
+            [text(folder.path()), "must name a file"],
         ),
     ] {
         let output = run(&["trace", "--image", image, "--device", "cpu", "--out", out]);
