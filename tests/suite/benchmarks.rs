@@ -161,7 +161,7 @@ fn quantized_beside_it(root: &Path, flags: &[&str]) {
     assert_eq!(absent.status.code(), Some(1));
     let message = text(&absent.stderr);
     assert!(
-        message.contains("models/qwen25-vl-nano-bnb-nf4: no such folder; make it with: quantize_base"),
+        message.contains("models/qwen25-vl-nano-bnb-nf4: no such folder; create it with: quantize_base"),
         "{message}"
     );
 
