@@ -11,13 +11,14 @@ use half::slice::HalfFloatSliceExt;
 use safetensors::Dtype;
 use serde_json::{Map, Value};
 
-use crate::checkpoint::{Checkpoint, StoredTensor};
+use crate::checkpoint::{Checkpoint, ModelFolder, StoredTensor};
 use crate::fs::{CONFIG_BYTES, MANIFEST, Staging, read_bounded, read_text, revision};
 use crate::project::model_folder_name;
 use crate::quant::{
     Quantization,
     nf4::{Scratch, Values},
 };
+use crate::qwen2_5_vl::Config;
 use crate::{Error, Result};
 
 /// Extensions of a model's other files: tokenizer, processor, chat template, license.
@@ -37,6 +38,7 @@ const MAX_SIDE_FILE: u64 = 256 << 20;
 pub struct Source {
     dir: PathBuf,
     checkpoint: Checkpoint,
+    config: Config,
     config_text: String,
     side_files: Vec<PathBuf>,
 }
@@ -44,28 +46,37 @@ pub struct Source {
 impl Source {
     /// Opens `dir`, which must be unquantized.
     pub fn open(dir: &Path) -> Result<Self> {
-        let path = dir.join("config.json");
-        crate::qwen2_5_vl::Config::from_dir(dir)?;
-        if Quantization::from_dir(dir)? != Quantization::None {
+        let folder = ModelFolder::new(dir);
+        let config = Config::from_json(folder.config()?)?;
+        if Quantization::from_json(folder.config()?)? != Quantization::None {
             return Err(Error::unsuitable(
-                path,
+                dir.join("config.json"),
                 "the model is quantized already (\"quantization_config\"): choose the original",
             ));
         }
-        Self::open_any(dir)
+        Self::with_config(dir, config)
     }
 
     /// Opens `dir`, whose weights may be quantized.
     pub fn open_any(dir: &Path) -> Result<Self> {
-        crate::qwen2_5_vl::Config::from_dir(dir)?;
+        Self::with_config(dir, Config::from_dir(dir)?)
+    }
+
+    fn with_config(dir: &Path, config: Config) -> Result<Self> {
         let path = dir.join("config.json");
         let config_text = read_text(&path, CONFIG_BYTES).map_err(|error| Error::io(&path, error))?;
         Ok(Self {
             checkpoint: Checkpoint::open(dir)?,
             side_files: side_files(dir).map_err(|error| Error::io(dir, error))?,
             dir: dir.to_owned(),
+            config,
             config_text,
         })
+    }
+
+    /// Its `config.json`.
+    pub fn config(&self) -> &Config {
+        &self.config
     }
 
     /// The folder.

@@ -144,7 +144,7 @@ struct Job<'a> {
 impl<'a> Job<'a> {
     fn new(source: &Path, options: &'a AwqOptions, pages: &[CalibrationPage]) -> Result<Self> {
         let source = Source::open(source)?;
-        let config = Config::from_dir(source.dir())?;
+        let config = source.config().clone();
         let shapes = Shapes::choose(&config.text, options.group_size);
         if shapes.is_empty() {
             return Err(Error::unsuitable(

@@ -19,7 +19,6 @@ use crate::quantize::{
     OutputFolder, Source, Watch, json_text,
     shards::{INDEX, Shard, index},
 };
-use crate::qwen2_5_vl::Config;
 use crate::{Error, Result};
 
 /// transformers 5's file with the image processor's settings.
@@ -47,9 +46,8 @@ pub struct MergeError {
 /// Writes the model in `base` with `adapter` merged into it to the folder `target`, in bf16; keeps what an earlier run
 /// finished. An NF4 base is dequantized.
 pub fn merge_folder(base: &Path, adapter: &Adapter, target: &Path, watch: Watch<'_>) -> Result<OutputFolder> {
-    let config = Config::from_dir(base)?;
-    adapter.check(&config.adaptable_modules())?;
     let source = Source::open_any(base)?;
+    adapter.check(&source.config().adaptable_modules())?;
     let opened = Base::open(base)?;
     // An adapter of one of the tied tensors unties them: attached, it does not change the other one.
     let adapted = ["lm_head", EMBEDDING_MODULE]
