@@ -14,7 +14,7 @@ use tch::{Device, Tensor};
 use tempfile::NamedTempFile;
 
 use super::header::stored_dtype;
-use crate::fs::{FileDigest, digest_of, persist, temporary_file};
+use crate::fs::{FileDigest, digest_of_file, persist, temporary_file};
 use crate::{Error, Result};
 
 /// A tensor that a file will hold.
@@ -155,7 +155,7 @@ impl TensorFile {
             self.file().sync_all()
         };
         write().map_err(|error| self.failed(error))?;
-        let digest = digest_of(self.temporary.path())?;
+        let digest = digest_of_file(self.file()).map_err(|error| self.failed(error))?;
         let Self { path, temporary, .. } = self;
         persist(temporary, &path).map_err(|error| Error::io(&path, error))?;
         Ok(digest)

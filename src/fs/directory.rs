@@ -90,9 +90,14 @@ fn copy_folder(from: &Path, to: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// Removes what a process left that was killed while it replaced `target` on a file system that cannot swap two folders.
-pub(crate) fn remove_replaced(target: &Path) {
-    let _ = fs::remove_dir_all(replaced(target));
+/// Ends what a process left that was killed while it replaced `target` on a file system that cannot swap two folders: the old
+/// folder goes back, or is removed where the new one is there.
+pub(crate) fn settle_replaced(target: &Path) {
+    let old = replaced(target);
+    let _ = match target.exists() {
+        true => fs::remove_dir_all(old),
+        false => fs::rename(old, target),
+    };
 }
 
 fn replaced(target: &Path) -> PathBuf {

@@ -1,7 +1,9 @@
 //! `manifest.json` of a folder that this program wrote: its origin and the sha256 of every file.
 
 use std::collections::BTreeMap;
-use std::io::{self, Read};
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use rayon::prelude::*;
@@ -95,25 +97,31 @@ impl Manifest {
 
 /// Size and hash of the file at `path`.
 pub fn digest_of(path: &Path) -> Result<FileDigest> {
-    let read = || -> io::Result<FileDigest> {
-        let mut file = open_regular(path)?;
-        let mut hasher = Sha256::new();
-        let mut buffer = vec![0; 1 << 20];
-        let mut bytes = 0;
-        loop {
-            let n = file.read(&mut buffer)?;
-            if n == 0 {
-                break;
-            }
-            hasher.update(&buffer[..n]);
-            bytes += n as u64;
+    open_regular(path)
+        .and_then(|file| digest_of_file(&file))
+        .map_err(|error| Error::io(path, error))
+}
+
+/// Size and hash of the open `file`. Where locks are mandatory, a second handle could not read a locked file.
+pub(crate) fn digest_of_file(file: &File) -> io::Result<FileDigest> {
+    let mut hasher = Sha256::new();
+    let mut buffer = vec![0; 1 << 20];
+    let mut bytes = 0;
+    loop {
+        let n = match file.read_at(&mut buffer, bytes) {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+            read => read?,
+        };
+        if n == 0 {
+            break;
         }
-        Ok(FileDigest {
-            bytes,
-            sha256: hex(&hasher.finalize()),
-        })
-    };
-    read().map_err(|error| Error::io(path, error))
+        hasher.update(&buffer[..n]);
+        bytes += n as u64;
+    }
+    Ok(FileDigest {
+        bytes,
+        sha256: hex(&hasher.finalize()),
+    })
 }
 
 /// The revision of a set of files: sha256 over their names and hashes.

@@ -17,7 +17,7 @@ pub(crate) use self::atomic::{
     parent_folder, persist, remove_if_present, rename, sync_file_system, sync_parent, write_atomically,
     write_unsynced,
 };
-pub(crate) use self::directory::{OldFolder, remove_replaced, replace_folder, update_folder};
+pub(crate) use self::directory::{OldFolder, replace_folder, settle_replaced, update_folder};
 pub use self::disk::disk_free;
 pub(crate) use self::disk::{Shortage, shortage};
 pub(crate) use self::files::*;
@@ -25,5 +25,6 @@ pub use self::lock::RunLock;
 pub use self::staging::{Staged, Staging};
 pub(crate) use self::temporary::{TemporaryFolder, is_temporary, temporary_file};
 
+pub(crate) use self::manifest::digest_of_file;
 pub(crate) use self::manifest::hex;
 pub use self::manifest::{FileDigest, MANIFEST, Manifest, Origin, digest_of, revision};

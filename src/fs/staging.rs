@@ -11,7 +11,7 @@ use serde_json::Value;
 
 use super::{
     atomic::write_atomically,
-    directory::{OldFolder, beside, remove_replaced, replace_folder},
+    directory::{OldFolder, beside, replace_folder, settle_replaced},
     disk::{Shortage, shortage},
     lock::RunLock,
     manifest::{FileDigest, MANIFEST, Manifest, Origin, digest_of},
@@ -47,7 +47,7 @@ impl Staging {
     pub fn open(target: &Path, origin: Origin) -> Result<Staged> {
         let dir = Self::folder_of(target);
         check_target(target)?;
-        remove_replaced(target);
+        settle_replaced(target);
         if let Some(manifest) = finished(target, &origin) {
             // Left by a run that was killed in its last step.
             if dir.is_dir() && RunLock::on_folder(&dir, WORK).is_ok() {

@@ -19,7 +19,7 @@ use super::{
 use crate::console::{self, Bars};
 use crate::error::HubError;
 use crate::fs::{
-    OldFolder, RunLock, Shortage, parent_folder, remove_if_present, remove_replaced, rename, replace_folder,
+    OldFolder, RunLock, Shortage, parent_folder, remove_if_present, rename, replace_folder, settle_replaced,
     shortage, sync_parent, update_folder,
 };
 use crate::{Error, Result};
@@ -66,7 +66,7 @@ impl Incoming {
         fs::create_dir_all(&folder).map_err(|error| Error::io(&folder, error))?;
         let lock = target.with_file_name(format!(".{name}.lock"));
         let lock = RunLock::on_file(&lock, target, "download")?;
-        remove_replaced(target);
+        settle_replaced(target);
         Ok(Self {
             folder,
             target: target.to_owned(),

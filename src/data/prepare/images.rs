@@ -20,11 +20,14 @@ use crate::{Error, Result};
 /// Maximum size of an image file; larger ones count as undecodable.
 const MAX_IMAGE_BYTES: u64 = 256 << 20;
 
+/// Prefix of the file names of rendered pages.
+const PAGE_PREFIX: &str = "mt";
+
 /// Source of an image.
 #[derive(Debug, Clone)]
 pub(super) enum ImageSource {
     /// Text to render as a page.
-    Text { text: String, prefix: &'static str },
+    Text { text: String },
     /// File to copy.
     File { path: PathBuf, prefix: &'static str },
 }
@@ -50,18 +53,18 @@ impl ImageSource {
     /// Returns a key that is equal for equal images.
     pub(super) fn identity(&self) -> String {
         match self {
-            Self::Text { text, prefix } => page_name(prefix, text),
+            Self::Text { text } => page_name(text),
             Self::File { path, .. } => path.to_string_lossy().into_owned(),
         }
     }
 }
 
-/// Returns the file name of a page: a hash of its text and the rendering version.
-fn page_name(prefix: &str, text: &str) -> String {
+/// Returns the file name of a page: a hash of its text and the rendering version. Equal texts of two data sets share a page.
+fn page_name(text: &str) -> String {
     let digest = Sha256::new()
         .chain_update(RENDERING_VERSION.to_le_bytes())
         .chain_update(text);
-    format!("{prefix}_{}.png", short_hex(digest))
+    format!("{PAGE_PREFIX}_{}.png", short_hex(digest))
 }
 
 /// Writer of the image folder.
@@ -77,13 +80,13 @@ impl<'a> ImageWriter<'a> {
     /// Writes an image unless it exists and is intact.
     pub(super) fn write(&self, image: &ImageSource) -> Result<Written> {
         match image {
-            ImageSource::Text { text, prefix } => self.write_page(prefix, text),
+            ImageSource::Text { text } => self.write_page(text),
             ImageSource::File { path, prefix } => self.copy(path, prefix),
         }
     }
 
-    fn write_page(&self, prefix: &str, text: &str) -> Result<Written> {
-        let file = page_name(prefix, text);
+    fn write_page(&self, text: &str) -> Result<Written> {
+        let file = page_name(text);
         if is_intact_png(&self.folder.join(&file)) {
             return Ok(Written::Existing { file });
         }
@@ -196,7 +199,7 @@ fn is_ours(name: &str) -> bool {
     let publications = DATASETS.iter().flat_map(|dataset| dataset.publications);
     let mut prefixes = publications
         .map(|publication| publication.image_prefix)
-        .chain([IMAGE_PREFIX]);
+        .chain([IMAGE_PREFIX, PAGE_PREFIX]);
     is_temporary(name)
         || prefixes.any(|prefix| {
             name.strip_prefix(prefix)

@@ -94,7 +94,7 @@ impl Collected {
                 let response = first_characters(&record.text, ANSWER_CHARACTERS).to_owned();
                 let mut text = record.text;
                 text.truncate(first_characters(&text, PAGE_CHARACTERS).len());
-                (ImageSource::Text { text, prefix }, response)
+                (ImageSource::Text { text }, response)
             }
         };
         let question = record.question.filter(|question| !question.trim().is_empty());

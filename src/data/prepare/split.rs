@@ -147,7 +147,6 @@ mod tests {
             response: String::new(),
             image: ImageSource::Text {
                 text: text.to_string(),
-                prefix: "mt",
             },
             text_key: format!("text {text}"),
             file: format!("{text}.png"),

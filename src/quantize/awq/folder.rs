@@ -157,7 +157,10 @@ impl<'a> Job<'a> {
             ));
         }
         if pages.is_empty() {
-            return Err(Error::option("pages", "AWQ needs at least one calibration page"));
+            return Err(Error::unsuitable(
+                source.dir(),
+                "AWQ needs at least one calibration page: raise --calibration-pages",
+            ));
         }
         Ok(Self {
             stored: source.checkpoint().stored(),

@@ -19,6 +19,10 @@ impl Project {
     }
 
     fn run(&self, more: &[&str]) -> Output {
+        self.run_with_pages("1", more)
+    }
+
+    fn run_with_pages(&self, pages: &str, more: &[&str]) -> Output {
         let nano = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/qwen25-vl-nano");
         let documents = self.0.path().join("documents.json");
         std::fs::write(&documents, DOCUMENTS).unwrap();
@@ -33,7 +37,7 @@ impl Project {
                 "--device",
                 "cpu",
                 "--calibration-pages",
-                "1",
+                pages,
                 "--calibration-rows",
                 "192",
             ])
@@ -175,4 +179,19 @@ fn both_are_made_measured_and_one_failing_costs_the_other_nothing() {
         assert!(record["active_reason"].as_str().unwrap().contains("only one"));
         std::fs::rename(&hidden, &manifest).unwrap();
     }
+}
+
+#[test]
+fn awq_without_calibration_pages_costs_nf4_nothing() {
+    let project = Project::new();
+    let output = project.run_with_pages("0", &[]);
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(0), "{said}");
+    let path = project.0.path().join("benchmarks/quantization_info.json");
+    let record: Value = serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap();
+    assert_eq!(record["bnb_setup"]["success"], true, "{record:#}");
+    let error = record["awq_attempt"]["error"].as_str().expect("an error");
+    assert!(error.contains("at least one calibration page"), "{error}");
+    let output = project.run_with_pages("0", &["--method", "awq"]);
+    assert_eq!(output.status.code(), Some(1));
 }
