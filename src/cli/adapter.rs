@@ -14,7 +14,7 @@ pub struct AdapterArgs {
     ///
     /// The adapter is applied without merging. The default is models/NAME-medical-lora, where NAME is the model's name:
     /// extract and server attach it if it was trained on that model and its evaluation did not flag a regression, merge
-    /// merges it, and evaluate_finetuned evaluates it. Other commands attach none.
+    /// merges it, and evaluate_finetuned evaluates it (with "none" the base only). Other commands attach none.
     #[arg(long, value_name = "DIR|none", env = "MVP_ADAPTER", hide_env_values = true)]
     pub adapter: Option<PathBuf>,
 }

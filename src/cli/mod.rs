@@ -123,11 +123,15 @@ pub fn main() -> ExitCode {
     program.map_or_else(medvision::main, |program| (program.main)())
 }
 
-/// Parses the command line, starts logging, and runs a program; reports its failure.
+/// Parses the command line, starts logging and signal handling, and runs a program; reports its failure.
 fn start<A: Parser>(common: fn(&A) -> &CommonArgs, run: fn(&A) -> anyhow::Result<ExitCode>) -> ExitCode {
     let arguments = A::parse();
     common(&arguments).start_logging(Level::WARN);
-    run(&arguments).unwrap_or_else(|error| fail(&error))
+    // Whatever finishes a step first says so later.
+    console::exit_on_signal("interrupted")
+        .map_err(Into::into)
+        .and_then(|()| run(&arguments))
+        .unwrap_or_else(|error| fail(&error))
 }
 
 /// Joins an error and its causes, leaving out causes that the text already includes.

@@ -20,13 +20,21 @@ pub struct Session {
 }
 
 impl Session {
-    /// Starts work on `selected`; the first signal prints `notice` and sets [`Self::stop`].
+    /// Starts work on `selected`. Until [`Self::finish_steps`] a signal ends the process; then the first one prints `notice`
+    /// and sets [`Self::stop`].
     pub fn start(selected: Selected, notice: &'static str) -> Result<Self> {
+        let interrupt = Interrupt::install(notice)?;
+        interrupt.set_immediate(true);
         Ok(Self {
             selected,
             bar: console::progress(),
-            interrupt: Interrupt::install(notice)?,
+            interrupt,
         })
+    }
+
+    /// What is begun now is finished before a signal ends the process.
+    pub fn finish_steps(&self) {
+        self.interrupt.set_immediate(false);
     }
 
     /// Set when a signal arrives.
@@ -41,6 +49,7 @@ impl Session {
 
     /// Moves the bar to `done` of `all` steps of the stage `name`, which starts with none done.
     pub fn count(&self, name: &str, unit: &'static str, done: usize, all: usize) {
+        self.finish_steps();
         match done {
             0 => self.bar.begin(name, Unit::Of(unit), all as u64),
             _ => self.bar.set_position(done as u64),
@@ -49,6 +58,7 @@ impl Session {
 
     /// Runs `work` with a [`Watch`] that moves the bar.
     pub fn watched<T>(&self, work: impl FnOnce(Watch<'_>) -> T) -> T {
+        self.finish_steps();
         work(Watch {
             stage: &|name, unit, count| self.bar.begin(name, unit, count),
             total: &|count| self.bar.set_length(count),

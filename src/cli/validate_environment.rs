@@ -11,9 +11,10 @@ use crate::version::version;
 
 const EXIT_CODES: &str = "\
 Exit codes:
-  0  the pipeline can run on this machine
-  1  problems found; see the report above and the record
-  2  invalid command line";
+  0    the pipeline can run on this machine
+  1    problems found; see the report above and the record
+  2    invalid command line
+  130  interrupted by Ctrl-C or SIGTERM";
 
 /// Check the machine, libtorch, GPUs and models, and record the result
 ///

@@ -1,66 +1,75 @@
 //! Ctrl-C and SIGTERM, which Slurm, Kubernetes and systemd send before they kill a process: the same handling for both.
 //!
-//! A program either finishes a step first ([`Interrupt`]) or exits at once ([`exit_on_signal`]). Its exit code is
-//! [`EXIT_INTERRUPTED`] either way.
+//! A program exits at once ([`exit_on_signal`]) or finishes a step first ([`Interrupt`]). Its exit code is
+//! [`EXIT_INTERRUPTED`] either way. Signals are sent to the process, so the handler is one for all of it.
 
-use std::process;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, PoisonError};
 use std::thread;
 
 use crate::console::{self, EXIT_INTERRUPTED, Level, StopSignals};
 use crate::{Error, Result};
 
-/// Tells whether the program was asked to stop. The second signal ends the process at once.
-#[derive(Debug, Clone, Default)]
-pub struct Interrupt {
-    requested: Arc<AtomicBool>,
-    /// The first signal ends the process, too.
-    immediate: Arc<AtomicBool>,
+/// A signal has arrived.
+static REQUESTED: AtomicBool = AtomicBool::new(false);
+/// The first signal ends the process.
+static IMMEDIATE: AtomicBool = AtomicBool::new(true);
+static NOTICES: Mutex<Notices> = Mutex::new(Notices {
+    exit: "interrupted",
+    step: "",
+});
+
+/// What is printed at the first signal.
+struct Notices {
+    exit: &'static str,
+    step: &'static str,
 }
 
+fn notices(use_them: impl FnOnce(&mut Notices)) {
+    use_them(&mut NOTICES.lock().unwrap_or_else(PoisonError::into_inner));
+}
+
+/// Tells whether the program was asked to stop. The second signal ends the process at once.
+#[derive(Debug, Clone, Copy)]
+pub struct Interrupt(());
+
 impl Interrupt {
-    /// Installs the signal handler. The first signal prints `notice`, which says what is finished before the program stops.
+    /// From now on the first signal prints `notice`, which says what is finished before the program stops.
     ///
     /// # Errors
     /// [`Error::System`], if the handler cannot be installed.
     pub fn install(notice: &'static str) -> Result<Self> {
-        let interrupt = Self::default();
-        let this = interrupt.clone();
-        handle_signals(move |next| {
-            next();
-            this.requested.store(true, Ordering::SeqCst);
-            if !this.immediate.load(Ordering::SeqCst) {
-                console::say(
-                    Level::WARN,
-                    &format!("{notice}; press Ctrl-C again to stop immediately"),
-                );
-                next();
-            }
-        })?;
-        Ok(interrupt)
+        notices(|notices| notices.step = notice);
+        IMMEDIATE.store(false, Ordering::SeqCst);
+        install_handler()?;
+        Ok(Self(()))
+    }
+
+    /// Whether the first signal ends the process at once: while nothing is lost by it, as before the first step.
+    pub fn set_immediate(self, immediate: bool) {
+        IMMEDIATE.store(immediate, Ordering::SeqCst);
+        if immediate && self.stop_requested() {
+            exit();
+        }
     }
 
     /// Runs `work`, which may block forever and loses nothing when it is aborted, such as reading from a pipe: a signal
     /// ends the process at once.
-    pub fn exiting_immediately<T>(&self, work: impl FnOnce() -> T) -> T {
-        self.immediate.store(true, Ordering::SeqCst);
-        if self.stop_requested() {
-            process::exit(i32::from(EXIT_INTERRUPTED));
-        }
+    pub fn exiting_immediately<T>(self, work: impl FnOnce() -> T) -> T {
+        self.set_immediate(true);
         let result = work();
-        self.immediate.store(false, Ordering::SeqCst);
+        self.set_immediate(false);
         result
     }
 
     /// Whether a signal has arrived.
-    pub fn stop_requested(&self) -> bool {
-        self.requested.load(Ordering::SeqCst)
+    pub fn stop_requested(self) -> bool {
+        REQUESTED.load(Ordering::SeqCst)
     }
 
     /// The flag behind [`Self::stop_requested`], for library functions that poll it.
-    pub fn flag(&self) -> &AtomicBool {
-        &self.requested
+    pub fn flag(self) -> &'static AtomicBool {
+        &REQUESTED
     }
 }
 
@@ -69,14 +78,18 @@ impl Interrupt {
 /// # Errors
 /// [`Error::System`], if the handler cannot be installed.
 pub fn exit_on_signal(notice: &'static str) -> Result<()> {
-    handle_signals(move |next| {
-        next();
-        console::say(Level::WARN, notice);
-    })
+    notices(|notices| notices.exit = notice);
+    IMMEDIATE.store(true, Ordering::SeqCst);
+    install_handler()
 }
 
-/// Runs `handle` on a thread of its own; its argument waits for the next signal. The process ends when it returns.
-fn handle_signals(handle: impl FnOnce(&mut dyn FnMut()) + Send + 'static) -> Result<()> {
+/// Starts the thread that handles the signals, once.
+fn install_handler() -> Result<()> {
+    static INSTALLED: Mutex<bool> = Mutex::new(false);
+    let mut installed = INSTALLED.lock().unwrap_or_else(PoisonError::into_inner);
+    if *installed {
+        return Ok(());
+    }
     let failed = |source| Error::System {
         what: "the signal handler",
         source,
@@ -90,11 +103,28 @@ fn handle_signals(handle: impl FnOnce(&mut dyn FnMut()) + Send + 'static) -> Res
     let mut signals = StopSignals::listen().map_err(failed)?;
     drop(guard);
     let started = thread::Builder::new().name("signals".to_owned()).spawn(move || {
-        handle(&mut || {
+        runtime.block_on(signals.next());
+        REQUESTED.store(true, Ordering::SeqCst);
+        let (mut exit_notice, mut step_notice) = ("", "");
+        notices(|notices| (exit_notice, step_notice) = (notices.exit, notices.step));
+        if IMMEDIATE.load(Ordering::SeqCst) {
+            console::say(Level::WARN, exit_notice);
+        } else {
+            console::say(
+                Level::WARN,
+                &format!("{step_notice}; press Ctrl-C again to stop immediately"),
+            );
             runtime.block_on(signals.next());
-        });
-        process::exit(i32::from(EXIT_INTERRUPTED));
+        }
+        exit();
     });
     started.map_err(failed)?;
+    *installed = true;
     Ok(())
+}
+
+/// Ends the process without destructors: another thread may be inside libtorch, whose destructors would crash it.
+fn exit() -> ! {
+    // SAFETY: ends the process; no code runs afterwards.
+    unsafe { libc::_exit(i32::from(EXIT_INTERRUPTED)) }
 }

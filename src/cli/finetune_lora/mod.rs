@@ -9,7 +9,7 @@ use clap::Parser;
 
 use self::flags::TrainingArgs;
 use super::{CommonArgs, EXIT_CODES_HELP, EXIT_OK, Session, fail, print};
-use crate::console::{Level, Unit, say};
+use crate::console::{Level, Unit, exit_on_signal, say};
 use crate::distributed::{ProcessGroup, ProcessInfo};
 use crate::training::{TrainingRun, summary, train};
 use crate::version::version;
@@ -39,7 +39,8 @@ pub(super) fn main() -> ExitCode {
     let is_worker = matches!(&process, Ok(Some(process)) if !process.is_main_process());
     arguments.common.quiet |= is_worker && arguments.common.verbose == 0;
     arguments.common.start_logging(Level::WARN);
-    let result = process
+    let result = exit_on_signal("interrupted")
+        .and(process)
         .map_err(Into::into)
         .and_then(|process| run(&arguments, process));
     result.unwrap_or_else(|error| fail(&error))
@@ -74,6 +75,7 @@ fn run(arguments: &Arguments, process: Option<ProcessInfo>) -> anyhow::Result<Ex
             notify: &say,
             on_step: &|report, steps| {
                 if !started.replace(true) {
+                    session.finish_steps();
                     bar.begin("training", Unit::Of("steps"), steps);
                 }
                 bar.set_position(report.step);

@@ -12,7 +12,9 @@ use crate::doctor;
 ///
 /// Checks the machine, libtorch, GPUs and model folders as a run with the same flags would see them.
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Exit codes:\n  0  ready to read pages\n  1  problems found that must be fixed first")]
+#[command(
+    after_help = "Exit codes:\n  0    ready to read pages\n  1    problems found that must be fixed first\n  130  interrupted by Ctrl-C or SIGTERM"
+)]
 pub(super) struct DoctorArgs {
     /// Print the report as JSON
     #[arg(long, env = "MVP_JSON", value_parser = FalseyValueParser::new(), hide_env_values = true)]

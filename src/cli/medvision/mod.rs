@@ -36,11 +36,19 @@ medvision reads medical documents with Qwen2.5-VL, entirely on this machine.
   medvision extract page.png           extract the text of a page
   medvision extract scans/ --json      every page of a folder, one JSON object per line
   medvision extract - < page.png       a page from standard input
-  medvision pipeline                   run all phases: download, quantize, train, evaluate, report
   medvision doctor                     diagnose the installation and suggest fixes
   medvision --help                     list all commands; COMMAND --help for details
-  server                               the same over HTTP, on port 8000
 ";
+
+/// The rest of it.
+const PIPELINE_OVERVIEW: &str = if cfg!(feature = "pipeline") {
+    "\
+  medvision pipeline                   run all phases: download, quantize, train, evaluate, report
+  server                               the same over HTTP, on port 8000
+"
+} else {
+    "\nThis build only reads pages; for the pipeline and the server: make build\n"
+};
 
 /// Read medical documents with Qwen2.5-VL, entirely on this machine.
 #[derive(Parser)]
@@ -74,8 +82,12 @@ enum Command {
 
 /// Runs the program and returns its exit code.
 pub(super) fn main() -> ExitCode {
-    let outcome = match Arguments::parse().command {
-        None => cli::print(OVERVIEW).map(|()| ExitCode::from(EXIT_OK)),
+    let command = Arguments::parse().command;
+    if let Err(error) = console::exit_on_signal("interrupted") {
+        return cli::fail(&error.into());
+    }
+    let outcome = match command {
+        None => cli::print(&format!("{OVERVIEW}{PIPELINE_OVERVIEW}")).map(|()| ExitCode::from(EXIT_OK)),
         Some(Command::Extract(args)) => extract::run(&args),
         Some(Command::Trace(args)) => trace::run(&args),
         #[cfg(feature = "pipeline")]

@@ -70,7 +70,6 @@ pub(super) struct TraceArgs {
 /// Runs the stages once and writes their tensors.
 pub(super) fn run(args: &TraceArgs) -> anyhow::Result<ExitCode> {
     args.common.start_logging(Level::WARN);
-    console::exit_on_signal("interrupted")?;
     let prompt = prompt_or_default(args.prompt.as_deref())?;
     let project = args.common.project()?;
     let model = args.common.model_folder(&project)?;

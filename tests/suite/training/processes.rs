@@ -1,33 +1,54 @@
 //! Data-parallel training, started as torchrun does.
 
-use std::net::TcpListener;
+use std::net::{TcpListener, TcpStream};
 use std::process::{Child, Output};
+use std::time::Duration;
 
 use super::project::{CHECKPOINTS, TrainingProject, stderr};
 
+fn free_port() -> u16 {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    listener.local_addr().unwrap().port()
+}
+
+/// Starts rank `rank` of two, which meet at `port`.
+fn start_rank(project: &TrainingProject, flags: &[&str], rank: u8, port: u16) -> Child {
+    let mut command = project.command(flags);
+    command
+        .env("RANK", rank.to_string())
+        .env("LOCAL_RANK", rank.to_string())
+        .env("WORLD_SIZE", "2")
+        .env("MASTER_ADDR", "127.0.0.1")
+        .env("MASTER_PORT", port.to_string());
+    command.spawn().unwrap()
+}
+
 /// Runs two ranks; returns their outputs by rank.
 fn two_ranks(project: &TrainingProject, flags: &[&str]) -> Vec<Output> {
-    let port = TcpListener::bind("127.0.0.1:0")
-        .unwrap()
-        .local_addr()
-        .unwrap()
-        .port();
+    let port = free_port();
     let ranks: Vec<Child> = (0..2)
-        .map(|rank| {
-            let mut command = project.command(flags);
-            command
-                .env("RANK", rank.to_string())
-                .env("LOCAL_RANK", rank.to_string())
-                .env("WORLD_SIZE", "2")
-                .env("MASTER_ADDR", "127.0.0.1")
-                .env("MASTER_PORT", port.to_string());
-            command.spawn().unwrap()
-        })
+        .map(|rank| start_rank(project, flags, rank, port))
         .collect();
     ranks
         .into_iter()
         .map(|rank| rank.wait_with_output().unwrap())
         .collect()
+}
+
+#[test]
+fn a_rank_that_waits_for_the_other_ends_at_the_first_signal() {
+    let project = TrainingProject::new(2);
+    let port = free_port();
+    let rank = start_rank(&project, &[], 0, port);
+    while TcpStream::connect(("127.0.0.1", port)).is_err() {
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    let process = i32::try_from(rank.id()).unwrap();
+    // SAFETY: the process is this test's child and was not waited for.
+    assert_eq!(unsafe { libc::kill(process, libc::SIGTERM) }, 0);
+    let output = rank.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(130), "{}", stderr(&output));
+    assert!(stderr(&output).contains("interrupted"), "{}", stderr(&output));
 }
 
 #[test]

@@ -153,6 +153,8 @@ impl Extraction<'_> {
             }
             self.bar.inc(1);
         }
+        // A page that fails while a signal arrives may have failed because of it.
+        interrupted |= self.pages_failed > 0 && self.interrupt.stop_requested();
         self.bar.finish_and_clear();
         if self.pages > 1 || self.pages_read > 0 {
             self.print_summary(start.elapsed().as_secs_f64());
