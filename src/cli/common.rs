@@ -24,6 +24,7 @@ pub struct CommonArgs {
     ///
     /// Defaults to models/qwen25-vl-7b-base, or to the small model that ships with the program if
     /// that folder does not exist.
+    /// The server loads that model's NF4 folder where quantize_base has made one.
     #[arg(long, value_name = "DIR", env = "MVP_MODEL", hide_env_values = true)]
     pub model: Option<PathBuf>,
 
@@ -52,6 +53,8 @@ pub struct CommonArgs {
     pub precision: Precision,
 
     /// Number of CPU threads [default: physical cores available to the process]
+    ///
+    /// Use fewer on a machine that does other work: threads that wait for each other spin.
     #[arg(long, value_name = "N", env = "MVP_THREADS", hide_env_values = true,
           value_parser = clap::value_parser!(u16).range(1..=1024))]
     pub threads: Option<u16>,

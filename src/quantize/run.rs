@@ -87,6 +87,16 @@ pub fn quantize_base(run: &BaseRun<'_>, watch: Watch<'_>) -> Result<Quantization
         _ => run_awq(run, pages.as_ref(), watch)?,
     };
     let calibration = measure_candidates(run, &pages, earlier.as_ref(), watch, [&mut nf4, &mut awq])?;
+    // A folder that is kept cost what it cost when it was made.
+    if nf4.success && !nf4.rewritten {
+        let made = earlier.as_ref().map(|info| &info.bnb_setup);
+        bnb_setup.time_seconds = made.and_then(|made| made.time_seconds);
+        let peak = made.and_then(|made| made.extra.get("peak_memory_mb"));
+        bnb_setup.extra.insert("peak_memory_mb".to_owned(), json!(peak));
+    }
+    if awq.success && !awq.rewritten {
+        awq_attempt.time_seconds = earlier.as_ref().and_then(|info| info.awq_attempt.time_seconds);
+    }
     nf4.write_figures(&mut bnb_setup.extra);
     awq.write_figures(&mut awq_attempt.extra);
     let active = choose(run.method, &nf4, &awq);

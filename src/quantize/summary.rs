@@ -52,7 +52,7 @@ fn nf4_lines(setup: &BnbSetup) -> String {
         text += &format!("\n  made in {seconds:.1} s");
     }
     if let Some(peak) = figure("peak_memory_mb") {
-        text += &format!(" peak memory {peak:.0} MiB");
+        text += &format!(", peak memory {peak:.0} MiB");
     }
     if let Some(seconds) = setup.load_time_seconds {
         text += &format!("; loads in {seconds:.1} s");

@@ -177,7 +177,7 @@ fn open_datasets(raw: &Path, notify: Notify<'_>) -> Result<Vec<RawDataset>> {
     if datasets.is_empty() {
         return Err(Error::not_found(
             raw,
-            "contains no complete data set; run download_datasets first",
+            "contains no complete data set; run download_datasets first, or use --only-clinical for generated pages",
         ));
     }
     Ok(datasets)

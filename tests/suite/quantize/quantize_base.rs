@@ -195,3 +195,15 @@ fn awq_without_calibration_pages_costs_nf4_nothing() {
     let output = project.run_with_pages("0", &["--method", "awq"]);
     assert_eq!(output.status.code(), Some(1));
 }
+
+#[test]
+fn a_kept_folder_keeps_the_time_that_it_took() {
+    let project = Project::new();
+    let (made, ..) = project.told(&["--method", "nf4"]);
+    let (kept, said, _) = project.told(&["--method", "nf4"]);
+    assert!(said.contains("was up to date"), "{said}");
+    for key in ["time_seconds", "peak_memory_mb"] {
+        assert!(made["bnb_setup"][key].is_number(), "{made:#}");
+        assert_eq!(kept["bnb_setup"][key], made["bnb_setup"][key]);
+    }
+}
