@@ -192,6 +192,9 @@ fn awq_without_calibration_pages_costs_nf4_nothing() {
     assert_eq!(record["bnb_setup"]["success"], true, "{record:#}");
     let error = record["awq_attempt"]["error"].as_str().expect("an error");
     assert!(error.contains("at least one calibration page"), "{error}");
+
+    // Nothing was made where AWQ alone was asked for.
+    let project = Project::new();
     let output = project.run_with_pages("0", &["--method", "awq"]);
     assert_eq!(output.status.code(), Some(1));
 }
