@@ -9,8 +9,8 @@ use actix_web::{HttpResponse, Responder};
 use utoipa::OpenApi;
 use utoipa_swagger_ui::{Config, serve};
 
-use super::chunked_body::ChunkedBody;
 use super::errors::ApiError;
+use super::http::ChunkedBody;
 use super::openapi::ApiDoc;
 
 const DESCRIPTION: &str = "/openapi.json";

@@ -3,7 +3,8 @@
 use actix_web::http::{StatusCode, header};
 use actix_web::{HttpResponse, ResponseError};
 
-use super::{connection::HEAD_TIMEOUT, headers::SAFE_HEADERS, types::ErrorBody};
+use super::http::{HEAD_TIMEOUT, SAFE_HEADERS};
+use super::types::ErrorBody;
 use crate::engine::EngineError;
 use crate::error::{ImageError, PromptError};
 use crate::records::timestamp;

@@ -1,22 +1,15 @@
 //! The REST API over the [engine](crate::engine), without tensors.
 //!
-//! A connection takes a slot (`connection_slots.rs`); its bytes are bounded before the parser sees them (`connection.rs`,
-//! `framing.rs`). A request then passes, from the outside in: request id and access log (`logging.rs`), body limits (`limits.rs`),
-//! header limits and uniform errors (`headers.rs`), admission (`admission.rs`), CORS if origins are allowed, and its handler
-//! (`routes.rs`, `docs.rs`). The handler reads the form (`upload.rs`), takes a slot in the engine's queue, decodes the image, and waits.
+//! A connection takes a slot (`http/connection_slots.rs`); its bytes are bounded before the parser sees them (`http/connection.rs`,
+//! `http/framing.rs`). A request then passes, from the outside in: request id and access log (`http/logging.rs`), body limits
+//! (`http/limits.rs`), header limits and uniform errors (`http/headers.rs`), admission (`http/admission.rs`), CORS if origins are
+//! allowed, and its handler (`routes.rs`, `docs.rs`). The handler reads the form (`upload.rs`), takes a slot in the engine's queue, decodes the image, and waits.
 //! When the client disconnects, actix drops the handler and with it the ticket, which cancels generation.
 
-mod admission;
 mod benchmark;
-mod chunked_body;
-mod connection;
-mod connection_slots;
 mod docs;
 mod errors;
-mod framing;
-mod headers;
-mod limits;
-mod logging;
+mod http;
 mod openapi;
 pub mod options;
 mod routes;
@@ -26,7 +19,7 @@ mod types;
 mod upload;
 
 pub use self::errors::ApiError;
-pub use self::logging::forbid_core_dumps;
+pub use self::http::forbid_core_dumps;
 pub use self::openapi::ApiDoc;
 pub use self::options::ServerOptions;
 pub use self::run::{Readiness, RunError, bind, listen, run};

@@ -6,10 +6,9 @@ use actix_web::{HttpRequest, HttpResponse, web};
 use tokio::sync::OwnedSemaphorePermit;
 
 use super::{
-    admission::arrival,
     benchmark::read_benchmarks,
-    chunked_body::ChunkedBody,
     errors::ApiError,
+    http::{ChunkedBody, arrival},
     state::{RESPONSE_PERMIT_BYTES, ServerState},
     types::{Analysis, AnalyzeForm, Benchmarks, ErrorBody, ExtractForm, Extraction, Figures, Health},
     upload::{Upload, UploadedFile, read_upload},

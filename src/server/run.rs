@@ -18,13 +18,8 @@ use actix_web::web::{self, Data};
 use actix_web::{App, Handler, Responder};
 
 use super::{
-    admission::admit,
-    connection::{Connection, HEAD_TIMEOUT},
-    connection_slots::{ConnectionSlots, SPARE_SLOTS},
     docs,
-    headers::finish,
-    limits::guard_body,
-    logging::access_log,
+    http::{Connection, ConnectionSlots, HEAD_TIMEOUT, SPARE_SLOTS, access_log, admit, finish, guard_body},
     options::ServerOptions,
     routes,
     state::ServerState,

@@ -10,9 +10,8 @@ use futures_util::StreamExt;
 use tokio::sync::OwnedSemaphorePermit;
 
 use super::{
-    admission::arrival,
     errors::ApiError,
-    limits::{GuardedBody, body_error},
+    http::{GuardedBody, arrival, body_error},
     options::{MAX_FIELD_BYTES, MAX_PARTS},
     state::{ServerState, UPLOAD_PERMIT_BYTES},
 };

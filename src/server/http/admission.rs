@@ -14,21 +14,21 @@ use actix_web::web::Bytes;
 use actix_web::{Error, HttpMessage, HttpRequest, ResponseError};
 
 use super::connection_slots::{ActiveRequest, ConnectionState};
-use super::errors::ApiError;
 use super::logging::warn_of_excess_connections;
+use crate::server::errors::ApiError;
 
 /// Arrival time of a request's first byte.
 #[derive(Clone, Copy)]
 struct Arrival(Instant);
 
 /// Arrival time of the first byte of `request`.
-pub(super) fn arrival(request: &HttpRequest) -> Instant {
+pub(in crate::server) fn arrival(request: &HttpRequest) -> Instant {
     let arrival = request.extensions().get::<Arrival>().copied();
     arrival.map_or_else(Instant::now, |Arrival(at)| at)
 }
 
 /// Middleware: restricts spare connections to `/health`, and closes connections after their maximum lifetime.
-pub(super) async fn admit<B: MessageBody + 'static>(
+pub(in crate::server) async fn admit<B: MessageBody + 'static>(
     request: ServiceRequest,
     next: Next<B>,
 ) -> Result<ServiceResponse<BoxBody>, Error> {

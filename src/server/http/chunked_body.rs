@@ -12,14 +12,14 @@ use tokio::sync::OwnedSemaphorePermit;
 const CHUNK_BYTES: usize = 16 * 1024;
 
 /// A body that is copied in chunks as the client reads it; the framework would copy it at once.
-pub(super) struct ChunkedBody {
+pub(in crate::server) struct ChunkedBody {
     left: Bytes,
     _memory: Option<OwnedSemaphorePermit>,
 }
 
 impl ChunkedBody {
     /// Bytes that are in memory anyway.
-    pub(super) fn shared(bytes: Bytes) -> Self {
+    pub(in crate::server) fn shared(bytes: Bytes) -> Self {
         Self {
             left: bytes,
             _memory: None,
@@ -27,7 +27,7 @@ impl ChunkedBody {
     }
 
     /// Bytes that hold the permit `memory` until the last of them is sent.
-    pub(super) fn accounted(bytes: Vec<u8>, memory: OwnedSemaphorePermit) -> Self {
+    pub(in crate::server) fn accounted(bytes: Vec<u8>, memory: OwnedSemaphorePermit) -> Self {
         Self {
             left: bytes.into(),
             _memory: Some(memory),

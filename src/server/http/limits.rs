@@ -19,14 +19,14 @@ use actix_web::{Error, HttpMessage, HttpRequest};
 use futures_util::Stream;
 use tokio::time::{Sleep, sleep};
 
-use super::errors::ApiError;
 use super::logging::BodyBytes;
-use super::options::ServerOptions;
-use super::state::ServerState;
+use crate::server::errors::ApiError;
+use crate::server::options::ServerOptions;
+use crate::server::state::ServerState;
 
 /// A bounded request body. Clones share one stream.
 #[derive(Clone)]
-pub(super) struct GuardedBody(Rc<RefCell<Inner>>);
+pub(in crate::server) struct GuardedBody(Rc<RefCell<Inner>>);
 
 struct Inner {
     payload: Payload,
@@ -72,7 +72,7 @@ impl GuardedBody {
     }
 
     /// Extends the deadlines by `waited`, the time for which the server did not read.
-    pub(super) fn extend_deadlines(&self, waited: Duration) {
+    pub(in crate::server) fn extend_deadlines(&self, waited: Duration) {
         let mut inner = self.0.borrow_mut();
         let deadline = inner.deadline.deadline() + waited;
         inner.deadline.as_mut().reset(deadline);
@@ -142,7 +142,7 @@ impl Stream for GuardedBody {
 }
 
 /// Why the body of `request` could not be read as a form: a bound, or a malformed form.
-pub(super) fn body_error(request: &HttpRequest, state: &ServerState) -> ApiError {
+pub(in crate::server) fn body_error(request: &HttpRequest, state: &ServerState) -> ApiError {
     let body = request.extensions().get::<GuardedBody>().cloned();
     match body.map(|body| body.end()) {
         Some(End::TooLarge) => ApiError::UploadTooLarge {
@@ -159,7 +159,7 @@ pub(super) fn body_error(request: &HttpRequest, state: &ServerState) -> ApiError
 }
 
 /// Middleware: bounds every request body.
-pub(super) async fn guard_body<B: MessageBody + 'static>(
+pub(in crate::server) async fn guard_body<B: MessageBody + 'static>(
     mut request: ServiceRequest,
     next: Next<B>,
 ) -> Result<ServiceResponse<BoxBody>, Error> {

@@ -17,12 +17,12 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Sleep, sleep};
 
 use super::connection_slots::{ConnectionSlot, ConnectionState};
-use super::errors::parser_error;
 use super::framing::{Framing, HeadTooLarge};
 use super::logging::warn_of_rejected_request;
+use crate::server::errors::parser_error;
 
 /// Timeout for a request head.
-pub(super) const HEAD_TIMEOUT: Duration = Duration::from_secs(5);
+pub(in crate::server) const HEAD_TIMEOUT: Duration = Duration::from_secs(5);
 /// Timeout for a response of which the client reads nothing.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(30);
 /// Minimum rate at which a client must read a long response, bytes/s.
@@ -33,7 +33,7 @@ const PROBE_AFTER: Duration = Duration::from_secs(10);
 const NEVER_IN_A_HEAD: &[u8] = b"\0";
 
 /// A client's socket.
-pub(super) struct Connection {
+pub(in crate::server) struct Connection {
     stream: TcpStream,
     slot: ConnectionSlot,
     framing: Framing,
@@ -52,7 +52,7 @@ struct Replacement {
 }
 
 impl Connection {
-    pub(super) fn new(stream: TcpStream, slot: ConnectionSlot) -> Self {
+    pub(in crate::server) fn new(stream: TcpStream, slot: ConnectionSlot) -> Self {
         enable_keep_alive(&stream);
         Self {
             stream,
@@ -65,7 +65,7 @@ impl Connection {
         }
     }
 
-    pub(super) fn state(&self) -> &Arc<ConnectionState> {
+    pub(in crate::server) fn state(&self) -> &Arc<ConnectionState> {
         self.slot.state()
     }
 
