@@ -37,6 +37,8 @@ mod finetune_lora;
 #[cfg(feature = "pipeline")]
 mod generate_report;
 #[cfg(feature = "pipeline")]
+mod http_args;
+#[cfg(feature = "pipeline")]
 mod hub_args;
 mod medvision;
 #[cfg(feature = "pipeline")]

@@ -1,13 +1,12 @@
 //! `server`: the REST API.
 
-use std::net::IpAddr;
 use std::process::ExitCode;
 use std::sync::Arc;
 
 use actix_web::web::Data;
 use clap::Parser;
-use clap::builder::RangedU64ValueParser;
 
+use super::http_args::{HttpArgs, at_most};
 use super::{AdapterArgs, CommonArgs, fail, print_warnings};
 use crate::console::{Level, say, say_lines};
 use crate::device::{Selected, gpu_memory};
@@ -63,6 +62,9 @@ struct ServerArgs {
     )]
     port: u16,
 
+    #[command(flatten)]
+    http: HttpArgs,
+
     /// Queue capacity, excluding the running request (503 with Retry-After when full).
     #[arg(long, value_name = "N", env = "MVP_QUEUE", hide_env_values = true, default_value_t = defaults().queue, value_parser = at_most::<1000>(0))]
     queue: u64,
@@ -74,18 +76,6 @@ struct ServerArgs {
     /// Generation timeout in seconds (504).
     #[arg(long, value_name = "N", env = "MVP_GENERATION_DEADLINE_SECONDS", hide_env_values = true, default_value_t = defaults().generation_deadline_seconds, value_parser = at_most::<86_400>(1))]
     generation_deadline_seconds: u64,
-
-    /// Body read timeout in seconds (408).
-    #[arg(long, value_name = "N", env = "MVP_BODY_DEADLINE_SECONDS", hide_env_values = true, default_value_t = defaults().body_deadline_seconds, value_parser = at_most::<3600>(1))]
-    body_deadline_seconds: u64,
-
-    /// Minimum upload rate in bytes/s, after the first 5 s (408); 0 disables the check.
-    #[arg(long, value_name = "N", env = "MVP_MIN_BODY_RATE", hide_env_values = true, default_value_t = defaults().min_body_rate, value_parser = at_most::<1_048_576>(0))]
-    min_body_rate: u64,
-
-    /// Maximum upload size in MiB (413).
-    #[arg(long, value_name = "N", env = "MVP_MAX_UPLOAD_MIB", hide_env_values = true, default_value_t = defaults().max_upload_mib, value_parser = at_most::<1024>(1))]
-    max_upload_mib: u64,
 
     /// Maximum image size in megapixels, width x height as stored (400).
     #[arg(long, value_name = "N", env = "MVP_MAX_MEGAPIXELS", hide_env_values = true, default_value_t = defaults().max_megapixels, value_parser = at_most::<1000>(1))]
@@ -99,32 +89,6 @@ struct ServerArgs {
     #[arg(long, value_name = "N", env = "MVP_MAX_NEW_TOKENS", hide_env_values = true, default_value_t = defaults().max_new_tokens, value_parser = at_most::<131_072>(1))]
     max_new_tokens: u64,
 
-    /// Maximum concurrent connections; further ones only get /health (503 otherwise).
-    #[arg(long, value_name = "N", env = "MVP_MAX_CONNECTIONS", hide_env_values = true, default_value_t = defaults().max_connections, value_parser = at_most::<65_536>(1))]
-    max_connections: u64,
-
-    /// Maximum concurrent connections per client address; further ones only get /health (503 otherwise).
-    #[arg(long, value_name = "N", env = "MVP_MAX_CONNECTIONS_PER_ADDRESS", hide_env_values = true, default_value_t = defaults().max_connections_per_address, value_parser = at_most::<65_536>(1))]
-    max_connections_per_address: u64,
-
-    /// Address of a trusted reverse proxy, exempt from the per-address limit; repeatable. Limit clients at the proxy.
-    #[arg(
-        long,
-        value_name = "ADDRESS",
-        env = "MVP_TRUSTED_PROXY",
-        hide_env_values = true,
-        value_delimiter = ','
-    )]
-    trusted_proxy: Vec<IpAddr>,
-
-    /// Maximum connection lifetime in seconds; the connection closes after its next response.
-    #[arg(long, value_name = "N", env = "MVP_CONNECTION_LIFETIME_SECONDS", hide_env_values = true, default_value_t = defaults().connection_lifetime_seconds, value_parser = at_most::<86_400>(1))]
-    connection_lifetime_seconds: u64,
-
-    /// Time in seconds to drain in-flight requests after SIGTERM.
-    #[arg(long, value_name = "N", env = "MVP_SHUTDOWN_SECONDS", hide_env_values = true, default_value_t = defaults().shutdown_seconds, value_parser = at_most::<3600>(1))]
-    shutdown_seconds: u64,
-
     /// Allowed CORS origin (scheme, host, port); repeatable [default: none].
     #[arg(long, value_name = "ORIGIN", env = "MVP_CORS_ORIGIN", hide_env_values = true, value_delimiter = ',', value_parser = origin)]
     cors_origin: Vec<String>,
@@ -132,10 +96,6 @@ struct ServerArgs {
 
 fn defaults() -> ServerOptions {
     ServerOptions::default()
-}
-
-fn at_most<const MAX: u64>(min: u64) -> RangedU64ValueParser {
-    RangedU64ValueParser::new().range(min..=MAX)
 }
 
 /// Parses a CORS origin.
@@ -156,20 +116,13 @@ impl From<ServerArgs> for ServerOptions {
         Self {
             host: args.host,
             port: args.port,
+            http: args.http.into(),
             queue: args.queue,
             queue_deadline_seconds: args.queue_deadline_seconds,
             generation_deadline_seconds: args.generation_deadline_seconds,
-            body_deadline_seconds: args.body_deadline_seconds,
-            min_body_rate: args.min_body_rate,
-            max_upload_mib: args.max_upload_mib,
             max_megapixels: args.max_megapixels,
             max_decoded_mib: args.max_decoded_mib,
             max_new_tokens: args.max_new_tokens,
-            max_connections: args.max_connections,
-            max_connections_per_address: args.max_connections_per_address,
-            trusted_proxy: args.trusted_proxy,
-            connection_lifetime_seconds: args.connection_lifetime_seconds,
-            shutdown_seconds: args.shutdown_seconds,
             cors_origin: args.cors_origin,
         }
     }

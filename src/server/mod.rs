@@ -19,7 +19,7 @@ mod types;
 mod upload;
 
 pub use self::errors::ApiError;
-pub use self::http::forbid_core_dumps;
+pub use self::http::{BindError, HttpOptions, forbid_core_dumps};
 pub use self::openapi::ApiDoc;
 pub use self::options::ServerOptions;
 pub use self::run::{Readiness, RunError, bind, listen, run};

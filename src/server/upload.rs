@@ -101,7 +101,7 @@ pub(super) async fn read_upload(request: &HttpRequest, state: &ServerState) -> R
     let Some(mut body) = body.filter(|_| is_form(request)) else {
         return Err(ApiError::NoFile);
     };
-    let rejection = |_| body_error(request, state);
+    let rejection = |_| body_error(request);
     let mut file = None;
     let mut texts = TextFields::default();
     let mut parts = Multipart::new(request.headers(), body.clone());
@@ -125,7 +125,7 @@ pub(super) async fn read_upload(request: &HttpRequest, state: &ServerState) -> R
     drop(parts);
     // The rest after the last boundary must be read before the connection can be reused.
     while let Some(chunk) = body.next().await {
-        chunk.map_err(|_| body_error(request, state))?;
+        chunk.map_err(|_| body_error(request))?;
     }
     Ok(Upload {
         file: file.ok_or(ApiError::NoFile)?,
@@ -148,14 +148,14 @@ async fn read_file(
     expires: Instant,
     rejection: impl Fn(MultipartError) -> ApiError,
 ) -> Result<UploadedFile, ApiError> {
-    let most = state.options.max_upload_bytes();
+    let most = state.options.http.max_upload_bytes();
     let mut bytes = Vec::new();
     let mut memory = UploadMemory::default();
     while let Some(chunk) = part.next().await {
         let chunk = chunk.map_err(&rejection)?;
         if (bytes.len() + chunk.len()) as u64 > most {
             return Err(ApiError::UploadTooLarge {
-                limit_mib: state.options.max_upload_mib,
+                limit_mib: state.options.http.max_upload_mib,
             });
         }
         if let Some(waited) = memory.grow(bytes.len() + chunk.len(), state, expires).await? {

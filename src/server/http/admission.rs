@@ -28,7 +28,7 @@ pub(in crate::server) fn arrival(request: &HttpRequest) -> Instant {
 }
 
 /// Middleware: restricts spare connections to `/health`, and closes connections after their maximum lifetime.
-pub(in crate::server) async fn admit<B: MessageBody + 'static>(
+pub(super) async fn admit<B: MessageBody + 'static>(
     request: ServiceRequest,
     next: Next<B>,
 ) -> Result<ServiceResponse<BoxBody>, Error> {

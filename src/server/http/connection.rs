@@ -33,7 +33,7 @@ const PROBE_AFTER: Duration = Duration::from_secs(10);
 const NEVER_IN_A_HEAD: &[u8] = b"\0";
 
 /// A client's socket.
-pub(in crate::server) struct Connection {
+pub(super) struct Connection {
     stream: TcpStream,
     slot: ConnectionSlot,
     framing: Framing,
@@ -52,7 +52,7 @@ struct Replacement {
 }
 
 impl Connection {
-    pub(in crate::server) fn new(stream: TcpStream, slot: ConnectionSlot) -> Self {
+    pub(super) fn new(stream: TcpStream, slot: ConnectionSlot) -> Self {
         enable_keep_alive(&stream);
         Self {
             stream,
@@ -65,7 +65,7 @@ impl Connection {
         }
     }
 
-    pub(in crate::server) fn state(&self) -> &Arc<ConnectionState> {
+    pub(super) fn state(&self) -> &Arc<ConnectionState> {
         self.slot.state()
     }
 

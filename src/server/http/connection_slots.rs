@@ -10,15 +10,15 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::Waker;
 use std::time::{Duration, Instant};
 
-use crate::server::options::ServerOptions;
+use super::options::HttpOptions;
 
 /// Number of spare slots.
-pub(in crate::server) const SPARE_SLOTS: usize = 32;
+pub(super) const SPARE_SLOTS: usize = 32;
 /// Idle time after which a connection may be evicted.
 const IDLE_GRACE: Duration = Duration::from_secs(1);
 
 /// The slots of all connections.
-pub(in crate::server) struct ConnectionSlots {
+pub(super) struct ConnectionSlots {
     max_connections: usize,
     max_per_address: usize,
     /// Proxies, exempt from the limit per address.
@@ -38,7 +38,7 @@ struct OpenConnections {
 }
 
 /// State of one connection.
-pub(in crate::server) struct ConnectionState {
+pub(super) struct ConnectionState {
     id: u64,
     address: Option<IpAddr>,
     spare: bool,
@@ -47,7 +47,7 @@ pub(in crate::server) struct ConnectionState {
     /// Number of requests whose response is incomplete.
     requests: AtomicUsize,
     /// Whether a response is waiting for the client to read.
-    pub(in crate::server) writing: AtomicBool,
+    pub(super) writing: AtomicBool,
     evicted: AtomicBool,
     activity: Mutex<Activity>,
 }
@@ -61,7 +61,7 @@ struct Activity {
 }
 
 /// A connection's slot, released on drop.
-pub(in crate::server) struct ConnectionSlot {
+pub(super) struct ConnectionSlot {
     slots: Arc<ConnectionSlots>,
     state: Arc<ConnectionState>,
 }
@@ -72,7 +72,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl ConnectionSlots {
-    pub(in crate::server) fn new(options: &ServerOptions) -> Arc<Self> {
+    pub(super) fn new(options: &HttpOptions) -> Arc<Self> {
         let number = |value: u64| usize::try_from(value).unwrap_or(usize::MAX);
         Arc::new(Self {
             max_connections: number(options.max_connections),
@@ -84,7 +84,7 @@ impl ConnectionSlots {
     }
 
     /// Assigns a slot to a new connection, a spare one if the limits are reached.
-    pub(in crate::server) fn enter(self: &Arc<Self>, address: Option<IpAddr>) -> ConnectionSlot {
+    pub(super) fn enter(self: &Arc<Self>, address: Option<IpAddr>) -> ConnectionSlot {
         let address = address.map(|address| address.to_canonical());
         let counted = address.filter(|address| !self.trusted.contains(address));
         let mut open = lock(&self.open);
@@ -195,7 +195,7 @@ impl OpenConnections {
 }
 
 impl ConnectionSlot {
-    pub(in crate::server) fn state(&self) -> &Arc<ConnectionState> {
+    pub(super) fn state(&self) -> &Arc<ConnectionState> {
         &self.state
     }
 }
@@ -208,17 +208,17 @@ impl Drop for ConnectionSlot {
 
 impl ConnectionState {
     /// Whether the slot is a spare one, for `/health` only.
-    pub(in crate::server) fn is_spare(&self) -> bool {
+    pub(super) fn is_spare(&self) -> bool {
         self.spare
     }
 
     /// Whether the connection must close after the current response.
-    pub(in crate::server) fn is_old(&self) -> bool {
+    pub(super) fn is_old(&self) -> bool {
         self.opened.elapsed() >= self.max_lifetime
     }
 
     /// Whether the connection was evicted; `waker` is woken when that happens.
-    pub(in crate::server) fn is_evicted(&self, waker: &Waker) -> bool {
+    pub(super) fn is_evicted(&self, waker: &Waker) -> bool {
         let mut activity = lock(&self.activity);
         if !activity
             .waker
@@ -237,12 +237,12 @@ impl ConnectionState {
     }
 
     /// Records the first byte of a head.
-    pub(in crate::server) fn head_begins(&self) {
+    pub(super) fn head_begins(&self) {
         lock(&self.activity).head.get_or_insert_with(Instant::now);
     }
 
     /// Begins a request; also returns the arrival time of its first byte, if known.
-    pub(in crate::server) fn begin_request(self: &Arc<Self>) -> (ActiveRequest, Option<Instant>) {
+    pub(super) fn begin_request(self: &Arc<Self>) -> (ActiveRequest, Option<Instant>) {
         self.requests.fetch_add(1, Ordering::AcqRel);
         let began = lock(&self.activity).head.take();
         (ActiveRequest(Arc::clone(self)), began)
@@ -250,7 +250,7 @@ impl ConnectionState {
 }
 
 /// A request whose response is incomplete.
-pub(in crate::server) struct ActiveRequest(Arc<ConnectionState>);
+pub(super) struct ActiveRequest(Arc<ConnectionState>);
 
 impl Drop for ActiveRequest {
     fn drop(&mut self) {
@@ -264,11 +264,11 @@ mod tests {
     use super::*;
 
     fn slots(most: u64, of_an_address: u64) -> Arc<ConnectionSlots> {
-        ConnectionSlots::new(&ServerOptions {
+        ConnectionSlots::new(&HttpOptions {
             max_connections: most,
             max_connections_per_address: of_an_address,
             trusted_proxy: vec![address(9).expect("an address")],
-            ..ServerOptions::default()
+            ..HttpOptions::default()
         })
     }
 

@@ -12,8 +12,8 @@ use actix_web::middleware::Next;
 use actix_web::web::Bytes;
 use actix_web::{Error, HttpResponse, ResponseError};
 
+use super::options::{MAX_HEADER_BYTES, MAX_HEADERS};
 use crate::server::errors::{ApiError, framework_error};
-use crate::server::options::{MAX_HEADER_BYTES, MAX_HEADERS};
 
 /// Headers of every response; `/docs` has another content security policy.
 pub(in crate::server) const SAFE_HEADERS: [(HeaderName, &str); 5] = [
@@ -31,7 +31,7 @@ const DOCS_POLICY: &str = "default-src 'self'; style-src 'self' 'unsafe-inline';
      frame-ancestors 'none'; base-uri 'none'; form-action 'none'";
 
 /// Middleware: bounds the request header, and sets security headers and JSON errors on the response.
-pub(in crate::server) async fn finish<B: MessageBody + 'static>(
+pub(super) async fn finish<B: MessageBody + 'static>(
     request: ServiceRequest,
     next: Next<B>,
 ) -> Result<ServiceResponse<BoxBody>, Error> {

@@ -20,9 +20,8 @@ use futures_util::Stream;
 use tokio::time::{Sleep, sleep};
 
 use super::logging::BodyBytes;
+use super::options::HttpOptions;
 use crate::server::errors::ApiError;
-use crate::server::options::ServerOptions;
-use crate::server::state::ServerState;
 
 /// A bounded request body. Clones share one stream.
 #[derive(Clone)]
@@ -53,7 +52,7 @@ enum End {
 const GRACE: Duration = Duration::from_secs(5);
 
 impl GuardedBody {
-    fn new(payload: Payload, announced: u64, options: &ServerOptions, read: BodyBytes) -> Self {
+    fn new(payload: Payload, announced: u64, options: &HttpOptions, read: BodyBytes) -> Self {
         let deadline = Duration::from_secs(options.body_deadline_seconds);
         let rate = (options.min_body_rate > 0).then(|| (Box::pin(sleep(GRACE)), options.min_body_rate));
         Self(Rc::new(RefCell::new(Inner {
@@ -142,29 +141,32 @@ impl Stream for GuardedBody {
 }
 
 /// Why the body of `request` could not be read as a form: a bound, or a malformed form.
-pub(in crate::server) fn body_error(request: &HttpRequest, state: &ServerState) -> ApiError {
+pub(in crate::server) fn body_error(request: &HttpRequest) -> ApiError {
     let body = request.extensions().get::<GuardedBody>().cloned();
+    let Some(options) = request.app_data::<Data<HttpOptions>>() else {
+        return ApiError::Internal;
+    };
     match body.map(|body| body.end()) {
         Some(End::TooLarge) => ApiError::UploadTooLarge {
-            limit_mib: state.options.max_upload_mib,
+            limit_mib: options.max_upload_mib,
         },
         Some(End::Late) => ApiError::BodyDeadline {
-            seconds: state.options.body_deadline_seconds,
+            seconds: options.body_deadline_seconds,
         },
         Some(End::Slow) => ApiError::BodyRate {
-            rate: state.options.min_body_rate,
+            rate: options.min_body_rate,
         },
         _ => ApiError::Malformed,
     }
 }
 
 /// Middleware: bounds every request body.
-pub(in crate::server) async fn guard_body<B: MessageBody + 'static>(
+pub(super) async fn guard_body<B: MessageBody + 'static>(
     mut request: ServiceRequest,
     next: Next<B>,
 ) -> Result<ServiceResponse<BoxBody>, Error> {
     let payload = request.take_payload();
-    let Some(state) = request.app_data::<Data<ServerState>>() else {
+    let Some(options) = request.app_data::<Data<HttpOptions>>().cloned() else {
         return Err(ApiError::Internal.into());
     };
     if matches!(payload, Payload::None) {
@@ -179,7 +181,7 @@ pub(in crate::server) async fn guard_body<B: MessageBody + 'static>(
     let body = GuardedBody::new(
         payload,
         announced,
-        &state.options,
+        &options,
         read.unwrap_or_else(|| Rc::new(Cell::new(0))),
     );
     request.set_payload(Payload::Stream {

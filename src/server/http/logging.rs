@@ -17,7 +17,7 @@ use tracing::{Instrument, Span};
 use crate::console::RateLimit;
 
 /// Number of body bytes read so far.
-pub(in crate::server) type BodyBytes = Rc<Cell<u64>>;
+pub(super) type BodyBytes = Rc<Cell<u64>>;
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 const MAX_REQUEST_ID_LENGTH: usize = 64;
@@ -25,7 +25,7 @@ const MAX_REQUEST_ID_LENGTH: usize = 64;
 const CLIENT_LEFT: u16 = 499;
 
 /// Middleware: assigns the request id and logs the request.
-pub(in crate::server) async fn access_log<B: MessageBody>(
+pub(super) async fn access_log<B: MessageBody>(
     request: ServiceRequest,
     next: Next<B>,
 ) -> Result<ServiceResponse<B>, Error> {
@@ -84,7 +84,7 @@ impl Drop for AccessLine {
 }
 
 /// Logs that the HTTP parser rejected a request, which has no access log line.
-pub(in crate::server) fn warn_of_rejected_request(status: StatusCode) {
+pub(super) fn warn_of_rejected_request(status: StatusCode) {
     static LIMIT: RateLimit = RateLimit::new();
     if let Some(requests) = LIMIT.due() {
         tracing::warn!(
@@ -96,7 +96,7 @@ pub(in crate::server) fn warn_of_rejected_request(status: StatusCode) {
 }
 
 /// Logs that connections exceeded their limits.
-pub(in crate::server) fn warn_of_excess_connections() {
+pub(super) fn warn_of_excess_connections() {
     static LIMIT: RateLimit = RateLimit::new();
     if let Some(requests) = LIMIT.due() {
         tracing::warn!(

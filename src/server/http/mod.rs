@@ -1,20 +1,27 @@
 //! Connections, request heads and bodies within bounds, and what every response has: independent of the routes.
 
 mod admission;
+mod bind;
 mod chunked_body;
 mod connection;
 mod connection_slots;
 mod framing;
 mod headers;
 mod limits;
+mod listen;
 mod logging;
+pub(super) mod options;
+mod shutdown;
 
+pub use self::bind::BindError;
 pub use self::logging::forbid_core_dumps;
+pub use self::options::HttpOptions;
 
-pub(super) use self::admission::{admit, arrival};
+pub(super) use self::admission::arrival;
+pub(super) use self::bind::bind_port;
 pub(super) use self::chunked_body::ChunkedBody;
-pub(super) use self::connection::{Connection, HEAD_TIMEOUT};
-pub(super) use self::connection_slots::{ConnectionSlots, SPARE_SLOTS};
-pub(super) use self::headers::{SAFE_HEADERS, finish};
-pub(super) use self::limits::{GuardedBody, body_error, guard_body};
-pub(super) use self::logging::access_log;
+pub(super) use self::connection::HEAD_TIMEOUT;
+pub(super) use self::headers::SAFE_HEADERS;
+pub(super) use self::limits::{GuardedBody, body_error};
+pub(super) use self::listen::{Listener, readable, serve};
+pub(super) use self::shutdown::{drain_on_signal, exit_immediately, log_aborted};

@@ -4,7 +4,7 @@ use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
-use medical_vision::server::ServerOptions;
+use medical_vision::server::{HttpOptions, ServerOptions};
 use reqwest::Method;
 use serde_json::Value;
 use socket2::SockRef;
@@ -212,7 +212,10 @@ fn head_is_like_get_without_a_body() {
 #[test]
 fn a_body_below_the_minimum_rate_is_408_before_its_deadline() {
     let options = ServerOptions {
-        body_deadline_seconds: 3600,
+        http: HttpOptions {
+            body_deadline_seconds: 3600,
+            ..HttpOptions::default()
+        },
         ..ServerOptions::default()
     };
     let server = TestServer::start(options);
@@ -237,10 +240,13 @@ fn a_body_below_the_minimum_rate_is_408_before_its_deadline() {
 #[test]
 fn health_is_served_when_all_connection_slots_are_taken() {
     let options = ServerOptions {
-        max_connections: 24,
-        max_connections_per_address: 16,
-        body_deadline_seconds: 3600,
-        min_body_rate: 0,
+        http: HttpOptions {
+            max_connections: 24,
+            max_connections_per_address: 16,
+            body_deadline_seconds: 3600,
+            min_body_rate: 0,
+            ..HttpOptions::default()
+        },
         ..ServerOptions::default()
     };
     let server = TestServer::start(options);
@@ -292,7 +298,10 @@ fn health_is_served_when_all_connection_slots_are_taken() {
 #[test]
 fn idle_connections_are_evicted() {
     let options = ServerOptions {
-        max_connections: 4,
+        http: HttpOptions {
+            max_connections: 4,
+            ..HttpOptions::default()
+        },
         ..ServerOptions::default()
     };
     let server = TestServer::start(options);
@@ -314,7 +323,10 @@ fn idle_connections_are_evicted() {
 #[test]
 fn connections_have_a_maximum_lifetime() {
     let options = ServerOptions {
-        connection_lifetime_seconds: 1,
+        http: HttpOptions {
+            connection_lifetime_seconds: 1,
+            ..HttpOptions::default()
+        },
         ..ServerOptions::default()
     };
     let server = TestServer::start(options);
@@ -351,7 +363,10 @@ fn resident() -> u64 {
 #[test]
 fn stalled_clients_hold_no_copy_of_the_documentation() {
     let options = ServerOptions {
-        max_connections_per_address: 512,
+        http: HttpOptions {
+            max_connections_per_address: 512,
+            ..HttpOptions::default()
+        },
         ..ServerOptions::default()
     };
     let server = TestServer::start(options);
@@ -392,8 +407,11 @@ fn stalled_clients_hold_no_copy_of_the_documentation() {
 #[test]
 fn a_slow_upload_counts_toward_the_queue_deadline() {
     let options = ServerOptions {
+        http: HttpOptions {
+            min_body_rate: 0,
+            ..HttpOptions::default()
+        },
         queue_deadline_seconds: 12,
-        min_body_rate: 0,
         ..ServerOptions::default()
     };
     let server = TestServer::start(options);

@@ -4,8 +4,8 @@ use std::io::Write;
 use std::time::{Duration, Instant};
 
 use medical_vision::engine::MAX_PROMPT_CHARACTERS;
-use medical_vision::server::ServerOptions;
 use medical_vision::server::options::{FORM_OVERHEAD_BYTES, MAX_FIELD_BYTES, MAX_HEADERS, MAX_PARTS};
+use medical_vision::server::{HttpOptions, ServerOptions};
 use reqwest::blocking::multipart::{Form, Part};
 
 use super::support::{
@@ -16,8 +16,11 @@ const MIB: usize = 1024 * 1024;
 
 fn small() -> ServerOptions {
     ServerOptions {
-        max_upload_mib: 1,
-        body_deadline_seconds: 1,
+        http: HttpOptions {
+            max_upload_mib: 1,
+            body_deadline_seconds: 1,
+            ..HttpOptions::default()
+        },
         ..ServerOptions::default()
     }
 }
@@ -32,7 +35,10 @@ fn head(path: &str, framing: &str) -> String {
 #[test]
 fn the_upload_limit_is_exact() {
     let options = ServerOptions {
-        max_upload_mib: 1,
+        http: HttpOptions {
+            max_upload_mib: 1,
+            ..HttpOptions::default()
+        },
         ..ServerOptions::default()
     };
     let server = TestServer::start(options);
@@ -142,8 +148,11 @@ fn a_slow_head_is_408() {
 #[test]
 fn uploads_share_a_memory_budget() {
     let options = ServerOptions {
-        max_upload_mib: 1,
-        body_deadline_seconds: 8,
+        http: HttpOptions {
+            max_upload_mib: 1,
+            body_deadline_seconds: 8,
+            ..HttpOptions::default()
+        },
         queue_deadline_seconds: 2,
         ..ServerOptions::default()
     };
@@ -187,7 +196,10 @@ fn uploads_share_a_memory_budget() {
 #[test]
 fn uploads_waiting_for_memory_do_not_deadlock() {
     let options = ServerOptions {
-        max_upload_mib: 1,
+        http: HttpOptions {
+            max_upload_mib: 1,
+            ..HttpOptions::default()
+        },
         queue: 32,
         ..ServerOptions::default()
     };

@@ -4,13 +4,16 @@
 use std::io::Write;
 use std::time::Duration;
 
-use medical_vision::server::ServerOptions;
+use medical_vision::server::{HttpOptions, ServerOptions};
 
 use super::support::{FILE_PART, PROMPT_PART, TestServer, png, raw_body, raw_post, read_to_close, status_of};
 
 fn quick() -> ServerOptions {
     ServerOptions {
-        body_deadline_seconds: 2,
+        http: HttpOptions {
+            body_deadline_seconds: 2,
+            ..HttpOptions::default()
+        },
         ..ServerOptions::default()
     }
 }

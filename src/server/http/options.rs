@@ -1,0 +1,58 @@
+//! Limits and timeouts of connections and request bodies.
+
+use std::net::IpAddr;
+
+/// Maximum bytes of a request body besides the page: other fields, part headers, boundaries.
+pub const FORM_OVERHEAD_BYTES: u64 = 64 * 1024;
+/// Maximum total bytes of a request's header lines.
+pub const MAX_HEADER_BYTES: usize = 16 * 1024;
+/// Maximum number of header lines of a request.
+pub const MAX_HEADERS: usize = 64;
+
+/// Limits and timeouts of connections and request bodies, whatever the routes. Times are in seconds.
+#[derive(Debug, Clone)]
+pub struct HttpOptions {
+    /// Body read timeout.
+    pub body_deadline_seconds: u64,
+    /// Minimum upload rate in bytes/s, after the first 5 s; 0: no minimum.
+    pub min_body_rate: u64,
+    /// Maximum upload size, MiB.
+    pub max_upload_mib: u64,
+    /// Maximum concurrent connections; further ones only get `/health`.
+    pub max_connections: u64,
+    /// Maximum concurrent connections per client address; further ones only get `/health`.
+    pub max_connections_per_address: u64,
+    /// Addresses of trusted reverse proxies, exempt from the per-address limit.
+    pub trusted_proxy: Vec<IpAddr>,
+    /// Maximum connection lifetime; the connection closes after its next response.
+    pub connection_lifetime_seconds: u64,
+    /// Time to drain in-flight requests after SIGTERM.
+    pub shutdown_seconds: u64,
+}
+
+impl Default for HttpOptions {
+    fn default() -> Self {
+        Self {
+            body_deadline_seconds: 30,
+            min_body_rate: 1024,
+            max_upload_mib: 20,
+            max_connections: 512,
+            max_connections_per_address: 256,
+            trusted_proxy: Vec::new(),
+            connection_lifetime_seconds: 3600,
+            shutdown_seconds: 60,
+        }
+    }
+}
+
+impl HttpOptions {
+    /// Maximum size of an uploaded file in bytes.
+    pub fn max_upload_bytes(&self) -> u64 {
+        self.max_upload_mib * 1024 * 1024
+    }
+
+    /// Maximum size of a request body in bytes.
+    pub fn max_body_bytes(&self) -> u64 {
+        self.max_upload_bytes() + FORM_OVERHEAD_BYTES
+    }
+}
