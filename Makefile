@@ -11,7 +11,7 @@ SAMPLE := datasets/sample/discharge_note.png
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help prerequisites setup build demo test check spelling audit hooks bench fmt clean
+.PHONY: help prerequisites setup build demo test page check spelling audit hooks bench fmt clean
 
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -41,6 +41,15 @@ test: setup ## Run all tests
 	$(CARGO) test --release --locked
 	$(CARGO) run --quiet --release --locked --example read_page | grep "DISCHARGE NOTE"
 	$(CARGO) run --quiet --release --locked --example quantize_and_compare | grep "top-1 token accuracy"
+
+# The browser is Debian's: its package is installed where it is missing and this is root, as in CI.
+page: ## Test the demo page in Chromium (MVP_BIN=folder adds the built demo_ui and server)
+	@test -x /usr/bin/chromium || { \
+	    test "$$(id -u)" = 0 || { echo "/usr/bin/chromium is missing: install Debian's package chromium"; exit 1; }; \
+	    apt-get update -q && apt-get install -yq --no-install-recommends chromium; \
+	}
+	cd tests/page && npm ci --ignore-scripts --no-audit --no-fund
+	node tests/page/run.mjs
 
 check: setup spelling ## Formatting, spelling, lints, documentation, dependencies, licences, advisories
 	$(CARGO) fmt --check

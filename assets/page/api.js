@@ -1,0 +1,96 @@
+// Calls of the API. All addresses are relative to the page, so that it works below any prefix.
+
+/** An answer that is an error, or no answer (`status` 0). */
+export class ApiError extends Error {
+	constructor(message, status = 0, retryAfter = null) {
+		super(message);
+		this.status = status;
+		/** Seconds, from Retry-After. */
+		this.retryAfter = retryAfter;
+	}
+
+	/** Whether the API itself could not be reached: directly, or by the server of this page. */
+	get unreachable() {
+		return this.status === 0 || this.status === 502;
+	}
+}
+
+/** The whole address of a route of the API. */
+export const address = (route) => new URL(`api/${route}`, document.baseURI).href;
+
+// In memory only: gone when the page is closed.
+let key = null;
+let asking = null;
+let ask = async () => null;
+
+/** Whether requests carry a key. */
+export const hasKey = () => key !== null;
+
+/** Sets what asks the user for a key: gets whether the last one was refused, returns the new one or null. */
+export function onKeyNeeded(callback) {
+	ask = callback;
+}
+
+/** Asks for a key, once for all requests that wait for one. Returns false if the user declined. */
+export async function askForKey() {
+	asking ??= ask(key !== null).finally(() => {
+		asking = null;
+	});
+	const answer = await asking;
+	if (answer !== null) key = answer;
+	return answer !== null;
+}
+
+/**
+ * Sends a request and returns the response, if its status is a success. With `interactive`, a 401 asks the user for the key and the
+ * request is sent again.
+ */
+export async function send(route, { body, signal, interactive = true } = {}) {
+	for (;;) {
+		const used = key;
+		let response;
+		try {
+			response = await fetch(address(route), {
+				method: body ? "POST" : "GET",
+				headers: used === null ? {} : { Authorization: `Bearer ${used}` },
+				body,
+				signal,
+				cache: "no-store",
+				credentials: "same-origin",
+			});
+		} catch (error) {
+			if (signal?.aborted) throw error;
+			throw new ApiError("The API cannot be reached. Check that the server runs.");
+		}
+		if (response.ok) return response;
+		const error = await asError(response);
+		if (response.status !== 401 || !interactive) throw error;
+		// Another request may have brought the key in the meantime.
+		if (used === key && !(await askForKey())) throw error;
+		signal?.throwIfAborted();
+	}
+}
+
+/** As `send`, with the JSON of the answer. */
+export async function getJson(route, options) {
+	const response = await send(route, options);
+	try {
+		return await response.json();
+	} catch {
+		options?.signal?.throwIfAborted();
+		throw new ApiError(`The answer of ${route} is not JSON.`, response.status);
+	}
+}
+
+async function asError(response) {
+	const after = Number.parseInt(response.headers.get("Retry-After") ?? "", 10);
+	let message = "";
+	try {
+		const body = JSON.parse((await response.text()).slice(0, 100_000));
+		message = body.detail ?? body.error?.message ?? "";
+	} catch {
+		// Not JSON: a proxy's page, whose text would not help.
+	}
+	if (typeof message !== "string" || message === "") message = `The server answered ${response.status}.`;
+	return new ApiError(message, response.status, Number.isFinite(after) ? Math.min(Math.max(after, 1), 300) : null);
+}
