@@ -18,6 +18,7 @@ const RELATIVE_LIBRARY_FOLDERS: [&str; 3] = [
 fn main() {
     println!("cargo::rerun-if-changed=build.rs");
     link_libtorch();
+    embed_page();
     name_commit();
 }
 
@@ -145,6 +146,33 @@ fn libtorch_version(libtorch: &Path) -> Option<String> {
             number("PATCH")?
         ))
     })
+}
+
+/// Where the demo page's files are.
+const PAGE: &str = "assets/page";
+
+/// Writes the table of the page's files for `src/server/demo/assets.rs`, so that a new file needs no change there.
+fn embed_page() {
+    println!("cargo::rerun-if-changed={PAGE}");
+    let folder = PathBuf::from(env::var_os("CARGO_MANIFEST_DIR").unwrap_or_default()).join(PAGE);
+    let files = std::fs::read_dir(&folder).and_then(|files| files.map(|file| Ok(file?.path())).collect());
+    let mut files: Vec<PathBuf> =
+        files.unwrap_or_else(|error| fail(&format!("cannot list {}: {error}", folder.display())));
+    files.sort();
+    let mut table = "const PAGE: &[(&str, &[u8])] = &[\n".to_owned();
+    for file in &files {
+        let name = file.file_name().unwrap_or_default().to_string_lossy();
+        // Strings in Rust's own notation.
+        table += &format!(
+            "    ({name:?}, include_bytes!({:?})),\n",
+            file.display().to_string()
+        );
+    }
+    table += "];\n";
+    let out = PathBuf::from(env::var_os("OUT_DIR").unwrap_or_default()).join("page.rs");
+    if let Err(error) = std::fs::write(&out, table) {
+        fail(&format!("cannot write {}: {error}", out.display()));
+    }
 }
 
 /// Sets `MEDVISION_GIT_HASH` for the crate: from the environment, else from git, else "unknown".

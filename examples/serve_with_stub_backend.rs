@@ -69,10 +69,10 @@ fn main() -> anyhow::Result<ExitCode> {
         device: "cpu".into(),
     });
     actix_web::rt::System::new().block_on(async {
-        let listener = server::bind(&options)?;
+        let listeners = server::bind(&options)?;
         // The engine runs the closure on its own thread; a real one calls `Reader::load` here.
         let engine = Arc::new(Engine::start(move || Ok(stub), options.engine())?);
         let state = ServerState::new(engine, options, "benchmarks".into());
-        Ok(server::run(listener, Data::new(state), |ready| eprintln!("{ready}")).await?)
+        Ok(server::run(listeners, Data::new(state), |ready| eprintln!("{ready}")).await?)
     })
 }

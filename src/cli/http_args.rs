@@ -53,6 +53,15 @@ pub fn at_most<const MAX: u64>(min: u64) -> RangedU64ValueParser {
     RangedU64ValueParser::new().range(min..=MAX)
 }
 
+/// Parses a host name, without scheme and port.
+pub fn host_name(text: &str) -> Result<String, String> {
+    let is_allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '-');
+    if text.is_empty() || !text.chars().all(is_allowed) {
+        return Err("a name is HOST, without scheme, port and path".into());
+    }
+    Ok(text.to_ascii_lowercase())
+}
+
 impl From<HttpArgs> for HttpOptions {
     fn from(args: HttpArgs) -> Self {
         Self {

@@ -27,6 +27,8 @@ mod benchmark_baseline;
 mod benchmark_quantized;
 mod common;
 #[cfg(feature = "pipeline")]
+mod demo_ui;
+#[cfg(feature = "pipeline")]
 mod download_datasets;
 #[cfg(feature = "pipeline")]
 mod download_model;
@@ -87,8 +89,8 @@ macro_rules! programs {
 }
 
 #[cfg(feature = "pipeline")]
-const PROGRAMS: [Program; 12] = programs![
-    medvision server validate_environment download_model benchmark_baseline quantize_base benchmark_quantized
+const PROGRAMS: [Program; 13] = programs![
+    medvision server demo_ui validate_environment download_model benchmark_baseline quantize_base benchmark_quantized
     download_datasets prepare_training_data finetune_lora evaluate_finetuned generate_report
 ];
 #[cfg(not(feature = "pipeline"))]
@@ -96,9 +98,10 @@ const PROGRAMS: [Program; 2] = programs![medvision validate_environment];
 
 /// Programs that only a build with the feature `pipeline` has.
 #[cfg(not(feature = "pipeline"))]
-const PIPELINE_PROGRAMS: [&str; 10] = [
+const PIPELINE_PROGRAMS: [&str; 11] = [
     "benchmark_baseline",
     "benchmark_quantized",
+    "demo_ui",
     "download_datasets",
     "download_model",
     "evaluate_finetuned",

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use actix_web::web::Data;
 use clap::Parser;
 
-use super::http_args::{HttpArgs, at_most};
+use super::http_args::{HttpArgs, at_most, host_name};
 use super::{AdapterArgs, CommonArgs, fail, print_warnings};
 use crate::console::{Level, say, say_lines};
 use crate::device::{Selected, gpu_memory};
@@ -24,7 +24,7 @@ Exit codes:
 
 /// Serve document extraction over HTTP
 ///
-/// Routes: GET /health, POST /extract, POST /analyze, GET /benchmark; /docs describes them.
+/// Routes: GET /health, POST /extract, POST /analyze, GET /benchmark; /docs describes them. --demo-port adds a page that uses them.
 /// Listens immediately and loads the model in the background; /health reports readiness. If the model cannot be loaded, the
 /// process exits with code 1, so that a supervisor notices.
 #[derive(Parser)]
@@ -61,6 +61,21 @@ struct ServerArgs {
         default_value_t = defaults().port
     )]
     port: u16,
+
+    /// Port of the demo page, on the same address (0: any free port) [default: no page]
+    #[arg(long, value_name = "N", env = "MVP_DEMO_PORT", hide_env_values = true)]
+    demo_port: Option<u16>,
+
+    /// Name under which a reverse proxy serves the demo page; repeatable [default: any, on a loopback address only localhost]
+    #[arg(
+        long,
+        value_name = "NAME",
+        env = "MVP_DEMO_ALLOWED_HOST",
+        hide_env_values = true,
+        value_delimiter = ',',
+        value_parser = host_name
+    )]
+    demo_allowed_host: Vec<String>,
 
     #[command(flatten)]
     http: HttpArgs,
@@ -116,6 +131,8 @@ impl From<ServerArgs> for ServerOptions {
         Self {
             host: args.host,
             port: args.port,
+            demo_port: args.demo_port,
+            demo_allowed_hosts: args.demo_allowed_host,
             http: args.http.into(),
             queue: args.queue,
             queue_deadline_seconds: args.queue_deadline_seconds,
@@ -144,7 +161,7 @@ async fn serve(arguments: Arguments) -> anyhow::Result<ExitCode> {
         common,
     } = arguments;
     let options = ServerOptions::from(server);
-    let listener = server::bind(&options)?;
+    let listeners = server::bind(&options)?;
     let project = common.project()?;
     let model = common.served_model(&project)?;
     let adapter = adapter.named_or_found(&project, &model.path)?;
@@ -155,7 +172,7 @@ async fn serve(arguments: Arguments) -> anyhow::Result<ExitCode> {
         adapter,
         ..LoadOptions::default()
     };
-    let address = listener.local_addr()?;
+    let address = listeners.api.local_addr()?;
     let folder = model.path.display();
     say(
         Level::INFO,
@@ -170,7 +187,7 @@ async fn serve(arguments: Arguments) -> anyhow::Result<ExitCode> {
     let state = ServerState::new(engine, options, project.benchmarks());
     let state = state.with_gpu(move || gpu_figures(&selected));
     let announce = |readiness: &Readiness| say_lines(Level::INFO, &readiness.to_string());
-    Ok(server::run(listener, Data::new(state), announce).await?)
+    Ok(server::run(listeners, Data::new(state), announce).await?)
 }
 
 fn gpu_figures(selected: &Selected) -> GpuFigures {

@@ -13,6 +13,9 @@ use super::errors::ApiError;
 use super::http::ChunkedBody;
 use super::openapi::ApiDoc;
 
+/// Swagger UI needs its own scripts and inline styles.
+const POLICY: &str = "default-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; \
+     frame-ancestors 'none'; base-uri 'none'; form-action 'none'";
 const DESCRIPTION: &str = "/openapi.json";
 
 /// The OpenAPI document.
@@ -40,6 +43,7 @@ pub(super) async fn page(path: web::Path<String>) -> Result<HttpResponse, ApiErr
         response.insert_header((header::CONTENT_ENCODING, ContentEncoding::Gzip));
     }
     Ok(response
+        .insert_header((header::CONTENT_SECURITY_POLICY, POLICY))
         .content_type(file.content_type)
         .body(ChunkedBody::shared(bytes)))
 }

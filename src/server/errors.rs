@@ -179,8 +179,10 @@ impl ResponseError for ApiError {
 /// Body of an error response made by the framework rather than by a handler.
 pub(super) fn framework_error(status: StatusCode) -> ErrorBody {
     let detail = match status {
-        StatusCode::NOT_FOUND => "no such route; /docs lists them",
-        StatusCode::METHOD_NOT_ALLOWED => "this route does not take this method; /docs lists the methods",
+        StatusCode::NOT_FOUND => "no such route; /docs of the API lists them",
+        StatusCode::METHOD_NOT_ALLOWED => {
+            "this route does not take this method; /docs of the API lists the methods"
+        }
         other => other.canonical_reason().unwrap_or("the request was refused"),
     };
     ErrorBody {

@@ -7,6 +7,7 @@
 //! When the client disconnects, actix drops the handler and with it the ticket, which cancels generation.
 
 mod benchmark;
+pub mod demo;
 mod docs;
 mod errors;
 mod http;
@@ -22,7 +23,7 @@ pub use self::errors::ApiError;
 pub use self::http::{BindError, HttpOptions, forbid_core_dumps};
 pub use self::openapi::ApiDoc;
 pub use self::options::ServerOptions;
-pub use self::run::{Readiness, RunError, bind, listen, run};
+pub use self::run::{Listeners, Readiness, RunError, bind, listen, run};
 pub use self::state::ServerState;
 pub use self::types::{
     Analysis, Benchmarks, ErrorBody, Extraction, Figures, GpuFigures, Health, SkippedFile,

@@ -19,6 +19,10 @@ pub struct ServerOptions {
     pub host: String,
     /// Port to listen on; 0: any free port.
     pub port: u16,
+    /// Port of the demo page, on the same host; none: no page.
+    pub demo_port: Option<u16>,
+    /// Names under which the demo page may be opened, besides loopback ones; none: any, unless it listens on a loopback address.
+    pub demo_allowed_hosts: Vec<String>,
     /// Limits and timeouts of connections and bodies.
     pub http: HttpOptions,
     /// Queue capacity, excluding the running request.
@@ -42,6 +46,8 @@ impl Default for ServerOptions {
         Self {
             host: "127.0.0.1".into(),
             port: 8000,
+            demo_port: None,
+            demo_allowed_hosts: Vec::new(),
             http: HttpOptions::default(),
             queue: 8,
             queue_deadline_seconds: 30,

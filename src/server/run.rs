@@ -11,6 +11,7 @@ use actix_web::dev::{Server, ServerHandle};
 use actix_web::web::{self, Data, ServiceConfig};
 
 use super::{
+    demo::{self, Hosts},
     docs,
     http::{BindError, Listener, bind_port, drain_on_signal, exit_immediately, log_aborted, readable, serve},
     options::ServerOptions,
@@ -38,13 +39,15 @@ pub enum RunError {
 pub struct Readiness {
     /// The loaded model.
     pub model: ModelInfo,
-    /// Listening address.
-    pub address: SocketAddr,
+    /// Address of the API.
+    pub api: SocketAddr,
+    /// Address of the demo page.
+    pub demo: Option<SocketAddr>,
 }
 
 impl fmt::Display for Readiness {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { model, address } = self;
+        let Self { model, api, demo } = self;
         let ModelInfo {
             model_name,
             precision,
@@ -52,10 +55,13 @@ impl fmt::Display for Readiness {
             ..
         } = model;
         writeln!(f, "Ready: {model_name}, {precision}, {device}")?;
-        writeln!(f, "  API   http://{address}")?;
-        writeln!(f, "  docs  http://{address}/docs/")?;
-        writeln!(f, "  try   curl -F file=@page.png http://{address}/extract")?;
-        if !address.ip().is_loopback() {
+        writeln!(f, "  API   http://{api}")?;
+        writeln!(f, "  docs  http://{api}/docs/")?;
+        if let Some(demo) = demo {
+            writeln!(f, "  page  http://{demo}")?;
+        }
+        writeln!(f, "  try   curl -F file=@page.png http://{api}/extract")?;
+        if !api.ip().is_loopback() {
             writeln!(
                 f,
                 "  note  reachable from the network, without authentication: use a reverse proxy"
@@ -65,35 +71,68 @@ impl fmt::Display for Readiness {
     }
 }
 
-/// Binds the port; connections wait until the server of [`listen`] is polled.
+/// The listening sockets of a server.
+#[derive(Debug)]
+pub struct Listeners {
+    /// The API.
+    pub api: TcpListener,
+    /// The demo page.
+    pub demo: Option<TcpListener>,
+}
+
+/// Binds the ports; connections wait until the server of [`listen`] is polled.
 ///
 /// # Errors
 /// [`RunError::Listen`].
-pub fn bind(options: &ServerOptions) -> Result<TcpListener, RunError> {
-    Ok(bind_port(&options.host, options.port, "--port")?)
+pub fn bind(options: &ServerOptions) -> Result<Listeners, RunError> {
+    let bind = |port, flag| bind_port(&options.host, port, flag);
+    Ok(Listeners {
+        api: bind(options.port, "--port")?,
+        demo: options
+            .demo_port
+            .map(|port| bind(port, "--demo-port"))
+            .transpose()?,
+    })
 }
 
-/// Builds the server that serves `listener`; it runs while it is polled, in a tokio or actix runtime.
+/// Builds the server that serves `listeners`; it runs while it is polled, in a tokio or actix runtime.
 ///
 /// # Errors
 /// Errors of the operating system.
-pub fn listen(listener: TcpListener, state: Data<ServerState>) -> io::Result<Server> {
-    let api = Listener {
-        socket: listener,
-        cors_origins: state.options.cors_origin.clone(),
-        add_routes: {
-            let state = state.clone();
-            Arc::new(move |config| {
-                config
-                    .app_data(state.clone())
-                    .configure(add_api)
-                    .configure(add_docs);
-            })
-        },
-    };
-    serve(state.options.http.clone(), vec![api])
+pub fn listen(listeners: Listeners, state: Data<ServerState>) -> io::Result<Server> {
+    let options = state.options.clone();
+    let Listeners { api, demo } = listeners;
+    let mut all = Vec::new();
+    if let Some(socket) = demo {
+        let hosts = Hosts::new(
+            socket.local_addr()?,
+            &options.demo_allowed_hosts,
+            "--demo-allowed-host",
+        );
+        let (hosts, state) = (Data::new(hosts), state.clone());
+        all.push(Listener {
+            socket,
+            cors_origins: Vec::new(),
+            add_routes: Arc::new(move |config| {
+                config.app_data(state.clone());
+                demo::add_routes(config, hosts.clone(), add_api);
+            }),
+        });
+    }
+    all.push(Listener {
+        socket: api,
+        cors_origins: options.cors_origin,
+        add_routes: Arc::new(move |config| {
+            config
+                .app_data(state.clone())
+                .configure(add_api)
+                .configure(add_docs);
+        }),
+    });
+    serve(options.http, all)
 }
 
+/// The routes that the demo page has, too, below `/api`.
 fn add_api(config: &mut ServiceConfig) {
     config
         .service(readable("/health", routes::health))
@@ -116,19 +155,20 @@ fn add_docs(config: &mut ServiceConfig) {
 /// # Errors
 /// The model cannot be loaded, or an error of the operating system.
 pub async fn run(
-    listener: TcpListener,
+    listeners: Listeners,
     state: Data<ServerState>,
     ready: impl FnOnce(&Readiness) + 'static,
 ) -> Result<ExitCode, RunError> {
     let engine = Arc::clone(&state.engine);
     let grace = Duration::from_secs(state.options.http.shutdown_seconds);
-    let address = listener.local_addr()?;
-    let server = listen(listener, state)?;
+    let api = listeners.api.local_addr()?;
+    let demo = listeners.demo.as_ref().map(TcpListener::local_addr).transpose()?;
+    let server = listen(listeners, state)?;
     let closing = engine.clone();
     // Rejects queued requests.
     let draining = drain_on_signal(server.handle(), move || closing.close())?;
     actix_web::rt::spawn(await_model(engine.clone(), server.handle(), move |model| {
-        ready(&Readiness { model, address })
+        ready(&Readiness { model, api, demo })
     }));
     server.await?;
     match engine.state() {

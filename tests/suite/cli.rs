@@ -35,9 +35,10 @@ fn help_tells_flags_variables_and_exit_codes() {
 }
 
 /// Every program of the binary.
-const PROGRAMS: [&str; 12] = [
+const PROGRAMS: [&str; 13] = [
     "medvision",
     "server",
+    "demo_ui",
     "validate_environment",
     "download_model",
     "benchmark_baseline",

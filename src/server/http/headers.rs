@@ -15,7 +15,7 @@ use actix_web::{Error, HttpResponse, ResponseError};
 use super::options::{MAX_HEADER_BYTES, MAX_HEADERS};
 use crate::server::errors::{ApiError, framework_error};
 
-/// Headers of every response; `/docs` has another content security policy.
+/// Headers of every response, unless its handler has set them: pages have their own content security policy.
 pub(in crate::server) const SAFE_HEADERS: [(HeaderName, &str); 5] = [
     (
         header::CONTENT_SECURITY_POLICY,
@@ -26,16 +26,12 @@ pub(in crate::server) const SAFE_HEADERS: [(HeaderName, &str); 5] = [
     (header::REFERRER_POLICY, "no-referrer"),
     (header::CACHE_CONTROL, "no-store"),
 ];
-/// Swagger UI needs its own scripts and inline styles.
-const DOCS_POLICY: &str = "default-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; \
-     frame-ancestors 'none'; base-uri 'none'; form-action 'none'";
 
 /// Middleware: bounds the request header, and sets security headers and JSON errors on the response.
 pub(super) async fn finish<B: MessageBody + 'static>(
     request: ServiceRequest,
     next: Next<B>,
 ) -> Result<ServiceResponse<BoxBody>, Error> {
-    let docs = request.path().starts_with("/docs");
     let head = request.method() == Method::HEAD;
     let response = if header_fits(request.headers()) {
         next.call(request).await?.map_into_boxed_body()
@@ -49,13 +45,9 @@ pub(super) async fn finish<B: MessageBody + 'static>(
     };
     let headers = response.headers_mut();
     for (name, value) in SAFE_HEADERS {
-        headers.insert(name, HeaderValue::from_static(value));
-    }
-    if docs {
-        headers.insert(
-            header::CONTENT_SECURITY_POLICY,
-            HeaderValue::from_static(DOCS_POLICY),
-        );
+        if !headers.contains_key(&name) {
+            headers.insert(name, HeaderValue::from_static(value));
+        }
     }
     Ok(if head { without_body(response) } else { response })
 }

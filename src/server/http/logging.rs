@@ -11,13 +11,16 @@ use actix_web::dev::{ServiceRequest, ServiceResponse};
 use actix_web::http::header::{HeaderMap, HeaderName, HeaderValue};
 use actix_web::http::{Method, StatusCode};
 use actix_web::middleware::Next;
-use actix_web::{Error, HttpMessage};
+use actix_web::{Error, HttpMessage, HttpRequest};
 use tracing::{Instrument, Span};
 
 use crate::console::RateLimit;
 
 /// Number of body bytes read so far.
 pub(super) type BodyBytes = Rc<Cell<u64>>;
+
+/// Id of a request, in its extensions.
+struct RequestId(String);
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 const MAX_REQUEST_ID_LENGTH: usize = 64;
@@ -29,11 +32,12 @@ pub(super) async fn access_log<B: MessageBody>(
     request: ServiceRequest,
     next: Next<B>,
 ) -> Result<ServiceResponse<B>, Error> {
-    let id = request_id(request.headers());
+    let id = given_or_fresh_id(request.headers());
     // At the highest level, so that every event has the id regardless of the filter.
     let span = tracing::error_span!("request", request_id = %id);
     let body_bytes = BodyBytes::default();
     request.extensions_mut().insert(body_bytes.clone());
+    request.extensions_mut().insert(RequestId(id.clone()));
     let mut line = AccessLine {
         span: span.clone(),
         method: known_method(request.method()),
@@ -106,8 +110,16 @@ pub(super) fn warn_of_excess_connections() {
     }
 }
 
+/// The id of `request` in log and response.
+pub(in crate::server) fn request_id(request: &HttpRequest) -> Option<String> {
+    request
+        .extensions()
+        .get::<RequestId>()
+        .map(|RequestId(id)| id.clone())
+}
+
 /// The client's request id if it is safe, otherwise a new one.
-fn request_id(headers: &HeaderMap) -> String {
+fn given_or_fresh_id(headers: &HeaderMap) -> String {
     let given = headers.get(REQUEST_ID).and_then(|id| id.to_str().ok());
     let harmless = |id: &&str| {
         (1..=MAX_REQUEST_ID_LENGTH).contains(&id.len())

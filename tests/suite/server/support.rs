@@ -133,13 +133,13 @@ impl TestServer {
         options.port = 0;
         let engine = Arc::new(engine);
         let root = tempfile::tempdir().expect("a folder");
-        let listener = server::bind(&options).expect("a free port");
-        let address = listener.local_addr().expect("an address");
+        let listeners = server::bind(&options).expect("a free port");
+        let address = listeners.api.local_addr().expect("an address");
         let state = ServerState::new(engine.clone(), options, root.path().join("benchmarks"));
         let (sender, receiver) = mpsc::channel();
         let thread = std::thread::spawn(move || {
             actix_web::rt::System::new().block_on(async move {
-                let server = server::listen(listener, Data::new(state)).expect("a server");
+                let server = server::listen(listeners, Data::new(state)).expect("a server");
                 sender.send(server.handle()).expect("the test waits");
                 server.await.expect("a server");
             });
