@@ -6,14 +6,13 @@
 //!
 //! Routes, limits, queue, error bodies and shutdown are those of the `server` program. Ctrl-C stops it.
 
-use std::ops::ControlFlow;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use actix_web::web::Data;
 use anyhow::Context;
-use medical_vision::engine::{Backend, Engine, ModelInfo, ReadRequest, Reading};
+use medical_vision::engine::{Backend, Engine, ModelInfo, OnStep, ReadRequest, Reading, Step, Variant};
 use medical_vision::generation::FinishReason;
 use medical_vision::server::{self, ServerOptions, ServerState};
 
@@ -21,18 +20,14 @@ use medical_vision::server::{self, ServerOptions, ServerState};
 const ANSWER: &str = "Amoxicillin 500 mg capsules Take 1 capsule 3 times a day";
 const TOKEN_TIME: Duration = Duration::from_millis(50);
 
-struct Stub(ModelInfo);
+struct Stub(Vec<Variant>);
 
 impl Backend for Stub {
-    fn info(&self) -> &ModelInfo {
+    fn variants(&self) -> &[Variant] {
         &self.0
     }
 
-    fn read(
-        &mut self,
-        _request: &ReadRequest,
-        on_text: &mut dyn FnMut(&str) -> ControlFlow<()>,
-    ) -> medical_vision::Result<Reading> {
+    fn read(&mut self, _request: &ReadRequest, on_step: &mut OnStep<'_>) -> medical_vision::Result<Reading> {
         let start = Instant::now();
         let mut words = Vec::new();
         let mut finish_reason = FinishReason::Stop;
@@ -40,19 +35,22 @@ impl Backend for Stub {
             std::thread::sleep(TOKEN_TIME);
             words.push(word);
             // `Break` means that the client has disconnected or a deadline has passed.
-            if on_text(word).is_break() {
+            let step = Step {
+                text: word,
+                tokens: &[],
+            };
+            if on_step(step).is_break() {
                 finish_reason = FinishReason::Cancelled;
                 break;
             }
         }
         Ok(Reading {
             text: words.join(" "),
-            tokens: Vec::new(),
-            prompt_tokens: 0,
             completion_tokens: words.len(),
             finish_reason,
             time_to_first_token_seconds: TOKEN_TIME.as_secs_f64(),
             latency_seconds: start.elapsed().as_secs_f64(),
+            ..Reading::default()
         })
     }
 }
@@ -62,12 +60,15 @@ fn main() -> anyhow::Result<ExitCode> {
     if let Some(port) = std::env::args().nth(1) {
         options.port = port.parse().context("PORT is a number, 0 for any free port")?;
     }
-    let stub = Stub(ModelInfo {
-        model_name: "stub".into(),
-        precision: "FP32".into(),
-        lora_adapter: None,
-        device: "cpu".into(),
-    });
+    let stub = Stub(vec![Variant {
+        info: ModelInfo {
+            model_name: "stub".into(),
+            precision: "FP32".into(),
+            lora_adapter: None,
+            device: "cpu".into(),
+        },
+        bounds: None,
+    }]);
     actix_web::rt::System::new().block_on(async {
         let listeners = server::bind(&options)?;
         // The engine runs the closure on its own thread; a real one calls `Reader::load` here.

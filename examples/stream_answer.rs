@@ -34,13 +34,15 @@ fn main() -> anyhow::Result<()> {
     // Everything that is not set here comes from the folder's generation_config.json.
     request.overrides.max_new_tokens = Some(200);
 
-    // Called after each token with the text that has become final, and with "" between the layers of the prefill.
+    // Called after each token with the text that has become final, and without text between the layers of the prefill.
     // An error of the terminal (a closed pipe) ends the answer, as does `Break` for any other reason.
     let mut printed = 0;
     let mut stdout = std::io::stdout().lock();
-    let reading = reader.read(&request, &mut |text| {
-        printed += text.len();
-        let written = stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush());
+    let reading = reader.read(&request, &mut |step| {
+        printed += step.text.len();
+        let written = stdout
+            .write_all(step.text.as_bytes())
+            .and_then(|()| stdout.flush());
         match written {
             Ok(()) if printed < MAX_BYTES => ControlFlow::Continue(()),
             _ => ControlFlow::Break(()),

@@ -3,12 +3,16 @@
 mod folder_check;
 mod output_stream;
 mod reader;
+mod request;
 mod thread;
 mod warnings;
 
 pub use self::folder_check::FolderCheck;
-pub use self::reader::{
-    LoadOptions, MAX_PROMPT_CHARACTERS, ModelInfo, ReadRequest, Reader, Reading, UNSAVED_ADAPTER, page_bounds,
+pub use self::reader::{LoadOptions, MAX_PROMPT_CHARACTERS, Reader, UNSAVED_ADAPTER, page_bounds};
+pub use self::request::{
+    GeneratedToken, ImageSize, ModelInfo, OnStep, Picture, ReadRequest, Reading, Step, TokenLogprob, Variant,
 };
-pub use self::thread::{Answer, Backend, Engine, EngineError, EngineOptions, EngineState, QueueSlot, Ticket};
+pub use self::thread::{
+    Answer, Backend, Engine, EngineError, EngineOptions, EngineState, Observer, QueueSlot, Ticket,
+};
 pub use self::warnings::folder_warnings;

@@ -1,25 +1,28 @@
 //! A loaded model folder: from pages and a prompt to text.
 
+use std::borrow::Cow;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use serde::{Deserialize, Serialize};
 use tch::{Device, Kind, Tensor};
 
 use super::output_stream::OutputStream;
+use super::request::{
+    GeneratedToken, ImageSize, ModelInfo, OnStep, ReadRequest, Reading, Step, TokenLogprob, Variant,
+};
 use crate::blackwell_compat::Reductions;
 use crate::checkpoint::{Checkpoint, ModelFolder};
 use crate::device::{Precision, device_name, kind_name};
 use crate::error::PromptError;
-use crate::generation::{FinishReason, GenerationOptions, GenerationOverrides, Sampler};
+use crate::generation::{GenerationOptions, MaskWorker, Sampler, best, log_sum_exp};
 use crate::lora::Adapter;
-use crate::processing::{
-    Content, Grid, ImageProcessor, Message, PREPROCESSOR_CONFIG, PixelBounds, RgbPage, Role, TextProcessor,
-};
+use crate::processing::{Content, Grid, ImageProcessor, PREPROCESSOR_CONFIG, PixelBounds, TextProcessor};
 use crate::project::model_folder_name;
 use crate::quant::Quantization;
-use crate::qwen2_5_vl::{CancelCheck, Config, KvCache, LogitsToKeep, Model, ModelOptions, Prefill};
+use crate::qwen2_5_vl::{
+    AdapterIndex, CancelCheck, Config, FIRST_ADAPTER, KvCache, LogitsToKeep, Model, ModelOptions, Prefill,
+};
 use crate::{Error, Result};
 
 /// How to load a model folder.
@@ -33,8 +36,10 @@ pub struct LoadOptions {
     pub min_pixels: Option<u64>,
     /// Maximum `width * height` after resizing; `None` keeps the folder's.
     pub max_pixels: Option<u64>,
-    /// Folder of a LoRA adapter to attach.
+    /// Folder of a LoRA adapter to attach: the default of requests.
     pub adapter: Option<PathBuf>,
+    /// Further adapters, by name and folder, that a request can choose.
+    pub named_adapters: Vec<(String, PathBuf)>,
     /// How integer products are computed; `None`: by the device.
     pub reductions: Option<Reductions>,
 }
@@ -47,102 +52,24 @@ impl Default for LoadOptions {
             min_pixels: None,
             max_pixels: None,
             adapter: None,
+            named_adapters: Vec::new(),
             reductions: None,
         }
     }
 }
 
-/// Model metadata, returned with every response.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[cfg_attr(feature = "pipeline", derive(utoipa::ToSchema))]
-pub struct ModelInfo {
-    /// Folder name of the model.
-    pub model_name: String,
-    /// Compute dtype of dense weights ("FP32", "BF16", "FP16"), or the format of quantized ones, such as "NF4 (bitsandbytes)".
-    pub precision: String,
-    /// Folder name of the adapter, if any; "unsaved adapter" for one that was not read from a folder.
-    pub lora_adapter: Option<String>,
-    /// "cpu" or "cuda:N".
-    pub device: String,
-}
-
-/// A request to the model.
-#[derive(Clone)]
-pub struct ReadRequest {
-    /// The conversation; its image placeholders stand for `images`, in order.
-    pub messages: Vec<Message>,
-    /// The pictures.
-    pub images: Vec<RgbPage>,
-    /// Overrides of the folder's `generation_config.json`.
-    pub overrides: GenerationOverrides,
-}
-
-impl ReadRequest {
-    /// One page with a prompt.
-    pub fn page(prompt: impl Into<String>, page: RgbPage) -> Self {
-        Self {
-            messages: vec![Message {
-                role: Role::User,
-                content: vec![Content::Image, Content::Text(prompt.into())],
-            }],
-            images: vec![page],
-            overrides: GenerationOverrides::default(),
-        }
-    }
-}
-
-/// An answer with token counts and timings.
-#[derive(Debug, Clone)]
-pub struct Reading {
-    /// The answer.
-    pub text: String,
-    /// Token ids of the answer, without the end token.
-    pub tokens: Vec<i64>,
-    /// Number of tokens of prompt and images.
-    pub prompt_tokens: usize,
-    /// Number of generated tokens, including the end token.
-    pub completion_tokens: usize,
-    /// Why the answer ended.
-    pub finish_reason: FinishReason,
-    /// From image to the first token, seconds.
-    pub time_to_first_token_seconds: f64,
-    /// From image to the last token, seconds.
-    pub latency_seconds: f64,
-}
-
-impl Reading {
-    /// One that was cancelled before its first token.
-    fn cancelled(prompt_tokens: usize, start: Instant) -> Self {
-        let seconds = start.elapsed().as_secs_f64();
-        Self {
-            text: String::new(),
-            tokens: Vec::new(),
-            prompt_tokens,
-            completion_tokens: 0,
-            finish_reason: FinishReason::Cancelled,
-            time_to_first_token_seconds: seconds,
-            latency_seconds: seconds,
-        }
-    }
-
-    /// Tokens per second after the first token; `None` for answers of one token.
-    pub fn tokens_per_second(&self) -> Option<f64> {
-        let seconds = self.latency_seconds - self.time_to_first_token_seconds;
-        (self.completion_tokens > 1 && seconds > 0.0).then(|| (self.completion_tokens - 1) as f64 / seconds)
-    }
-}
-
 /// A loaded model folder.
 pub struct Reader {
-    info: ModelInfo,
-    images: ImageProcessor,
+    variants: Vec<Variant>,
+    /// Adapter and image processor of each variant.
+    parts: Vec<(AdapterIndex, ImageProcessor)>,
     text: TextProcessor,
     options: GenerationOptions,
     model: Model,
     warnings: Vec<String>,
 }
 
-/// Maximum prompt length in characters; a longer prompt is rejected before any work.
+/// Maximum length in characters of the prompt about one page; programs and forms reject a longer one before any work.
 pub const MAX_PROMPT_CHARACTERS: usize = 8192;
 
 /// A request after preprocessing: inputs of the model.
@@ -151,6 +78,8 @@ struct Prepared {
     /// Patches of all images, concatenated.
     pixel_values: Option<Tensor>,
     grids: Vec<Grid>,
+    sizes: Vec<ImageSize>,
+    adapter: AdapterIndex,
 }
 
 impl Reader {
@@ -173,30 +102,56 @@ impl Reader {
         let folder = ModelFolder::new(dir);
         let config = Config::from_json(folder.config()?)?;
         let text = TextProcessor::from_folder(&folder)?;
-        let (images, settings) = image_processor(dir, options, adapter)?;
-        check_patches(&settings, &config, &images)?;
+        let named = options.named_adapters.iter();
+        let named: Vec<Adapter> = named
+            .map(|(_, folder)| Adapter::read(folder))
+            .collect::<Result<_>>()?;
+        let adapters: Vec<&Adapter> = adapter.into_iter().chain(&named).collect();
+        let processor = |adapter: Option<&Adapter>| -> Result<ImageProcessor> {
+            let (images, settings) = image_processor(dir, options, adapter)?;
+            check_patches(&settings, &config, &images)?;
+            Ok(images)
+        };
+        // The default first, then the base, then the named adapters.
+        let mut parts = vec![(adapter.and(FIRST_ADAPTER), processor(adapter)?)];
+        if adapter.is_some_and(|adapter| adapter.replaced.is_empty()) {
+            parts.push((None, processor(None)?));
+        }
+        for (i, named) in named.iter().enumerate() {
+            parts.push((Some(i + usize::from(adapter.is_some())), processor(Some(named))?));
+        }
         text.check_template()?;
         let generation = GenerationOptions::from_folder(&folder)?;
         let device = options.device;
         let kind = options.precision.checked_kind(device)?;
         let quantization = Quantization::from_json(folder.config()?)?;
         let model_options = ModelOptions {
-            adapter,
+            adapters: &adapters,
             reductions: options.reductions.unwrap_or_else(|| Reductions::on(device)),
             ..ModelOptions::new(kind, device)
         };
         let model = Model::load(&Checkpoint::open(dir)?, &config, &quantization, &model_options)?;
         let mut warnings = model.warnings().to_vec();
         warnings.extend(GenerationOptions::warnings(&folder)?);
-        let info = ModelInfo {
-            model_name: model_folder_name(dir),
-            precision: quantization.precision().unwrap_or(kind_name(kind)).to_owned(),
-            lora_adapter: adapter.map(adapter_name),
-            device: device_name(device),
-        };
+        let names: Vec<String> = adapter
+            .map(adapter_name)
+            .into_iter()
+            .chain(options.named_adapters.iter().map(|(name, _)| name.clone()))
+            .collect();
+        let model_name = model_folder_name(dir);
+        check_names(&names, &model_name)?;
+        let variants = parts.iter().map(|(adapter, images)| Variant {
+            info: ModelInfo {
+                model_name: model_name.clone(),
+                precision: quantization.precision().unwrap_or(kind_name(kind)).to_owned(),
+                lora_adapter: adapter.map(|index| names[index].clone()),
+                device: device_name(device),
+            },
+            bounds: Some(images.bounds()),
+        });
         Ok(Self {
-            info,
-            images,
+            variants: variants.collect(),
+            parts,
             text,
             options: generation,
             model,
@@ -219,48 +174,75 @@ impl Reader {
         &self.text
     }
 
-    /// The image processor.
+    /// The default's image processor.
     pub fn images(&self) -> &ImageProcessor {
-        &self.images
+        &self.parts[0].1
     }
 
-    /// Metadata of the loaded model.
+    /// Metadata of the default: the model with the adapter that was attached by itself, if any.
     pub fn info(&self) -> &ModelInfo {
-        &self.info
+        &self.variants[0].info
     }
 
-    /// Answers one request; `on_text` receives the text as it is generated and cancels with `Break`.
+    /// What a request can choose between, the default first.
+    pub fn variants(&self) -> &[Variant] {
+        &self.variants
+    }
+
+    /// Answers one request; `on_step` receives the answer as it is generated and cancels with `Break`.
     ///
-    /// It is called for every token, and with an empty text between the layers of the prefill.
-    pub fn read(
-        &mut self,
-        request: &ReadRequest,
-        on_text: &mut dyn FnMut(&str) -> ControlFlow<()>,
-    ) -> Result<Reading> {
+    /// It is called for every token, and without text between the layers of the prefill.
+    pub fn read(&mut self, request: &ReadRequest, on_step: &mut OnStep<'_>) -> Result<Reading> {
         let start = Instant::now();
         let options = self.options.with(&request.overrides)?;
+        let vocab_size = self.model.config().text.vocab_size;
+        let mask = request
+            .mask
+            .as_ref()
+            .map(|source| MaskWorker::start(source, vocab_size));
+        let mut mask = mask.transpose().map_err(|error| Error::System {
+            what: "a thread",
+            source: error,
+        })?;
         let prepared = self.prepare(request, options.max_new_tokens)?;
         let prompt_tokens = prepared.input_ids.len();
-        let mut cache = self.model.cache(prompt_tokens + options.max_new_tokens)?;
-        let prefill = match self.prefill(&prepared, &mut cache, &mut || on_text("")) {
-            Err(Error::Cancelled) => return Ok(Reading::cancelled(prompt_tokens, start)),
+        let adapter = prepared.adapter;
+        let mut cache = self
+            .model
+            .cache_with(prompt_tokens + options.max_new_tokens, adapter)?;
+        let prefill = match self.prefill(&prepared, &mut cache, &mut || on_step(Step::NONE)) {
+            Err(Error::Cancelled) => return Ok(Reading::cancelled(prepared.sizes, prompt_tokens, start)),
             other => other?,
         };
-        let mut logits = self.model.logits(&prefill.hidden)?;
+        let mut logits = self.model.logits_with(&prefill.hidden, adapter)?;
 
         let mut sampler = Sampler::new(&options, &prepared.input_ids);
-        let mut output = OutputStream::new(&self.text, &options, on_text);
-        let mut scores = vec![0f32; self.model.config().text.vocab_size];
+        let mut output = OutputStream::new(&self.text, &options, on_step);
+        let mut scores = vec![0f32; vocab_size];
+        // The raw logits, where log-probabilities are asked for: the sampler overwrites `scores`.
+        let mut raw = Vec::new();
         let mut first = None;
         let finish_reason = loop {
             logits
                 .f_to_device(Device::Cpu)?
                 .f_view([-1])?
                 .f_copy_data(&mut scores, logits.numel())?;
+            if request.logprobs.is_some() {
+                raw.clone_from(&scores);
+            }
+            if let Some(mask) = &mut mask {
+                mask.apply(&mut scores)?;
+            }
             let token = sampler.next(&mut scores)?;
             first.get_or_insert_with(|| start.elapsed());
-            if let Some(reason) = output.push(token)? {
+            let ends = output.ends_with(token);
+            let logprob = request.logprobs.filter(|_| !ends);
+            let logprob = logprob.map(|top| self.logprob(token, &raw, top));
+            if let Some(reason) = output.push(token, logprob)? {
                 break reason;
+            }
+            if let Some(mask) = &mut mask {
+                mask.accept(token)?;
             }
             logits = self.model.decode(token, &mut cache)?;
         };
@@ -269,6 +251,8 @@ impl Reader {
         Ok(Reading {
             text: output.text,
             tokens: output.tokens,
+            logprobs: output.logprobs,
+            images: prepared.sizes,
             prompt_tokens,
             completion_tokens: output.generated,
             finish_reason,
@@ -277,12 +261,26 @@ impl Reader {
         })
     }
 
+    /// Log-probability of `token`, and the `top` most likely ones, by the raw `logits` `[vocab]`.
+    fn logprob(&self, token: i64, logits: &[f32], top: usize) -> GeneratedToken {
+        let total = log_sum_exp(logits);
+        let of = |index: usize| TokenLogprob {
+            id: index as i64,
+            bytes: self.text.token_bytes(index as i64).to_vec(),
+            logprob: logits[index] - total,
+        };
+        GeneratedToken {
+            token: of(token as usize),
+            top: best(logits, top).into_iter().map(of).collect(),
+        }
+    }
+
     /// Tensors of one request by stage, for parity checks: ids i64, the rest f32, all on the CPU.
     pub fn trace(&mut self, request: &ReadRequest) -> Result<Vec<(String, Tensor)>> {
         let prepared = self.prepare(request, 1)?;
         let ids = &prepared.input_ids;
         let mut stages = vec![("input_ids".to_owned(), Tensor::f_from_slice(ids)?)];
-        let mut cache = self.model.cache(ids.len() + 1)?;
+        let mut cache = self.model.cache_with(ids.len() + 1, prepared.adapter)?;
         let mut features = None;
         if let Some(pixels) = &prepared.pixel_values {
             let grids: Vec<i64> = prepared
@@ -295,7 +293,12 @@ impl Reader {
                 "image_grid_thw".to_owned(),
                 Tensor::f_from_slice(&grids)?.f_view([-1, 3])?,
             ));
-            let f = self.model.image_features(pixels, &prepared.grids)?;
+            let f = self.model.image_features_cancellable(
+                pixels,
+                &prepared.grids,
+                prepared.adapter,
+                &mut || ControlFlow::Continue(()),
+            )?;
             stages.push(("image_features".to_owned(), f.shallow_clone()));
             features = Some(f);
         }
@@ -308,7 +311,8 @@ impl Reader {
         )?;
         let positions = Tensor::f_from_slice(&prefill.positions.ids.concat())?.f_view([3, -1])?;
         stages.push(("position_ids".to_owned(), positions));
-        stages.push(("logits".to_owned(), self.model.logits(&prefill.hidden)?));
+        let logits = self.model.logits_with(&prefill.hidden, prepared.adapter)?;
+        stages.push(("logits".to_owned(), logits));
         stages
             .into_iter()
             .map(|(name, t)| {
@@ -330,56 +334,76 @@ impl Reader {
     ) -> Result<Prefill> {
         let (ids, grids) = (&prepared.input_ids, &prepared.grids);
         let features = match &prepared.pixel_values {
-            Some(pixels) => Some(self.model.image_features_cancellable(pixels, grids, cancel)?),
+            Some(pixels) => {
+                let adapter = prepared.adapter;
+                Some(
+                    self.model
+                        .image_features_cancellable(pixels, grids, adapter, cancel)?,
+                )
+            }
             None => None,
         };
         self.model
             .prefill_cancellable((ids, features.as_ref(), grids), cache, LogitsToKeep::Last, cancel)
     }
 
-    /// Checks the request's limits, then computes token ids and patches.
+    /// Checks that the request fits the context, then computes token ids and patches.
     fn prepare(&self, request: &ReadRequest, new_tokens: usize) -> Result<Prepared> {
-        let characters = request
+        let Some((adapter, images)) = self.parts.get(request.variant) else {
+            return Err(Error::Internal(format!(
+                "there is no variant {}",
+                request.variant
+            )));
+        };
+        let images = request.images.iter().map(|picture| {
+            let processor = match picture.bounds {
+                Some(bounds) => Cow::Owned(images.clone().with_bounds(bounds)),
+                None => Cow::Borrowed(images),
+            };
+            (&picture.page, processor)
+        });
+        let images: Vec<_> = images.collect();
+        let sizes = images.iter().map(|(page, processor)| {
+            let (height, width) = page.original_size();
+            let grid = processor.grid(height, width)?;
+            let (patch, merge) = (processor.patch_size(), processor.merge_size());
+            let size = ImageSize {
+                width,
+                height,
+                resized_width: (grid.w * patch) as u32,
+                resized_height: (grid.h * patch) as u32,
+                tokens: grid.patches() / (merge * merge),
+            };
+            Ok((grid, size))
+        });
+        let (grids, sizes): (Vec<_>, Vec<_>) = sizes.collect::<Result<Vec<_>>>()?.into_iter().unzip();
+        let context = self.model.config().text.max_position_embeddings;
+        let overflow = |prompt_tokens: usize| PromptError::ContextOverflow {
+            needed: prompt_tokens.saturating_add(new_tokens),
+            prompt_tokens,
+            new_tokens,
+            context,
+        };
+        // Before any work on a text that cannot fit.
+        let bytes: usize = request
             .messages
             .iter()
-            .flat_map(|m| &m.content)
-            .map(|c| match c {
-                Content::Text(text) => text.chars().count(),
-                Content::Image => 0,
-            })
+            .flat_map(|message| &message.content)
+            .map(text_bytes)
             .sum();
-        if characters > MAX_PROMPT_CHARACTERS {
-            return Err(PromptError::TooLong {
-                characters,
-                limit: MAX_PROMPT_CHARACTERS,
-            }
-            .into());
+        let image_tokens: usize = sizes.iter().map(|size| size.tokens).sum();
+        let least = image_tokens + self.text.least_tokens(bytes);
+        if least > context {
+            return Err(overflow(least).into());
         }
-        let grids = request
-            .images
-            .iter()
-            .map(|page| {
-                let (height, width) = page.original_size();
-                self.images.grid(height, width)
-            })
-            .collect::<Result<Vec<_>, _>>()?;
         let input_ids = self.text.encode_chat(&request.messages, &grids)?;
-        let (prompt_tokens, context) = (input_ids.len(), self.model.config().text.max_position_embeddings);
-        let needed = prompt_tokens.saturating_add(new_tokens);
-        if needed > context {
-            return Err(PromptError::ContextOverflow {
-                needed,
-                prompt_tokens,
-                new_tokens,
-                context,
-            }
-            .into());
+        if input_ids.len().saturating_add(new_tokens) > context {
+            return Err(overflow(input_ids.len()).into());
         }
-        let patches = request
-            .images
+        let patches = images
             .iter()
-            .map(|page| Ok(self.images.process(page)?.pixel_values))
-            .collect::<Result<Vec<_>>>()?;
+            .map(|(page, processor)| Ok(processor.process(page)?.pixel_values));
+        let patches = patches.collect::<Result<Vec<_>>>()?;
         let pixel_values = match patches.len() {
             0 => None,
             _ => Some(Tensor::f_cat(&patches, 0)?),
@@ -388,8 +412,34 @@ impl Reader {
             input_ids,
             pixel_values,
             grids,
+            sizes,
+            adapter: *adapter,
         })
     }
+}
+
+fn text_bytes(content: &Content) -> usize {
+    match content {
+        Content::Text(text) => text.len(),
+        Content::Image => 0,
+    }
+}
+
+/// Checks that requests can tell the adapters apart, and from the model.
+fn check_names(adapters: &[String], model: &str) -> Result<()> {
+    for (i, name) in adapters.iter().enumerate() {
+        if adapters[..i].contains(name) {
+            return Err(Error::option(
+                "adapter",
+                format!("two adapters are named \"{name}\""),
+            ));
+        }
+        if name == model {
+            let reason = format!("\"{name}\" is the model's name: choose another name for the adapter");
+            return Err(Error::option("adapter", reason));
+        }
+    }
+    Ok(())
 }
 
 /// Page size bounds of a reader of the model in `dir`, without loading it. `options` as for [`Reader::load`].

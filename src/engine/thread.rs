@@ -10,49 +10,35 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::{oneshot, watch};
 
-use super::{ModelInfo, ReadRequest, Reader, Reading};
+use super::{ModelInfo, OnStep, ReadRequest, Reader, Reading, Step, Variant};
 use crate::Result;
 use crate::device::return_freed_memory;
-use crate::processing::PixelBounds;
+use crate::generation::FinishReason;
 
 /// A loaded model, driven by the engine thread. [`Reader`] in production; tests use stubs.
 pub trait Backend {
-    /// Metadata of the loaded model.
-    fn info(&self) -> &ModelInfo;
+    /// What a request can choose between with [`ReadRequest::variant`]: at least one, the default first.
+    fn variants(&self) -> &[Variant];
 
-    /// Bounds of the sizes that pages are scaled to, so that decoders can scale at once and hold less. `None`: not scaled.
-    fn page_bounds(&self) -> Option<PixelBounds> {
-        None
-    }
-
-    /// Answers one request; `on_text` is called for every token, and with an empty text between the layers of the prefill;
-    /// it cancels with `Break`.
+    /// Answers one request; `on_step` is called for every token, and without text between the layers of the prefill; it
+    /// cancels with `Break`.
     ///
     /// A panic is caught and fails this request only, so the next call must not depend on state that this one leaves.
-    fn read(
-        &mut self,
-        request: &ReadRequest,
-        on_text: &mut dyn FnMut(&str) -> ControlFlow<()>,
-    ) -> Result<Reading>;
+    fn read(&mut self, request: &ReadRequest, on_step: &mut OnStep<'_>) -> Result<Reading>;
 }
 
 impl Backend for Reader {
-    fn info(&self) -> &ModelInfo {
-        Reader::info(self)
+    fn variants(&self) -> &[Variant] {
+        Reader::variants(self)
     }
 
-    fn page_bounds(&self) -> Option<PixelBounds> {
-        Some(self.images().bounds())
-    }
-
-    fn read(
-        &mut self,
-        request: &ReadRequest,
-        on_text: &mut dyn FnMut(&str) -> ControlFlow<()>,
-    ) -> Result<Reading> {
-        Reader::read(self, request, on_text)
+    fn read(&mut self, request: &ReadRequest, on_step: &mut OnStep<'_>) -> Result<Reading> {
+        Reader::read(self, request, on_step)
     }
 }
+
+/// Receives the progress of a request on the engine's thread, which it must not block; cancels with `Break`.
+pub type Observer = Box<dyn FnMut(Step<'_>) -> ControlFlow<()> + Send>;
 
 /// Queue capacity and deadlines.
 #[derive(Debug, Clone, Copy)]
@@ -80,7 +66,7 @@ impl Default for EngineOptions {
 pub enum EngineState {
     /// The model is being loaded.
     Loading,
-    /// The model is loaded.
+    /// The model is loaded; the default variant's metadata.
     Ready(ModelInfo),
     /// Loading failed, with the reason.
     Failed(String),
@@ -103,12 +89,6 @@ pub enum EngineError {
     QueueDeadline {
         /// Estimated time until a slot is free, seconds.
         retry_after_seconds: u64,
-    },
-    /// The reading took longer than [`EngineOptions::generation_deadline`].
-    #[error("the reading was stopped after {seconds} s")]
-    GenerationDeadline {
-        /// The deadline, seconds.
-        seconds: u64,
     },
     /// The engine is shutting down.
     #[error("the server is shutting down")]
@@ -148,7 +128,7 @@ struct Shared {
     admitted: AtomicUsize,
     state: watch::Sender<EngineState>,
     /// Set once the model is loaded.
-    page_bounds: OnceLock<PixelBounds>,
+    variants: OnceLock<Vec<Variant>>,
 }
 
 struct Queue {
@@ -163,6 +143,7 @@ struct Queue {
 struct Job {
     id: u64,
     request: ReadRequest,
+    observer: Option<Observer>,
     submitted: Instant,
     cancelled: Arc<AtomicBool>,
     answer: oneshot::Sender<Result<Answer, EngineError>>,
@@ -210,7 +191,7 @@ impl Engine {
             wake: Condvar::new(),
             admitted: AtomicUsize::new(0),
             state: watch::Sender::new(EngineState::Loading),
-            page_bounds: OnceLock::new(),
+            variants: OnceLock::new(),
         });
         let thread = std::thread::Builder::new().name("engine".into()).spawn({
             let shared = shared.clone();
@@ -227,9 +208,9 @@ impl Engine {
         self.shared.state.borrow().clone()
     }
 
-    /// Bounds of the sizes that pages are scaled to; `None` until the model is loaded.
-    pub fn page_bounds(&self) -> Option<PixelBounds> {
-        self.shared.page_bounds.get().copied()
+    /// What a request can choose between, the default first; empty until the model is loaded.
+    pub fn variants(&self) -> &[Variant] {
+        self.shared.variants.get().map_or(&[], Vec::as_slice)
     }
 
     /// Waits until the model is loaded or has failed to load.
@@ -335,6 +316,18 @@ impl QueueSlot {
     /// # Errors
     /// [`EngineError::Stopping`].
     pub fn submit(self, request: ReadRequest) -> Result<Ticket, EngineError> {
+        self.enqueue(request, None)
+    }
+
+    /// As [`QueueSlot::submit`]; `observer` receives the progress.
+    ///
+    /// # Errors
+    /// [`EngineError::Stopping`].
+    pub fn submit_observed(self, request: ReadRequest, observer: Observer) -> Result<Ticket, EngineError> {
+        self.enqueue(request, Some(observer))
+    }
+
+    fn enqueue(self, request: ReadRequest, observer: Option<Observer>) -> Result<Ticket, EngineError> {
         let shared = self.shared.clone();
         let (sender, receiver) = oneshot::channel();
         let cancelled = Arc::new(AtomicBool::new(false));
@@ -349,6 +342,7 @@ impl QueueSlot {
         queue.jobs.push_back(Job {
             id,
             request,
+            observer,
             submitted,
             cancelled: cancelled.clone(),
             answer: sender,
@@ -374,11 +368,19 @@ impl Drop for QueueSlot {
 }
 
 impl Ticket {
-    /// Waits for the answer, at most for both deadlines.
+    /// Number of requests that run or wait before this one; `None` once it is running.
+    pub fn before(&self) -> Option<usize> {
+        let queue = self.shared.lock();
+        let index = queue.jobs.iter().position(|job| job.id == self.id)?;
+        Some(index + usize::from(queue.running))
+    }
+
+    /// Waits for the answer, at most for both deadlines. A reading that met the generation deadline has
+    /// [`FinishReason::Deadline`] and the text until then.
     ///
     /// # Errors
     /// Every kind but [`EngineError::NotReady`] and [`EngineError::Full`].
-    pub async fn answer(mut self) -> Result<Answer, EngineError> {
+    pub async fn answer(&mut self) -> Result<Answer, EngineError> {
         let received = match tokio::time::timeout_at(self.expires.into(), &mut self.answer).await {
             Ok(received) => received,
             Err(_) if self.shared.withdraw(self.id) => {
@@ -405,11 +407,12 @@ impl Job {
     fn finish(self, answer: Result<Answer, EngineError>) {
         let Self {
             request,
+            observer,
             answer: sender,
             _slot: slot,
             ..
         } = self;
-        drop(request);
+        drop((request, observer));
         drop(slot);
         // The receiver is gone when the client is.
         let _ = sender.send(answer);
@@ -442,11 +445,12 @@ impl Shared {
     fn run<B: Backend>(&self, load: impl FnOnce() -> Result<B>) {
         let state = match catch_unwind(AssertUnwindSafe(load)) {
             Ok(Ok(mut backend)) => {
-                let info = backend.info().clone();
-                if let Some(bounds) = backend.page_bounds() {
-                    self.page_bounds.get_or_init(|| bounds);
-                }
-                self.state.send_replace(EngineState::Ready(info));
+                let variants = self.variants.get_or_init(|| backend.variants().to_vec());
+                let state = match variants.first() {
+                    Some(default) => EngineState::Ready(default.info.clone()),
+                    None => EngineState::Failed("the model has no variants".into()),
+                };
+                self.state.send_replace(state);
                 while let Some(job) = self.next() {
                     self.read(&mut backend, job);
                 }
@@ -473,7 +477,7 @@ impl Shared {
         }
     }
 
-    fn read<B: Backend>(&self, backend: &mut B, job: Job) {
+    fn read<B: Backend>(&self, backend: &mut B, mut job: Job) {
         let span = job.span.clone();
         let _entered = span.enter();
         let started = Instant::now();
@@ -482,34 +486,41 @@ impl Shared {
         let deadline = started + self.options.generation_deadline;
         let mut late = false;
         let outcome = catch_unwind(AssertUnwindSafe(|| {
-            backend.read(&job.request, &mut |_| {
+            backend.read(&job.request, &mut |step| {
                 late = Instant::now() >= deadline;
+                let observed = match &mut job.observer {
+                    Some(observer) => observer(step),
+                    None => ControlFlow::Continue(()),
+                };
                 if late || job.cancelled.load(Ordering::Acquire) {
-                    ControlFlow::Break(())
-                } else {
-                    ControlFlow::Continue(())
+                    return ControlFlow::Break(());
                 }
+                observed
             })
         }));
-        if let Ok(Ok(reading)) = &outcome {
-            log_figures(reading, queue_seconds);
-        }
         let answer = match outcome {
             Err(_) => Err(EngineError::Panicked),
-            Ok(_) if late => Err(EngineError::GenerationDeadline {
-                seconds: self.options.generation_deadline.as_secs(),
-            }),
             Ok(Err(error)) => Err(EngineError::Read(error)),
-            Ok(Ok(reading)) => Ok(Answer {
-                reading,
-                model_info: backend.info().clone(),
-                queue_seconds,
-            }),
+            Ok(Ok(mut reading)) => {
+                if late && reading.finish_reason == FinishReason::Cancelled {
+                    reading.finish_reason = FinishReason::Deadline;
+                }
+                log_figures(&reading, queue_seconds);
+                let variant = self.variants.get().and_then(|all| all.get(job.request.variant));
+                match variant {
+                    Some(variant) => Ok(Answer {
+                        reading,
+                        model_info: variant.info.clone(),
+                        queue_seconds,
+                    }),
+                    None => Err(EngineError::NotReady),
+                }
+            }
         };
         {
             let mut queue = self.lock();
             queue.running = false;
-            if answer.is_ok() && !job.cancelled.load(Ordering::Acquire) {
+            if answer.is_ok() && !late && !job.cancelled.load(Ordering::Acquire) {
                 let seconds = started.elapsed().as_secs_f64();
                 let average = queue.service_seconds.unwrap_or(seconds);
                 queue.service_seconds = Some(0.7 * average + 0.3 * seconds);

@@ -19,10 +19,11 @@ const MAX_STOP_TOKENS: usize = 64;
 const MAX_PATTERN: usize = 4096;
 
 /// Why a generation ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum FinishReason {
     /// An end token or a stop string.
+    #[default]
     Stop,
     /// `max_new_tokens` reached.
     Length,
@@ -30,6 +31,8 @@ pub enum FinishReason {
     Repetition,
     /// Cancelled by the caller.
     Cancelled,
+    /// The deadline for one generation has passed.
+    Deadline,
 }
 
 impl FinishReason {
@@ -40,6 +43,7 @@ impl FinishReason {
             Self::Length => "length",
             Self::Repetition => "repetition",
             Self::Cancelled => "cancelled",
+            Self::Deadline => "deadline",
         }
     }
 }

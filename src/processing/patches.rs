@@ -61,6 +61,31 @@ pub struct PixelBounds {
 }
 
 impl PixelBounds {
+    /// These bounds with a request's own. A minimum lifts [`Self::max_enlargement`]; a maximum below the minimum lowers that, too.
+    ///
+    /// # Errors
+    /// [`Error::Option`] with the range, which ends at this maximum, or for a minimum above the maximum.
+    pub fn overridden(self, min_pixels: Option<u64>, max_pixels: Option<u64>) -> Result<Self> {
+        let (low, high) = (u64::from(self.factor) * u64::from(self.factor), self.max_pixels);
+        for (option, pixels) in [("min_pixels", min_pixels), ("max_pixels", max_pixels)] {
+            if pixels.is_some_and(|pixels| !(low..=high).contains(&pixels)) {
+                return Err(Error::option(option, format!("must be from {low} to {high}")));
+            }
+        }
+        let max = max_pixels.unwrap_or(high);
+        let min = min_pixels.unwrap_or(self.min_pixels.min(max));
+        if min > max {
+            let reason = format!("{min} is more than max_pixels, {max}");
+            return Err(Error::option("min_pixels", reason));
+        }
+        Ok(Self {
+            factor: self.factor,
+            min_pixels: min,
+            max_pixels: max,
+            max_enlargement: self.max_enlargement.filter(|_| min_pixels.is_none()),
+        })
+    }
+
     /// Height and width that a page of this size is scaled to.
     ///
     /// # Errors
@@ -169,6 +194,15 @@ impl ImageProcessor {
         }
         self.config.max_enlargement = most;
         Ok(self)
+    }
+
+    /// This processor with other bounds; their factor must be its own.
+    pub fn with_bounds(mut self, bounds: PixelBounds) -> Self {
+        debug_assert_eq!(bounds.factor, self.bounds().factor);
+        self.config.min_pixels = bounds.min_pixels;
+        self.config.max_pixels = bounds.max_pixels;
+        self.config.max_enlargement = bounds.max_enlargement;
+        self
     }
 
     /// Minimum height x width; smaller pages are enlarged.

@@ -179,6 +179,16 @@ impl TextProcessor {
         Ok(())
     }
 
+    /// Bytes of a token's text, none for a special token. They can be a part of a character.
+    pub fn token_bytes(&self, id: i64) -> &[u8] {
+        self.vocabulary.bytes(id)
+    }
+
+    /// The least number of tokens that a text of `bytes` bytes can have. NFC makes a text at most three times shorter.
+    pub fn least_tokens(&self, bytes: usize) -> usize {
+        bytes / (3 * self.vocabulary.longest())
+    }
+
     /// Text of ids without special tokens; invalid UTF-8 becomes U+FFFD.
     pub fn decode(&self, ids: &[i64]) -> Result<String> {
         let mut stream = self.stream();
@@ -207,6 +217,16 @@ pub struct TokenStream<'a> {
 }
 
 impl TokenStream<'_> {
+    /// Bytes of the text of a token; empty for a special token. They can be a part of a character.
+    pub fn token_bytes(&self, id: i64) -> &[u8] {
+        self.vocabulary.bytes(id)
+    }
+
+    /// Length in bytes of the longest token.
+    pub fn longest_token(&self) -> usize {
+        self.vocabulary.longest()
+    }
+
     /// Decodes the next id; returns the text that is complete with it, possibly empty.
     pub fn push(&mut self, id: i64) -> Result<String> {
         self.pending.extend_from_slice(self.vocabulary.bytes(id));

@@ -17,6 +17,12 @@ pub(super) struct Vocabulary {
 }
 
 impl Vocabulary {
+    /// Length in bytes of the longest token, at least 1.
+    pub(super) fn longest(&self) -> usize {
+        let lengths = self.starts.windows(2).map(|pair| pair[1] - pair[0]);
+        lengths.max().unwrap_or(0).max(1)
+    }
+
     /// Bytes of a byte-level tokenizer's tokens; special tokens have none.
     pub(super) fn new(tokenizer: &Tokenizer, added: &[(u32, AddedToken)], path: &Path) -> Result<Self> {
         let mut tokens: Vec<(u32, String)> = tokenizer

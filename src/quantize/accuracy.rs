@@ -130,7 +130,7 @@ pub fn measure_with(
     let encoder = PageEncoder::new(&folder, &config)?;
     let kind = Precision::Auto.kind(device);
     let options = ModelOptions {
-        adapter,
+        adapters: adapter.as_slice(),
         ..ModelOptions::new(kind, device)
     };
     let quantization = Quantization::from_json(folder.config()?)?;

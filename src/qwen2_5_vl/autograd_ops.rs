@@ -10,7 +10,7 @@ use tch::{Kind, Tensor};
 use super::{
     layers::{RmsNorm, apply_rotary, swiglu},
     linear::Linear,
-    lora::{Dropout, Lora},
+    lora::{AdapterIndex, Dropout, Lora},
 };
 use crate::Result;
 use crate::kernels::{cpu, cuda};
@@ -54,22 +54,27 @@ impl SavedInput {
 
 impl Linear {
     /// [`Linear::forward`] of x `[rows, in]`, tracked by autograd.
-    pub(super) fn forward_tracked(&self, x: &Tensor) -> Result<Tensor> {
-        self.node(&[x], SavedInput::Input(detached(x)))
+    pub(super) fn forward_tracked(&self, x: &Tensor, lora: Option<&Lora>) -> Result<Tensor> {
+        self.node(&[x], SavedInput::Input(detached(x)), lora)
     }
 
     /// [`Linear::forward`] of silu(gate) · up, tracked by autograd.
-    pub(super) fn forward_gated_tracked(&self, gate: &Tensor, up: &Tensor) -> Result<Tensor> {
+    pub(super) fn forward_gated_tracked(
+        &self,
+        gate: &Tensor,
+        up: &Tensor,
+        adapter: AdapterIndex,
+    ) -> Result<Tensor> {
         let saved = SavedInput::Gated {
             gate: detached(gate),
             up: detached(up),
         };
-        self.node(&[gate, up], saved)
+        self.node(&[gate, up], saved, self.loras.of(adapter))
     }
 
     /// Runs the layer under `no_grad` and attaches one autograd node to the output.
-    fn node(&self, inputs: &[&Tensor], saved: SavedInput) -> Result<Tensor> {
-        let Some(lora) = &self.lora else {
+    fn node(&self, inputs: &[&Tensor], saved: SavedInput, lora: Option<&Lora>) -> Result<Tensor> {
+        let Some(lora) = lora else {
             let y = tch::no_grad(|| self.base(&saved.value()?))?;
             let (weight, scratch) = (Arc::clone(&self.weight), self.scratch.clone());
             return attach(inputs, y, move |gradient, _| {

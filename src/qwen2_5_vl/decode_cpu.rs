@@ -11,6 +11,7 @@ use super::kv_cache::KvCache;
 use super::language::{LanguageModel, Layer};
 use super::layers::RmsNorm;
 use super::linear::{Linear, LinearRows, floats};
+use super::lora::AdapterIndex;
 use crate::Result;
 use crate::kernels::cpu::{
     AttentionShape, Member, Partial, Shared, attend, combine, kv_split, rms_norm_row, rotate_head, run,
@@ -84,17 +85,17 @@ struct LayerRows<'a> {
 }
 
 impl<'a> LayerRows<'a> {
-    fn new(layer: &'a Layer, (keys, values): &'a mut (Tensor, Tensor)) -> Self {
+    fn new(layer: &'a Layer, adapter: AdapterIndex, (keys, values): &'a mut (Tensor, Tensor)) -> Self {
         Self {
             input_norm: NormRow::new(&layer.input_norm),
-            q: layer.q.rows(),
-            k: layer.k.rows(),
-            v: layer.v.rows(),
-            o: layer.o.rows(),
+            q: layer.q.rows(adapter),
+            k: layer.k.rows(adapter),
+            v: layer.v.rows(adapter),
+            o: layer.o.rows(adapter),
             post_norm: NormRow::new(&layer.post_norm),
-            gate: layer.mlp.gate.rows(),
-            up: layer.mlp.up.rows(),
-            down: layer.mlp.down.rows(),
+            gate: layer.mlp.gate.rows(adapter),
+            up: layer.mlp.up.rows(adapter),
+            down: layer.mlp.down.rows(adapter),
             keys: shared(keys),
             values: shared(values),
         }
@@ -133,19 +134,19 @@ impl LanguageModel {
         self.device == Device::Cpu && self.kind == Kind::Float && self.config.hidden_act == Activation::Silu
     }
 
-    /// Largest sum of LoRA ranks in a layer: the size of `lora_ax`.
-    fn max_lora_ranks(&self) -> usize {
+    /// Largest sum of LoRA ranks of `adapter` in a layer: the size of `lora_ax`.
+    fn max_lora_ranks(&self, adapter: AdapterIndex) -> usize {
         let of = |layer: &Layer| {
             let (attention, mlp) = ([&layer.q, &layer.k, &layer.v, &layer.o], &layer.mlp);
             let linears = attention.into_iter().chain([&mlp.gate, &mlp.up, &mlp.down]);
-            linears.map(Linear::rank).sum::<usize>()
+            linears.map(|linear: &Linear| linear.rank(adapter)).sum::<usize>()
         };
         self.layers
             .iter()
             .map(|layer| of(layer))
             .max()
             .unwrap_or(0)
-            .max(self.head.rank())
+            .max(self.head.rank(adapter))
     }
 
     /// Runs `token` at `position` on all axes; logits `[1, vocab]` f32 of what follows it.
@@ -158,8 +159,10 @@ impl LanguageModel {
         let splits = threads.div_ceil(kv_heads).min(past + 1);
         let group = c.num_attention_heads / kv_heads;
         let mut scratch = std::mem::take(&mut cache.scratch);
-        scratch.resize(self, threads, splits);
-        scratch.x.copy_from_slice(floats(&self.embed(&[token])?));
+        scratch.resize(self, cache.adapter, threads, splits);
+        scratch
+            .x
+            .copy_from_slice(floats(&self.embed(&[token], cache.adapter)?));
         scratch.set_rotary(floats(&self.inverse), c.rope.attention_factor() as f32, position);
         let mut thread_scratch = std::mem::take(&mut scratch.threads);
         {
@@ -181,10 +184,12 @@ impl LanguageModel {
                 logits: Shared::new(&mut scratch.logits),
             };
             let thread_scratch = Shared::new(&mut thread_scratch);
+            let adapter = cache.adapter;
             let layers = self.layers.iter().zip(&mut cache.layers);
-            let layers: Vec<LayerRows<'_>> =
-                layers.map(|(layer, kept)| LayerRows::new(layer, kept)).collect();
-            let (norm, head) = (NormRow::new(&self.norm), self.head.rows());
+            let layers: Vec<LayerRows<'_>> = layers
+                .map(|(layer, kept)| LayerRows::new(layer, adapter, kept))
+                .collect();
+            let (norm, head) = (NormRow::new(&self.norm), self.head.rows(adapter));
             run(threads, |member| {
                 // SAFETY: each thread uses its own element; the team is no larger than requested.
                 let mine = unsafe { &mut thread_scratch.write(member.index..member.index + 1)[0] };
@@ -210,7 +215,7 @@ fn shared(tensor: &mut Tensor) -> Shared<'_, f32> {
 }
 
 impl DecodeScratch {
-    fn resize(&mut self, model: &LanguageModel, threads: usize, splits: usize) {
+    fn resize(&mut self, model: &LanguageModel, adapter: AdapterIndex, threads: usize, splits: usize) {
         let c = &model.config;
         let heads = c.num_attention_heads * c.head_dim;
         self.x.resize(c.hidden_size, 0.0);
@@ -224,7 +229,7 @@ impl DecodeScratch {
         self.partials.resize(c.num_attention_heads * splits, none);
         self.gate.resize(c.intermediate_size, 0.0);
         self.up.resize(c.intermediate_size, 0.0);
-        self.lora_ax.resize(model.max_lora_ranks(), 0.0);
+        self.lora_ax.resize(model.max_lora_ranks(adapter), 0.0);
         self.logits.resize(c.vocab_size, 0.0);
         self.threads.resize(threads, ThreadScratch::default());
         let group = c.num_attention_heads / c.num_key_value_heads;

@@ -71,7 +71,7 @@ impl InputEmbedder {
             scratch: Scratch::new(kind, device)?,
             quantization: &Quantization::None,
             samples: None,
-            adapter: None,
+            adapters: &[],
             dropout_seed: DropoutSeed::default(),
             reductions: Reductions::on(device),
         };
@@ -104,7 +104,10 @@ impl InputEmbedder {
             let ids = upload(input_ids, self.embed.device())?;
             let embeddings = self.embed.f_index_select(0, &ids)?;
             let features = match pixel_values {
-                Some(pixels) => Some(self.vision.forward(pixels, grids, false, &mut never_cancel)?),
+                Some(pixels) => Some(
+                    self.vision
+                        .forward(pixels, grids, None, false, &mut never_cancel)?,
+                ),
                 None => None,
             };
             let x = scatter_images(embeddings, &image_rows(input_ids, image), features.as_ref())?;

@@ -2,7 +2,7 @@
 
 use tch::{Device, Kind, Tensor};
 
-use super::{TextConfig, decode_cpu::DecodeScratch};
+use super::{TextConfig, decode_cpu::DecodeScratch, lora::AdapterIndex};
 use crate::Result;
 
 /// Keys and values of one sequence, allocated once for all its tokens.
@@ -14,19 +14,26 @@ pub struct KvCache {
     pub(super) capacity: i64,
     /// Position of the next token on all three axes.
     pub(super) next_position: i64,
+    /// The adapter of the sequence.
+    pub(super) adapter: AdapterIndex,
     /// Scratch buffers of the CPU decode step.
     pub(super) scratch: DecodeScratch,
 }
 
 impl KvCache {
-    pub(super) fn new(config: &TextConfig, capacity: usize, kind: Kind, device: Device) -> Result<Self> {
+    pub(super) fn new(
+        config: &TextConfig,
+        capacity: usize,
+        adapter: AdapterIndex,
+        options: (Kind, Device),
+    ) -> Result<Self> {
         let size = [
             1,
             config.num_key_value_heads as i64,
             capacity as i64,
             config.head_dim as i64,
         ];
-        let empty = || Tensor::f_empty(size, (kind, device));
+        let empty = || Tensor::f_empty(size, options);
         let layers = (0..config.num_hidden_layers)
             .map(|_| Ok((empty()?, empty()?)))
             .collect::<Result<Vec<_>>>()?;
@@ -35,6 +42,7 @@ impl KvCache {
             length: 0,
             capacity: capacity as i64,
             next_position: 0,
+            adapter,
             scratch: DecodeScratch::default(),
         })
     }

@@ -9,7 +9,7 @@ use super::{
     kv_cache::KvCache,
     layers::{Mlp, RmsNorm, apply_rotary},
     linear::{Linear, LinearWeight},
-    lora::Lora,
+    lora::{AdapterIndex, Loras},
     model::{CancelCheck, check_cancelled},
     weight_tying::Tying,
     weights::Weights,
@@ -49,8 +49,8 @@ pub enum LogitsToKeep {
 pub(super) struct LanguageModel {
     pub(super) config: TextConfig,
     pub(super) embed: Tensor,
-    /// LoRA pair of the embedding table.
-    embed_lora: Option<Lora>,
+    /// LoRA pairs of the embedding table.
+    embed_loras: Loras,
     /// Shared with autograd's graph.
     pub(super) layers: Vec<Arc<Layer>>,
     pub(super) norm: RmsNorm,
@@ -98,7 +98,7 @@ impl LanguageModel {
             .collect::<Result<Vec<_>>>()?;
         let head = if tied {
             Linear::new(LinearWeight::Dense(embed.shallow_clone()), None, &w.scratch)
-                .with_lora(w.lora("lm_head")?)
+                .with_loras(w.loras("lm_head")?)
         } else {
             w.linear("lm_head", c.vocab_size, c.hidden_size, false)?
         };
@@ -107,7 +107,7 @@ impl LanguageModel {
             inverse: c.rope.inverse_frequencies(c.head_dim)?.f_to_device(w.device)?,
             config: config.clone(),
             embed,
-            embed_lora: w.lora("model.embed_tokens")?,
+            embed_loras: w.loras("model.embed_tokens")?,
             layers,
             head,
             kind: w.kind,
@@ -116,16 +116,16 @@ impl LanguageModel {
     }
 
     /// An empty cache for `capacity` tokens.
-    pub(super) fn cache(&self, capacity: usize) -> Result<KvCache> {
-        KvCache::new(&self.config, capacity, self.kind, self.device)
+    pub(super) fn cache(&self, capacity: usize, adapter: AdapterIndex) -> Result<KvCache> {
+        KvCache::new(&self.config, capacity, adapter, (self.kind, self.device))
     }
 
     /// ids: `[rows]` → `[rows, hidden]`.
-    pub(super) fn embed(&self, ids: &[i64]) -> Result<Tensor> {
+    pub(super) fn embed(&self, ids: &[i64], adapter: AdapterIndex) -> Result<Tensor> {
         let at = upload(ids, self.embed.device())?;
         let rows = self.embed.f_index_select(0, &at)?;
         let rows = rows.f_to_device(self.device)?.f_to_kind(self.kind)?;
-        let Some(lora) = &self.embed_lora else {
+        let Some(lora) = self.embed_loras.of(adapter) else {
             return Ok(rows);
         };
         let at = upload(ids, self.device)?;
@@ -158,7 +158,7 @@ impl LanguageModel {
             };
             let attended = self.attention(layer, &normed, queries, &rotary, (&*cache, i))?;
             let normed = layer.post_norm.add_and_norm(&mut x, Some(&attended))?;
-            delta = Some(layer.mlp.forward(&normed)?);
+            delta = Some(layer.mlp.forward(&normed, cache.adapter)?);
         }
         cache.length += rows;
         match delta {
@@ -168,11 +168,9 @@ impl LanguageModel {
     }
 
     /// Hidden states `[rows, hidden]` → logits `[rows, vocab]` f32.
-    pub(super) fn logits(&self, x: &Tensor) -> Result<Tensor> {
-        Ok(self
-            .head
-            .forward(&self.norm.forward(x)?)?
-            .f_to_kind(Kind::Float)?)
+    pub(super) fn logits(&self, x: &Tensor, adapter: AdapterIndex) -> Result<Tensor> {
+        let logits = self.head.forward(&self.norm.forward(x)?, adapter)?;
+        Ok(logits.f_to_kind(Kind::Float)?)
     }
 
     /// Attention of the last `queries` rows of x, over layer `i` of the cache: `[rows, hidden]` → `[queries, hidden]`.
@@ -186,7 +184,7 @@ impl LanguageModel {
         (cos, sin): &(Tensor, Tensor),
         (cache, i): (&KvCache, usize),
     ) -> Result<Tensor> {
-        let c = &self.config;
+        let (c, adapter) = (&self.config, cache.adapter);
         let (rows, dim) = (x.size()[0], c.head_dim as i64);
         let last = |t: &Tensor| t.f_narrow(0, rows - queries, queries);
         let rotate = |t: Tensor, count: usize, cos: &Tensor, sin: &Tensor| {
@@ -199,10 +197,10 @@ impl LanguageModel {
         let by_head = |t: &Tensor, rows: i64| -> Result<Tensor> {
             Ok(t.f_view([rows, -1, dim])?.f_transpose(0, 1)?.f_unsqueeze(0)?)
         };
-        let q = layer.q.forward(&last(x)?)?;
+        let q = layer.q.forward(&last(x)?, adapter)?;
         let q = rotate(q, c.num_attention_heads, &last(cos)?, &last(sin)?)?;
-        let k = rotate(layer.k.forward(x)?, c.num_key_value_heads, cos, sin)?;
-        let v = layer.v.forward(x)?;
+        let k = rotate(layer.k.forward(x, adapter)?, c.num_key_value_heads, cos, sin)?;
+        let v = layer.v.forward(x, adapter)?;
         let (k, v) = cache.append(i, &by_head(&k, rows)?, &by_head(&v, rows)?)?;
         let grouped = c.num_attention_heads != c.num_key_value_heads;
         let causal = queries > 1; // a prompt is run at once, on an empty cache
@@ -217,6 +215,6 @@ impl LanguageModel {
             grouped,
         )?;
         let y = y.f_squeeze_dim(0)?.f_transpose(0, 1)?;
-        layer.o.forward(&y.f_reshape([queries, -1])?)
+        layer.o.forward(&y.f_reshape([queries, -1])?, adapter)
     }
 }

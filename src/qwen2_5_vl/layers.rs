@@ -2,7 +2,9 @@
 
 use tch::{Kind, Tensor};
 
-use super::{Activation, autograd_ops::apply_rotary_tracked, linear::Linear, weights::Weights};
+use super::{
+    Activation, autograd_ops::apply_rotary_tracked, linear::Linear, lora::AdapterIndex, weights::Weights,
+};
 use crate::Result;
 use crate::kernels::{cpu, cuda};
 use crate::torch::autograd;
@@ -82,12 +84,12 @@ impl Mlp {
     }
 
     /// x: `[rows, hidden]` → same shape.
-    pub(super) fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        let (gate, up) = (self.gate.forward(x)?, self.up.forward(x)?);
+    pub(super) fn forward(&self, x: &Tensor, adapter: AdapterIndex) -> Result<Tensor> {
+        let (gate, up) = (self.gate.forward(x, adapter)?, self.up.forward(x, adapter)?);
         if self.activation == Activation::Silu && autograd::tracks(&[&gate, &up]) {
-            return self.down.forward_gated_tracked(&gate, &up);
+            return self.down.forward_gated_tracked(&gate, &up, adapter);
         }
-        self.down.forward(&self.gated(gate, &up)?)
+        self.down.forward(&self.gated(gate, &up)?, adapter)
     }
 
     /// act(gate) · up: `[rows, intermediate]`.

@@ -1,4 +1,4 @@
-//! Linear layers over dense, NF4 and AWQ weights, with an optional LoRA pair.
+//! Linear layers over dense, NF4 and AWQ weights, with the LoRA pairs of any number of adapters.
 
 use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -7,7 +7,7 @@ use half::bf16;
 use tch::{Device, Kind, Tensor};
 
 use super::input_samples::InputSamples;
-use super::lora::{Lora, LoraRows};
+use super::lora::{AdapterIndex, Lora, LoraRows, Loras};
 use crate::Result;
 use crate::kernels::cpu::{CodedMatrix, GroupedMatrix, Matrix, RowProduct};
 use crate::quant::{awq::AwqWeight, nf4::Nf4Weight};
@@ -79,7 +79,7 @@ impl Scratch {
     }
 }
 
-/// y = x Wᵀ + b, plus LoRA's scale · B(A x).
+/// y = x Wᵀ + b, plus the scale · B(A x) of the adapter that a pass chooses.
 pub(super) struct Linear {
     /// Records the inputs under this layer name.
     samples: Option<(String, Arc<InputSamples>)>,
@@ -87,7 +87,7 @@ pub(super) struct Linear {
     pub(super) weight: Arc<LinearWeight>,
     /// `[out]`, in the dtype of the computation.
     bias: Option<Tensor>,
-    pub(super) lora: Option<Lora>,
+    pub(super) loras: Loras,
     pub(super) scratch: Scratch,
 }
 
@@ -97,7 +97,7 @@ impl Linear {
             samples: None,
             weight: Arc::new(weight),
             bias,
-            lora: None,
+            loras: Loras(Vec::new()),
             scratch: scratch.clone(),
         }
     }
@@ -108,32 +108,25 @@ impl Linear {
         self
     }
 
-    /// This layer with a LoRA pair.
-    pub(super) fn with_lora(mut self, lora: Option<Lora>) -> Self {
-        self.lora = lora;
+    /// This layer with the adapters' LoRA pairs.
+    pub(super) fn with_loras(mut self, loras: Loras) -> Self {
+        self.loras = loras;
         self
     }
 
     /// x: `[rows, in]` → `[rows, out]`.
-    pub(super) fn forward(&self, x: &Tensor) -> Result<Tensor> {
+    pub(super) fn forward(&self, x: &Tensor, adapter: AdapterIndex) -> Result<Tensor> {
         if let Some((name, samples)) = &self.samples {
             samples.keep(name, x)?;
         }
-        if self.is_tracked(x) {
-            return self.forward_tracked(x);
+        let lora = self.loras.of(adapter);
+        if is_tracked(x, lora) {
+            return self.forward_tracked(x, lora);
         }
         let y = self.base(x)?;
-        match &self.lora {
+        match lora {
             Some(lora) => lora.add(y, x),
             None => Ok(y),
-        }
-    }
-
-    /// Whether autograd tracks the output, or a training with dropout runs a pass under `no_grad` that it recomputes later.
-    fn is_tracked(&self, x: &Tensor) -> bool {
-        match &self.lora {
-            Some(lora) => lora.dropout.is_some() || autograd::tracks(&[x, &lora.a, &lora.b]),
-            None => autograd::tracks(&[x]),
         }
     }
 
@@ -150,7 +143,7 @@ impl Linear {
     }
 
     /// A view for one f32 row at a time on the CPU, shared by threads.
-    pub(super) fn rows(&self) -> LinearRows<'_> {
+    pub(super) fn rows(&self, adapter: AdapterIndex) -> LinearRows<'_> {
         LinearRows {
             weight: match &*self.weight {
                 LinearWeight::Dense(w) => Rows::Dense(dense(w)),
@@ -158,13 +151,21 @@ impl Linear {
                 LinearWeight::Awq(w) => Rows::Awq(w.matrix()),
             },
             bias: self.bias.as_ref().map(floats),
-            lora: self.lora.as_ref().map(Lora::rows),
+            lora: self.loras.of(adapter).map(Lora::rows),
         }
     }
 
-    /// LoRA rank; 0 without an adapter.
-    pub(super) fn rank(&self) -> usize {
-        self.lora.as_ref().map_or(0, |lora| lora.a.size()[0] as usize)
+    /// LoRA rank of `adapter`; 0 if it does not have this layer.
+    pub(super) fn rank(&self, adapter: AdapterIndex) -> usize {
+        self.loras.of(adapter).map_or(0, |lora| lora.a.size()[0] as usize)
+    }
+}
+
+/// Whether autograd tracks the output, or a training with dropout runs a pass under `no_grad` that it recomputes later.
+fn is_tracked(x: &Tensor, lora: Option<&Lora>) -> bool {
+    match lora {
+        Some(lora) => lora.dropout.is_some() || autograd::tracks(&[x, &lora.a, &lora.b]),
+        None => autograd::tracks(&[x]),
     }
 }
 

@@ -11,6 +11,27 @@ use crate::Result;
 use crate::kernels::cpu::{self, Matrix, RowProduct};
 use crate::torch::autograd::detached;
 
+/// Which adapter a pass applies: an index into [`ModelOptions::adapters`](super::ModelOptions); `None`: the base alone.
+pub type AdapterIndex = Option<usize>;
+
+/// The first adapter; of a model without adapters, the base.
+pub const FIRST_ADAPTER: AdapterIndex = Some(0);
+
+/// LoRA pairs of one linear layer, one entry per adapter of the model.
+pub(super) struct Loras(pub(super) Vec<Option<Lora>>);
+
+impl Loras {
+    /// The pair of `adapter`, if that adapter has this layer.
+    pub(super) fn of(&self, adapter: AdapterIndex) -> Option<&Lora> {
+        self.0.get(adapter?)?.as_ref()
+    }
+
+    /// All pairs.
+    pub(super) fn all(&self) -> impl Iterator<Item = &Lora> {
+        self.0.iter().flatten()
+    }
+}
+
 /// LoRA pair of a linear layer: adds scale · B(A x) to its output.
 ///
 /// Shares the adapter's tensors if they are on the model's device in a usable dtype; while training it always does.

@@ -49,6 +49,7 @@ pub use self::input_samples::InputSamples;
 pub use self::inputs::InputEmbedder;
 pub use self::kv_cache::KvCache;
 pub use self::language::LogitsToKeep;
+pub use self::lora::{AdapterIndex, FIRST_ADAPTER};
 pub use self::model::{CancelCheck, Model, ModelOptions, Prefill};
 pub use self::mrope::{Positions, rope_positions};
 pub use self::rope::{Rope, Yarn};

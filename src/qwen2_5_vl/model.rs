@@ -12,7 +12,7 @@ use super::{
     kv_cache::KvCache,
     language::{LanguageModel, LogitsToKeep},
     linear::Scratch,
-    lora::DropoutSeed,
+    lora::{AdapterIndex, DropoutSeed, FIRST_ADAPTER},
     mrope::{Positions, rope_positions},
     vision::VisionTower,
     weight_tying::Tying,
@@ -64,9 +64,9 @@ pub struct ModelOptions<'a> {
     pub kind: Kind,
     /// Device of the computation.
     pub device: Device,
-    /// LoRA adapter, applied unmerged. Its tensors are shared if device and dtype allow it; tensors that require gradients
-    /// are always shared, so that training them trains the model.
-    pub adapter: Option<&'a Adapter>,
+    /// LoRA adapters, applied unmerged; each pass chooses one. Their tensors are shared if device and dtype allow it; tensors
+    /// that require gradients are always shared, so that training them trains the model.
+    pub adapters: &'a [&'a Adapter],
     /// Records some of the linear layers' inputs.
     pub samples: Option<Arc<InputSamples>>,
     /// How integer products are computed.
@@ -74,12 +74,12 @@ pub struct ModelOptions<'a> {
 }
 
 impl ModelOptions<'_> {
-    /// A model that computes in `kind` on `device`, without an adapter.
+    /// A model that computes in `kind` on `device`, without adapters.
     pub fn new(kind: Kind, device: Device) -> Self {
         Self {
             kind,
             device,
-            adapter: None,
+            adapters: &[],
             samples: None,
             reductions: Reductions::on(device),
         }
@@ -100,14 +100,25 @@ impl Model {
         let &ModelOptions {
             kind,
             device,
-            adapter,
+            adapters,
             ..
         } = options;
         let (tying, warning) = Tying::of(checkpoint, config)?;
         let mut warnings = checkpoint.warnings().to_vec();
         warnings.extend(warning);
-        if let Some(adapter) = adapter {
+        for adapter in adapters {
             adapter.check(&config.adaptable_modules())?;
+            if adapters.len() > 1
+                && let Some(name) = adapter.replaced.keys().next()
+            {
+                return Err(Error::unsuitable(
+                    adapter.file(),
+                    format!(
+                        "stores \"{name}\" in place of the base's, so that no other adapter can be attached beside it: \
+                         attach it alone, or merge it with `medvision merge`"
+                    ),
+                ));
+            }
             warnings.extend(adapter.warnings(&config.adaptable_modules())?);
         }
         let weights = Weights {
@@ -117,7 +128,7 @@ impl Model {
             scratch: Scratch::new(kind, device)?,
             quantization,
             samples: options.samples.clone(),
-            adapter,
+            adapters,
             dropout_seed: DropoutSeed::default(),
             reductions: options.reductions,
         };
@@ -151,12 +162,13 @@ impl Model {
         self.language.device
     }
 
-    /// pixel_values `[patches, patch_values]` of all images, concatenated → image features `[merged tokens, hidden]`.
+    /// pixel_values `[patches, patch_values]` of all images, concatenated → image features `[merged tokens, hidden]`, with the
+    /// first adapter.
     pub fn image_features(&self, pixel_values: &Tensor, grids: &[Grid]) -> Result<Tensor> {
-        self.image_features_cancellable(pixel_values, grids, &mut never_cancel)
+        self.image_features_cancellable(pixel_values, grids, FIRST_ADAPTER, &mut never_cancel)
     }
 
-    /// As [`Model::image_features`]; `cancel` is polled before every block.
+    /// As [`Model::image_features`], with `adapter`; `cancel` is polled before every block.
     ///
     /// # Errors
     /// [`Error::Cancelled`] if `cancel` breaks.
@@ -164,14 +176,20 @@ impl Model {
         &self,
         pixel_values: &Tensor,
         grids: &[Grid],
+        adapter: AdapterIndex,
         cancel: &mut CancelCheck<'_>,
     ) -> Result<Tensor> {
-        tch::no_grad(|| self.vision.forward(pixel_values, grids, false, cancel))
+        tch::no_grad(|| self.vision.forward(pixel_values, grids, adapter, false, cancel))
     }
 
-    /// An empty cache for `capacity` tokens.
+    /// An empty cache for `capacity` tokens of a sequence with the first adapter.
     pub fn cache(&self, capacity: usize) -> Result<KvCache> {
-        self.language.cache(capacity)
+        self.cache_with(capacity, FIRST_ADAPTER)
+    }
+
+    /// As [`Model::cache`], for a sequence with `adapter`.
+    pub fn cache_with(&self, capacity: usize, adapter: AdapterIndex) -> Result<KvCache> {
+        self.language.cache(capacity, adapter)
     }
 
     /// Runs a prompt on an empty cache; `image_features` replace the embeddings of its image tokens.
@@ -204,7 +222,7 @@ impl Model {
         let image = self.config.image_token_id;
         let positions = rope_positions(input_ids, image, &self.vision.token_grids.of(grids)?)?;
         tch::no_grad(|| {
-            let embeddings = self.language.embed(input_ids)?;
+            let embeddings = self.language.embed(input_ids, cache.adapter)?;
             let x = scatter_images(embeddings, &image_rows(input_ids, image), image_features)?;
             let hidden = self.language.forward(x, &positions.ids, cache, keep, cancel)?;
             cache.next_position = positions.next;
@@ -212,9 +230,14 @@ impl Model {
         })
     }
 
-    /// Hidden states `[rows, hidden]` → logits `[rows, vocab]` f32.
+    /// Hidden states `[rows, hidden]` → logits `[rows, vocab]` f32, with the first adapter.
     pub fn logits(&self, hidden: &Tensor) -> Result<Tensor> {
-        tch::no_grad(|| self.language.logits(hidden))
+        self.logits_with(hidden, FIRST_ADAPTER)
+    }
+
+    /// As [`Model::logits`], with `adapter`.
+    pub fn logits_with(&self, hidden: &Tensor, adapter: AdapterIndex) -> Result<Tensor> {
+        tch::no_grad(|| self.language.logits(hidden, adapter))
     }
 
     /// Runs one more token; returns the next token's logits, `[1, vocab]` f32.
@@ -225,12 +248,12 @@ impl Model {
             if self.language.steps_on_cpu() {
                 return self.language.step(token, position, cache);
             }
-            let x = self.language.embed(&[token])?;
+            let x = self.language.embed(&[token], cache.adapter)?;
             let at = [vec![position], vec![position], vec![position]];
             let hidden = self
                 .language
                 .forward(x, &at, cache, LogitsToKeep::Last, &mut never_cancel)?;
-            self.language.logits(&hidden)
+            self.language.logits(&hidden, cache.adapter)
         })
     }
 }

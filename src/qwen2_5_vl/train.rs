@@ -12,6 +12,7 @@ use super::{
     inputs::{image_rows, scatter_images},
     language::{LanguageModel, Layer},
     layers::apply_rotary,
+    lora::FIRST_ADAPTER,
     model::never_cancel,
     mrope::rope_positions,
     token_grid::{TokenGrid, TokenGrids},
@@ -185,12 +186,15 @@ impl Model {
         rows: &[i64],
         recompute: bool,
     ) -> Result<Tensor> {
-        let x = tch::no_grad(|| self.language.embed(&packed.ids))?;
+        let x = tch::no_grad(|| self.language.embed(&packed.ids, FIRST_ADAPTER))?;
         let mut features = match pixel_values {
-            Some(pixels) => Some(
-                self.vision
-                    .forward(pixels, &packed.grids, recompute, &mut never_cancel)?,
-            ),
+            Some(pixels) => Some(self.vision.forward(
+                pixels,
+                &packed.grids,
+                FIRST_ADAPTER,
+                recompute,
+                &mut never_cancel,
+            )?),
             None => None,
         };
         if let (Some(all), Some(rows)) = (&features, &packed.feature_rows) {
@@ -258,8 +262,11 @@ impl LanguageModel {
     fn loss(&self, hidden: &Tensor, labels: &[i64], scale: f64) -> Result<Tensor> {
         let normed = self.norm.forward(hidden)?;
         let labels = upload(labels, normed.device())?;
-        if self.head.lora.is_some() {
-            let logits = self.head.forward(&normed)?.f_to_kind(Kind::Float)?;
+        if self.head.loras.of(FIRST_ADAPTER).is_some() {
+            let logits = self
+                .head
+                .forward(&normed, FIRST_ADAPTER)?
+                .f_to_kind(Kind::Float)?;
             let loss =
                 logits.f_cross_entropy_loss(&labels, None::<&Tensor>, tch::Reduction::Sum, -100, 0.0)?;
             return Ok(loss.f_mul_scalar(scale)?);
@@ -320,9 +327,9 @@ impl Layer {
             Some(rows) => t.f_index_select(0, rows),
             None => Ok(t),
         };
-        let attended = self.o.forward(&select(attended)?)?;
+        let attended = self.o.forward(&select(attended)?, FIRST_ADAPTER)?;
         let x = select(x.shallow_clone())?.f_add(&attended)?;
-        let delta = self.mlp.forward(&self.post_norm.forward(&x)?)?;
+        let delta = self.mlp.forward(&self.post_norm.forward(&x)?, FIRST_ADAPTER)?;
         Ok(x.f_add(&delta)?)
     }
 
@@ -338,9 +345,9 @@ impl Layer {
         };
         let rows = x.size()[0];
         let by_head = |t: Tensor| t.f_view([rows, -1, dim]);
-        let q = by_head(rotate(self.q.forward(x)?, context.heads)?)?;
-        let k = by_head(rotate(self.k.forward(x)?, context.kv_heads)?)?;
-        let v = by_head(self.v.forward(x)?)?;
+        let q = by_head(rotate(self.q.forward(x, FIRST_ADAPTER)?, context.heads)?)?;
+        let k = by_head(rotate(self.k.forward(x, FIRST_ADAPTER)?, context.kv_heads)?)?;
+        let v = by_head(self.v.forward(x, FIRST_ADAPTER)?)?;
         context.segments.attention(&q, &k, &v, true)
     }
 }

@@ -8,6 +8,7 @@ use super::{
     VisionConfig,
     layers::{Mlp, RmsNorm, apply_rotary},
     linear::{Linear, LinearWeight},
+    lora::AdapterIndex,
     model::{CancelCheck, check_cancelled},
     rope::inverse_frequencies,
     token_grid::TokenGrids,
@@ -41,6 +42,7 @@ struct AttentionContext {
     sin: Tensor,
     /// Windows, or whole images.
     segments: Segments,
+    adapter: AdapterIndex,
 }
 
 // SAFETY: its tables are only read, which libtorch allows on any thread.
@@ -59,14 +61,14 @@ impl Block {
             &self.mlp.up,
             &self.mlp.down,
         ];
-        let mut adapters = linears.into_iter().filter_map(|linear| linear.lora.as_ref());
-        adapters.any(|lora| lora.a.requires_grad())
+        let mut pairs = linears.into_iter().flat_map(|linear| linear.loras.all());
+        pairs.any(|lora| lora.a.requires_grad())
     }
 
     /// The whole block, out of place; x: `[rows, hidden]` → same shape.
     fn forward(&self, x: &Tensor, context: &AttentionContext) -> Result<Tensor> {
         let x = x.f_add(&self.attention(&self.norm1.forward(x)?, context)?)?;
-        let delta = self.mlp.forward(&self.norm2.forward(&x)?)?;
+        let delta = self.mlp.forward(&self.norm2.forward(&x)?, context.adapter)?;
         Ok(x.f_add(&delta)?)
     }
 
@@ -80,14 +82,20 @@ impl Block {
             dim: context.dim,
         };
         // Rotates queries and keys, which come first in each row.
-        let qkv = apply_rotary(self.qkv.forward(x)?, heads_qk, &context.cos, &context.sin)?;
+        let qkv = apply_rotary(
+            self.qkv.forward(x, context.adapter)?,
+            heads_qk,
+            &context.cos,
+            &context.sin,
+        )?;
         let qkv = qkv.f_view([rows, 3, heads, dim])?;
         // One autograd node for all three, whose backward pass stacks their gradients at once.
         let parts = qkv.f_unbind(1)?;
         let [q, k, v] = parts.as_slice() else {
             unreachable!("a dimension of three");
         };
-        self.proj.forward(&context.segments.attention(q, k, v, false)?)
+        let attended = context.segments.attention(q, k, v, false)?;
+        self.proj.forward(&attended, context.adapter)
     }
 }
 
@@ -167,6 +175,7 @@ impl VisionTower {
         &self,
         pixel_values: &Tensor,
         grids: &[Grid],
+        adapter: AdapterIndex,
         recompute: bool,
         cancel: &mut CancelCheck<'_>,
     ) -> Result<Tensor> {
@@ -181,7 +190,7 @@ impl VisionTower {
             Ok(grouped.f_index_select(0, &order)?.f_reshape([rows, -1])?)
         };
         let pixels = pixel_values.f_to_device(self.device)?.f_to_kind(self.kind)?;
-        let mut x = in_window_order(&self.patch_embed.forward(&pixels)?)?;
+        let mut x = in_window_order(&self.patch_embed.forward(&pixels, adapter)?)?;
         let angles = in_window_order(&self.angles(grids)?)?;
         let (cos, sin) = (angles.f_cos()?, angles.f_sin()?);
         let windows: Vec<i64> = plan.lengths.iter().map(|&n| n as i64 * unit).collect();
@@ -196,6 +205,7 @@ impl VisionTower {
                 cos: cos.shallow_clone(),
                 sin: sin.shallow_clone(),
                 segments: Segments::new(lengths, self.kind, self.device)?,
+                adapter,
             }))
         };
         let (images, windows) = (context(images)?, context(windows)?);
@@ -219,15 +229,14 @@ impl VisionTower {
             let normed = block.norm1.add_and_norm(&mut x, delta.as_ref())?;
             let attended = block.attention(&normed, context)?;
             let normed = block.norm2.add_and_norm(&mut x, Some(&attended))?;
-            delta = Some(block.mlp.forward(&normed)?);
+            delta = Some(block.mlp.forward(&normed, adapter)?);
         }
         let merged = self
             .merger_norm
             .add_and_norm(&mut x, delta.as_ref())?
             .f_reshape([x.size()[0] / unit, -1])?;
-        let merged = self
-            .merger_out
-            .forward(&self.merger_in.forward(&merged)?.f_gelu("none")?)?;
+        let inner = self.merger_in.forward(&merged, adapter)?.f_gelu("none")?;
+        let merged = self.merger_out.forward(&inner, adapter)?;
         let reverse = upload(&plan.reverse, self.device)?;
         Ok(merged.f_index_select(0, &reverse)?)
     }

@@ -8,7 +8,7 @@ use super::{
     input_samples::InputSamples,
     layers::RmsNorm,
     linear::{Linear, LinearWeight, Scratch},
-    lora::{Dropout, DropoutSeed, Lora},
+    lora::{Dropout, DropoutSeed, Lora, Loras},
     weight_tying::Tying,
 };
 use crate::blackwell_compat::Reductions;
@@ -28,8 +28,8 @@ pub(super) struct Weights<'a> {
     pub(super) quantization: &'a Quantization,
     /// Records some of the linear layers' inputs.
     pub(super) samples: Option<Arc<InputSamples>>,
-    /// LoRA adapter; checked against the model.
-    pub(super) adapter: Option<&'a Adapter>,
+    /// LoRA adapters; checked against the model.
+    pub(super) adapters: &'a [&'a Adapter],
     pub(super) dropout_seed: DropoutSeed,
     /// How integer products are computed.
     pub(super) reductions: Reductions,
@@ -102,26 +102,33 @@ impl Weights<'_> {
         };
         Ok(Linear::new(weight, bias, &self.scratch)
             .sampled(name, self.samples.as_ref())
-            .with_lora(self.lora(name)?))
+            .with_loras(self.loras(name)?))
     }
 
-    /// The adapter's LoRA pair of the linear layer `name`.
-    pub(super) fn lora(&self, name: &str) -> Result<Option<Lora>> {
-        let pair = self.adapter.and_then(|adapter| adapter.pairs.get(name));
-        pair.map(|pair| {
-            Ok(Lora {
-                a: self.lora_half(name, &pair.a)?,
-                b: self.lora_half(name, &pair.b)?,
-                scale: pair.scale,
-                dropout: self.dropout(name, pair),
-            })
-        })
-        .transpose()
+    /// The adapters' LoRA pairs of the linear layer `name`.
+    pub(super) fn loras(&self, name: &str) -> Result<Loras> {
+        let of = |adapter: &Adapter| {
+            let pair = adapter.pairs.get(name);
+            let lora = pair.map(|pair| {
+                Ok(Lora {
+                    a: self.lora_half(name, &pair.a)?,
+                    b: self.lora_half(name, &pair.b)?,
+                    scale: pair.scale,
+                    dropout: self.dropout(name, pair, adapter.config.lora_dropout),
+                })
+            });
+            lora.transpose()
+        };
+        Ok(Loras(
+            self.adapters
+                .iter()
+                .map(|adapter| of(adapter))
+                .collect::<Result<_>>()?,
+        ))
     }
 
-    /// LoRA input dropout (training only).
-    fn dropout(&self, name: &str, pair: &LoraPair) -> Option<Dropout> {
-        let p = self.adapter.map_or(0.0, |adapter| adapter.config.lora_dropout);
+    /// LoRA input dropout with probability `p` (training only).
+    fn dropout(&self, name: &str, pair: &LoraPair, p: f64) -> Option<Dropout> {
         (pair.a.requires_grad() && p > 0.0).then(|| Dropout {
             p,
             module: name.bytes().fold(0, |hash: u64, byte| {
@@ -154,9 +161,10 @@ impl Weights<'_> {
 
     /// The tensor that the adapter stores in place of the base's, on `device` in the model's dtype.
     fn replaced(&self, name: &str, shape: &[usize], device: Device) -> Result<Option<Tensor>> {
-        let Some((adapter, tensor)) = self
-            .adapter
-            .and_then(|adapter| Some((adapter, adapter.replaced.get(name)?)))
+        // Only a single adapter may replace tensors: `check_adapters`.
+        let mut adapters = self.adapters.iter();
+        let Some((adapter, tensor)) =
+            adapters.find_map(|adapter| Some((adapter, adapter.replaced.get(name)?)))
         else {
             return Ok(None);
         };

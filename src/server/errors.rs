@@ -122,7 +122,6 @@ impl From<EngineError> for ApiError {
             }
             // The panic hook has logged the location.
             EngineError::Panicked => Self::Internal,
-            EngineError::GenerationDeadline { seconds } => Self::GenerationDeadline { seconds },
             EngineError::NotReady | EngineError::Stopping => Self::Unavailable {
                 detail,
                 retry_after_seconds: 5,

@@ -15,6 +15,7 @@ use super::{
 };
 use crate::engine::{EngineState, ModelInfo, ReadRequest};
 use crate::error::ImageError;
+use crate::generation::FinishReason;
 use crate::processing::{DecodeLimits, DecodedPage, decode_page, decoder_memory};
 use crate::prompts::EXTRACTION_PROMPT;
 use crate::records::timestamp;
@@ -153,6 +154,10 @@ async fn answer(
     let mut request = ReadRequest::page(prompt, page);
     request.overrides = upload.overrides;
     let answer = slot.submit(request)?.answer().await?;
+    if answer.reading.finish_reason == FinishReason::Deadline {
+        let seconds = state.options.generation_deadline_seconds;
+        return Err(ApiError::GenerationDeadline { seconds });
+    }
     let figures = Figures::from(&answer);
     Ok(PageAnswer {
         text: answer.reading.text,
@@ -171,7 +176,7 @@ async fn decoded(
     let limits = DecodeLimits {
         max_pixels: state.options.max_megapixels * 1_000_000,
     };
-    let bounds = state.engine.page_bounds();
+    let bounds = state.engine.variants().first().and_then(|variant| variant.bounds);
     let need = kibibytes(decoder_memory(&file.bytes, &limits, bounds.as_ref())?);
     let limit = state.options.decoded_kib();
     if need > limit {

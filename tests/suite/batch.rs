@@ -8,7 +8,7 @@ use std::ops::ControlFlow;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use medical_vision::engine::{Engine, EngineOptions, EngineState, LoadOptions, ReadRequest, Reader};
+use medical_vision::engine::{Engine, EngineOptions, EngineState, LoadOptions, Picture, ReadRequest, Reader};
 use medical_vision::generation::GenerationOverrides;
 use medical_vision::processing::{Content, DecodeLimits, Message, RgbPage, Role, decode};
 use serde_json::Value;
@@ -37,22 +37,21 @@ fn page_request(page: &GoldenPage) -> ReadRequest {
 
 /// The goldens' conversation; drawn by lot with a seed, since the likeliest answer to some ends at once.
 fn conversation(golden: &Golden) -> ReadRequest {
-    let images: Vec<RgbPage> = golden.pictures.iter().map(picture).collect();
+    let images: Vec<Picture> = golden.pictures.iter().map(picture).map(Picture::from).collect();
     let mut content = vec![Content::Image; images.len()];
     content.push(Content::Text(golden.prompt.clone()));
-    ReadRequest {
-        messages: vec![Message {
-            role: Role::User,
-            content,
-        }],
-        images,
-        overrides: GenerationOverrides {
-            max_new_tokens: Some(24),
-            temperature: Some(2.0),
-            seed: Some(7),
-            ..GenerationOverrides::default()
-        },
-    }
+    let message = Message {
+        role: Role::User,
+        content,
+    };
+    let mut request = ReadRequest::new(vec![message], images);
+    request.overrides = GenerationOverrides {
+        max_new_tokens: Some(24),
+        temperature: Some(2.0),
+        seed: Some(7),
+        ..GenerationOverrides::default()
+    };
+    request
 }
 
 #[test]
@@ -92,7 +91,7 @@ fn requests_that_wait_together_are_answered_as_if_alone() {
         .iter()
         .map(|&number| engine.reserve().unwrap().submit(batch[number].0.clone()).unwrap())
         .collect();
-    for (number, ticket) in order.into_iter().zip(tickets) {
+    for (number, mut ticket) in order.into_iter().zip(tickets) {
         let reading = runtime.block_on(ticket.answer()).unwrap().reading;
         assert_eq!(reading.tokens, batch[number].1, "request {number}");
     }

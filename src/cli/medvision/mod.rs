@@ -14,7 +14,6 @@ mod options;
 mod pipeline;
 mod trace;
 
-use std::ops::ControlFlow;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::process::ExitCode;
@@ -24,7 +23,7 @@ use clap::{Parser, Subcommand};
 
 use self::options::PixelArgs;
 use crate::cli::{self, CommonArgs, EXIT_CODES_HELP, EXIT_OK};
-use crate::engine::{LoadOptions, MAX_PROMPT_CHARACTERS, ReadRequest, Reader, Reading};
+use crate::engine::{LoadOptions, MAX_PROMPT_CHARACTERS, OnStep, ReadRequest, Reader, Reading};
 use crate::error::PromptError;
 use crate::prompts::EXTRACTION_PROMPT;
 use crate::{Error, Result, console};
@@ -117,13 +116,9 @@ fn prompt_or_default(prompt: Option<&str>) -> Result<String> {
 }
 
 /// Reads one page. A panic becomes an error, so that the next page can be read.
-fn read_safely(
-    reader: &mut Reader,
-    request: &ReadRequest,
-    on_text: &mut dyn FnMut(&str) -> ControlFlow<()>,
-) -> Result<Reading> {
+fn read_safely(reader: &mut Reader, request: &ReadRequest, on_step: &mut OnStep<'_>) -> Result<Reading> {
     // Unwind safe: the reader resets its state at the start of each page.
-    catch_unwind(AssertUnwindSafe(|| reader.read(request, on_text)))
+    catch_unwind(AssertUnwindSafe(|| reader.read(request, on_step)))
         .unwrap_or_else(|_| Err(Error::Internal("this page was skipped".to_owned())))
 }
 

@@ -15,9 +15,8 @@ use super::{
 use crate::checkpoint::write_tensors;
 use crate::cli::{AdapterArgs, CommonArgs, EXIT_CODES_HELP, EXIT_OK, free_text};
 use crate::console::{self, Level};
-use crate::engine::ReadRequest;
+use crate::engine::{Picture, ReadRequest};
 use crate::fs::parent_folder;
-use crate::generation::GenerationOverrides;
 use crate::processing::{Content, DecodeLimits, Message, RgbPage, Role, decode};
 use crate::{Error, Result};
 
@@ -105,14 +104,11 @@ fn page(path: &Path, limit: u64) -> anyhow::Result<RgbPage> {
 fn request(prompt: String, images: Vec<RgbPage>) -> ReadRequest {
     let mut content = vec![Content::Image; images.len()];
     content.push(Content::Text(prompt));
-    ReadRequest {
-        messages: vec![Message {
-            role: Role::User,
-            content,
-        }],
-        images,
-        overrides: GenerationOverrides::default(),
-    }
+    let message = Message {
+        role: Role::User,
+        content,
+    };
+    ReadRequest::new(vec![message], images.into_iter().map(Picture::from).collect())
 }
 
 /// Checks, before any work, that the output can be written.

@@ -56,7 +56,7 @@ fn load(dir: &Path, adapter: Option<&Adapter>) -> medical_vision::Result<Model> 
         &config,
         &Quantization::from_dir(dir)?,
         &ModelOptions {
-            adapter,
+            adapters: adapter.as_slice(),
             ..ModelOptions::new(Kind::Float, Device::Cpu)
         },
     )

@@ -270,7 +270,7 @@ fn a_resized_head_is_refused_by_its_shape() {
     let config = Config::from_dir(&dir).unwrap();
     let checkpoint = Checkpoint::open(&dir).unwrap();
     let options = ModelOptions {
-        adapter: Some(&adapter),
+        adapters: &[&adapter],
         ..ModelOptions::new(Kind::Float, Device::Cpu)
     };
     let error = Model::load(&checkpoint, &config, &Quantization::None, &options);

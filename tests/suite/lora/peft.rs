@@ -54,7 +54,7 @@ pub fn load(dir: &Path, adapter: Option<&Adapter>, kind: Kind) -> Model {
         &config,
         &Quantization::from_dir(dir).unwrap(),
         &ModelOptions {
-            adapter,
+            adapters: adapter.as_slice(),
             ..ModelOptions::new(kind, Device::Cpu)
         },
     )

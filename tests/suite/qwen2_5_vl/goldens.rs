@@ -194,8 +194,8 @@ fn a_prompts_reading_ends_between_layers() {
     for last in [1, config.vision.depth, config.vision.depth + 1, layers] {
         let mut asked = 0;
         let reading = reader
-            .read(&request, &mut |text| {
-                assert_eq!(text, "");
+            .read(&request, &mut |step| {
+                assert_eq!(step.text, "");
                 asked += 1;
                 match asked == last {
                     true => ControlFlow::Break(()),

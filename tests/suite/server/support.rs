@@ -2,7 +2,6 @@
 
 use std::io::{Cursor, Read, Write};
 use std::net::{SocketAddr, TcpStream};
-use std::ops::ControlFlow;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, mpsc};
@@ -12,7 +11,9 @@ use std::time::{Duration, Instant};
 use actix_web::dev::ServerHandle;
 use actix_web::web::Data;
 use medical_vision::Result;
-use medical_vision::engine::{Backend, Engine, EngineOptions, ModelInfo, ReadRequest, Reading};
+use medical_vision::engine::{
+    Backend, Engine, EngineOptions, ModelInfo, OnStep, ReadRequest, Reading, Step, Variant,
+};
 use medical_vision::generation::FinishReason;
 use medical_vision::processing::Content;
 use medical_vision::server::{self, ServerOptions, ServerState};
@@ -34,7 +35,7 @@ pub struct Counts {
 /// Stands in for the model. The prompt says what it does: `sleep MILLISECONDS` (in tokens of 5 ms), `panic`, `error`;
 /// anything else is answered at once with `PROMPT|WIDTHxHEIGHT|MAX_NEW_TOKENS|TEMPERATURE|SEED`.
 pub struct Stub {
-    info: ModelInfo,
+    variants: Vec<Variant>,
     counts: Arc<Counts>,
 }
 
@@ -46,20 +47,17 @@ impl Stub {
             lora_adapter: None,
             device: "cpu".into(),
         };
-        Self { info, counts }
+        let variants = vec![Variant { info, bounds: None }];
+        Self { variants, counts }
     }
 }
 
 impl Backend for Stub {
-    fn info(&self) -> &ModelInfo {
-        &self.info
+    fn variants(&self) -> &[Variant] {
+        &self.variants
     }
 
-    fn read(
-        &mut self,
-        request: &ReadRequest,
-        on_text: &mut dyn FnMut(&str) -> ControlFlow<()>,
-    ) -> Result<Reading> {
+    fn read(&mut self, request: &ReadRequest, on_step: &mut OnStep<'_>) -> Result<Reading> {
         self.counts.started.fetch_add(1, Ordering::SeqCst);
         let begin = Instant::now();
         let prompt = prompt_of(request);
@@ -71,7 +69,11 @@ impl Backend for Stub {
                 let time = Duration::from_millis(milliseconds.parse().expect("a number"));
                 while begin.elapsed() < time {
                     std::thread::sleep(TOKEN);
-                    if on_text("token").is_break() {
+                    let step = Step {
+                        text: "token",
+                        tokens: &[],
+                    };
+                    if on_step(step).is_break() {
                         self.counts.cancelled.fetch_add(1, Ordering::SeqCst);
                         finish_reason = FinishReason::Cancelled;
                         break;
@@ -81,7 +83,7 @@ impl Backend for Stub {
             _ => {}
         }
         self.counts.finished.fetch_add(1, Ordering::SeqCst);
-        let page = &request.images[0];
+        let page = &request.images[0].page;
         let set = &request.overrides;
         Ok(Reading {
             text: format!(
@@ -94,6 +96,7 @@ impl Backend for Stub {
             finish_reason,
             time_to_first_token_seconds: 0.001,
             latency_seconds: begin.elapsed().as_secs_f64(),
+            ..Reading::default()
         })
     }
 }

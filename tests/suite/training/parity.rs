@@ -112,7 +112,7 @@ fn load(dir: &Path, adapter: Option<&Adapter>, kind: Kind) -> Model {
         &config,
         &Quantization::from_dir(dir).unwrap(),
         &ModelOptions {
-            adapter,
+            adapters: adapter.as_slice(),
             ..ModelOptions::new(kind, Device::Cpu)
         },
     )

@@ -228,8 +228,8 @@ impl Extraction<'_> {
         let interrupt = &self.interrupt;
         out.begin(name).context(STDOUT)?;
         let mut written = Ok(());
-        let result = read_safely(reader, request, &mut |piece| {
-            written = out.piece(piece);
+        let result = read_safely(reader, request, &mut |step| {
+            written = out.piece(step.text);
             if written.is_err() || interrupt.stop_requested() {
                 ControlFlow::Break(())
             } else {
@@ -303,7 +303,7 @@ fn print_statistics(name: &str, reading: &Reading, warnings: &[PageWarning]) {
         FinishReason::Stop => return,
         FinishReason::Length => "output truncated at --max-new-tokens",
         FinishReason::Repetition => "stopped in a repetition loop; the text may be incomplete",
-        FinishReason::Cancelled => "interrupted; the text is incomplete",
+        FinishReason::Cancelled | FinishReason::Deadline => "interrupted; the text is incomplete",
     };
     console::say(Level::WARN, &format!("{name}: {incomplete}"));
 }

@@ -148,6 +148,7 @@ mod tests {
             finish_reason: FinishReason::Stop,
             time_to_first_token_seconds: 0.25,
             latency_seconds: 0.75,
+            ..Reading::default()
         }
     }
 
