@@ -76,8 +76,9 @@ export class Comparison {
 			}
 			this.#box.append(line);
 		}
-		const same = edits.filter((edit) => edit.type === "same" && edit.a.trim() !== "").length;
-		const all = edits.filter((edit) => (edit.a + edit.b).trim() !== "").length;
+		const inWords = edits.filter((edit) => (edit.a + edit.b).trim() !== "");
+		const same = 2 * inWords.filter((edit) => edit.type === "same").length;
+		const all = inWords.length + same / 2;
 		const lines = count(this.places.length, "line differs", "lines differ");
 		this.summary =
 			this.places.length === 0
@@ -86,7 +87,7 @@ export class Comparison {
 	}
 
 	#cell(parts, tag) {
-		return h("div", { class: "cell" }, ...parts.map((part) => (part.changed ? h(tag, {}, part.text) : part.text)));
+		return h("div", { class: "cell" }, ...parts.flatMap((part) => (part.changed ? marked(tag, part.text) : [part.text])));
 	}
 
 	go(index) {
@@ -95,6 +96,13 @@ export class Comparison {
 		place.element.focus({ preventScroll: true });
 		place.element.scrollIntoView({ block: "center" });
 	}
+}
+
+/** A changed part: the spaces after it are not marked, a line break alone is made visible. */
+function marked(tag, text) {
+	const words = text.trimEnd();
+	if (words === "") return [h(tag, {}, text.includes("\n") ? "⏎" : "␣"), text];
+	return [h(tag, {}, words), text.slice(words.length)];
 }
 
 function stateOf(reading) {

@@ -5,7 +5,7 @@ import { count, integer } from "./format.js";
 import { Comparison } from "./compare.js";
 import { Page, filesOf } from "./pages.js";
 import { Popover } from "./popover.js";
-import { Reading } from "./reading.js";
+import { Reading, pause } from "./reading.js";
 import { Results } from "./results.js";
 import { Settings } from "./settings.js";
 import { Strip, summary } from "./strip.js";
@@ -192,7 +192,7 @@ export class Reader {
 			this.#run.queue.push(...readings);
 			return;
 		}
-		this.#run = { queue: readings, now: null, finished: [], controller: new AbortController() };
+		this.#run = { queue: [...readings], now: null, finished: [], controller: new AbortController() };
 		setText($("summary"), "");
 		$("save-all").hidden = true;
 		this.#work(this.#run);
@@ -213,11 +213,13 @@ export class Reader {
 			await reading.run(signal);
 			run.finished.push(reading);
 			this.#finished(run, reading);
+			// Whether the API is gone has to be known before the next page is sent.
+			if (reading.error?.unreachable) await Promise.race([this.status.poll(), pause(10_000, signal)]).catch(() => {});
 		}
 		clearInterval(ticking);
 		for (const reading of run.queue) this.#withdraw(reading);
 		this.#run = null;
-		this.#summarise(run);
+		announce([run.news, this.#summarise(run)].filter(Boolean).join(". "));
 		this.render();
 	}
 
@@ -234,19 +236,20 @@ export class Reader {
 		if (reading.state === "read") {
 			this.status.showModel(reading.answer.model_info);
 			const unsure = reading.unsure.length;
-			announce(`${name} read, ${unsure === 0 ? "nothing to check" : `${count(unsure, "place")} to check`}`);
-		} else announce(reading.state === "failed" ? `${name} failed: ${reading.error.message}` : `${name} stopped`);
-		if (reading.error?.unreachable || (reading.state === "failed" && reading.error.status === 0)) this.status.failed();
+			run.news = `${name} read, ${unsure === 0 ? "nothing to check" : `${count(unsure, "place")} to check`}`;
+		} else run.news = reading.state === "failed" ? `${name} failed: ${reading.error.message.replace(/\.$/, "")}` : `${name} stopped`;
+		// The last one is told together with the summary: two sentences at once would lose the first.
+		if (run.queue.length > 0) announce(run.news);
 	}
 
 	#summarise(run) {
 		const compared = run.finished.some((reading) => reading.request.page.comparisons[reading.request.task]?.readings.includes(reading));
-		if (this.#pages.length < 2 || run.finished.length < 2 || compared) return;
+		if (this.#pages.length < 2 || run.finished.length < 2 || compared) return null;
 		const refused = this.#pages.filter((page) => page.refusal).length;
 		const text = summary(run.finished, refused);
 		setText($("summary"), text);
 		$("save-all").hidden = !run.finished.some((reading) => reading.state === "read");
-		announce(text);
+		return text;
 	}
 
 	#saveAll() {
@@ -264,7 +267,7 @@ export class Reader {
 
 	#tick() {
 		const reading = this.#shown();
-		if (reading && !reading.done) this.results.render(reading, this.#current, this.#task);
+		if (reading && !reading.done) this.results.render(reading, this.#current, this.#task, this.#comparing);
 	}
 
 	#key(event) {
@@ -325,7 +328,7 @@ export class Reader {
 		$("ask").hidden = task !== "analyze";
 		this.#renderActions(page, task);
 		const reading = this.#shown();
-		this.results.render(reading, page, task);
+		this.results.render(reading, page, task, this.#comparing);
 		$("transcript").hidden = this.#comparing || reading === null;
 		$("comparison").hidden = !this.#comparing;
 		this.transcript.show(this.#comparing ? null : reading);

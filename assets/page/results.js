@@ -43,15 +43,16 @@ export class Results {
 		setTimeout(() => setText($("copied"), ""), 3000);
 	}
 
-	/** Shows all but the text of a reading. `page` may be null. */
-	render(reading, page, task) {
+	/** Shows all but the text of a reading. `page` and `reading` may be null. */
+	render(reading, page, task, comparing) {
 		this.#reading = reading;
 		setText($("figures"), figures(reading));
 		this.#notice(reading, page);
 		const empty = reading === null || reading.text === "";
 		$("text-hint").hidden = !(reading === null && !page?.refusal);
 		const started = reading?.sent != null;
-		$("results-bar").hidden = reading === null;
+		// Of two texts it would not be clear which one is meant.
+		$("results-bar").hidden = reading === null || comparing;
 		for (const id of ["copy-text", "copy-json", "save-text", "save-json"]) $(id).disabled = empty || !reading.done;
 		$("show-request").disabled = !started;
 		const prompt = task === "analyze" ? (reading?.answer?.prompt_used ?? reading?.request.fields.find(([name]) => name === "prompt")?.[1]) : null;

@@ -11,7 +11,7 @@ const MAX_BACKOFF_SECONDS = 30;
 
 export class Status {
 	#timer = null;
-	#polling = false;
+	#polling = null;
 	#failures = 0;
 	#waiting = new Set();
 	/** connecting, loading, ready, unreachable or key. */
@@ -28,11 +28,16 @@ export class Status {
 		});
 	}
 
-	/** Asks the API for its state now; the next question follows by itself. */
-	async poll(interactive = false) {
+	/** Asks the API for its state now; the next question follows by itself. Resolves when the state is known. */
+	poll(interactive = false) {
 		clearTimeout(this.#timer);
-		if (this.#polling) return;
-		this.#polling = true;
+		this.#polling ??= this.#ask(interactive).finally(() => {
+			this.#polling = null;
+		});
+		return this.#polling;
+	}
+
+	async #ask(interactive) {
 		let next = READY_MS;
 		try {
 			const health = await getJson("health", { interactive, signal: AbortSignal.timeout(10_000) });
@@ -55,8 +60,6 @@ export class Status {
 				this.#failures += 1;
 				next = null;
 			}
-		} finally {
-			this.#polling = false;
 		}
 		if (next === null) this.#countDown(Math.min(MAX_BACKOFF_SECONDS, 2 ** Math.min(this.#failures, 5)));
 		else this.#timer = setTimeout(() => this.#again(), next);
@@ -89,11 +92,6 @@ export class Status {
 		if (before === "unreachable") announce("The API answers again.");
 		if (state === "ready") for (const resolve of this.#waiting) resolve();
 		this.changed();
-	}
-
-	/** A request failed: looks at once whether the API is there. */
-	failed() {
-		if (this.state !== "unreachable") this.poll();
 	}
 
 	/** Resolves when the API can be reached, as far as is known. */

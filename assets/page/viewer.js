@@ -1,7 +1,6 @@
 // The page as a picture: fit, zoom by wheel, pinch and keys, drag, rotation.
 
 import { $, setText } from "./dom.js";
-import { percent } from "./format.js";
 
 const MIN_SCALE = 0.05;
 const MAX_SCALE = 8;
@@ -92,7 +91,7 @@ export class Viewer {
 		const [backX, backY] = { 0: [0, 0], 90: [width, 0], 180: [width, height], 270: [0, height] }[rotation];
 		this.#image.style.transform = `translate(${this.#x}px, ${this.#y}px) scale(${this.#scale}) translate(${backX}px, ${backY}px) rotate(${rotation}deg)`;
 		this.#frame.classList.toggle("zoomed", !this.#fit);
-		setText($("zoom"), percent(this.#scale));
+		setText($("zoom"), `${Math.round(this.#scale * 100)} %`);
 		$("zoom-fit").setAttribute("aria-pressed", String(this.#fit));
 	}
 
