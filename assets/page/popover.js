@@ -75,7 +75,8 @@ export class Popover {
 
 function content(word) {
 	const parts = word.parts.filter((part) => part.probability < UNSURE);
-	const shown = (parts.length > 0 ? parts : word.parts).slice(0, MAX_PARTS);
+	const weakest = word.parts.filter((part) => part.probability === word.probability).slice(0, 1);
+	const shown = (parts.length > 0 ? parts : weakest).slice(0, MAX_PARTS);
 	const head = h(
 		"p",
 		{ class: "popover-head" },

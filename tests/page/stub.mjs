@@ -59,6 +59,10 @@ export const DEFAULTS = {
 	chunk: 0,
 	gpu: false,
 	warnings: [],
+	/** The final text ends after this many characters, as where a repetition is cut. */
+	finalLength: null,
+	/** Where the page is served, as behind a proxy: begins and ends with a slash. */
+	prefix: "/",
 };
 
 /** Tokens of a text in OpenAI's form: mostly sure, with places to check at the words in `doubts`. */
@@ -227,15 +231,16 @@ export async function startStub(knobs = {}, port = 0) {
 			state.text ??
 			(route === "extract" ? sampleText.trimEnd() : `Answer to: ${form.fields.prompt ?? "(extraction prompt)"}`);
 		const tokens = state.plain ? [] : tokensOf(text);
+		const final = text.slice(0, state.finalLength ?? text.length);
 		const answer = (seconds) => ({
-			...(route === "extract" ? { extracted_content: text } : { analysis: text, prompt_used: form.fields.prompt ?? "(extraction prompt)" }),
+			...(route === "extract" ? { extracted_content: final } : { analysis: final, prompt_used: form.fields.prompt ?? "(extraction prompt)" }),
 			warnings: state.warnings,
 			inference_latency_seconds: seconds,
 			time_to_first_token_seconds: 0.02,
 			queue_seconds: 0,
 			prompt_tokens: 1461,
 			completion_tokens: Math.max(1, tokens.length),
-			finish_reason: "stop",
+			finish_reason: final === text ? "stop" : "repetition",
 			model_info: info(adapter),
 			timestamp: now(),
 			image: { width: 900, height: 1100, resized_width: 896, resized_height: 1092, tokens: 1248 },
@@ -282,7 +287,8 @@ export async function startStub(knobs = {}, port = 0) {
 	}
 
 	async function serve(request, response) {
-		const { pathname } = new URL(request.url, "http://stub");
+		const whole = new URL(request.url, "http://stub").pathname;
+		const pathname = whole.startsWith(state.prefix) ? `/${whole.slice(state.prefix.length)}` : "/..";
 		if (pathname.startsWith("/api/")) return api(pathname.slice(5), request, response);
 		const name = normalize(decodeURIComponent(pathname)).replace(/^\/+/, "") || "index.html";
 		const path = name === "sample.png" ? SAMPLE : join(PAGE, name);
@@ -303,7 +309,7 @@ export async function startStub(knobs = {}, port = 0) {
 	await new Promise((resolve, reject) => server.once("error", reject).listen(port, "127.0.0.1", resolve));
 	const used = server.address().port;
 	return {
-		url: `http://127.0.0.1:${used}/`,
+		url: `http://127.0.0.1:${used}${state.prefix}`,
 		port: used,
 		requests,
 		set: (changes) => Object.assign(state, changes),

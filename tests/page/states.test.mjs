@@ -1,0 +1,455 @@
+// States that a real server seldom shows, against the stub.
+
+import assert from "node:assert/strict";
+import { after, afterEach, before, beforeEach, describe, test } from "node:test";
+import { PROGRAMS, file, give, hear, heard, isRead, openPage, sampleFile, says, startBrowser, startWithStub } from "./lib.mjs";
+
+assert.ok(!PROGRAMS, "these tests are of the stub");
+
+let browser;
+let backend;
+let page;
+
+before(async () => {
+	browser = await startBrowser();
+});
+after(() => browser?.close());
+beforeEach(async () => {
+	backend = await startWithStub({ delay: 1 });
+});
+afterEach(async () => {
+	await page.clean();
+	await backend.close();
+});
+
+const set = (knobs) => backend.stub.set(knobs);
+const open = async (options) => {
+	page = await openPage(browser, backend.url, options);
+};
+const text = () => page.textContent("#transcript");
+const readSample = async () => {
+	await page.click("#sample");
+	await isRead(page);
+};
+
+describe("the queue", () => {
+	test("is shown with the requests before this one", async () => {
+		set({ before: 2 });
+		await open();
+		await page.click("#sample");
+		await says(page, "#figures", /^2 requests before this one/);
+		await says(page, "#figures", /^1 request before this one/);
+		await isRead(page);
+	});
+
+	test("that is full is waited for as long as the server says", async () => {
+		set({ queueFull: 2 });
+		await open();
+		await page.click("#sample");
+		await says(page, "#figures", /^The queue is full, sent again in 1 s$/);
+		await isRead(page);
+		assert.equal(backend.stub.requests.length, 3);
+	});
+
+	test("that is full can be left", async () => {
+		set({ queueFull: 1000 });
+		await open();
+		await page.click("#sample");
+		await says(page, "#figures", /^The queue is full/);
+		await page.keyboard.press("Escape");
+		await says(page, "#notice", /^Stopped before any text came\.$/);
+	});
+
+	test("others wait in is told by the header", async () => {
+		set({ admitted: 3 });
+		await open({ ready: false });
+		await says(page, "#status-text", /^2 waiting$/);
+	});
+});
+
+describe("the key", () => {
+	test("is asked for, sent, kept in memory only and shown nowhere", async () => {
+		set({ key: "s3cret-key" });
+		await open({ ready: false });
+		await page.waitForSelector("#key-dialog[open]");
+		await page.fill("#key", "wrong");
+		await page.keyboard.press("Enter");
+		await says(page, "#key-error", /^The API refused this key\.$/);
+		await page.fill("#key", "with space");
+		await page.keyboard.press("Enter");
+		await says(page, "#key-error", /without spaces/);
+		await page.fill("#key", "s3cret-key");
+		await page.keyboard.press("Enter");
+		await page.waitForSelector('#status[data-state="ready"]');
+		assert.equal(await page.inputValue("#key"), "");
+		await readSample();
+		assert.equal(backend.stub.requests.at(-1).authorization, "Bearer s3cret-key");
+		await page.click("#show-request");
+		for (const language of ["#as-curl", "#as-python"]) {
+			await page.click(language);
+			await says(page, "#request-text", /MVP_API_KEY/);
+		}
+		assert.ok(!(await page.content()).includes("s3cret-key"));
+		await page.reload();
+		await page.waitForSelector("#key-dialog[open]");
+	});
+
+	test("can be declined, and given later", async () => {
+		set({ key: "s3cret-key" });
+		await open({ ready: false });
+		await page.waitForSelector("#key-dialog[open]");
+		await page.click("#key-dialog [data-close]");
+		await says(page, "#status-text", /^Needs a key$/);
+		await page.click("#sample");
+		await page.waitForSelector("#key-dialog[open]");
+		await page.keyboard.press("Escape");
+		await says(page, "#notice.error", /key/);
+		await page.click("#retry");
+		await page.fill("#key", "s3cret-key");
+		await page.click("#key-form .primary");
+		await page.waitForSelector('#status[data-state="ready"]');
+		await page.click("#read");
+		await isRead(page);
+	});
+});
+
+describe("a reading", () => {
+	test("that ends with an error keeps what came and says why", async () => {
+		set({ errorAfter: 20 });
+		await open();
+		await page.click("#sample");
+		await says(page, "#notice.error", /shutting down\. What came before is kept\.$/);
+		assert.match(await text(), /^DISCHARGE NOTE/);
+		set({ errorAfter: null });
+		await page.click("#read");
+		await isRead(page);
+		assert.ok(await page.isHidden("#notice"));
+	});
+
+	test("whose connection is lost keeps what came and says so", async () => {
+		set({ cutAfter: 20 });
+		await open();
+		await page.click("#sample");
+		await says(page, "#notice.error", /connection to the API/);
+		assert.match(await text(), /^DISCHARGE NOTE/);
+	});
+
+	test("whose final text is shorter shows that one, with its places to check", async () => {
+		set({ finalLength: 70 });
+		await open();
+		await readSample();
+		assert.equal((await text()).length, 70);
+		await says(page, "#places-count", /^1 place to check$/);
+		await says(page, "#notice", /repeated itself/);
+	});
+
+	test("arrives whole in chunks of three bytes", async () => {
+		set({ text: "37,5 °C — µmol/L 🩺\r\n\r\nevent: done", chunk: 3, delay: 0 });
+		await open();
+		await readSample();
+		assert.equal(await text(), "37,5 °C — µmol/L 🩺\r\n\r\nevent: done");
+	});
+
+	test("by a server that cannot stream is shown all the same", async () => {
+		set({ unstreamed: true });
+		await open();
+		await readSample();
+		assert.match(await text(), /^DISCHARGE NOTE/);
+		await says(page, "#places-count", /^4 places to check$/);
+	});
+
+	test("of a damaged file says what is missing", async () => {
+		set({ warnings: ["truncated", "first of 3 pages"] });
+		await open();
+		await readSample();
+		await says(page, "#notice", /a part of the page is missing\. Only the first of 3 pages/);
+	});
+
+	test("of a TIFF file is done although the browser cannot show it", async () => {
+		await open();
+		await page.setInputFiles("#files", [file("scan.tiff", "II*\u0000 not shown", "image/tiff")]);
+		await says(page, "#not-viewable-text", /cannot show TIFF/);
+		await isRead(page);
+		assert.equal(backend.stub.requests.at(-1).file.name, "scan.tiff");
+		assert.ok(await page.isDisabled("#rotate-left"));
+	});
+
+	test("goes on when its neighbour in the strip is removed", async () => {
+		set({ delay: 8 });
+		await open();
+		await give(page, "drop", [sampleFile("one.png"), sampleFile("two.png"), sampleFile("three.png")]);
+		await says(page, "#pages li:nth-child(1) .thumb-state", /^reading$/);
+		await page.click("#pages li:nth-child(2) .thumb-remove");
+		await page.click("#pages li:nth-child(1) .thumb-remove");
+		await says(page, "#page-name", /^three\.png$/);
+		await isRead(page);
+		assert.deepEqual(
+			backend.stub.requests.map((request) => [request.file.name, request.aborted]),
+			[
+				["one.png", true],
+				["three.png", false],
+			],
+		);
+	});
+
+	test("of many files is stopped as a whole, and goes on with those that were not read", async () => {
+		set({ delay: 5 });
+		await open();
+		await give(page, "paste", [sampleFile("one.png"), sampleFile("two.png"), sampleFile("three.png")]);
+		await says(page, "#pages li:nth-child(1) .thumb-state", /check|read$/);
+		await says(page, "#pages li:nth-child(2) .thumb-state", /^reading$/);
+		await page.keyboard.press("Escape");
+		await says(page, "#pages li:nth-child(2) .thumb-state", /^stopped$/);
+		await says(page, "#pages li:nth-child(3) .thumb-state", /^not read$/);
+		set({ delay: 0 });
+		await says(page, "#read-label", /^Read 2 pages$/);
+		await page.click("#read");
+		await says(page, "#summary", /^2 of 2 read, 8 places to check$/);
+	});
+});
+
+describe("the model", () => {
+	test("that loads is waited for", async () => {
+		set({ loading: true });
+		await open({ ready: false });
+		await says(page, "#status-text", /^Loading the model$/);
+		await page.click("#sample");
+		await says(page, "#figures", /sent again in 1 s$/);
+		set({ loading: false });
+		await isRead(page);
+		await says(page, "#model", /qwen25-vl-nano/);
+	});
+
+	test("on a GPU has its memory shown", async () => {
+		set({ gpu: true });
+		await open();
+		await says(page, "#memory-name", /^GPU memory$/);
+		await says(page, "#memory-text", /^15\.4 GB of 24\.0 GB$/);
+		assert.equal(await page.getAttribute("#memory-bar", "aria-valuenow"), "64");
+	});
+
+	test("without a second one cannot be compared", async () => {
+		set({ models: ["qwen25-vl-nano"] });
+		await open();
+		await readSample();
+		await page.click("#compare");
+		await says(page, "#compare-missing", /Only one model is loaded.*--adapter NAME=DIR/);
+		assert.ok(await page.isDisabled("#read"));
+	});
+});
+
+const HOSTILE = '<img src=x onerror="alert(1)"><script>alert(2)</script><svg onload=alert(3)>${alert(4)}';
+
+describe("hostile text", () => {
+	// Everything that can hold text of others, counted before and after.
+	const elements = () =>
+		page.evaluate(() => document.querySelectorAll("img, script, iframe, object, a[href^='javascript'], [onerror], [onload]").length);
+
+	test("of a model, a file, a prompt, a record and an error stays text", async () => {
+		const record = { model_name: HOSTILE, precision: HOSTILE, vram: {}, inference_results: [{ response: HOSTILE, latency_seconds: 1 }] };
+		set({ text: HOSTILE, models: [HOSTILE, `${HOSTILE}2`], benchmarks: { baseline_fp16: record, [HOSTILE]: record }, warnings: [HOSTILE] });
+		await open();
+		const before = await elements();
+		await page.setInputFiles("#files", [sampleFile(`${HOSTILE.replaceAll("/", "")}.png`)]);
+		await isRead(page);
+		assert.equal(await text(), HOSTILE);
+		await page.click("#compare");
+		await page.click("#read");
+		await says(page, "#places-count", /the same/);
+		await page.click("#compare");
+		await page.click("#show-request");
+		await page.click("#as-python");
+		await page.keyboard.press("Escape");
+		await page.click("#tab-analyze");
+		await page.fill("#prompt", HOSTILE);
+		await page.click("#read");
+		await says(page, "#asked", /onerror/);
+		await isRead(page);
+		set({ damaged: "\ufffdPNG" });
+		await page.click("#read");
+		await says(page, "#notice.error", /damaged/);
+		await page.click("#tab-benchmarks");
+		await says(page, "#benchmarks-body", /onerror/);
+		for (const summary of await page.locator(".record summary").all()) await summary.click();
+		await says(page, ".record pre", /onerror/);
+		assert.equal(await elements(), before);
+	});
+
+	test("of 200 KB on one line leaves the page responsive", async () => {
+		const long = HOSTILE.repeat(Math.ceil(200_000 / HOSTILE.length));
+		const spaced = "a <b> ".repeat(34_000);
+		for (const answer of [long, spaced]) {
+			set({ text: answer, plain: true, texts: { none: answer.toUpperCase() } });
+			await open();
+			const before = await elements();
+			await readSample();
+			assert.equal(await text(), answer);
+			const width = await page.evaluate(
+				() => document.getElementById("transcript").scrollWidth <= document.getElementById("transcript").clientWidth,
+			);
+			assert.ok(width, "the line is broken");
+			await page.click("#compare");
+			await page.click("#read");
+			await says(page, "#places-count", /differ/);
+			await page.click("#compare");
+			await page.click("#tab-benchmarks");
+			await says(page, "#benchmarks-body", /Nothing was measured yet/);
+			assert.equal(await elements(), before);
+			if (answer === long) await page.clean();
+		}
+	});
+
+	test("with 5,000 places to check is walked through all the same", async () => {
+		set({ text: Array.from({ length: 5000 }, () => "214").join(" "), delay: 0 });
+		await open();
+		await readSample();
+		await says(page, "#places-count", /^5,000 places to check$/);
+		await page.keyboard.press("p");
+		await says(page, "#places-at", /^5,000 of 5,000$/);
+		await page.keyboard.press("n");
+		await says(page, "#places-at", /^1 of 5,000$/);
+	});
+});
+
+describe("benchmarks", () => {
+	const benchmark = (name, memory, latency, accuracy) => ({
+		model_name: name,
+		precision: "FP16",
+		load_time_seconds: 11.2,
+		vram: { post_load_mb: { allocated_mb: memory, reserved_mb: memory, max_allocated_mb: memory }, peak_mb: { max_allocated_mb: memory * 1.1 } },
+		inference_results: [
+			{ latency_seconds: latency, accuracy: { term_accuracy: accuracy, value_accuracy: accuracy, combined_accuracy: accuracy } },
+		],
+		latency_stats: { avg_seconds: latency, min_seconds: latency, max_seconds: latency, p50_seconds: latency },
+	});
+
+	test("are drawn as bars with their figures, and folded records", async () => {
+		set({
+			benchmarks: {
+				baseline_fp16: benchmark("qwen25-vl-7b-base", 15800, 4.2, 91.2),
+				quantized_int4: benchmark("qwen25-vl-7b-bnb-nf4", 5900, 5.1, 90.4),
+			},
+		});
+		await open();
+		await page.click("#tab-benchmarks");
+		const label = await page.getAttribute(".chart", "aria-label");
+		assert.equal(label, "Memory: Base 15.4 GB, 4 bits, NF4 5.8 GB, Fine-tuned not measured");
+		const widths = await page
+			.locator(".chart >> nth=0")
+			.locator(".chart-bar")
+			.evaluateAll((bars) => bars.map((bar) => Number(bar.getAttribute("width"))));
+		assert.ok(Math.abs(widths[1] / widths[0] - 5900 / 15800) < 0.01);
+		await says(page, ".figures-table", /Latency of a page, mean4\.20 s5\.10 sn\/a.*Both91\.2 %90\.4 %n\/a/);
+		await says(page, ".missing-list", /finetune_lora then evaluate_finetuned/);
+		assert.ok(!(await page.textContent(".missing-list")).includes("benchmark_baseline"));
+		await page.click(".record summary");
+		await says(page, ".record pre", /"model_name": "qwen25-vl-7b-base"/);
+	});
+});
+
+describe("the page", () => {
+	test("works below a prefix", async () => {
+		await backend.close();
+		backend = await startWithStub({ prefix: "/tools/reading/", delay: 0 });
+		await open();
+		await readSample();
+		await page.click("#show-request");
+		await says(page, "#request-text", /\/tools\/reading\/api\/extract/);
+	});
+
+	test("follows the system's theme until one is chosen, and stores that alone", async () => {
+		const ground = () => page.evaluate(() => getComputedStyle(document.documentElement).backgroundColor);
+		await open({ dark: true });
+		const dark = await ground();
+		assert.equal(await page.getAttribute("#theme", "aria-pressed"), "true");
+		await page.click("#theme");
+		assert.notEqual(await ground(), dark);
+		await readSample();
+		await page.reload();
+		assert.notEqual(await ground(), dark);
+		assert.deepEqual(await page.evaluate(() => ({ ...localStorage })), { theme: "light" });
+	});
+
+	test("on a phone has the page above the text, a bar with Read and Stop, and pinch zoom", async () => {
+		set({ delay: 5 });
+		await open({ width: 390, height: 844, hasTouch: true, isMobile: true });
+		await page.tap("#sample");
+		await says(page, "#read-label", /^Stop$/);
+		const bar = await page.locator(".actions").boundingBox();
+		assert.ok(Math.abs(bar.y + bar.height - 844) <= 1, "at the lower edge");
+		await isRead(page);
+		const [image, words] = [await page.locator("#viewer").boundingBox(), await page.locator("#transcript").boundingBox()];
+		assert.ok(image.y + image.height <= words.y);
+		const before = Number.parseInt(await page.textContent("#zoom"), 10);
+		const { x, y } = { x: image.x + image.width / 2, y: image.y + image.height / 2 };
+		const client = await page.context().newCDPSession(page);
+		const touch = (type, distance) =>
+			client.send("Input.dispatchTouchEvent", {
+				type,
+				touchPoints: type === "touchEnd" ? [] : [-1, 1].map((side) => ({ x: x + side * distance, y, id: side + 1 })),
+			});
+		await touch("touchStart", 30);
+		for (const distance of [45, 60, 75, 90]) await touch("touchMove", distance);
+		await touch("touchEnd", 0);
+		assert.ok(Number.parseInt(await page.textContent("#zoom"), 10) > before * 2);
+		await page.tap(".doubt");
+		await says(page, "#alternatives", /2085164/);
+		const box = await page.locator("#alternatives").boundingBox();
+		assert.ok(box.x >= 0 && box.x + box.width <= 390);
+		assert.ok(await page.evaluate(() => document.documentElement.scrollWidth <= 390), "nothing is wider than the phone");
+	});
+
+	test("is used with the keyboard alone", async () => {
+		await open();
+		const focused = () => page.evaluate(() => document.activeElement.id || document.activeElement.className || document.activeElement.tagName);
+		await page.keyboard.press("Tab");
+		assert.equal(await focused(), "skip");
+		const seen = [];
+		for (let step = 0; step < 12 && seen.at(-1) !== "settings-button"; step += 1) {
+			await page.keyboard.press("Tab");
+			seen.push(await focused());
+			const outline = await page.evaluate(() => getComputedStyle(document.activeElement).outlineStyle);
+			assert.notEqual(outline, "none", `${seen.at(-1)} shows its focus`);
+		}
+		assert.deepEqual(seen, ["tab-extract", "theme", "choose", "sample", "settings-button"]);
+		await page.focus("#sample");
+		await page.keyboard.press("Enter");
+		await isRead(page);
+		await page.focus("#tab-extract");
+		for (const [key, tab] of [
+			["ArrowLeft", "tab-benchmarks"],
+			["ArrowRight", "tab-extract"],
+			["End", "tab-benchmarks"],
+			["Home", "tab-extract"],
+		]) {
+			await page.keyboard.press(key);
+			assert.equal(await focused(), tab);
+			assert.equal(await page.getAttribute(`#${tab}`, "aria-selected"), "true");
+		}
+		await page.focus("#transcript");
+		await page.keyboard.press("Tab");
+		await says(page, "#alternatives", /2085164/);
+		assert.equal(await page.getAttribute(".doubt >> nth=0", "aria-describedby"), "alternatives");
+	});
+
+	test("moves nothing where reduced motion is wished", async () => {
+		set({ delay: 20 });
+		await open({ reducedMotion: "reduce" });
+		await page.click("#sample");
+		await page.waitForSelector("#transcript.live");
+		const moving = await page.evaluate(() => document.getAnimations().filter((animation) => animation.playState === "running").length);
+		assert.equal(moving, 0);
+	});
+
+	test("says what happens in one live region, once for each page", async () => {
+		await open();
+		assert.equal(await page.locator("[aria-live], [role=status], [role=alert], [role=log]").count(), 1);
+		await hear(page);
+		await give(page, "drop", [sampleFile("one.png"), sampleFile("two.png")]);
+		await heard(page, /2 of 2 read, 8 places to check$/);
+		assert.deepEqual(await page.evaluate(() => window.heard), [
+			"Page 1 of 2 read, 4 places to check",
+			"Page 2 of 2 read, 4 places to check. 2 of 2 read, 8 places to check",
+		]);
+	});
+});
