@@ -98,8 +98,3 @@ function rotated(bitmap, degrees, scale) {
 	context.drawImage(bitmap, -width / 2, -height / 2, width, height);
 	return new Promise((resolve) => canvas.toBlob(resolve, "image/png"));
 }
-
-/** Files of a drop, a paste or an input; images that were pasted have no names worth showing. */
-export function filesOf(transfer) {
-	return [...(transfer?.files ?? [])];
-}

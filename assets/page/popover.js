@@ -66,7 +66,10 @@ export class Popover {
 		const word = this.#anchor.getClientRects()[0] ?? this.#anchor.getBoundingClientRect();
 		const { offsetWidth: width, offsetHeight: height } = this.#box;
 		const below = word.bottom + GAP;
-		const fits = below + height + EDGE <= innerHeight || word.top < height + GAP + EDGE;
+		// On a phone the bar with the buttons covers the lower edge.
+		const bar = document.querySelector(".actions");
+		const bottom = getComputedStyle(bar).position === "fixed" ? bar.getBoundingClientRect().top : innerHeight;
+		const fits = below + height + EDGE <= bottom || word.top < height + GAP + EDGE;
 		const left = Math.max(EDGE, Math.min(word.left, innerWidth - width - EDGE));
 		this.#box.style.left = `${left}px`;
 		this.#box.style.top = `${fits ? below : word.top - GAP - height}px`;

@@ -3,7 +3,8 @@
 import { $, announce, download, isEditable, setText } from "./dom.js";
 import { count, integer } from "./format.js";
 import { Comparison } from "./compare.js";
-import { Page, filesOf } from "./pages.js";
+import { takeFiles } from "./intake.js";
+import { Page } from "./pages.js";
 import { Popover } from "./popover.js";
 import { Reading, pause } from "./reading.js";
 import { Results } from "./results.js";
@@ -35,7 +36,7 @@ export class Reader {
 			(page) => this.#remove(page),
 		);
 		this.#wire();
-		this.#wireFiles();
+		takeFiles((files) => this.add(files));
 		this.render();
 	}
 
@@ -51,51 +52,6 @@ export class Reader {
 		$("save-all").addEventListener("click", () => this.#saveAll());
 		for (const id of ["compare-a", "compare-b"]) $(id).addEventListener("change", () => this.render());
 		document.addEventListener("keydown", (event) => this.#key(event));
-	}
-
-	#wireFiles() {
-		const input = $("files");
-		for (const id of ["choose", "add"]) $(id).addEventListener("click", () => input.click());
-		input.addEventListener("change", () => {
-			this.add([...input.files]);
-			input.value = "";
-		});
-		$("sample").addEventListener("click", () => this.#sample());
-		document.addEventListener("paste", (event) => {
-			const files = filesOf(event.clipboardData);
-			if (files.length === 0) return;
-			event.preventDefault();
-			this.add(files);
-		});
-		let depth = 0;
-		const holdsFiles = (event) => event.dataTransfer?.types.includes("Files");
-		const over = (by) => (event) => {
-			if (!holdsFiles(event)) return;
-			event.preventDefault();
-			depth = Math.max(0, depth + by);
-			$("drop").hidden = depth === 0;
-		};
-		document.addEventListener("dragenter", over(1));
-		document.addEventListener("dragleave", over(-1));
-		document.addEventListener("dragover", (event) => holdsFiles(event) && event.preventDefault());
-		document.addEventListener("drop", (event) => {
-			depth = 0;
-			$("drop").hidden = true;
-			if (!holdsFiles(event)) return;
-			event.preventDefault();
-			this.add(filesOf(event.dataTransfer));
-		});
-	}
-
-	async #sample() {
-		setText($("sample-error"), "");
-		try {
-			const response = await fetch(new URL("sample.png", document.baseURI));
-			if (!response.ok) throw new Error();
-			this.add([new File([await response.blob()], "sample.png", { type: "image/png" })]);
-		} catch {
-			setText($("sample-error"), "The sample page could not be loaded.");
-		}
 	}
 
 	/** Adds files. On the tab Extraction they are read at once; a question has to be asked first. */
@@ -329,7 +285,7 @@ export class Reader {
 		this.#renderActions(page, task);
 		const reading = this.#shown();
 		this.results.render(reading, page, task, this.#comparing);
-		$("transcript").hidden = this.#comparing || reading === null;
+		$("transcript").hidden = this.#comparing || reading === null || (reading.done && reading.text === "");
 		$("comparison").hidden = !this.#comparing;
 		this.transcript.show(this.#comparing ? null : reading);
 		this.comparison.show(this.#comparing ? (page?.comparisons[task] ?? null) : null);

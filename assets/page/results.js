@@ -56,7 +56,7 @@ export class Results {
 		for (const id of ["copy-text", "copy-json", "save-text", "save-json"]) $(id).disabled = empty || !reading.done;
 		$("show-request").disabled = !started;
 		const prompt = task === "analyze" ? (reading?.answer?.prompt_used ?? reading?.request.fields.find(([name]) => name === "prompt")?.[1]) : null;
-		$("asked").hidden = !prompt;
+		$("asked").hidden = !prompt || prompt === $("prompt").value;
 		setText($("asked"), prompt ?? "");
 		setText($("read-as"), readAs(reading?.answer?.image));
 	}
@@ -95,7 +95,7 @@ export class Results {
 		const list = places.list();
 		$("places").hidden = label === "";
 		setText($("places-count"), label);
-		for (const id of ["next", "previous"]) $(id).disabled = list.length === 0;
+		for (const id of ["next", "previous"]) $(id).hidden = list.length === 0;
 		const words = list.filter((place) => place.word).slice(0, MAX_LISTED);
 		$("places-list").replaceChildren(
 			...words.map((place, index) =>

@@ -329,7 +329,7 @@ describe("Custom analysis", () => {
 		await page.focus("#prompt");
 		await page.keyboard.press("Control+Enter");
 		await isRead(page);
-		await says(page, "#asked", /^Which doses\?$/);
+		assert.ok(await page.isHidden("#asked"), "the prompt is still in its field");
 		assert.equal(await page.locator('#prompts optgroup[label="Used on this page"] option').textContent(), "Which doses?");
 		if (backend.stub) {
 			const { route, fields } = backend.stub.requests.at(-1);
@@ -337,7 +337,9 @@ describe("Custom analysis", () => {
 			const sent = { prompt: "Which doses?", adapter: "none", temperature: "0.5", seed: "7", max_new_tokens: "20", max_pixels: "500000" };
 			assert.deepEqual({ ...fields }, { ...sent, stream: "true", logprobs: "true" });
 			await says(page, "#transcript", /^Answer to: Which doses\?$/);
-		} else await says(page, "#figures", / \d+ tokens/);
+		} else await says(page, "#figures", / \d+ tokens?/);
+		await page.fill("#prompt", "And which routes?");
+		await says(page, "#asked", /^Which doses\?$/);
 		// The extraction is still there.
 		await page.click("#tab-extract");
 		await says(page, "#transcript", /DISCHARGE NOTE/);
