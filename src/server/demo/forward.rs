@@ -166,7 +166,9 @@ fn passed_on(api: &Api, answer: Response, rest: Option<Upload>) -> Result<HttpRe
     let kind = answer.headers().get(reqwest::header::CONTENT_TYPE);
     let kind = kind.and_then(|kind| kind.to_str().ok()).and_then(essence);
     let status = StatusCode::from_u16(answer.status().as_u16()).ok();
-    let (Some(kind), Some(status)) = (kind, status.filter(|status| !status.is_redirection())) else {
+    let is_encoded = answer.headers().contains_key(reqwest::header::CONTENT_ENCODING);
+    let status = status.filter(|status| !status.is_redirection() && !is_encoded);
+    let (Some(kind), Some(status)) = (kind, status) else {
         warn(api, "the answer is neither JSON nor an event stream");
         return Err(DemoError::NotTheApi);
     };

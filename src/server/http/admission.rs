@@ -17,6 +17,9 @@ use super::connection_slots::{ActiveRequest, ConnectionState};
 use super::logging::warn_of_excess_connections;
 use crate::server::errors::ApiError;
 
+/// What spare connections serve: the API's route, and the demo page's.
+const HEALTH: [&str; 2] = ["/health", "/api/health"];
+
 /// Arrival time of a request's first byte.
 #[derive(Clone, Copy)]
 struct Arrival(Instant);
@@ -38,7 +41,7 @@ pub(super) async fn admit<B: MessageBody + 'static>(
     let (active, first_byte) = connection.begin_request();
     let arrival = Arrival(first_byte.unwrap_or_else(Instant::now));
     request.extensions_mut().insert(arrival);
-    let mut response = if connection.is_spare() && request.path() != "/health" {
+    let mut response = if connection.is_spare() && !HEALTH.contains(&request.path()) {
         warn_of_excess_connections();
         request.into_response(ApiError::TooManyConnections.error_response())
     } else {

@@ -5,6 +5,7 @@ mod adapter;
 mod binary;
 mod connections;
 mod contract;
+mod demo;
 mod embedded;
 mod engine;
 mod leaving;

@@ -113,6 +113,8 @@ fn prompt_of(request: &ReadRequest) -> &str {
 /// A server on a free port, with the stub behind it; ends when dropped.
 pub struct TestServer {
     pub address: SocketAddr,
+    /// Address of the demo page, if the options have a port for it.
+    pub demo: Option<SocketAddr>,
     pub engine: Arc<Engine>,
     pub counts: Arc<Counts>,
     pub client: Client,
@@ -138,6 +140,10 @@ impl TestServer {
         let root = tempfile::tempdir().expect("a folder");
         let listeners = server::bind(&options).expect("a free port");
         let address = listeners.api.local_addr().expect("an address");
+        let demo = listeners
+            .demo
+            .as_ref()
+            .map(|demo| demo.local_addr().expect("an address"));
         let state = ServerState::new(engine.clone(), options, root.path().join("benchmarks"));
         let (sender, receiver) = mpsc::channel();
         let thread = std::thread::spawn(move || {
@@ -150,6 +156,7 @@ impl TestServer {
         let handle = receiver.recv_timeout(PATIENCE).expect("a server");
         Self {
             address,
+            demo,
             engine,
             counts,
             client: Client::builder().timeout(PATIENCE * 2).build().expect("a client"),
