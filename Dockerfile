@@ -1,5 +1,5 @@
 # docker build --build-arg MEDVISION_GIT_HASH=$(git rev-parse --short=12 HEAD) -t medvision .
-# docker run -p 8000:8000 medvision
+# docker run -p 127.0.0.1:8000:8000 -p 127.0.0.1:7860:7860 medvision
 # With a GPU: build with --build-arg CUDA=yes, run with --gpus all (NVIDIA Container Toolkit).
 
 FROM rust:1.95-bookworm AS build
@@ -34,8 +34,8 @@ ENV PATH=/opt/medvision/bin:$PATH
 # Compiled CUDA kernels and the like, if any: the only place the program may write to.
 ENV HOME=/tmp XDG_CACHE_HOME=/tmp
 USER medvision
-EXPOSE 8000
+EXPOSE 8000 7860
 HEALTHCHECK --interval=30s --timeout=3s --start-period=120s --retries=3 \
     CMD curl --fail --silent --show-error http://127.0.0.1:8000/health || exit 1
 STOPSIGNAL SIGTERM
-CMD ["server", "--host", "0.0.0.0"]
+CMD ["server", "--host", "0.0.0.0", "--demo-port", "7860"]

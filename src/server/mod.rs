@@ -3,8 +3,9 @@
 //! A connection takes a slot (`http/connection_slots.rs`); its bytes are bounded before the parser sees them (`http/connection.rs`,
 //! `http/framing.rs`). A request then passes, from the outside in: request id and access log (`http/logging.rs`), body limits
 //! (`http/limits.rs`), header limits and uniform errors (`http/headers.rs`), admission (`http/admission.rs`), CORS if origins are
-//! allowed, and its handler (`routes.rs`, `docs.rs`). The handler reads the form (`upload.rs`), takes a slot in the engine's queue, decodes the image, and waits.
-//! When the client disconnects, actix drops the handler and with it the ticket, which cancels generation.
+//! allowed, and its handler (`routes.rs`, `docs.rs`). The handler reads the form (`upload.rs`), takes a slot in the engine's queue,
+//! decodes the image, and waits. When the client disconnects, actix drops the handler and with it the ticket, which cancels
+//! generation. The [`demo`] page is another listener with the same machinery.
 
 mod benchmark;
 pub mod demo;

@@ -43,7 +43,7 @@ medvision reads medical documents with Qwen2.5-VL, entirely on this machine.
 const PIPELINE_OVERVIEW: &str = if cfg!(feature = "pipeline") {
     "\
   medvision pipeline                   run all phases: download, quantize, train, evaluate, report
-  server                               the same over HTTP, on port 8000
+  server --demo-port 7860              the same over HTTP, on port 8000, with a page to try it on port 7860
 "
 } else {
     "\nThis build only reads pages; for the pipeline and the server: make build\n"
