@@ -43,6 +43,10 @@ pub struct HttpArgs {
     #[arg(long, value_name = "N", env = "MVP_CONNECTION_LIFETIME_SECONDS", hide_env_values = true, default_value_t = HttpOptions::default().connection_lifetime_seconds, value_parser = at_most::<86_400>(1))]
     connection_lifetime_seconds: u64,
 
+    /// Time in seconds after which a client that reads nothing of its response is disconnected, which cancels its request.
+    #[arg(long, value_name = "N", env = "MVP_STALL_SECONDS", hide_env_values = true, default_value_t = HttpOptions::default().stall_seconds, value_parser = at_most::<3600>(1))]
+    stall_seconds: u64,
+
     /// Time in seconds to drain in-flight requests after SIGTERM.
     #[arg(long, value_name = "N", env = "MVP_SHUTDOWN_SECONDS", hide_env_values = true, default_value_t = HttpOptions::default().shutdown_seconds, value_parser = at_most::<3600>(1))]
     shutdown_seconds: u64,
@@ -72,6 +76,7 @@ impl From<HttpArgs> for HttpOptions {
             max_connections_per_address: args.max_connections_per_address,
             trusted_proxy: args.trusted_proxy,
             connection_lifetime_seconds: args.connection_lifetime_seconds,
+            stall_seconds: args.stall_seconds,
             shutdown_seconds: args.shutdown_seconds,
         }
     }

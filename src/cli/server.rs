@@ -100,6 +100,14 @@ struct ServerArgs {
     #[arg(long, value_name = "N", env = "MVP_MAX_DECODED_MIB", hide_env_values = true, default_value_t = defaults().max_decoded_mib, value_parser = at_most::<1_048_576>(64))]
     max_decoded_mib: u64,
 
+    /// Time in seconds after which a stream that is quiet gets a comment, so that proxies keep it open.
+    #[arg(long, value_name = "N", env = "MVP_STREAM_KEEP_ALIVE_SECONDS", hide_env_values = true, default_value_t = defaults().stream_keep_alive_seconds, value_parser = at_most::<3600>(1))]
+    stream_keep_alive_seconds: u64,
+
+    /// Maximum generated text in KiB that waits for the client of a stream; more cancels the request.
+    #[arg(long, value_name = "N", env = "MVP_STREAM_BUFFER_KIB", hide_env_values = true, default_value_t = defaults().stream_buffer_kib, value_parser = at_most::<1_048_576>(1))]
+    stream_buffer_kib: u64,
+
     /// Maximum number of new tokens; a request may lower it, not raise it.
     #[arg(long, value_name = "N", env = "MVP_MAX_NEW_TOKENS", hide_env_values = true, default_value_t = defaults().max_new_tokens, value_parser = at_most::<131_072>(1))]
     max_new_tokens: u64,
@@ -139,6 +147,8 @@ impl From<ServerArgs> for ServerOptions {
             generation_deadline_seconds: args.generation_deadline_seconds,
             max_megapixels: args.max_megapixels,
             max_decoded_mib: args.max_decoded_mib,
+            stream_keep_alive_seconds: args.stream_keep_alive_seconds,
+            stream_buffer_kib: args.stream_buffer_kib,
             max_new_tokens: args.max_new_tokens,
             cors_origin: args.cors_origin,
         }

@@ -127,6 +127,8 @@ struct Shared {
     /// Slots in use, queued and running; at most `options.queue + 1`.
     admitted: AtomicUsize,
     state: watch::Sender<EngineState>,
+    /// Signalled when a request begins, ends or is withdrawn.
+    turns: watch::Sender<()>,
     /// Set once the model is loaded.
     variants: OnceLock<Vec<Variant>>,
 }
@@ -191,6 +193,7 @@ impl Engine {
             wake: Condvar::new(),
             admitted: AtomicUsize::new(0),
             state: watch::Sender::new(EngineState::Loading),
+            turns: watch::Sender::new(()),
             variants: OnceLock::new(),
         });
         let thread = std::thread::Builder::new().name("engine".into()).spawn({
@@ -375,6 +378,11 @@ impl Ticket {
         Some(index + usize::from(queue.running))
     }
 
+    /// Changes when [`Self::before`] may have changed.
+    pub fn turns(&self) -> watch::Receiver<()> {
+        self.shared.turns.subscribe()
+    }
+
     /// Waits for the answer, at most for both deadlines. A reading that met the generation deadline has
     /// [`FinishReason::Deadline`] and the text until then.
     ///
@@ -432,6 +440,9 @@ impl Shared {
             let index = queue.jobs.iter().position(|job| job.id == id);
             index.and_then(|index| queue.jobs.remove(index))
         };
+        if job.is_some() {
+            self.turns.send_replace(());
+        }
         job.is_some()
     }
 
@@ -471,6 +482,7 @@ impl Shared {
             }
             if let Some(job) = queue.jobs.pop_front() {
                 queue.running = true;
+                self.turns.send_replace(());
                 return Some(job);
             }
             queue = self.wake.wait(queue).unwrap_or_else(PoisonError::into_inner);
@@ -526,6 +538,7 @@ impl Shared {
                 queue.service_seconds = Some(0.7 * average + 0.3 * seconds);
             }
         }
+        self.turns.send_replace(());
         job.finish(answer);
         return_freed_memory();
     }

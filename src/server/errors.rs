@@ -78,6 +78,12 @@ pub enum ApiError {
         /// Minimum rate, bytes/s.
         rate: u64,
     },
+    /// 408: the client read the stream too slowly.
+    #[error("the answer was read too slowly: more than {limit_kib} KiB waited")]
+    SlowReader {
+        /// `--stream-buffer-kib`.
+        limit_kib: usize,
+    },
     /// 503: too many connections.
     #[error("too many connections; only /health is answered on this one: close others, and try again in 1 s")]
     TooManyConnections,
@@ -143,7 +149,9 @@ impl ResponseError for ApiError {
             | Self::Repeated(_)
             | Self::Malformed
             | Self::TooManyParts { .. } => StatusCode::BAD_REQUEST,
-            Self::BodyDeadline { .. } | Self::BodyRate { .. } => StatusCode::REQUEST_TIMEOUT,
+            Self::BodyDeadline { .. } | Self::BodyRate { .. } | Self::SlowReader { .. } => {
+                StatusCode::REQUEST_TIMEOUT
+            }
             Self::UploadTooLarge { .. } | Self::FieldTooLarge { .. } => StatusCode::PAYLOAD_TOO_LARGE,
             Self::NoFile | Self::Prompt(_) | Self::Field { .. } => StatusCode::UNPROCESSABLE_ENTITY,
             Self::HeaderTooLarge => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,

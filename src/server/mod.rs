@@ -4,28 +4,36 @@
 //! `http/framing.rs`). A request then passes, from the outside in: request id and access log (`http/logging.rs`), body limits
 //! (`http/limits.rs`), header limits and uniform errors (`http/headers.rs`), admission (`http/admission.rs`), CORS if origins are
 //! allowed, and its handler (`routes.rs`, `docs.rs`). The handler reads the form (`upload.rs`), takes a slot in the engine's queue,
-//! decodes the image, and waits. When the client disconnects, actix drops the handler and with it the ticket, which cancels
-//! generation. The [`demo`] page is another listener with the same machinery.
+//! decodes the image (`decoding.rs`), and waits for the answer or streams it (`reading.rs`, `stream.rs`, `sse.rs`). When the client
+//! disconnects, actix drops the handler or the stream, and with it the ticket, which cancels generation. The [`demo`] page is
+//! another listener with the same machinery.
 
 mod benchmark;
+mod decoding;
 pub mod demo;
 mod docs;
 mod errors;
 mod http;
+mod logprobs;
 mod openapi;
 pub mod options;
+mod reading;
 mod routes;
 mod run;
+mod sse;
 mod state;
+mod stream;
 mod types;
 mod upload;
 
 pub use self::errors::ApiError;
 pub use self::http::{BindError, HttpOptions, forbid_core_dumps};
+pub use self::logprobs::{TokenChoice, TokenInfo};
 pub use self::openapi::ApiDoc;
 pub use self::options::ServerOptions;
 pub use self::run::{Listeners, Readiness, RunError, bind, listen, run};
 pub use self::state::ServerState;
 pub use self::types::{
-    Analysis, Benchmarks, ErrorBody, Extraction, Figures, GpuFigures, Health, SkippedFile,
+    Analysis, Benchmarks, DeltaEvent, ErrorBody, ErrorEvent, Extraction, Figures, GpuFigures, Health,
+    QueuedEvent, SkippedFile,
 };

@@ -8,7 +8,7 @@ use crate::engine::EngineOptions;
 /// Maximum bytes of one text field.
 pub const MAX_FIELD_BYTES: usize = 64 * 1024;
 /// Maximum number of parts of a form.
-pub const MAX_PARTS: usize = 8;
+pub const MAX_PARTS: usize = 16;
 /// Maximum number of images decoded at the same time.
 pub const MAX_DECODES: usize = 2;
 
@@ -35,6 +35,10 @@ pub struct ServerOptions {
     pub max_megapixels: u64,
     /// Memory budget for decoding and for decoded pages in the queue, across requests.
     pub max_decoded_mib: u64,
+    /// Time after which a stream that is quiet gets a comment.
+    pub stream_keep_alive_seconds: u64,
+    /// Maximum generated text that waits for the client of a stream; more cancels the request.
+    pub stream_buffer_kib: u64,
     /// Maximum number of new tokens; a request may lower it, not raise it.
     pub max_new_tokens: u64,
     /// Allowed CORS origins: lower-case `http(s)://HOST[:PORT]`.
@@ -54,6 +58,8 @@ impl Default for ServerOptions {
             generation_deadline_seconds: 300,
             max_megapixels: 40,
             max_decoded_mib: 256,
+            stream_keep_alive_seconds: 10,
+            stream_buffer_kib: 256,
             max_new_tokens: 1024,
             cors_origin: Vec::new(),
         }
@@ -73,6 +79,16 @@ impl ServerOptions {
     /// Memory budget for images in KiB.
     pub(super) fn decoded_kib(&self) -> u32 {
         u32::try_from(self.max_decoded_mib * 1024).unwrap_or(u32::MAX)
+    }
+
+    /// Time after which a stream that is quiet gets a comment.
+    pub(super) fn stream_keep_alive(&self) -> Duration {
+        Duration::from_secs(self.stream_keep_alive_seconds)
+    }
+
+    /// Maximum bytes of generated text that wait for the client of a stream.
+    pub(super) fn stream_buffer_bytes(&self) -> usize {
+        usize::try_from(self.stream_buffer_kib * 1024).unwrap_or(usize::MAX)
     }
 
     /// Bytes of uploads held in memory at the same time, all connections together, beside the one that goes on beyond them.

@@ -3,22 +3,20 @@
 use std::sync::Arc;
 
 use actix_web::{HttpRequest, HttpResponse, web};
-use tokio::sync::OwnedSemaphorePermit;
 
 use super::{
     benchmark::read_benchmarks,
     errors::ApiError,
-    http::{ChunkedBody, arrival},
+    http::ChunkedBody,
+    reading::{PageAnswer, respond},
     state::{RESPONSE_PERMIT_BYTES, ServerState},
-    types::{Analysis, AnalyzeForm, Benchmarks, ErrorBody, ExtractForm, Extraction, Figures, Health},
-    upload::{Upload, UploadedFile, read_upload},
+    types::{Analysis, AnalyzeForm, Benchmarks, ErrorBody, ExtractForm, Extraction, Health},
+    upload::read_upload,
 };
-use crate::engine::{EngineState, ModelInfo, ReadRequest};
-use crate::error::ImageError;
-use crate::generation::FinishReason;
-use crate::processing::{DecodeLimits, DecodedPage, decode_page, decoder_memory};
+use crate::device::process_memory;
+use crate::engine::EngineState;
 use crate::prompts::EXTRACTION_PROMPT;
-use crate::records::timestamp;
+use crate::records::{mib, timestamp};
 
 /// Server status and readiness. Responds within milliseconds, also during generation.
 #[utoipa::path(
@@ -35,17 +33,22 @@ pub(super) async fn health(state: web::Data<ServerState>) -> web::Json<Health> {
         current_vram_usage_mb: gpu.used_mb,
         total_vram_mb: gpu.total_mb,
         requests_admitted: state.engine.admitted(),
+        resident_memory_mb: process_memory().map_or(0.0, |memory| mib(memory.resident_bytes)),
+        total_memory_mb: state.machine_memory.map_or(0.0, mib),
         timestamp: timestamp(),
     })
 }
 
 /// Extracts the text of a page with the default prompt.
+///
+/// With `stream=true` the answer is a stream of events, each with JSON as its data: `queued` {before}, at once and when the number
+/// changes; `delta` {text, logprobs}; then `done` with the answer, or `error` {detail, timestamp, status}.
 #[utoipa::path(
     post,
     path = "/extract",
     request_body(content = ExtractForm, content_type = "multipart/form-data"),
     responses(
-        (status = 200, description = "The page's text", body = Extraction),
+        (status = 200, description = "The page's text", content((Extraction = "application/json"), (String = "text/event-stream"))),
         (status = 400, description = "Empty or undecodable image, over 40 megapixels, or a malformed form", body = ErrorBody),
         (status = 408, description = "The body took longer than 30 s to arrive, or came more slowly than 1024 bytes a second", body = ErrorBody),
         (status = 413, description = "The file is larger than 20 MiB", body = ErrorBody),
@@ -58,25 +61,29 @@ pub(super) async fn health(state: web::Data<ServerState>) -> web::Json<Health> {
 pub(super) async fn extract(
     request: HttpRequest,
     state: web::Data<ServerState>,
-) -> Result<web::Json<Extraction>, ApiError> {
+) -> Result<HttpResponse, ApiError> {
     let upload = read_upload(&request, &state).await?;
-    let answer = answer(&request, &state, upload, EXTRACTION_PROMPT.to_owned()).await?;
-    Ok(web::Json(Extraction {
+    let shape = |answer: PageAnswer| Extraction {
         extracted_content: answer.text,
         warnings: answer.warnings,
         figures: answer.figures,
         model_info: answer.model_info,
         timestamp: timestamp(),
-    }))
+        image: answer.image,
+        logprobs: answer.logprobs,
+    };
+    respond(&request, &state, upload, EXTRACTION_PROMPT.to_owned(), shape).await
 }
 
 /// Answers a prompt about a page.
+///
+/// With `stream=true` the answer is a stream of events as of `/extract`.
 #[utoipa::path(
     post,
     path = "/analyze",
     request_body(content = AnalyzeForm, content_type = "multipart/form-data"),
     responses(
-        (status = 200, description = "The answer", body = Analysis),
+        (status = 200, description = "The answer", content((Analysis = "application/json"), (String = "text/event-stream"))),
         (status = 400, description = "Empty or undecodable image, over 40 megapixels, or a malformed form", body = ErrorBody),
         (status = 408, description = "The body took longer than 30 s to arrive, or came more slowly than 1024 bytes a second", body = ErrorBody),
         (status = 413, description = "The file is larger than 20 MiB, or a text field larger than 64 KiB", body = ErrorBody),
@@ -89,19 +96,22 @@ pub(super) async fn extract(
 pub(super) async fn analyze(
     request: HttpRequest,
     state: web::Data<ServerState>,
-) -> Result<web::Json<Analysis>, ApiError> {
+) -> Result<HttpResponse, ApiError> {
     let mut upload = read_upload(&request, &state).await?;
     let prompt = upload.prompt.take();
     let prompt_used = prompt.unwrap_or_else(|| EXTRACTION_PROMPT.to_owned());
-    let answer = answer(&request, &state, upload, prompt_used.clone()).await?;
-    Ok(web::Json(Analysis {
+    let prompt = prompt_used.clone();
+    let shape = move |answer: PageAnswer| Analysis {
         analysis: answer.text,
-        prompt_used,
+        prompt_used: prompt_used.clone(),
         warnings: answer.warnings,
         figures: answer.figures,
         model_info: answer.model_info,
         timestamp: timestamp(),
-    }))
+        image: answer.image,
+        logprobs: answer.logprobs,
+    };
+    respond(&request, &state, upload, prompt, shape).await
 }
 
 /// Returns the benchmark records of the project.
@@ -131,79 +141,4 @@ pub(super) async fn benchmark(state: web::Data<ServerState>) -> Result<HttpRespo
     Ok(HttpResponse::Ok()
         .content_type("application/json")
         .body(ChunkedBody::accounted(body, memory)))
-}
-
-struct PageAnswer {
-    text: String,
-    warnings: Vec<String>,
-    figures: Figures,
-    model_info: ModelInfo,
-}
-
-/// Reserves a queue slot, decodes the image, then reads it. Dropped when the client disconnects, which cancels each step.
-async fn answer(
-    http: &HttpRequest,
-    state: &ServerState,
-    upload: Upload,
-    prompt: String,
-) -> Result<PageAnswer, ApiError> {
-    let slot = state.engine.reserve_since(arrival(http))?;
-    let decoded = tokio::time::timeout_at(slot.expires().into(), decoded(state, upload.file)).await;
-    // Its memory counts until the response is ready.
-    let (DecodedPage { page, warnings }, _memory) = decoded.map_err(|_| slot.expired())??;
-    let mut request = ReadRequest::page(prompt, page);
-    request.overrides = upload.overrides;
-    let answer = slot.submit(request)?.answer().await?;
-    if answer.reading.finish_reason == FinishReason::Deadline {
-        let seconds = state.options.generation_deadline_seconds;
-        return Err(ApiError::GenerationDeadline { seconds });
-    }
-    let figures = Figures::from(&answer);
-    Ok(PageAnswer {
-        text: answer.reading.text,
-        warnings: warnings.iter().map(ToString::to_string).collect(),
-        figures,
-        model_info: answer.model_info,
-    })
-}
-
-/// Decodes on a blocking thread, with limited concurrency, scaled to the model's page size. Releases the file's memory; the returned
-/// permits account for the page.
-async fn decoded(
-    state: &ServerState,
-    file: UploadedFile,
-) -> Result<(DecodedPage, OwnedSemaphorePermit), ApiError> {
-    let limits = DecodeLimits {
-        max_pixels: state.options.max_megapixels * 1_000_000,
-    };
-    let bounds = state.engine.variants().first().and_then(|variant| variant.bounds);
-    let need = kibibytes(decoder_memory(&file.bytes, &limits, bounds.as_ref())?);
-    let limit = state.options.decoded_kib();
-    if need > limit {
-        return Err(ApiError::DecodeMemory {
-            needed_mib: need.div_ceil(1024),
-            limit_mib: limit / 1024,
-        });
-    }
-    let permit = Arc::clone(&state.decode_permits).acquire_owned().await;
-    let permit = permit.map_err(|_| ApiError::Internal)?;
-    let memory = Arc::clone(&state.image_memory).acquire_many_owned(need).await;
-    let mut memory = memory.map_err(|_| ApiError::Internal)?;
-    let span = tracing::Span::current();
-    let decoded = web::block(move || {
-        let _span = span.entered();
-        // Held by the closure: a disconnect must not allow another decoding while this one runs.
-        let _permit = permit;
-        let decoded = decode_page(&file.bytes, &limits, bounds.as_ref())?;
-        let kept = kibibytes(decoded.page.pixels.len() as u64).min(need);
-        drop(memory.split((need - kept) as usize));
-        Ok::<_, ImageError>((decoded, memory))
-    })
-    .await;
-    // `decode_page` catches panics of decoders; another one counts as an undecodable image.
-    Ok(decoded.map_err(|_| ImageError::Undecodable)??)
-}
-
-fn kibibytes(bytes: u64) -> u32 {
-    u32::try_from(bytes.div_ceil(1024)).unwrap_or(u32::MAX)
 }

@@ -7,6 +7,7 @@ use tokio::sync::Semaphore;
 
 use super::options::{MAX_DECODES, ServerOptions};
 use super::types::GpuFigures;
+use crate::device::host_memory;
 use crate::engine::Engine;
 
 /// Granularity of the upload memory budget.
@@ -26,6 +27,8 @@ pub struct ServerState {
     pub benchmarks: PathBuf,
     /// GPU figures for `/health`; must not block.
     pub gpu: Box<dyn Fn() -> GpuFigures + Send + Sync>,
+    /// Memory of the machine, bytes; `None` if unknown.
+    pub(super) machine_memory: Option<u64>,
     /// One permit per concurrent decoding.
     pub(super) decode_permits: Arc<Semaphore>,
     /// One permit per KiB for decoding and for decoded pages in the queue.
@@ -48,6 +51,7 @@ impl ServerState {
             engine,
             benchmarks,
             gpu: Box::new(GpuFigures::default),
+            machine_memory: host_memory().map(|memory| memory.total_bytes),
             decode_permits: Arc::new(Semaphore::new(MAX_DECODES)),
             image_memory: Arc::new(Semaphore::new(options.decoded_kib() as usize)),
             upload_permits: Arc::new(Semaphore::new(

@@ -5,7 +5,8 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use crate::engine::{Answer, ModelInfo};
+use super::logprobs::TokenInfo;
+use crate::engine::{Answer, ImageSize, ModelInfo};
 use crate::generation::FinishReason;
 use crate::records::seconds;
 
@@ -33,6 +34,10 @@ pub struct Health {
     pub total_vram_mb: f64,
     /// Admitted requests: running and queued.
     pub requests_admitted: usize,
+    /// Memory of this process, MiB.
+    pub resident_memory_mb: f64,
+    /// Memory of the machine or, if less, of the control group, MiB.
+    pub total_memory_mb: f64,
     /// RFC 3339, UTC.
     pub timestamp: String,
 }
@@ -97,6 +102,12 @@ pub struct Extraction {
     pub model_info: ModelInfo,
     /// RFC 3339, UTC.
     pub timestamp: String,
+    /// Size of the page, as it came and as the model saw it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub image: Option<ImageSize>,
+    /// Log-probabilities of the tokens, if asked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub logprobs: Option<Vec<TokenInfo>>,
 }
 
 /// Response of `/analyze`.
@@ -116,6 +127,40 @@ pub struct Analysis {
     pub model_info: ModelInfo,
     /// RFC 3339, UTC.
     pub timestamp: String,
+    /// Size of the page, as it came and as the model saw it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub image: Option<ImageSize>,
+    /// Log-probabilities of the tokens, if asked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub logprobs: Option<Vec<TokenInfo>>,
+}
+
+/// Data of the event `queued` of a stream.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct QueuedEvent {
+    /// Number of requests that run or wait before this one; 0: it is its turn.
+    pub before: usize,
+}
+
+/// Data of the event `delta` of a stream.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct DeltaEvent {
+    /// New text.
+    pub text: String,
+    /// Log-probabilities of the tokens that begin in it, if asked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub logprobs: Option<Vec<TokenInfo>>,
+}
+
+/// Data of the event `error` of a stream.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct ErrorEvent {
+    /// What is wrong, and what to do.
+    pub detail: String,
+    /// RFC 3339, UTC.
+    pub timestamp: String,
+    /// Status that an answer without a stream would have.
+    pub status: u16,
 }
 
 /// Response of `/benchmark`.
@@ -158,6 +203,16 @@ pub struct ExtractForm {
     temperature: Option<f64>,
     /// Random seed for sampling.
     seed: Option<u64>,
+    /// Whether to stream the answer.
+    stream: Option<bool>,
+    /// Whether to return log-probabilities of the tokens, each with its five most likely alternatives.
+    logprobs: Option<bool>,
+    /// Adapter to read with: `default`, `none` or a name.
+    adapter: Option<String>,
+    /// Minimum size that the page is scaled to, width x height in pixels.
+    min_pixels: Option<u64>,
+    /// Maximum size that the page is scaled to, width x height in pixels; at most the server's.
+    max_pixels: Option<u64>,
 }
 
 /// Form of `/analyze`.
@@ -180,4 +235,14 @@ pub struct AnalyzeForm {
     temperature: Option<f64>,
     /// Random seed for sampling.
     seed: Option<u64>,
+    /// Whether to stream the answer.
+    stream: Option<bool>,
+    /// Whether to return log-probabilities of the tokens, each with its five most likely alternatives.
+    logprobs: Option<bool>,
+    /// Adapter to read with: `default`, `none` or a name.
+    adapter: Option<String>,
+    /// Minimum size that the page is scaled to, width x height in pixels.
+    min_pixels: Option<u64>,
+    /// Maximum size that the page is scaled to, width x height in pixels; at most the server's.
+    max_pixels: Option<u64>,
 }

@@ -27,6 +27,16 @@ pub(super) struct Upload {
     pub prompt: Option<String>,
     /// Generation overrides.
     pub overrides: GenerationOverrides,
+    /// Whether to stream the answer.
+    pub stream: bool,
+    /// Whether to return log-probabilities.
+    pub logprobs: bool,
+    /// `default`, `none` or the name of an adapter.
+    pub adapter: Option<String>,
+    /// Minimum of width x height that the page is scaled to.
+    pub min_pixels: Option<u64>,
+    /// Maximum of width x height that the page is scaled to.
+    pub max_pixels: Option<u64>,
 }
 
 /// An uploaded file with its memory permits.
@@ -34,6 +44,12 @@ pub(super) struct UploadedFile {
     /// As sent.
     pub bytes: Vec<u8>,
     _memory: UploadMemory,
+}
+
+impl AsRef<[u8]> for UploadedFile {
+    fn as_ref(&self) -> &[u8] {
+        &self.bytes
+    }
 }
 
 /// Memory permits of an upload, acquired as bytes arrive. When the budget is exhausted the upload waits; one at a time may exceed it,
@@ -93,6 +109,11 @@ struct TextFields {
     max_new_tokens: Option<String>,
     temperature: Option<String>,
     seed: Option<String>,
+    stream: Option<String>,
+    logprobs: Option<String>,
+    adapter: Option<String>,
+    min_pixels: Option<String>,
+    max_pixels: Option<String>,
 }
 
 /// Reads and validates the form.
@@ -130,6 +151,11 @@ pub(super) async fn read_upload(request: &HttpRequest, state: &ServerState) -> R
     Ok(Upload {
         file: file.ok_or(ApiError::NoFile)?,
         overrides: texts.overrides(state.options.max_new_tokens)?,
+        stream: flag("stream", &texts.stream)?,
+        logprobs: flag("logprobs", &texts.logprobs)?,
+        adapter: given(&texts.adapter).map(str::to_owned),
+        min_pixels: pixels("min_pixels", &texts.min_pixels)?,
+        max_pixels: pixels("max_pixels", &texts.max_pixels)?,
         prompt: texts.prompt()?,
     })
 }
@@ -194,6 +220,11 @@ async fn read_text(
         Some("max_new_tokens") => ("max_new_tokens", &mut texts.max_new_tokens),
         Some("temperature") => ("temperature", &mut texts.temperature),
         Some("seed") => ("seed", &mut texts.seed),
+        Some("stream") => ("stream", &mut texts.stream),
+        Some("logprobs") => ("logprobs", &mut texts.logprobs),
+        Some("adapter") => ("adapter", &mut texts.adapter),
+        Some("min_pixels") => ("min_pixels", &mut texts.min_pixels),
+        Some("max_pixels") => ("max_pixels", &mut texts.max_pixels),
         _ => return Ok(()),
     };
     if place.is_some() {
@@ -221,7 +252,7 @@ impl TextFields {
     }
 
     fn overrides(&self, most_tokens: u64) -> Result<GenerationOverrides, ApiError> {
-        let max_new_tokens = number(
+        let max_new_tokens = parsed(
             "max_new_tokens",
             &self.max_new_tokens,
             &format!("a whole number from 1 to {most_tokens}"),
@@ -230,30 +261,46 @@ impl TextFields {
         let max_new_tokens = max_new_tokens.unwrap_or(most_tokens);
         Ok(GenerationOverrides {
             max_new_tokens: Some(usize::try_from(max_new_tokens).unwrap_or(usize::MAX)),
-            temperature: number(
+            temperature: parsed(
                 "temperature",
                 &self.temperature,
                 "a number from 0 to 2",
                 |temperature: &f64| (0.0..=2.0).contains(temperature),
             )?,
-            seed: number("seed", &self.seed, "a whole number below 2^64", |_: &u64| true)?,
+            seed: parsed("seed", &self.seed, "a whole number below 2^64", |_: &u64| true)?,
             ..GenerationOverrides::default()
         })
     }
 }
 
-/// Parses the number in a field; `None` if blank.
-fn number<T: FromStr>(
+/// The text of a field; `None` if blank.
+fn given(text: &Option<String>) -> Option<&str> {
+    text.as_deref().map(str::trim).filter(|text| !text.is_empty())
+}
+
+/// Whether a field is `true`; false if blank.
+fn flag(field: &'static str, text: &Option<String>) -> Result<bool, ApiError> {
+    let is_true = parsed(field, text, "true or false", |_: &bool| true)?;
+    Ok(is_true.unwrap_or(false))
+}
+
+/// The number of pixels in a field; its range depends on the variant that reads the page.
+fn pixels(field: &'static str, text: &Option<String>) -> Result<Option<u64>, ApiError> {
+    parsed(field, text, "a whole number of pixels", |_: &u64| true)
+}
+
+/// Parses the value of a field; `None` if blank.
+fn parsed<T: FromStr>(
     field: &'static str,
     text: &Option<String>,
     range: &str,
     fits: impl Fn(&T) -> bool,
 ) -> Result<Option<T>, ApiError> {
-    let Some(text) = text.as_deref().map(str::trim).filter(|text| !text.is_empty()) else {
+    let Some(text) = given(text) else {
         return Ok(None);
     };
     match text.parse().ok().filter(fits) {
-        Some(number) => Ok(Some(number)),
+        Some(value) => Ok(Some(value)),
         None => Err(ApiError::Field {
             field,
             reason: format!("must be {range}"),

@@ -23,8 +23,6 @@ use crate::server::errors::parser_error;
 
 /// Timeout for a request head.
 pub(in crate::server) const HEAD_TIMEOUT: Duration = Duration::from_secs(5);
-/// Timeout for a response of which the client reads nothing.
-const WRITE_TIMEOUT: Duration = Duration::from_secs(30);
 /// Minimum rate at which a client must read a long response, bytes/s.
 const MIN_WRITE_RATE: u64 = 1024;
 /// TCP keep-alive detects clients that vanished.
@@ -36,6 +34,8 @@ const NEVER_IN_A_HEAD: &[u8] = b"\0";
 pub(super) struct Connection {
     stream: TcpStream,
     slot: ConnectionSlot,
+    /// Timeout for a response of which the client reads nothing.
+    stall: Duration,
     framing: Framing,
     /// Why the current head is rejected, if not by the parser.
     rejection: Option<StatusCode>,
@@ -52,11 +52,12 @@ struct Replacement {
 }
 
 impl Connection {
-    pub(super) fn new(stream: TcpStream, slot: ConnectionSlot) -> Self {
-        enable_keep_alive(&stream);
+    pub(super) fn new(stream: TcpStream, slot: ConnectionSlot, stall: Duration) -> Self {
+        enable_keep_alive(&stream, stall);
         Self {
             stream,
             slot,
+            stall,
             framing: Framing::new(),
             rejection: None,
             head_timer: None,
@@ -105,7 +106,7 @@ impl Connection {
                 self.slot.state().writing.store(true, Ordering::Release);
                 let timer = self
                     .write_timer
-                    .get_or_insert_with(|| Box::pin(sleep(WRITE_TIMEOUT)));
+                    .get_or_insert_with(|| Box::pin(sleep(self.stall)));
                 if timer.as_mut().poll(context).is_ready() {
                     return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
                 }
@@ -217,14 +218,14 @@ fn parsers_own_error(bytes: &[u8]) -> Option<(usize, StatusCode)> {
 }
 
 /// Lets the kernel close connections whose peer no longer answers or reads.
-fn enable_keep_alive(stream: &TcpStream) {
+fn enable_keep_alive(stream: &TcpStream, stall: Duration) {
     let socket = SockRef::from(stream);
     let probes = TcpKeepalive::new()
         .with_time(PROBE_AFTER)
         .with_interval(PROBE_AFTER / 2);
     // Without these options the server works, but generation for a vanished client runs to its end.
     let _ = socket.set_tcp_keepalive(&probes);
-    let _ = socket.set_tcp_user_timeout(Some(WRITE_TIMEOUT));
+    let _ = socket.set_tcp_user_timeout(Some(stall));
 }
 
 #[cfg(test)]

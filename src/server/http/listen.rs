@@ -57,6 +57,7 @@ pub(in crate::server) fn serve(options: HttpOptions, listeners: Vec<Listener>) -
         .shutdown_timeout(options.shutdown_seconds)
         .disable_signals();
     let slots = ConnectionSlots::new(&options);
+    let stall = Duration::from_secs(options.stall_seconds);
     let options = Data::new(options);
     for listener in listeners {
         let Listener {
@@ -96,7 +97,7 @@ pub(in crate::server) fn serve(options: HttpOptions, listeners: Vec<Listener>) -
             fn_service(move |stream: TcpStream| {
                 let address = stream.peer_addr().ok();
                 let slot = slots.enter(address.map(|address| address.ip()));
-                let connection = Connection::new(stream, slot);
+                let connection = Connection::new(stream, slot, stall);
                 async move { Ok((connection, address)) }
             })
             .and_then(http)

@@ -26,6 +26,8 @@ pub struct HttpOptions {
     pub trusted_proxy: Vec<IpAddr>,
     /// Maximum connection lifetime; the connection closes after its next response.
     pub connection_lifetime_seconds: u64,
+    /// Time after which a client that reads nothing of its response is disconnected, which cancels its request.
+    pub stall_seconds: u64,
     /// Time to drain in-flight requests after SIGTERM.
     pub shutdown_seconds: u64,
 }
@@ -40,6 +42,7 @@ impl Default for HttpOptions {
             max_connections_per_address: 256,
             trusted_proxy: Vec::new(),
             connection_lifetime_seconds: 3600,
+            stall_seconds: 30,
             shutdown_seconds: 60,
         }
     }

@@ -1,0 +1,69 @@
+//! Server-sent events: framing, and the response body.
+
+use std::time::Duration;
+
+use actix_web::HttpResponse;
+use actix_web::body::{BodyStream, BoxBody};
+use actix_web::web::Bytes;
+use futures_util::stream::unfold;
+
+use super::stream::{Event, Events};
+
+/// A comment, which clients skip. It keeps proxies from closing a connection that is quiet.
+const KEEP_ALIVE: Bytes = Bytes::from_static(b": keep-alive\n\n");
+/// Bytes copied into the connection's buffer at a time.
+const CHUNK_BYTES: usize = 16 * 1024;
+
+/// One event, framed. Clients join the lines of `data` with `\n`.
+pub(super) fn frame(name: Option<&str>, data: &str) -> String {
+    let mut framed = String::with_capacity(data.len() + 32);
+    if let Some(name) = name {
+        framed.extend(["event: ", name, "\n"]);
+    }
+    for line in data.replace("\r\n", "\n").split(['\r', '\n']) {
+        framed.extend(["data: ", line, "\n"]);
+    }
+    framed.push('\n');
+    framed
+}
+
+/// The response that streams `events`, each as the bytes that `format` frames it with, and a comment after each `quiet` time.
+pub(super) fn response(
+    events: Events,
+    quiet: Duration,
+    format: impl FnMut(Event) -> String + 'static,
+) -> HttpResponse {
+    let body = Body {
+        events,
+        format,
+        left: Bytes::new(),
+    };
+    let chunks = unfold(body, move |mut body| async move {
+        let chunk = match tokio::time::timeout(quiet, body.next()).await {
+            Ok(chunk) => chunk?,
+            Err(_) => KEEP_ALIVE,
+        };
+        Some((Ok::<_, actix_web::Error>(chunk), body))
+    });
+    HttpResponse::Ok()
+        .content_type("text/event-stream")
+        // Some proxies store a response before they pass it on.
+        .insert_header(("x-accel-buffering", "no"))
+        .body(BoxBody::new(BodyStream::new(Box::pin(chunks))))
+}
+
+struct Body<F> {
+    events: Events,
+    format: F,
+    /// The rest of an event.
+    left: Bytes,
+}
+
+impl<F: FnMut(Event) -> String> Body<F> {
+    async fn next(&mut self) -> Option<Bytes> {
+        while self.left.is_empty() {
+            self.left = (self.format)(self.events.next().await?).into();
+        }
+        Some(self.left.split_to(self.left.len().min(CHUNK_BYTES)))
+    }
+}
