@@ -13,7 +13,9 @@ use clap::{CommandFactory, Parser};
 use self::adapter::AdapterArgs;
 use self::common::CommonArgs;
 #[cfg(feature = "pipeline")]
-use self::{benchmark_args::BenchmarkArgs, hub_args::HubArgs, session::Session};
+use self::{
+    adapter::ResidentAdapterArgs, benchmark_args::BenchmarkArgs, hub_args::HubArgs, session::Session,
+};
 use crate::console::{self, Level};
 use crate::error::PromptError;
 use crate::{Error, Result};

@@ -7,7 +7,7 @@ use actix_web::web::Data;
 use clap::Parser;
 
 use super::http_args::{HttpArgs, at_most, host_name};
-use super::{AdapterArgs, CommonArgs, fail, print_warnings};
+use super::{CommonArgs, ResidentAdapterArgs, fail, print_warnings};
 use crate::console::{Level, say, say_lines};
 use crate::device::{Selected, gpu_memory};
 use crate::engine::{Engine, LoadOptions, Reader};
@@ -33,7 +33,7 @@ pub(super) struct Arguments {
     #[command(flatten)]
     server: ServerArgs,
     #[command(flatten)]
-    adapter: AdapterArgs,
+    adapter: ResidentAdapterArgs,
     #[command(flatten)]
     common: CommonArgs,
 }
@@ -174,12 +174,13 @@ async fn serve(arguments: Arguments) -> anyhow::Result<ExitCode> {
     let listeners = server::bind(&options)?;
     let project = common.project()?;
     let model = common.served_model(&project)?;
-    let adapter = adapter.named_or_found(&project, &model.path)?;
+    let (adapter, named_adapters) = adapter.resolve(&project, &model.path)?;
     let selected = common.select_device()?;
     let load_options = LoadOptions {
         device: selected.device,
         precision: common.precision,
         adapter,
+        named_adapters,
         ..LoadOptions::default()
     };
     let address = listeners.api.local_addr()?;

@@ -11,6 +11,7 @@ mod distributed;
 mod docs;
 mod doctor;
 mod documents;
+mod engine;
 mod evaluation;
 mod generation;
 mod gpu;
