@@ -36,7 +36,12 @@ const REQUEST_HEADERS: [HeaderName; 5] = [
     HeaderName::from_static("traceparent"),
 ];
 /// Headers of the API's answer that the browser gets, besides the type.
-const RESPONSE_HEADERS: [HeaderName; 2] = [header::RETRY_AFTER, header::WWW_AUTHENTICATE];
+const RESPONSE_HEADERS: [HeaderName; 3] = [
+    header::RETRY_AFTER,
+    header::WWW_AUTHENTICATE,
+    // Tells a reverse proxy not to collect a stream.
+    HeaderName::from_static("x-accel-buffering"),
+];
 /// The types of the API's answers. Any other one, HTML above all, is not passed on.
 const CONTENT_TYPES: [&str; 2] = ["application/json", "text/event-stream"];
 
@@ -244,5 +249,34 @@ fn warn(api: &Api, reason: &str) {
     static LIMIT: RateLimit = RateLimit::new();
     if let Some(requests) = LIMIT.due() {
         tracing::warn!(api = %api.url, reason, requests, "the API does not answer");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_client_is_built_for_both_schemes() {
+        for url in ["http://127.0.0.1:8000", "https://api.example.org"] {
+            assert!(Api::new(url.parse().expect("an address")).is_ok(), "{url}");
+        }
+    }
+
+    #[test]
+    fn content_types_are_compared_without_parameters() {
+        let allowed = Some("application/json");
+        assert_eq!(essence("application/json"), allowed);
+        assert_eq!(essence("Application/JSON ; charset=utf-8"), allowed);
+        assert_eq!(essence("text/event-stream"), Some("text/event-stream"));
+        for other in [
+            "",
+            "text/html",
+            "application/jsonp",
+            "text/html, application/json",
+            "application/json,text/html",
+        ] {
+            assert_eq!(essence(other), None, "{other}");
+        }
     }
 }

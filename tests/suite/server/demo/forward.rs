@@ -21,7 +21,7 @@ fn only_listed_headers_pass() {
                  X-Forwarded-For: 192.0.2.1\r\nX-Other: o\r\nUser-Agent: browser\r\nTE: trailers\r\n";
     let mut client = sent(demo_ui.address, &post("/api/v1/chat/completions", lines, "{}"));
     let answer = "HTTP/1.1 401 Unauthorized\r\nContent-Type: Application/JSON; charset=x\r\nWWW-Authenticate: Bearer\r\n\
-                  Retry-After: 7\r\nSet-Cookie: a=b\r\nLocation: http://example.org\r\nServer: s\r\nX-Other: o\r\n\
+                  Retry-After: 7\r\nX-Accel-Buffering: no\r\nSet-Cookie: a=b\r\nLocation: http://example.org\r\nServer: s\r\nX-Other: o\r\n\
                   Access-Control-Allow-Origin: *\r\nContent-Security-Policy: default-src *\r\nCache-Control: public\r\n\
                   Content-Length: 2\r\n\r\n{}";
     let head = api.answer(answer);
@@ -78,6 +78,7 @@ fn only_listed_headers_pass() {
             "referrer-policy: no-referrer",
             "retry-after: 7",
             "www-authenticate: Bearer",
+            "x-accel-buffering: no",
             "x-content-type-options: nosniff",
             "x-frame-options: DENY",
             "x-request-id: id-1",
