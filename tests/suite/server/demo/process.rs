@@ -9,7 +9,7 @@ use super::super::support::{FILE_PART, eventually, raw_body, status_of};
 use super::{DemoUi, FakeApi, demo_ui, follow, get, read_to_end, read_until, sent, signal};
 
 const PAGE: &str = "tests/fixtures/pages/small_strip_rx.png";
-const TOKENS_PART: &str = "Content-Disposition: form-data; name=\"max_new_tokens\"";
+const STREAM_PART: &str = "Content-Disposition: form-data; name=\"stream\"";
 
 fn run(arguments: &[&str]) -> (i32, String) {
     let Output { status, stderr, .. } = demo_ui(arguments).output().expect("demo_ui runs");
@@ -124,27 +124,21 @@ fn one_process_serves_page_and_api() {
     let (page, log) = follow(&mut child, "  page  http://", '\n');
     assert_eq!(status_of(&read_to_end(&mut sent(page, &get("/")))), 200);
     let file = std::fs::read(PAGE).expect("a page");
-    let body = raw_body("b", &[(FILE_PART, &file), (TOKENS_PART, b"8")]);
-    let head = |lines: &str| {
-        format!(
-            "POST /api/extract HTTP/1.1\r\nHost: localhost\r\nOrigin: http://localhost\r\nConnection: close\r\n{lines}\
-             Content-Type: multipart/form-data; boundary=b\r\nContent-Length: {}\r\n\r\n",
-            body.len()
-        )
-    };
-    let answer = read_to_end(&mut sent(page, &[head("").as_bytes(), &body].concat()));
-    assert_eq!(status_of(&answer), 200, "{answer}");
-    assert!(answer.contains("\"completion_tokens\":8"), "{answer}");
-
-    // A request that has begun is answered, if only that the model stops.
-    let mut client = sent(page, head("Expect: 100-continue\r\n").as_bytes());
-    assert!(read_until(&mut client, "\r\n\r\n").starts_with("HTTP/1.1 100 "));
+    let body = raw_body("b", &[(FILE_PART, &file), (STREAM_PART, b"true")]);
+    let head = format!(
+        "POST /api/extract HTTP/1.1\r\nHost: localhost\r\nOrigin: http://localhost\r\n\
+         Content-Type: multipart/form-data; boundary=b\r\nContent-Length: {}\r\n\r\n",
+        body.len()
+    );
+    let mut client = sent(page, &[head.as_bytes(), &body].concat());
+    let begin = read_until(&mut client, "event: delta\n");
+    assert!(begin.contains("content-type: text/event-stream"), "{begin}");
     signal(&child, libc::SIGTERM);
-    eventually("it accepts nothing more", || TcpStream::connect(page).is_err());
-    client.write_all(&body).expect("written");
-    let answer = read_to_end(&mut client);
-    assert_eq!(status_of(&answer), 503, "{answer}");
-    assert!(answer.contains("shutting down"), "{answer}");
+    let rest = read_to_end(&mut client);
+    assert!(
+        rest.contains("event: done\n") && rest.ends_with("0\r\n\r\n"),
+        "{rest}"
+    );
     let status = child.wait().expect("a child");
     assert_eq!(status.code(), Some(0));
     let log = log.join().expect("no panic");

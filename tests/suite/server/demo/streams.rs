@@ -4,7 +4,7 @@ use std::io::{Read, Write};
 use std::net::Shutdown;
 use std::sync::atomic::Ordering;
 
-use super::super::support::{FILE_PART, PROMPT_PART, eventually, png, raw_body, status_of};
+use super::super::support::{FILE_PART, PROMPT_PART, eventually, png, raw_post, status_of};
 use super::{BothForms, DemoUi, FakeApi, get, read_to_end, read_until, sent};
 
 const EVENTS: &str =
@@ -85,19 +85,52 @@ fn a_visitor_who_leaves_ends_the_request_to_the_api() {
     }
 }
 
+/// `/api/analyze` of a small page, as raw bytes.
+fn analyze(prompt: &str, stream: &str) -> Vec<u8> {
+    let parts = [
+        (FILE_PART, &png(8, 8)[..]),
+        (PROMPT_PART, prompt.as_bytes()),
+        (
+            "Content-Disposition: form-data; name=\"stream\"",
+            stream.as_bytes(),
+        ),
+    ];
+    raw_post("/api/analyze", "b", &parts)
+}
+
+#[test]
+fn readings_stream_through_both_forms() {
+    let forms = BothForms::start();
+    for address in forms.addresses {
+        let mut client = sent(address, &analyze("sleep 100", "true"));
+        let head = read_until(&mut client, "\r\n\r\n").to_ascii_lowercase();
+        for line in [
+            "content-type: text/event-stream",
+            "x-accel-buffering: no",
+            "cache-control: no-store",
+        ] {
+            assert!(head.contains(&format!("{line}\r\n")), "{line}: {head}");
+        }
+        let events = read_to_end(&mut client);
+        let at = |name| events.find(&format!("event: {name}\n")).expect(name);
+        assert!(at("queued") < at("delta") && at("delta") < at("done"), "{events}");
+        assert!(!events.contains("event: error"), "{events}");
+    }
+}
+
 #[test]
 fn a_visitor_who_leaves_cancels_the_reading() {
     let forms = BothForms::start();
     let counts = &forms.server.counts;
-    let body = raw_body("b", &[(FILE_PART, &png(8, 8)), (PROMPT_PART, b"sleep 60000")]);
-    let head = format!(
-        "POST /api/analyze HTTP/1.1\r\nHost: localhost\r\nContent-Type: multipart/form-data; boundary=b\r\n\
-         Content-Length: {}\r\n\r\n",
-        body.len()
-    );
-    for (round, address) in forms.addresses.into_iter().enumerate() {
-        let client = sent(address, &[head.as_bytes(), &body].concat());
+    let cases = forms
+        .addresses
+        .map(|address| [(address, "false"), (address, "true")]);
+    for (round, (address, stream)) in cases.into_iter().flatten().enumerate() {
+        let mut client = sent(address, &analyze("sleep 60000", stream));
         eventually("it runs", || counts.started.load(Ordering::SeqCst) == round + 1);
+        if stream == "true" {
+            read_until(&mut client, "event: delta\n");
+        }
         drop(client);
         eventually("it is cancelled", || {
             counts.cancelled.load(Ordering::SeqCst) == round + 1
