@@ -2,7 +2,7 @@
 
 import assert from "node:assert/strict";
 import { spawn } from "node:child_process";
-import { mkdirSync, mkdtempSync, readFileSync, rmSync } from "node:fs";
+import { closeSync, mkdirSync, mkdtempSync, openSync, readFileSync, rmSync, symlinkSync } from "node:fs";
 import { createServer } from "node:net";
 import { tmpdir } from "node:os";
 import { join, resolve } from "node:path";
@@ -12,7 +12,7 @@ import { ROOT, startStub } from "./stub.mjs";
 export const SAMPLE = join(ROOT, "datasets/sample/discharge_note.png");
 export const PROGRAMS = process.env.PAGE_BACKEND === "programs";
 /** A real model on two busy cores needs its time. */
-export const PATIENCE = PROGRAMS ? 180_000 : 10_000;
+export const PATIENCE = PROGRAMS ? 30_000 : 10_000;
 
 async function freePort() {
 	const server = createServer();
@@ -45,20 +45,19 @@ export async function startWithStub(knobs = {}) {
 
 async function startPrograms() {
 	const [apiPort, pagePort] = [await freePort(), await freePort()];
+	// A project of its own: without records, with the embedded model and its adapter, which the server attaches by itself.
 	const root = mkdtempSync(join(tmpdir(), "page-project-"));
 	mkdirSync(join(root, "benchmarks"));
+	symlinkSync(join(ROOT, "models"), join(root, "models"));
+	const log = join(root, "log");
 	const start = (program, ...words) => {
-		const child = spawn(join(process.env.MVP_BIN, program), words, { cwd: ROOT, stdio: ["ignore", "ignore", "inherit"] });
+		const output = openSync(log, "a");
+		const child = spawn(join(process.env.MVP_BIN, program), words, { cwd: root, stdio: ["ignore", "ignore", output] });
+		closeSync(output);
 		child.ended = new Promise((done) => child.once("exit", done));
 		return child;
 	};
-	const model = (name) => join(ROOT, "models", name);
-	const serve = () =>
-		start(
-			"server",
-			...["--root", root, "--host", "127.0.0.1", "--port", String(apiPort), "--device", "cpu"],
-			...["--model", model("qwen25-vl-nano"), "--adapter", `medical-lora=${model("qwen25-vl-nano-medical-lora")}`],
-		);
+	const serve = () => start("server", "--root", root, "--host", "127.0.0.1", "--port", String(apiPort), "--device", "cpu");
 	let server = serve();
 	const page = start("demo_ui", "--api-url", `http://127.0.0.1:${apiPort}`, "--host", "127.0.0.1", "--port", String(pagePort));
 	const end = async (child) => {
@@ -66,7 +65,9 @@ async function startPrograms() {
 		await child.ended;
 	};
 	const url = `http://127.0.0.1:${pagePort}/`;
-	await untilTrue(async () => (await (await fetch(`${url}api/health`)).json()).model_loaded);
+	const ready = async () => (await (await fetch(`${url}api/health`)).json()).model_loaded === true;
+	await untilTrue(async () => server.exitCode !== null || page.exitCode !== null || (await ready()));
+	if (server.exitCode !== null || page.exitCode !== null) throw new Error(`a program ended: ${readFileSync(log, "utf8").slice(-4000)}`);
 	return {
 		url,
 		stub: null,
@@ -87,7 +88,7 @@ export async function untilTrue(condition, patience = PATIENCE) {
 	for (;;) {
 		if (await Promise.resolve(condition()).catch(() => false)) return;
 		assert.ok(Date.now() < end, `not true in time: ${condition}`);
-		await new Promise((done) => setTimeout(done, 25));
+		await new Promise((done) => setTimeout(done, 50));
 	}
 }
 
