@@ -42,10 +42,10 @@ export async function askForKey() {
 }
 
 /**
- * Sends a request and returns the response, if its status is a success. With `interactive`, a 401 asks the user for the key and the
+ * Sends a request and returns the response, if its status is a success. `timeout` is of one try, milliseconds. With `interactive`, a 401 asks the user for the key and the
  * request is sent again.
  */
-export async function send(route, { body, signal, interactive = true } = {}) {
+export async function send(route, { body, signal, timeout, interactive = true } = {}) {
 	for (;;) {
 		const used = key;
 		let response;
@@ -54,7 +54,7 @@ export async function send(route, { body, signal, interactive = true } = {}) {
 				method: body ? "POST" : "GET",
 				headers: used === null ? {} : { Authorization: `Bearer ${used}` },
 				body,
-				signal,
+				signal: timeout ? AbortSignal.timeout(timeout) : signal,
 				cache: "no-store",
 				credentials: "same-origin",
 			});

@@ -8,6 +8,7 @@ const THUMB = 96;
 const MAX_ROTATED_BYTES = 18 * 1024 * 1024;
 
 let last = 0;
+let drawing = Promise.resolve();
 
 export class Page {
 	constructor(file, name) {
@@ -33,8 +34,12 @@ export class Page {
 		return /^image\/tiff/.test(this.file.type) || /\.tiff?$/i.test(this.name);
 	}
 
-	/** Draws the thumbnail, rotated as the page. */
-	async drawThumbnail() {
+	/** Draws the thumbnail, rotated as the page; one after the other, since each file is decoded whole. */
+	drawThumbnail() {
+		drawing = drawing.then(() => this.#draw());
+	}
+
+	async #draw() {
 		let bitmap;
 		try {
 			// Decoded at the size of the thumbnail: full pages would fill the memory.

@@ -229,6 +229,8 @@ export class Reader {
 	#key(event) {
 		if (document.querySelector("dialog[open]")) return;
 		if (event.key === "Escape") {
+			// There it closes a list of choices, or ends an input method.
+			if (event.isComposing || event.target instanceof HTMLSelectElement) return;
 			if (this.popover.isOpen) this.popover.close();
 			else this.stop();
 			return;

@@ -40,11 +40,11 @@ export class Results {
 		const copied = await copyText(text);
 		setText($("copied"), copied ? `${what} copied` : "The browser refused to copy");
 		announce(copied ? `${what} copied` : "The browser refused to copy");
-		setTimeout(() => setText($("copied"), ""), 3000);
 	}
 
 	/** Shows all but the text of a reading. `page` and `reading` may be null. */
 	render(reading, page, task, comparing) {
+		if (reading !== this.#reading) setText($("copied"), "");
 		this.#reading = reading;
 		setText($("figures"), figures(reading));
 		this.#notice(reading, page);

@@ -7,6 +7,7 @@ import { memory } from "./format.js";
 const READY_MS = 5000;
 const BUSY_MS = 2000;
 const LOADING_MS = 1500;
+const TIMEOUT_MS = 10_000;
 const MAX_BACKOFF_SECONDS = 30;
 
 export class Status {
@@ -14,6 +15,7 @@ export class Status {
 	#polling = null;
 	#failures = 0;
 	#waiting = new Set();
+	#known = false;
 	/** connecting, loading, ready, unreachable or key. */
 	state = "connecting";
 	/** From v1/models. */
@@ -40,10 +42,10 @@ export class Status {
 	async #ask(interactive) {
 		let next = READY_MS;
 		try {
-			const health = await getJson("health", { interactive, signal: AbortSignal.timeout(10_000) });
+			const health = await getJson("health", { interactive, timeout: TIMEOUT_MS });
 			this.#failures = 0;
 			this.#showMemory(health);
-			if (health.model_loaded && this.models.length === 0) await this.#loadModels(interactive);
+			if (health.model_loaded && !this.#known) await this.#loadModels(interactive);
 			const waiting = Math.max(0, (health.requests_admitted ?? 0) - 1);
 			if (!health.model_loaded) {
 				this.#enter("loading", "Loading the model");
@@ -87,7 +89,7 @@ export class Status {
 		if (state === "unreachable") {
 			announce("The API cannot be reached.");
 			// What comes back may be another model.
-			this.models = [];
+			this.#known = false;
 		}
 		if (before === "unreachable") announce("The API answers again.");
 		if (state === "ready") for (const resolve of this.#waiting) resolve();
@@ -110,8 +112,9 @@ export class Status {
 
 	async #loadModels(interactive) {
 		try {
-			const list = await getJson("v1/models", { interactive, signal: AbortSignal.timeout(10_000) });
+			const list = await getJson("v1/models", { interactive, timeout: TIMEOUT_MS });
 			this.models = (list.data ?? []).filter((model) => typeof model.id === "string" && model.medvision);
+			this.#known = true;
 		} catch (error) {
 			if (error.status === 401) throw error;
 			return;

@@ -56,18 +56,28 @@ for (const [width, height, dark] of [
 			);
 		};
 		const open = (knobs = {}) => {
-			backend.stub.set({ texts: {}, benchmarks: null, key: null, errorAfter: null, delay: 1, loading: false, ...knobs });
+			backend.stub.set({
+				texts: {},
+				benchmarks: null,
+				key: null,
+				errorAfter: null,
+				holdAfter: null,
+				then: "go",
+				delay: 1,
+				loading: false,
+				...knobs,
+			});
 			return openPage(browser, backend.url, { width, height, dark, ready: knobs.key === undefined && !knobs.loading });
 		};
 
 		test("Extraction", async () => {
 			const page = await open();
 			await check(page, "empty");
-			backend.stub.set({ delay: 10 });
+			backend.stub.set({ holdAfter: 100, then: "wait" });
 			await page.click("#sample");
 			await page.waitForFunction(() => document.getElementById("transcript").textContent.length > 200);
 			await check(page, "reading");
-			backend.stub.set({ delay: 0 });
+			backend.stub.set({ then: "go" });
 			await isRead(page);
 			await page.click("#settings-button");
 			await page.fill("#temperature", "7");

@@ -54,6 +54,7 @@ describe("Extraction", () => {
 	test("the sample page is read: text before the answer is complete, then its places to check", async () => {
 		const page = await openPage(browser, backend.url);
 		await hear(page);
+		backend.stub?.set({ holdAfter: 60 });
 		await page.click("#sample");
 		await page.waitForFunction(() => {
 			const box = document.getElementById("transcript");
@@ -61,6 +62,7 @@ describe("Extraction", () => {
 				box.getAttribute("aria-busy") === "true" && box.textContent.length > 3 && document.getElementById("read-label").textContent === "Stop"
 			);
 		});
+		backend.stub?.set({ then: "go" });
 		await isRead(page);
 		assert.match(await text(page), /DISCHARGE NOTE/);
 		assert.match(await page.textContent("#figures"), /^[\d.]+ s · \d+ tokens · [\d.,]+ tokens\/s/);
@@ -70,6 +72,11 @@ describe("Extraction", () => {
 		assert.match(said[0], /^Page read, (\d+ places? to check|nothing to check)$/);
 		const places = await page.locator(".doubt").count();
 		await says(page, "#places-count", places === 0 ? /^Nothing to check$/ : new RegExp(`^${places} places? to check$`));
+		if (places > 0) {
+			await page.keyboard.press("n");
+			await says(page, "#alternatives", /\d %/);
+		}
+		await screenshot(page, "demo");
 		await page.clean();
 	});
 
@@ -143,6 +150,7 @@ describe("Extraction", () => {
 
 	test("Esc stops a reading and keeps what came", async () => {
 		const page = await openPage(browser, backend.url);
+		backend.stub?.set({ holdAfter: 60, then: "wait" });
 		await page.click("#sample");
 		await page.waitForFunction(() => document.getElementById("transcript").textContent.length > 3);
 		await page.keyboard.press("Escape");
@@ -152,6 +160,7 @@ describe("Extraction", () => {
 		assert.ok(await page.isEnabled("#copy-text"));
 		await untilTrue(async () => (await (await fetch(`${backend.url}api/health`)).json()).requests_admitted === 0);
 		if (backend.stub) assert.ok(backend.stub.requests.at(-1).aborted);
+		backend.stub?.set({ holdAfter: null });
 		await page.click("#read");
 		await isRead(page);
 		assert.ok((await text(page)).length > kept.length);
@@ -376,7 +385,7 @@ describe("Benchmarks", () => {
 test("the API is killed and comes back", async () => {
 	const page = await openPage(browser, backend.url);
 	await hear(page);
-	backend.stub?.set({ delay: 30 });
+	backend.stub?.set({ holdAfter: 60, then: "wait" });
 	await give(page, "drop", [sampleFile("one.png"), sampleFile("two.png")]);
 	await page.waitForFunction(() => document.getElementById("transcript").textContent.length > 3);
 	const kept = await text(page);

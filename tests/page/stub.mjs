@@ -31,13 +31,16 @@ export const DEFAULTS = {
 	delay: 3,
 	/** How many requests are refused with 503 and Retry-After: 1. */
 	queueFull: 0,
-	/** Requests before this one in the queue, one less every 300 ms. */
+	/** Requests before this one in the queue: it waits until this is 0. */
 	before: 0,
 	/** The key without which everything but the page answers 401. */
 	key: null,
-	/** After this many tokens the stream ends with an error event, or the connection is cut. */
+	/** After this many tokens the stream ends with an error event. */
 	errorAfter: null,
-	cutAfter: null,
+	/** After this many tokens the stream waits, of this file or of all of them: until `then` is "go", or "cut", which cuts the connection. */
+	holdAfter: null,
+	holdFile: null,
+	then: "wait",
 	/** The model is not loaded. */
 	loading: false,
 	/** Requests that /health reports. */
@@ -253,10 +256,10 @@ export async function startStub(knobs = {}, port = 0) {
 			record.aborted = !response.writableFinished;
 		});
 		response.writeHead(200, { "Content-Type": "text/event-stream", "Cache-Control": "no-store" });
-		await stream(response, text, tokens, answer);
+		await stream(response, text, tokens, answer, form.file.name);
 	}
 
-	async function stream(response, text, tokens, answer) {
+	async function stream(response, text, tokens, answer, file) {
 		const started = performance.now();
 		const event = async (name, data) => {
 			const bytes = Buffer.from(`event: ${name}\ndata: ${JSON.stringify(data)}\n\n`);
@@ -266,15 +269,21 @@ export async function startStub(knobs = {}, port = 0) {
 				await pause(0);
 			}
 		};
-		for (let before = state.before; before >= 0; before -= 1) {
-			await event("queued", { before });
-			if (before > 0) await pause(300);
+		for (let before = null; before !== 0; ) {
+			if (response.destroyed) return;
+			if (before === state.before) await pause(10);
+			else await event("queued", { before: (before = state.before) });
 		}
 		response.write(": keep-alive\n\n");
 		if (tokens.length === 0) await event("delta", { text });
 		for (const [index, token] of tokens.entries()) {
 			if (response.destroyed) return;
-			if (index === state.cutAfter) return response.destroy();
+			const held = () => index === state.holdAfter && (state.holdFile ?? file) === file && state.then !== "go";
+			while (held() && !response.destroyed) {
+				if (state.then === "cut") response.destroy();
+				else await pause(10);
+			}
+			if (response.destroyed) return;
 			if (index === state.errorAfter) {
 				await event("error", { detail: "The reading was ended: the server is shutting down.", timestamp: now(), status: 503 });
 				return response.end();
