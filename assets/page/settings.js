@@ -122,7 +122,9 @@ export class Settings {
 	}
 
 	/** Offers these models, keeping what is chosen. */
-	offer(models) {
+	offer(list) {
+		// The base first: what an adapter changes is read from left to right.
+		const models = list.toSorted((a, b) => Boolean(a.medvision.lora_adapter) - Boolean(b.medvision.lora_adapter));
 		const standard = models.find((model) => model.medvision.default);
 		fill("adapter", [
 			["default", standard ? `default (${modelLabel(standard)})` : "default"],
@@ -137,8 +139,9 @@ export class Settings {
 				min: Math.min(...pixels.map((info) => info.min_pixels ?? 1)),
 				max: Math.max(...pixels.map((info) => info.max_pixels)),
 			};
-			$("min_pixels").placeholder = integer(pixels[0].min_pixels ?? 1);
-			$("max_pixels").placeholder = integer(pixels[0].max_pixels);
+			const usual = standard?.medvision ?? pixels[0];
+			$("min_pixels").placeholder = integer(usual.min_pixels ?? 1);
+			$("max_pixels").placeholder = integer(usual.max_pixels ?? 1);
 		}
 		this.#check();
 	}

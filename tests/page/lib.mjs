@@ -12,7 +12,7 @@ import { ROOT, startStub } from "./stub.mjs";
 export const SAMPLE = join(ROOT, "datasets/sample/discharge_note.png");
 export const PROGRAMS = process.env.PAGE_BACKEND === "programs";
 /** A real model on two busy cores needs its time. */
-export const PATIENCE = PROGRAMS ? 30_000 : 10_000;
+export const PATIENCE = PROGRAMS ? 180_000 : 10_000;
 
 async function freePort() {
 	const server = createServer();

@@ -209,7 +209,7 @@ export async function startStub(knobs = {}, port = 0) {
 					max_pixels: 1003520,
 				},
 			}));
-			return json(200, { object: "list", data });
+			return json(200, { object: "list", data: data.toSorted((a, b) => Number(b.medvision.default) - Number(a.medvision.default)) });
 		}
 		if (route === "benchmark") {
 			const benchmarks = state.benchmarks ?? {};
