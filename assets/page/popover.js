@@ -7,6 +7,8 @@ import { UNSURE, visible } from "./words.js";
 const GAP = 6;
 const EDGE = 8;
 const MAX_PARTS = 4;
+/** Less than this would be shown as 0.0 %. */
+const MIN_SHOWN = 0.0005;
 
 /** A popover for the words of a transcript. Escape closes it; the pointer may rest on it. */
 export class Popover {
@@ -94,9 +96,9 @@ const rest = (more) => (more > 0 ? [h("p", { class: "popover-note" }, `and ${mor
 function partContent(word, part) {
 	const rows = [];
 	const after = word.text.slice(part.before.length + part.text.length);
-	const seen = part.alternatives.filter((alternative) => Number.isFinite(alternative.probability));
+	const seen = part.alternatives.filter((alternative) => alternative.probability >= MIN_SHOWN);
 	// What was read need not be the most likely: it may have been sampled, or fallen below the five best.
-	const read = seen.find((alternative) => alternative.text.trim() === part.text.trim());
+	const read = seen.find((alternative) => alternative.probability === part.probability && alternative.text.includes(part.text));
 	if (!read) seen.unshift({ text: part.text, probability: part.probability });
 	for (const alternative of seen) {
 		const isRead = alternative === (read ?? seen[0]);
@@ -111,7 +113,8 @@ function partContent(word, part) {
 					{ scope: "row" },
 					h("span", { class: "dim" }, clip(part.before, 16, true)),
 					shownText(alternative.text, part.space),
-					h("span", { class: "dim" }, clip(after, 16)),
+					// What would have followed another token is not known.
+					h("span", { class: "dim" }, isRead ? clip(after, 16) : after && "…"),
 				),
 				h("td", {}, bar),
 				h("td", { class: "number" }, percent(alternative.probability)),

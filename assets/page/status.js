@@ -128,7 +128,9 @@ export class Status {
 		if (!info) return;
 		const figures = { Model: info.model_name, Precision: info.precision, Adapter: info.lora_adapter ?? "none", Device: info.device };
 		$("model").replaceChildren(
-			...Object.entries(figures).map(([name, value]) => h("div", {}, h("dt", {}, name), h("dd", {}, String(value ?? "n/a")))),
+			...Object.entries(figures).map(([name, value]) =>
+				h("div", {}, h("dt", {}, name), h("dd", { title: String(value ?? "") }, String(value ?? "n/a"))),
+			),
 		);
 	}
 

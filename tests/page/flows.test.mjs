@@ -108,7 +108,7 @@ describe("Extraction", () => {
 			// Hover, and a tap on a word that is no place to check.
 			await page.keyboard.press("Escape");
 			await page.hover(".doubt:has-text('Tiotropium')");
-			await says(page, "#alternatives", /Tiotropium.*71 % sure.*Thioropium/);
+			await says(page, "#alternatives", /Tiotropium.*71 % sure.*Thio…/);
 			const point = await page.evaluate(() => {
 				const node = document.getElementById("transcript").firstChild;
 				const range = document.createRange();
