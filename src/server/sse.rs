@@ -67,3 +67,48 @@ impl<F: FnMut(Event) -> String> Body<F> {
         Some(self.left.split_to(self.left.len().min(CHUNK_BYTES)))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// Name and data of the events in `stream`, by the rules of the HTML standard.
+    fn parse(stream: &str) -> Vec<(String, String)> {
+        let (mut events, mut name, mut data) = (Vec::new(), String::new(), Vec::new());
+        for line in stream.replace("\r\n", "\n").split(['\r', '\n']) {
+            let (field, value) = line.split_once(':').unwrap_or((line, ""));
+            let value = value.strip_prefix(' ').unwrap_or(value);
+            match field {
+                "" if line.is_empty() && !data.is_empty() => {
+                    events.push((std::mem::take(&mut name), data.join("\n")));
+                    data.clear();
+                }
+                "event" => name = value.to_owned(),
+                "data" => data.push(value.to_owned()),
+                _ => {}
+            }
+        }
+        events
+    }
+
+    proptest! {
+        #[test]
+        fn any_text_comes_through(texts in prop::collection::vec("([\r\n: ]|data|event|\\PC){0,12}", 1..4)) {
+            let framed: Vec<String> = texts.iter().map(|text| frame(Some("delta"), text)).collect();
+            let stream = framed.join(": keep-alive\n\n");
+            let expected: Vec<_> = texts
+                .iter()
+                .map(|text| ("delta".to_owned(), text.replace("\r\n", "\n").replace('\r', "\n")))
+                .collect();
+            prop_assert_eq!(parse(&stream), expected);
+        }
+    }
+
+    #[test]
+    fn an_event_is_framed() {
+        assert_eq!(frame(Some("delta"), "{}"), "event: delta\ndata: {}\n\n");
+        assert_eq!(frame(None, "[DONE]"), "data: [DONE]\n\n");
+    }
+}

@@ -14,6 +14,7 @@ use serde_json::{Value, json};
 
 use super::{
     binary::server,
+    streaming::{events, joined, text_of, timeless},
     support::{FILE_PART, PATIENCE, PROMPT_PART, assert_error, assert_utc, eventually, file_form, raw_post},
 };
 use crate::suite::program::{GoldenPage, ModelCopy, TRAINED_PROMPT, golden_page, text};
@@ -364,4 +365,127 @@ fn non_finite_weights_are_a_plain_500() {
         "{}",
         server.log()
     );
+}
+
+/// Everything a stream and a whole answer of the same request have in common.
+#[test]
+fn a_streamed_page_is_the_page() {
+    let server = Shipped::start("models/qwen25-vl-nano", &[]).loaded();
+    let page = golden_page("small_strip_rx.png");
+    let form = |stream: &str| {
+        let form = with_prompt(&page, TRAINED_PROMPT).text("logprobs", "true");
+        form.text("stream", stream.to_owned())
+    };
+    let whole: Value = server.post("/analyze", form("false")).json().expect("JSON");
+    assert_eq!(whole["analysis"], page.text);
+    let mut stream = events(server.post("/analyze", form("true")));
+    assert_eq!(stream.expect("queued"), json!({"before": 0}));
+    let rest = stream.rest();
+    let (done, deltas) = rest.split_last().expect("events");
+    assert_eq!(done.0, "done");
+    assert_eq!(timeless(done.1.clone()), timeless(whole));
+    assert_eq!(joined(deltas), page.text);
+    let tokens = deltas
+        .iter()
+        .flat_map(|(_, data)| data["logprobs"].as_array().expect("tokens"));
+    let tokens: Value = tokens.cloned().collect();
+    assert_eq!(tokens, done.1["logprobs"]);
+    assert_eq!(text_of(&tokens), page.text);
+    for token in tokens.as_array().expect("tokens") {
+        let top = token["top_logprobs"].as_array().expect("tokens");
+        assert_eq!(top.len(), 5);
+        // Greedy, without a repetition penalty in this folder: the likeliest token is the one taken.
+        let logprobs: Vec<f64> = top
+            .iter()
+            .map(|token| token["logprob"].as_f64().expect("a number"))
+            .collect();
+        assert!(
+            logprobs.is_sorted_by(|a, b| a >= b) && logprobs[0] <= 0.0,
+            "{logprobs:?}"
+        );
+    }
+    let image = &done.1["image"];
+    let sides = ["width", "height", "resized_width", "resized_height", "tokens"];
+    let [width, height, resized_width, resized_height, tokens] =
+        sides.map(|side| image[side].as_u64().expect("a number"));
+    let (stored_width, stored_height) = image::image_dimensions(&page.path).expect("a page");
+    assert_eq!((width, height), (stored_width.into(), stored_height.into()));
+    assert_eq!(tokens * 28 * 28, resized_width * resized_height);
+}
+
+/// Sampled from nearly uniform probabilities, so that many tokens are parts of characters.
+#[test]
+fn deltas_end_with_whole_characters() {
+    let model = ModelCopy::new();
+    model.edit("generation_config.json", |config| {
+        config["eos_token_id"] = json!([8189])
+    });
+    let server = Shipped::start(model.folder(), &["--max-new-tokens", "200"]).loaded();
+    let form = with_prompt(&golden_page("small_strip_rx.png"), "ramble");
+    let form = form
+        .text("temperature", "2")
+        .text("seed", "7")
+        .text("stream", "true");
+    let rest = events(server.post("/analyze", form)).rest();
+    let (done, deltas) = rest.split_last().expect("events");
+    assert_eq!(
+        (done.0.as_str(), &done.1["completion_tokens"]),
+        ("done", &json!(200))
+    );
+    assert_eq!(done.1["analysis"], joined(deltas));
+    let deltas = deltas.iter().filter(|(name, _)| name == "delta").count();
+    assert!((2..200).contains(&deltas), "some tokens were held back: {deltas}");
+}
+
+#[test]
+fn a_request_chooses_adapter_and_page_size() {
+    let adapter = "models/qwen25-vl-nano-medical-lora";
+    let server = Shipped::start("models/qwen25-vl-nano", &["--adapter", adapter]).loaded();
+    let page = golden_page("small_consult.png");
+    let read = |fields: [(&'static str, &'static str); 2]| -> Value {
+        let form = with_prompt(&page, TRAINED_PROMPT).text("max_new_tokens", "3");
+        let form = fields
+            .into_iter()
+            .fold(form, |form, (field, value)| form.text(field, value));
+        server.post("/analyze", form).json().expect("JSON")
+    };
+    let attached = read([("adapter", "default"), ("stream", "false")]);
+    assert_eq!(
+        attached["model_info"]["lora_adapter"],
+        "qwen25-vl-nano-medical-lora"
+    );
+    let bare = read([("adapter", "none"), ("stream", "false")]);
+    assert_eq!(bare["model_info"]["lora_adapter"], Value::Null);
+    let small = read([("adapter", "none"), ("max_pixels", "100000")]);
+    let tokens = |body: &Value| body["image"]["tokens"].as_u64().expect("a number");
+    assert!(
+        tokens(&small) < tokens(&bare) && tokens(&small) * 28 * 28 <= 100_000,
+        "{small}"
+    );
+    assert_eq!(small["image"]["width"], bare["image"]["width"]);
+    let unknown = with_prompt(&page, TRAINED_PROMPT).text("adapter", "other");
+    let detail = assert_error(server.post("/analyze", unknown), 422);
+    assert!(
+        detail.ends_with("default, qwen25-vl-nano-medical-lora, none"),
+        "{detail}"
+    );
+}
+
+#[test]
+fn sigterm_drains_the_running_stream() {
+    let server = Shipped::start("models/qwen25-vl-nano", &[]).loaded();
+    let page = golden_page("small_consult.png");
+    let form = with_prompt(&page, TRAINED_PROMPT).text("stream", "true");
+    let mut stream = events(server.post("/analyze", form));
+    stream.expect("queued");
+    eventually("the page is being read", || {
+        server.log().contains("reading begins")
+    });
+    server.terminate();
+    let rest = stream.rest();
+    let (name, done) = rest.last().expect("an event");
+    assert_eq!((name.as_str(), &done["analysis"]), ("done", &json!(page.text)));
+    let (code, log) = server.ended();
+    assert_eq!(code, Some(0), "{log}");
+    assert!(log.contains("draining"), "{log}");
 }

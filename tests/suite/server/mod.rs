@@ -12,4 +12,5 @@ mod leaving;
 mod limits;
 mod memory;
 mod raw;
+mod streaming;
 mod support;

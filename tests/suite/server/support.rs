@@ -12,10 +12,11 @@ use actix_web::dev::ServerHandle;
 use actix_web::web::Data;
 use medical_vision::Result;
 use medical_vision::engine::{
-    Backend, Engine, EngineOptions, ModelInfo, OnStep, ReadRequest, Reading, Step, Variant,
+    Backend, Engine, EngineOptions, GeneratedToken, ImageSize, ModelInfo, OnStep, Picture, ReadRequest,
+    Reading, Step, TokenLogprob, Variant,
 };
 use medical_vision::generation::FinishReason;
-use medical_vision::processing::Content;
+use medical_vision::processing::{Content, PixelBounds};
 use medical_vision::server::{self, ServerOptions, ServerState};
 use reqwest::blocking::multipart::{Form, Part};
 use reqwest::blocking::{Client, Response};
@@ -30,10 +31,14 @@ pub struct Counts {
     pub started: AtomicUsize,
     pub finished: AtomicUsize,
     pub cancelled: AtomicUsize,
+    /// Not done by the stub but awaited: each ends one `WAIT`.
+    pub signals: AtomicUsize,
 }
 
-/// Stands in for the model. The prompt says what it does: `sleep MILLISECONDS` (in tokens of 5 ms), `panic`, `error`;
-/// anything else is answered at once with `PROMPT|WIDTHxHEIGHT|MAX_NEW_TOKENS|TEMPERATURE|SEED`.
+/// Stands in for the model. The prompt says what it does: `sleep MILLISECONDS` (in tokens of 5 ms), `panic`, `error`, `flood`
+/// (text without an end), `pour MEBIBYTES` of text, `say TEXT`. `say` and `pour` take pieces separated by `|`, each a token;
+/// `WAIT` is none but waits for a signal, `PANIC` panics, `ERROR` fails. Anything else is answered at once with
+/// `PROMPT|WIDTHxHEIGHT|MAX_NEW_TOKENS|TEMPERATURE|SEED`.
 pub struct Stub {
     variants: Vec<Variant>,
     counts: Arc<Counts>,
@@ -47,8 +52,83 @@ impl Stub {
             lora_adapter: None,
             device: "cpu".into(),
         };
-        let variants = vec![Variant { info, bounds: None }];
+        let ward = Variant {
+            info: ModelInfo {
+                lora_adapter: Some("ward".into()),
+                ..info.clone()
+            },
+            bounds: Some(PixelBounds {
+                factor: 28,
+                min_pixels: 3136,
+                max_pixels: 1_003_520,
+                max_enlargement: None,
+            }),
+        };
+        let variants = vec![Variant { info, bounds: None }, ward];
         Self { variants, counts }
+    }
+
+    /// Sizes of `picture` as a model with bounds sees it.
+    fn size(&self, picture: &Picture, variant: usize) -> ImageSize {
+        let page = &picture.page;
+        let (height, width) = page.original_size();
+        let bounds = picture.bounds.or(self.variants[variant].bounds);
+        let resized = bounds.map_or(Ok((height, width)), |bounds| bounds.scaled(height, width));
+        let (resized_height, resized_width) = resized.expect("a size");
+        ImageSize {
+            width,
+            height,
+            resized_width,
+            resized_height,
+            tokens: (resized_width * resized_height / (28 * 28)) as usize,
+        }
+    }
+
+    /// Generates `pieces`; false when it is cancelled.
+    fn say(&self, pieces: &[String], request: &ReadRequest, on_step: &mut OnStep<'_>) -> Result<bool> {
+        for piece in pieces {
+            match piece.as_str() {
+                "PANIC" => panic!("CANARY-PANIC"),
+                "ERROR" => return Err(medical_vision::Error::NonFinite("CANARY-ERROR".into())),
+                "WAIT" => {
+                    let taken = |signals: usize| signals.checked_sub(1);
+                    let signals = &self.counts.signals;
+                    while signals
+                        .fetch_update(Ordering::SeqCst, Ordering::SeqCst, taken)
+                        .is_err()
+                    {
+                        std::thread::sleep(TOKEN);
+                        if on_step(Step::NONE).is_break() {
+                            return Ok(false);
+                        }
+                    }
+                }
+                text => {
+                    let tokens: Vec<_> = request.logprobs.map(|top| token(text, top)).into_iter().collect();
+                    let tokens = &tokens;
+                    if on_step(Step { text, tokens }).is_break() {
+                        return Ok(false);
+                    }
+                }
+            }
+        }
+        Ok(true)
+    }
+}
+
+/// A token with its alternatives.
+fn token(text: &str, top: usize) -> GeneratedToken {
+    let of = |text: &str, logprob| TokenLogprob {
+        id: 1,
+        bytes: text.into(),
+        logprob,
+    };
+    GeneratedToken {
+        token: of(text, -0.25),
+        top: [of(text, -0.25), of("?", f32::NEG_INFINITY)]
+            .into_iter()
+            .take(top)
+            .collect(),
     }
 }
 
@@ -61,42 +141,66 @@ impl Backend for Stub {
         self.counts.started.fetch_add(1, Ordering::SeqCst);
         let begin = Instant::now();
         let prompt = prompt_of(request);
-        let mut finish_reason = FinishReason::Stop;
+        let picture = &request.images[0];
+        let (page, set) = (&picture.page, &request.overrides);
+        let mut pieces = Vec::new();
+        let mut cancelled = false;
         match prompt.split_once(' ').unwrap_or((prompt, "")) {
             ("panic", _) => panic!("CANARY-PANIC {prompt}"),
             ("error", _) => return Err(medical_vision::Error::NonFinite("CANARY-ERROR".into())),
             ("sleep", milliseconds) => {
                 let time = Duration::from_millis(milliseconds.parse().expect("a number"));
-                while begin.elapsed() < time {
+                while begin.elapsed() < time && !cancelled {
                     std::thread::sleep(TOKEN);
                     let step = Step {
                         text: "token",
                         tokens: &[],
                     };
-                    if on_step(step).is_break() {
-                        self.counts.cancelled.fetch_add(1, Ordering::SeqCst);
-                        finish_reason = FinishReason::Cancelled;
-                        break;
-                    }
+                    cancelled = on_step(step).is_break();
                 }
             }
+            ("flood", _) => {
+                let flood = ["x".repeat(16 << 10)];
+                while self.say(&flood, request, on_step)? {}
+                cancelled = true;
+            }
+            ("pour", amount) => {
+                let (amount, then) = amount.split_once('|').unwrap_or((amount, ""));
+                pieces = vec!["x".repeat(1 << 20); amount.parse().expect("a number")];
+                pieces.push(then.to_owned());
+            }
+            ("say", text) => pieces.extend(text.split('|').map(str::to_owned)),
             _ => {}
         }
-        self.counts.finished.fetch_add(1, Ordering::SeqCst);
-        let page = &request.images[0].page;
-        let set = &request.overrides;
-        Ok(Reading {
-            text: format!(
+        if pieces.is_empty() {
+            pieces.push(format!(
                 "{prompt}|{}x{}|{:?}|{:?}|{:?}",
                 page.width, page.height, set.max_new_tokens, set.temperature, set.seed
-            ),
+            ));
+        }
+        cancelled = cancelled || !self.say(&pieces, request, on_step)?;
+        if cancelled {
+            self.counts.cancelled.fetch_add(1, Ordering::SeqCst);
+        }
+        self.counts.finished.fetch_add(1, Ordering::SeqCst);
+        pieces.retain(|piece| piece != "WAIT");
+        let logprobs = request
+            .logprobs
+            .map(|top| pieces.iter().map(move |piece| token(piece, top)));
+        Ok(Reading {
+            text: pieces.concat(),
             tokens: vec![1, 2, 3],
+            logprobs: logprobs.into_iter().flatten().collect(),
+            images: vec![self.size(picture, request.variant)],
             prompt_tokens: 100,
             completion_tokens: 4,
-            finish_reason,
+            finish_reason: if cancelled {
+                FinishReason::Cancelled
+            } else {
+                FinishReason::Stop
+            },
             time_to_first_token_seconds: 0.001,
             latency_seconds: begin.elapsed().as_secs_f64(),
-            ..Reading::default()
         })
     }
 }
