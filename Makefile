@@ -7,11 +7,12 @@ WHEELS ?=
 MTSAMPLES ?=
 BIN := $(or $(CARGO_TARGET_DIR),target)/release
 TOOLS := .cache/tools
+CLIENTS := .cache/clients
 SAMPLE := datasets/sample/discharge_note.png
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help prerequisites setup build demo test page check spelling audit hooks bench fmt clean
+.PHONY: help prerequisites setup build demo test page clients check spelling audit hooks bench fmt clean
 
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -50,6 +51,20 @@ page: ## Test the demo page in Chromium (MVP_BIN=folder adds the built demo_ui a
 	}
 	cd tests/page && npm ci --ignore-scripts --no-audit --no-fund
 	node tests/page/run.mjs
+
+# strace is Debian's: its package is installed where it is missing and this is root, as in CI.
+clients: $(CLIENTS)/installed ## Test the server with the openai package and schemathesis, and that it opens no connection
+	@command -v strace >/dev/null || { \
+	    test "$$(id -u)" = 0 || { echo "strace is missing: install Debian's package strace"; exit 1; }; \
+	    apt-get update -q && apt-get install -yq --no-install-recommends strace; \
+	}
+	@test -x $(BIN)/server || { echo "$(BIN)/server is missing: run make build first"; exit 1; }
+	MVP_BIN="$(abspath $(BIN))" $(CLIENTS)/bin/python -B -m unittest discover --start-directory tests/clients
+
+$(CLIENTS)/installed: tests/clients/requirements.txt
+	python3 -m venv --clear $(CLIENTS)
+	$(CLIENTS)/bin/pip install --quiet --no-deps --requirement $<
+	@touch $@
 
 check: setup spelling ## Formatting, spelling, lints, documentation, dependencies, licences, advisories
 	$(CARGO) fmt --check

@@ -24,7 +24,7 @@ Exit codes:
 
 /// Serve document extraction over HTTP
 ///
-/// Routes: GET /health, POST /extract, POST /analyze, GET /benchmark; /docs describes them. --demo-port adds a page that uses them.
+/// Routes: GET /health, POST /extract, POST /analyze, GET /benchmark, and OpenAI's /v1/chat/completions and /v1/models; /docs describes them. --demo-port adds a page that uses them.
 /// Listens immediately and loads the model in the background; /health reports readiness. If the model cannot be loaded, the
 /// process exits with code 1, so that a supervisor notices.
 #[derive(Parser)]
@@ -108,6 +108,10 @@ struct ServerArgs {
     #[arg(long, value_name = "N", env = "MVP_STREAM_BUFFER_KIB", hide_env_values = true, default_value_t = defaults().stream_buffer_kib, value_parser = at_most::<1_048_576>(1))]
     stream_buffer_kib: u64,
 
+    /// Maximum number of pictures in a chat request (400).
+    #[arg(long, value_name = "N", env = "MVP_MAX_PICTURES", hide_env_values = true, default_value_t = defaults().max_pictures, value_parser = at_most::<256>(1))]
+    max_pictures: u64,
+
     /// Maximum number of new tokens; a request may lower it, not raise it.
     #[arg(long, value_name = "N", env = "MVP_MAX_NEW_TOKENS", hide_env_values = true, default_value_t = defaults().max_new_tokens, value_parser = at_most::<131_072>(1))]
     max_new_tokens: u64,
@@ -149,6 +153,7 @@ impl From<ServerArgs> for ServerOptions {
             max_decoded_mib: args.max_decoded_mib,
             stream_keep_alive_seconds: args.stream_keep_alive_seconds,
             stream_buffer_kib: args.stream_buffer_kib,
+            max_pictures: args.max_pictures,
             max_new_tokens: args.max_new_tokens,
             cors_origin: args.cors_origin,
         }

@@ -75,6 +75,8 @@ pub const MAX_PROMPT_CHARACTERS: usize = 8192;
 /// A request after preprocessing: inputs of the model.
 struct Prepared {
     input_ids: Vec<i64>,
+    /// Maximum number of generated tokens.
+    max_new_tokens: usize,
     /// Patches of all images, concatenated.
     pixel_values: Option<Tensor>,
     grids: Vec<Grid>,
@@ -194,7 +196,7 @@ impl Reader {
     /// It is called for every token, and without text between the layers of the prefill.
     pub fn read(&mut self, request: &ReadRequest, on_step: &mut OnStep<'_>) -> Result<Reading> {
         let start = Instant::now();
-        let options = self.options.with(&request.overrides)?;
+        let mut options = self.options.with(&request.overrides)?;
         let vocab_size = self.model.config().text.vocab_size;
         let mask = request
             .mask
@@ -206,6 +208,7 @@ impl Reader {
         })?;
         let prepared = self.prepare(request, options.max_new_tokens)?;
         let prompt_tokens = prepared.input_ids.len();
+        options.max_new_tokens = prepared.max_new_tokens;
         let adapter = prepared.adapter;
         let mut cache = self
             .model
@@ -397,7 +400,8 @@ impl Reader {
             return Err(overflow(least).into());
         }
         let input_ids = self.text.encode_chat(&request.messages, &grids)?;
-        if input_ids.len().saturating_add(new_tokens) > context {
+        let room = context.saturating_sub(input_ids.len());
+        if room == 0 || new_tokens > room && !request.fit_context {
             return Err(overflow(input_ids.len()).into());
         }
         let patches = images
@@ -410,6 +414,7 @@ impl Reader {
         };
         Ok(Prepared {
             input_ids,
+            max_new_tokens: new_tokens.min(room),
             pixel_values,
             grids,
             sizes,

@@ -57,6 +57,8 @@ pub struct ReadRequest {
     pub images: Vec<Picture>,
     /// Overrides of the folder's `generation_config.json`.
     pub overrides: GenerationOverrides,
+    /// Whether `max_new_tokens` is lowered to what the context leaves, instead of an error; one token must fit.
+    pub fit_context: bool,
     /// Index of the [`Variant`] that answers; 0 is the default.
     pub variant: usize,
     /// Log-probabilities of the tokens, with this number of most likely tokens; `None`: none are computed.
@@ -72,6 +74,7 @@ impl ReadRequest {
             messages,
             images,
             overrides: GenerationOverrides::default(),
+            fit_context: false,
             variant: 0,
             logprobs: None,
             mask: None,

@@ -10,20 +10,22 @@ use crate::error::ImageError;
 use crate::processing::{DecodeLimits, DecodedPage, PixelBounds, decode_page, decoder_memory};
 
 /// Decodes on a blocking thread, with limited concurrency, scaled to `bounds`. Drops `file` when it is decoded; the returned permits
-/// account for the page.
+/// account for the page. The request holds `held` permits already, of other pages.
 pub(super) async fn decode(
     state: &ServerState,
     file: impl AsRef<[u8]> + Send + 'static,
     bounds: Option<PixelBounds>,
+    held: usize,
 ) -> Result<(DecodedPage, OwnedSemaphorePermit), ApiError> {
     let limits = DecodeLimits {
         max_pixels: state.options.max_megapixels * 1_000_000,
     };
     let need = kibibytes(decoder_memory(file.as_ref(), &limits, bounds.as_ref())?);
     let limit = state.options.decoded_kib();
-    if need > limit {
+    let total = need.saturating_add(u32::try_from(held).unwrap_or(u32::MAX));
+    if total > limit {
         return Err(ApiError::DecodeMemory {
-            needed_mib: need.div_ceil(1024),
+            needed_mib: total.div_ceil(1024),
             limit_mib: limit / 1024,
         });
     }

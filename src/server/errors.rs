@@ -4,6 +4,7 @@ use actix_web::http::{StatusCode, header};
 use actix_web::{HttpResponse, ResponseError};
 
 use super::http::{HEAD_TIMEOUT, SAFE_HEADERS};
+use super::openai::{self, OpenAiError, RequestError};
 use super::types::ErrorBody;
 use crate::engine::EngineError;
 use crate::error::{ImageError, PromptError};
@@ -63,6 +64,9 @@ pub enum ApiError {
         /// `--max-decoded-mib`.
         limit_mib: u32,
     },
+    /// An invalid request to OpenAI's routes.
+    #[error(transparent)]
+    Request(#[from] RequestError),
     /// 431: request header too large.
     #[error("the request's header is too large")]
     HeaderTooLarge,
@@ -144,6 +148,7 @@ impl From<EngineError> for ApiError {
 impl ResponseError for ApiError {
     fn status_code(&self) -> StatusCode {
         match self {
+            Self::Request(error) => error.status,
             Self::Image(_)
             | Self::DecodeMemory { .. }
             | Self::Repeated(_)
@@ -198,8 +203,8 @@ pub(super) fn framework_error(status: StatusCode) -> ErrorBody {
     }
 }
 
-/// Complete response, as bytes, to a request that the HTTP parser rejected.
-pub(super) fn parser_error(status: StatusCode) -> Vec<u8> {
+/// Complete response, as bytes, to a request for `path`, if that is known, that the HTTP parser rejected.
+pub(super) fn parser_error(status: StatusCode, path: Option<&str>) -> Vec<u8> {
     let detail = match status {
         StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE => ApiError::HeaderTooLarge.to_string(),
         StatusCode::REQUEST_TIMEOUT => {
@@ -211,12 +216,17 @@ pub(super) fn parser_error(status: StatusCode) -> Vec<u8> {
         StatusCode::BAD_REQUEST => "the request is not valid HTTP".to_owned(),
         other => framework_error(other).detail,
     };
-    let body = ErrorBody {
-        detail,
-        timestamp: timestamp(),
+    // Strings always serialize.
+    let body = match path {
+        Some(path) if openai::applies_to(path) => {
+            serde_json::to_string(&OpenAiError::new(status, detail, None, None))
+        }
+        _ => serde_json::to_string(&ErrorBody {
+            detail,
+            timestamp: timestamp(),
+        }),
     };
-    // Two strings always serialize.
-    let body = serde_json::to_string(&body).unwrap_or_default();
+    let body = body.unwrap_or_default();
     let mut answer = format!("HTTP/1.1 {status}\r\n");
     for (name, value) in SAFE_HEADERS {
         answer.push_str(&format!("{name}: {value}\r\n"));

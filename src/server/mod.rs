@@ -15,6 +15,7 @@ mod docs;
 mod errors;
 mod http;
 mod logprobs;
+pub mod openai;
 mod openapi;
 pub mod options;
 mod reading;

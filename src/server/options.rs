@@ -2,7 +2,9 @@
 
 use std::time::Duration;
 
-pub use super::http::options::{FORM_OVERHEAD_BYTES, HttpOptions, MAX_HEADER_BYTES, MAX_HEADERS};
+pub use super::http::options::{
+    FORM_OVERHEAD_BYTES, HttpOptions, JSON_OVERHEAD_BYTES, MAX_HEADER_BYTES, MAX_HEADERS,
+};
 use crate::engine::EngineOptions;
 
 /// Maximum bytes of one text field.
@@ -39,6 +41,8 @@ pub struct ServerOptions {
     pub stream_keep_alive_seconds: u64,
     /// Maximum generated text that waits for the client of a stream; more cancels the request.
     pub stream_buffer_kib: u64,
+    /// Maximum number of pictures in a chat request.
+    pub max_pictures: u64,
     /// Maximum number of new tokens; a request may lower it, not raise it.
     pub max_new_tokens: u64,
     /// Allowed CORS origins: lower-case `http(s)://HOST[:PORT]`.
@@ -60,6 +64,7 @@ impl Default for ServerOptions {
             max_decoded_mib: 256,
             stream_keep_alive_seconds: 10,
             stream_buffer_kib: 256,
+            max_pictures: 16,
             max_new_tokens: 1024,
             cors_origin: Vec::new(),
         }

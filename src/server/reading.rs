@@ -48,7 +48,7 @@ pub(super) async fn respond<T: Serialize>(
     let asked = upload.min_pixels.or(upload.max_pixels).and(of_variant);
     let asked = asked.map(|bounds| bounds.overridden(upload.min_pixels, upload.max_pixels));
     let asked = asked.transpose().map_err(EngineError::Read)?;
-    let decoding = decode(state, upload.file, asked.or(of_variant));
+    let decoding = decode(state, upload.file, asked.or(of_variant), 0);
     let decoded = tokio::time::timeout_at(slot.expires().into(), decoding).await;
     let (DecodedPage { page, warnings }, memory) = decoded.map_err(|_| slot.expired())??;
     let warnings: Vec<String> = warnings.iter().map(ToString::to_string).collect();

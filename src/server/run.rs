@@ -14,6 +14,7 @@ use super::{
     demo::{self, Hosts},
     docs,
     http::{BindError, Listener, bind_port, drain_on_signal, exit_immediately, log_aborted, readable, serve},
+    openai,
     options::ServerOptions,
     routes,
     state::ServerState,
@@ -138,7 +139,8 @@ fn add_api(config: &mut ServiceConfig) {
         .service(readable("/health", routes::health))
         .service(web::resource("/extract").post(routes::extract))
         .service(web::resource("/analyze").post(routes::analyze))
-        .service(readable("/benchmark", routes::benchmark));
+        .service(readable("/benchmark", routes::benchmark))
+        .configure(openai::add_routes);
 }
 
 fn add_docs(config: &mut ServiceConfig) {

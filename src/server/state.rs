@@ -39,6 +39,10 @@ pub struct ServerState {
     pub(super) oversize_upload: Arc<Semaphore>,
     /// One permit per [`RESPONSE_PERMIT_BYTES`] of memory for large responses.
     pub(super) response_permits: Arc<Semaphore>,
+    /// Permit to decode the pictures of a request with several.
+    pub(super) several_pictures: Semaphore,
+    /// Start, Unix seconds.
+    pub(super) started: i64,
     /// Permit to read the benchmark records.
     pub(super) benchmark_permit: Arc<Semaphore>,
 }
@@ -61,6 +65,8 @@ impl ServerState {
             )),
             oversize_upload: Arc::new(Semaphore::new(1)),
             response_permits: Arc::new(Semaphore::new(RESPONSE_MEMORY_BYTES / RESPONSE_PERMIT_BYTES)),
+            several_pictures: Semaphore::new(1),
+            started: chrono::Utc::now().timestamp(),
             benchmark_permit: Arc::new(Semaphore::new(1)),
             options,
         }

@@ -2,6 +2,7 @@
 
 use std::ops::ControlFlow;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use tokio::sync::{Notify, OwnedSemaphorePermit, watch};
 use tracing::Span;
@@ -39,6 +40,8 @@ pub(super) struct Events {
     before: Option<usize>,
     answer: Option<Result<Answer, ApiError>>,
     ended: bool,
+    /// Taken by [`Self::first`], and not yet returned.
+    first: Option<Event>,
     /// Memory of the pictures.
     memory: Option<OwnedSemaphorePermit>,
     /// Of the request, so that errors are logged with its id.
@@ -67,13 +70,39 @@ impl Events {
             before: None,
             answer: None,
             ended: false,
+            first: None,
             memory,
             span: Span::current(),
         })
     }
 
+    /// Waits for the first event that is not about the queue, at most for `patience`. It is still returned by [`Self::next`].
+    ///
+    /// # Errors
+    /// The answer, if it is an error and comes first.
+    pub(super) async fn first(&mut self, patience: Duration) -> Result<(), ApiError> {
+        let waiting = async {
+            loop {
+                match self.next().await {
+                    Some(Event::Queued { .. }) => {}
+                    event => return event,
+                }
+            }
+        };
+        match tokio::time::timeout(patience, waiting).await {
+            Ok(Some(Event::Answer(Err(error)))) => return Err(error),
+            Ok(event) => self.first = event,
+            // Reported again.
+            Err(_) => self.before = None,
+        }
+        Ok(())
+    }
+
     /// The next event; `None` after the answer.
     pub(super) async fn next(&mut self) -> Option<Event> {
+        if let Some(event) = self.first.take() {
+            return Some(event);
+        }
         loop {
             if !self.ended && self.before != Some(0) {
                 let before = self.ticket.before().unwrap_or(0);

@@ -55,14 +55,14 @@ impl AsRef<[u8]> for UploadedFile {
 /// Memory permits of an upload, acquired as bytes arrive. When the budget is exhausted the upload waits; one at a time may exceed it,
 /// so that partial uploads do not deadlock.
 #[derive(Default)]
-struct UploadMemory {
+pub(super) struct UploadMemory {
     permits: Option<OwnedSemaphorePermit>,
     oversize: Option<OwnedSemaphorePermit>,
 }
 
 impl UploadMemory {
     /// Acquires permits for `bytes` in total. Waits for them until `deadline`, if it must, and returns how long it waited.
-    async fn grow(
+    pub(super) async fn grow(
         &mut self,
         bytes: usize,
         state: &ServerState,
@@ -92,6 +92,18 @@ impl UploadMemory {
             Ok((None, None)) | Err(_) => return Err(ApiError::TooManyUploads),
         }
         Ok(Some(start.elapsed()))
+    }
+
+    /// Releases the permits that `bytes` in total do not need.
+    pub(super) fn shrink(&mut self, bytes: usize) {
+        let needed = bytes.div_ceil(UPLOAD_PERMIT_BYTES);
+        if let Some(permits) = &mut self.permits {
+            let excess = permits.num_permits().saturating_sub(needed);
+            drop(permits.split(excess));
+        }
+        if self.permits.as_ref().map_or(0, OwnedSemaphorePermit::num_permits) >= needed {
+            self.oversize = None;
+        }
     }
 
     fn add(&mut self, permits: OwnedSemaphorePermit) {

@@ -21,7 +21,7 @@ use tokio::sync::mpsc::{Receiver, Sender, channel};
 use super::api_url::ApiUrl;
 use super::errors::DemoError;
 use crate::console::RateLimit;
-use crate::server::http::{GuardedBody, body_error, readable, request_id};
+use crate::server::http::{GuardedBody, HttpOptions, body_error, readable, request_id};
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// TCP keep-alive detects an API that vanished.
@@ -44,6 +44,9 @@ const RESPONSE_HEADERS: [HeaderName; 3] = [
 ];
 /// The types of the API's answers. Any other one, HTML above all, is not passed on.
 const CONTENT_TYPES: [&str; 2] = ["application/json", "text/event-stream"];
+
+/// The route whose bodies are JSON, pattern of the page's server.
+const CHAT: &str = "/api/v1/chat/completions";
 
 /// The API that requests are forwarded to.
 #[derive(Clone)]
@@ -86,7 +89,11 @@ pub(super) fn add_routes(config: &mut ServiceConfig) {
 
 /// Forwards a request. When the browser disconnects, this or the answer's body is dropped, and with it the connection to the API,
 /// which then stops reading the page.
-async fn forward(request: HttpRequest, api: Data<Api>) -> Result<HttpResponse, Error> {
+async fn forward(
+    request: HttpRequest,
+    api: Data<Api>,
+    options: Data<HttpOptions>,
+) -> Result<HttpResponse, Error> {
     let url = route(&request, &api.url).ok_or(DemoError::NoRoute)?;
     // Both methods are standard ones.
     let method = reqwest::Method::from_bytes(request.method().as_str().as_bytes());
@@ -104,6 +111,9 @@ async fn forward(request: HttpRequest, api: Data<Api>) -> Result<HttpResponse, E
         let answer = outgoing.send().await.map_err(|error| unreachable(&api, error))?;
         return Ok(passed_on(&api, answer, None)?);
     };
+    if request.match_pattern().is_some_and(|pattern| pattern == CHAT) {
+        body.limit(options.max_json_bytes());
+    }
     if let Some(length) = request.headers().get(header::CONTENT_LENGTH) {
         outgoing = outgoing.header("content-length", length.as_bytes());
     }

@@ -11,7 +11,7 @@ use actix_web::body::{BodySize, BoxBody, MessageBody};
 use actix_web::dev::{ServiceRequest, ServiceResponse};
 use actix_web::middleware::Next;
 use actix_web::web::Bytes;
-use actix_web::{Error, HttpMessage, HttpRequest, ResponseError};
+use actix_web::{Error, HttpMessage, HttpRequest};
 
 use super::connection_slots::{ActiveRequest, ConnectionState};
 use super::logging::warn_of_excess_connections;
@@ -43,7 +43,7 @@ pub(super) async fn admit<B: MessageBody + 'static>(
     request.extensions_mut().insert(arrival);
     let mut response = if connection.is_spare() && !HEALTH.contains(&request.path()) {
         warn_of_excess_connections();
-        request.into_response(ApiError::TooManyConnections.error_response())
+        request.error_response(ApiError::TooManyConnections)
     } else {
         next.call(request).await?.map_into_boxed_body()
     };

@@ -168,7 +168,7 @@ impl AsyncWrite for Connection {
             let status = this.rejection.unwrap_or(status);
             warn_of_rejected_request(status);
             this.answer = Some(Replacement {
-                bytes: parser_error(status),
+                bytes: parser_error(status, this.framing.path()),
                 written: 0,
                 replaces: bytes.len(),
             });

@@ -50,7 +50,7 @@ const NO_SIZE: Size = Size {
 #[derive(Debug)]
 pub(super) struct Framing {
     part: Part,
-    /// The current head so far.
+    /// The current head so far, or a rejected one.
     head: Vec<u8>,
     /// Bytes of its current line, without line breaks.
     line: usize,
@@ -79,6 +79,13 @@ impl Framing {
     /// Whether a head has begun since the last call.
     pub(super) fn head_began(&mut self) -> bool {
         std::mem::take(&mut self.news)
+    }
+
+    /// Path of the current request, as far as its head has arrived or if it is rejected.
+    pub(super) fn path(&self) -> Option<&str> {
+        let line = self.head.trim_ascii_start().split(|&byte| byte == b'\n').next()?;
+        let target = std::str::from_utf8(line).ok()?.split(' ').nth(1)?;
+        target.trim_end().split('?').next()
     }
 
     /// Processes the next bytes.
@@ -140,7 +147,9 @@ impl Framing {
             b'\n' if self.line == 0 && !self.begun => {}
             b'\n' if self.line == 0 => {
                 self.part = after_head(&self.head);
-                self.head = Vec::new();
+                if self.part != Part::Rest {
+                    self.head = Vec::new();
+                }
                 self.begun = false;
             }
             b'\n' => self.line = 0,

@@ -10,10 +10,11 @@ use actix_web::http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use actix_web::http::{Method, StatusCode};
 use actix_web::middleware::Next;
 use actix_web::web::Bytes;
-use actix_web::{Error, HttpResponse, ResponseError};
+use actix_web::{Error, HttpResponse};
 
 use super::options::{MAX_HEADER_BYTES, MAX_HEADERS};
 use crate::server::errors::{ApiError, framework_error};
+use crate::server::openai;
 
 /// Headers of every response, unless its handler has set them: pages have their own content security policy.
 pub(in crate::server) const SAFE_HEADERS: [(HeaderName, &str); 5] = [
@@ -36,9 +37,11 @@ pub(super) async fn finish<B: MessageBody + 'static>(
     let response = if header_fits(request.headers()) {
         next.call(request).await?.map_into_boxed_body()
     } else {
-        request.into_response(ApiError::HeaderTooLarge.error_response())
+        request.error_response(ApiError::HeaderTooLarge)
     };
-    let mut response = if is_bare_error(&response) {
+    let mut response = if openai::applies_to(response.request().path()) {
+        openai::with_openai_body(response)
+    } else if is_bare_error(&response) {
         with_json_body(response)
     } else {
         response

@@ -70,6 +70,11 @@ impl GuardedBody {
         self.0.borrow().end
     }
 
+    /// Sets the maximum size, of what is not read yet.
+    pub(in crate::server) fn limit(&self, bytes: u64) {
+        self.0.borrow_mut().left = bytes;
+    }
+
     /// Extends the deadlines by `waited`, the time for which the server did not read.
     pub(in crate::server) fn extend_deadlines(&self, waited: Duration) {
         let mut inner = self.0.borrow_mut();

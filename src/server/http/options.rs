@@ -4,6 +4,8 @@ use std::net::IpAddr;
 
 /// Maximum bytes of a request body besides the page: other fields, part headers, boundaries.
 pub const FORM_OVERHEAD_BYTES: u64 = 64 * 1024;
+/// Maximum bytes of a JSON body besides the pictures.
+pub const JSON_OVERHEAD_BYTES: u64 = 4 * 1024 * 1024;
 /// Maximum total bytes of a request's header lines.
 pub const MAX_HEADER_BYTES: usize = 16 * 1024;
 /// Maximum number of header lines of a request.
@@ -57,5 +59,10 @@ impl HttpOptions {
     /// Maximum size of a request body in bytes.
     pub fn max_body_bytes(&self) -> u64 {
         self.max_upload_bytes() + FORM_OVERHEAD_BYTES
+    }
+
+    /// Maximum size of a JSON body in bytes, in which base64 takes four bytes for three.
+    pub fn max_json_bytes(&self) -> u64 {
+        self.max_upload_bytes().div_ceil(3) * 4 + JSON_OVERHEAD_BYTES
     }
 }

@@ -334,6 +334,9 @@ fn the_openapi_document_lists_the_routes() {
         ("/benchmark", "get"),
         ("/extract", "post"),
         ("/health", "get"),
+        ("/v1/chat/completions", "post"),
+        ("/v1/models", "get"),
+        ("/v1/models/{id}", "get"),
     ];
     assert_eq!(routes, BTreeSet::from(expected));
     // Every reference leads somewhere.

@@ -26,7 +26,7 @@ pub struct Shipped {
     /// What it says on standard error, as JSON lines.
     log: Arc<Mutex<String>>,
     reader: Option<JoinHandle<()>>,
-    client: Client,
+    pub client: Client,
 }
 
 impl Shipped {
@@ -98,6 +98,10 @@ impl Shipped {
     pub fn post(&self, path: &str, form: Form) -> Response {
         let request = self.client.post(format!("http://{}{path}", self.address));
         request.multipart(form).send().expect("an answer")
+    }
+
+    pub fn url(&self, path: &str) -> String {
+        format!("http://{}{path}", self.address)
     }
 
     pub fn log(&self) -> String {

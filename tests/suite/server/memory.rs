@@ -6,7 +6,7 @@ use super::embedded::Shipped;
 use crate::suite::processing::images::memory::{LOSSLESS_WEBP, lossy_webp, tiff};
 
 /// Most memory that the process ever held beside the libraries that it shares with others, MiB.
-fn peak_mib(process: u32) -> u64 {
+pub fn peak_mib(process: u32) -> u64 {
     let status = std::fs::read_to_string(format!("/proc/{process}/status")).unwrap();
     let kibibytes = |name| {
         let line = status.lines().find_map(|line| line.strip_prefix(name)).unwrap();

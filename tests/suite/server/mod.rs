@@ -11,6 +11,7 @@ mod engine;
 mod leaving;
 mod limits;
 mod memory;
+mod openai;
 mod raw;
 mod streaming;
 mod support;
