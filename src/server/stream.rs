@@ -42,6 +42,8 @@ pub(super) struct Events {
     ended: bool,
     /// Taken by [`Self::first`], and not yet returned.
     first: Option<Event>,
+    /// Ended without having had its turn.
+    rejected: bool,
     /// Memory of the pictures.
     memory: Option<OwnedSemaphorePermit>,
     /// Of the request, so that errors are logged with its id.
@@ -71,6 +73,7 @@ impl Events {
             answer: None,
             ended: false,
             first: None,
+            rejected: false,
             memory,
             span: Span::current(),
         })
@@ -104,7 +107,8 @@ impl Events {
             return Some(event);
         }
         loop {
-            if !self.ended && self.before != Some(0) {
+            // Its turn is reported also where the answer has come by now.
+            if !self.rejected && self.before != Some(0) {
                 let before = self.ticket.before().unwrap_or(0);
                 if self.before.replace(before) != Some(before) {
                     return Some(Event::Queued { before });
@@ -122,6 +126,10 @@ impl Events {
                 _ = self.turns.changed(), if self.before != Some(0) => continue,
             };
             self.ended = true;
+            self.rejected = matches!(
+                answer,
+                Err(EngineError::QueueDeadline { .. } | EngineError::Stopping)
+            );
             self.memory = None;
             self.answer = Some(match self.waiting.overflow() {
                 Some(limit_kib) => Err(ApiError::SlowReader { limit_kib }),

@@ -40,7 +40,7 @@ fn malformed_json_is_refused_with_line_and_column() {
         ("{\"temperature\": 1e999}", 1, 21),
         ("{\"model\": \"\\ud800\"}", 1, 18),
         ("{} {}", 1, 4),
-        ("{\"a\": 1,}", 1, 10),
+        ("{\"a\": 1,}", 1, 9),
         ("<html>", 1, 1),
     ];
     for (body, line, column) in cases {

@@ -301,6 +301,8 @@ fn a_picture_beyond_the_memory_budget_is_refused_with_a_figure() {
 fn requests_with_several_pictures_do_not_wait_for_each_other() {
     let server = start(ServerOptions {
         max_decoded_mib: 64,
+        // A busy machine must not let them wait too long for their turn.
+        queue_deadline_seconds: 3600,
         ..ServerOptions::default()
     });
     let page = picture(&data_uri("image/png", &png(2000, 2000)));
