@@ -130,7 +130,10 @@ fn figures_of_the_original() -> Value {
             "val_split": 490, "test_split": 490, "split_ratio": "80/10/10",
         },
         "api_deployment": {
-            "endpoints": ["GET /benchmark", "GET /health", "POST /analyze", "POST /extract"],
+            "endpoints": [
+                "GET /benchmark", "GET /health", "GET /v1/models", "GET /v1/models/{id}", "POST /analyze", "POST /extract",
+                "POST /v1/chat/completions",
+            ],
             "tests_passed": null, "tests_total": null,
         },
     })

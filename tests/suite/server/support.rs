@@ -393,7 +393,7 @@ pub fn status_of(answer: &str) -> u16 {
 }
 
 /// Waits for `condition`.
-pub fn eventually(what: &str, condition: impl Fn() -> bool) {
+pub fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
     let begin = Instant::now();
     while !condition() {
         assert!(begin.elapsed() < PATIENCE, "waited in vain: {what}");

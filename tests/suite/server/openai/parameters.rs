@@ -229,7 +229,7 @@ fn what_is_not_supported_is_refused_by_name() {
 #[test]
 fn unknown_and_missing_parameters_are_refused_by_name() {
     let server = start(ServerOptions::default());
-    for param in ["functions", "temprature", "extra_body", "", "Temperature"] {
+    for param in ["functions", "temperatures", "extra_body", "", "Temperature"] {
         refusal(
             &server,
             &request("hello", json!({param: null})),
