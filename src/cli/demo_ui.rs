@@ -37,7 +37,7 @@ pub(super) struct Arguments {
 #[derive(Debug, clap::Args)]
 #[command(next_help_heading = "Page options")]
 struct DemoArgs {
-    /// Address of the API: http(s)://HOST[:PORT]
+    /// Address of the API: http(s)://HOST or http(s)://HOST:PORT
     #[arg(long, value_name = "URL", env = "MVP_API_URL", hide_env_values = true, default_value = DemoOptions::API_URL)]
     api_url: String,
 
