@@ -161,7 +161,7 @@ impl Weights<'_> {
 
     /// The tensor that the adapter stores in place of the base's, on `device` in the model's dtype.
     fn replaced(&self, name: &str, shape: &[usize], device: Device) -> Result<Option<Tensor>> {
-        // Only a single adapter may replace tensors: `check_adapters`.
+        // Only a single adapter may replace tensors: `Model::load` checks it.
         let mut adapters = self.adapters.iter();
         let Some((adapter, tensor)) =
             adapters.find_map(|adapter| Some((adapter, adapter.replaced.get(name)?)))

@@ -2,8 +2,9 @@
 
 use std::fs;
 use std::path::Path;
-use std::process::{Command, Output};
+use std::process::Output;
 
+use crate::suite::program::without_variables;
 use medical_vision::lora::{Adapter, LoraConfig};
 use medical_vision::qwen2_5_vl::Config;
 use medical_vision::records::{self, Benchmark, GpuMemory, paths};
@@ -11,12 +12,7 @@ use serde_json::{Value, json};
 
 /// A binary in the project's folder `root`, on the embedded model, without the caller's `MVP_*` variables.
 fn run(binary: &str, root: &Path, arguments: &[&str]) -> Output {
-    let mut command = Command::new(binary);
-    for (name, _) in std::env::vars_os() {
-        if name.as_encoded_bytes().starts_with(b"MVP_") {
-            command.env_remove(name);
-        }
-    }
+    let mut command = without_variables(binary);
     command
         .args(["--device", "cpu", "--root"])
         .arg(root)

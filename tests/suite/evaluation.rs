@@ -3,9 +3,10 @@
 use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::Output;
 use std::sync::atomic::AtomicBool;
 
+use crate::suite::program::without_variables;
 use medical_vision::device::Precision;
 use medical_vision::device::{DeviceChoice, select};
 use medical_vision::documents::DocumentSet;
@@ -172,12 +173,7 @@ fn held_out_answers_count_for_the_recommendation() {
 }
 
 fn run(binary: &str, root: &Path, arguments: &[&str]) -> Output {
-    let mut command = Command::new(binary);
-    for (name, _) in std::env::vars_os() {
-        if name.as_encoded_bytes().starts_with(b"MVP_") {
-            command.env_remove(name);
-        }
-    }
+    let mut command = without_variables(binary);
     command
         .args(["--device", "cpu", "--root"])
         .arg(root)

@@ -12,19 +12,25 @@ pub const SAMPLE: &str = "datasets/sample/discharge_note.png";
 pub const TRAINED_PROMPT: &str =
     "Extract all medical terms, diagnoses, and clinical findings from this image.";
 
-/// `medvision` in the project's folder, without the caller's `MVP_*` variables and without the
-/// adapter that comes with the embedded model: most tests are about the model alone.
-pub fn medvision(arguments: &[&str]) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_medvision"));
-    command
-        .args(arguments)
-        .current_dir(env!("CARGO_MANIFEST_DIR"))
-        .stdin(Stdio::null());
+/// A program without the caller's `MVP_*` variables, which would change what it does.
+pub fn without_variables(binary: &str) -> Command {
+    let mut command = Command::new(binary);
     for (name, _) in std::env::vars_os() {
         if name.as_encoded_bytes().starts_with(b"MVP_") {
             command.env_remove(name);
         }
     }
+    command
+}
+
+/// `medvision` in the project's folder, without the caller's `MVP_*` variables and without the
+/// adapter that comes with the embedded model: most tests are about the model alone.
+pub fn medvision(arguments: &[&str]) -> Command {
+    let mut command = without_variables(env!("CARGO_BIN_EXE_medvision"));
+    command
+        .args(arguments)
+        .current_dir(env!("CARGO_MANIFEST_DIR"))
+        .stdin(Stdio::null());
     command.env("MVP_ADAPTER", "none");
     command
 }

@@ -2,12 +2,13 @@
 
 use std::fs;
 use std::path::Path;
-use std::process::{Command, Output};
+use std::process::Output;
 
 use medical_vision::records::{self, FinalReport, paths};
 use serde_json::{Value, json};
 
 use super::records::original;
+use crate::suite::program::without_variables;
 
 /// A project folder with records of the original project.
 fn project() -> tempfile::TempDir {
@@ -30,12 +31,7 @@ fn copy(from: &Path, to: &Path) {
 }
 
 fn generate(root: &Path) -> Output {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_generate_report"));
-    for (name, _) in std::env::vars_os() {
-        if name.as_encoded_bytes().starts_with(b"MVP_") {
-            command.env_remove(name);
-        }
-    }
+    let mut command = without_variables(env!("CARGO_BIN_EXE_generate_report"));
     command.arg("--root").arg(root).output().unwrap()
 }
 

@@ -1,17 +1,13 @@
 //! `validate_environment` as a user runs it.
 
 use std::path::Path;
-use std::process::{Command, Output};
+use std::process::Output;
 
+use crate::suite::program::without_variables;
 use medical_vision::records::{self, Environment, paths};
 
 fn validate(root: &Path, arguments: &[&str]) -> Output {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_validate_environment"));
-    for (name, _) in std::env::vars_os() {
-        if name.as_encoded_bytes().starts_with(b"MVP_") {
-            command.env_remove(name);
-        }
-    }
+    let mut command = without_variables(env!("CARGO_BIN_EXE_validate_environment"));
     command
         .args(["--root", root.to_str().unwrap()])
         .args(arguments)

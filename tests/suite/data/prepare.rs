@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::time::Duration;
 
+use crate::suite::program::without_variables;
 use medical_vision::data::{RAW_FORMAT, RawManifest, RawRecord, RawWriter, SkippedRows, calibration_pages};
 use medical_vision::processing::{DecodeLimits, decode};
 use medical_vision::project::Project;
@@ -21,17 +22,12 @@ use tempfile::TempDir;
 const LISTS: [&str; 3] = ["train", "val", "test"];
 
 fn command(root: &Path, arguments: &[&str]) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_prepare_training_data"));
+    let mut command = without_variables(env!("CARGO_BIN_EXE_prepare_training_data"));
     command
         .args(arguments)
         .arg("--root")
         .arg(root)
         .stdin(Stdio::null());
-    for (name, _) in std::env::vars_os() {
-        if name.as_encoded_bytes().starts_with(b"MVP_") {
-            command.env_remove(name);
-        }
-    }
     // Samples of the raw data sets only, unless a test enables generated ones.
     command.env("MVP_CLINICAL", "0");
     command

@@ -19,14 +19,12 @@ use medical_vision::records::{self, Nf4QuantizationConfig, QuantizationInfo};
 use safetensors::{Dtype, tensor::TensorView};
 
 use crate::suite::fixtures;
+use crate::suite::program::without_variables;
 
 const BINARY: &str = env!("CARGO_BIN_EXE_quantize_base");
 
 fn command(root: &Path, model: &Path) -> Command {
-    let mut command = Command::new(BINARY);
-    for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("MVP_")) {
-        command.env_remove(name);
-    }
+    let mut command = without_variables(BINARY);
     command
         .args(["--device", "cpu", "--method", "nf4", "--root"])
         .arg(root)

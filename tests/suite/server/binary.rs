@@ -6,17 +6,12 @@ use std::process::{Command, Output, Stdio};
 use std::sync::mpsc;
 
 use super::support::{PATIENCE, read_to_close, status_of};
-use crate::suite::program::ModelCopy;
+use crate::suite::program::{ModelCopy, without_variables};
 
 /// The binary in the project's folder, without the caller's `MVP_*` variables and without the
 /// adapter that comes with the embedded model: most tests are about the model alone.
 pub fn server(arguments: &[&str]) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_server"));
-    for (name, _) in std::env::vars_os() {
-        if name.as_encoded_bytes().starts_with(b"MVP_") {
-            command.env_remove(name);
-        }
-    }
+    let mut command = without_variables(env!("CARGO_BIN_EXE_server"));
     command.env("MVP_ADAPTER", "none");
     command
         .args(["--device", "cpu"])

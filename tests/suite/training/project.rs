@@ -9,6 +9,7 @@ use std::sync::OnceLock;
 use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
+use crate::suite::program::without_variables;
 use medical_vision::quantize::{
     Watch,
     nf4::{Nf4Options, quantize_folder},
@@ -97,10 +98,7 @@ impl TrainingProject {
 
     /// `finetune_lora` on this project, small and quick; `flags` come last.
     pub fn command(&self, flags: &[&str]) -> Command {
-        let mut command = Command::new(BINARY);
-        for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("MVP_")) {
-            command.env_remove(name);
-        }
+        let mut command = without_variables(BINARY);
         let small = [
             "--device",
             "cpu",

@@ -9,6 +9,7 @@ use std::thread::JoinHandle;
 use medical_vision::server::ServerOptions;
 
 use super::support::{PATIENCE, TestServer};
+use crate::suite::program::without_variables;
 
 mod forward;
 mod page;
@@ -17,12 +18,7 @@ mod streams;
 
 /// `demo_ui` without the caller's `MVP_*` variables.
 fn demo_ui(arguments: &[&str]) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_demo_ui"));
-    for (name, _) in std::env::vars_os() {
-        if name.as_encoded_bytes().starts_with(b"MVP_") {
-            command.env_remove(name);
-        }
-    }
+    let mut command = without_variables(env!("CARGO_BIN_EXE_demo_ui"));
     command
         .args(arguments)
         .current_dir(env!("CARGO_MANIFEST_DIR"))
