@@ -100,8 +100,11 @@ fn a_dropped_ticket_cancels_queued_and_running_requests() {
     drop(waiting);
     assert_eq!(engine.admitted(), 1, "a waiting request leaves at once");
     drop(running);
+    let steps = counts.steps.load(Ordering::SeqCst);
     eventually("it is cancelled", || counts.cancelled.load(Ordering::SeqCst) == 1);
     eventually("its slot is free", || engine.admitted() == 0);
+    let more = counts.steps.load(Ordering::SeqCst) - steps;
+    assert!(more <= 2, "{more} more decode steps");
     ask(&engine, "next").expect("an answer");
     assert_eq!(
         counts.started.load(Ordering::SeqCst),

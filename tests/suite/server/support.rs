@@ -31,6 +31,8 @@ pub struct Counts {
     pub started: AtomicUsize,
     pub finished: AtomicUsize,
     pub cancelled: AtomicUsize,
+    /// Tokens of `sleep`.
+    pub steps: AtomicUsize,
     /// Not done by the stub but awaited: each ends one `WAIT`.
     pub signals: AtomicUsize,
 }
@@ -152,6 +154,7 @@ impl Backend for Stub {
                 let time = Duration::from_millis(milliseconds.parse().expect("a number"));
                 while begin.elapsed() < time && !cancelled {
                     std::thread::sleep(TOKEN);
+                    self.counts.steps.fetch_add(1, Ordering::SeqCst);
                     let step = Step {
                         text: "token",
                         tokens: &[],
