@@ -9,7 +9,7 @@ use clap::Parser;
 use super::http_args::{HttpArgs, at_most, host_name};
 use super::{CommonArgs, ResidentAdapterArgs, fail, print_warnings};
 use crate::console::{Level, say, say_lines};
-use crate::device::{Selected, gpu_memory};
+use crate::device::{Selected, gpu_memory, share_freed_memory};
 use crate::engine::{Engine, LoadOptions, Reader};
 use crate::records::mebibytes;
 use crate::server::{self, GpuFigures, Readiness, ServerOptions, ServerState};
@@ -165,6 +165,7 @@ pub(super) fn main() -> ExitCode {
     let arguments = Arguments::parse();
     arguments.common.start_logging(Level::INFO);
     server::forbid_core_dumps();
+    share_freed_memory();
     let served = actix_web::rt::System::new().block_on(serve(arguments));
     served.unwrap_or_else(|error| fail(&error))
 }

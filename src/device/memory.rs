@@ -73,7 +73,17 @@ pub fn keep_freed_memory() {
     }
 }
 
-/// Returns the allocator's free memory to the system; otherwise per-thread arenas would keep a server at its peak. glibc only.
+/// Makes all threads allocate from one arena, so that memory which one frees is used by the next; otherwise each keeps its own peak.
+/// To be called before threads are started. glibc only.
+pub fn share_freed_memory() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: sets a number of the allocator.
+    unsafe {
+        libc::mallopt(libc::M_ARENA_MAX, 1);
+    }
+}
+
+/// Returns the allocator's free memory to the system; otherwise a server would stay at its peak. glibc only.
 pub fn return_freed_memory() {
     #[cfg(target_env = "gnu")]
     // SAFETY: takes the allocator's own locks.

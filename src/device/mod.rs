@@ -15,9 +15,9 @@ pub use self::cuda::{
 };
 pub use self::load::{ProcessorShares, ProcessorTimes, load_average};
 pub use self::memory::{
-    HostMemory, ProcessMemory, host_memory, keep_freed_memory, process_memory, return_freed_memory,
+    HostMemory, ModelMemory, ProcessMemory, host_memory, keep_freed_memory, model_memory, process_memory,
+    return_freed_memory, share_freed_memory,
 };
-pub use self::memory::{ModelMemory, model_memory};
 pub use self::precision::{Precision, device_name, kind_name};
 pub use self::processor::{cpu_info, cpu_name};
 pub use self::threads::{default_threads, physical_cores, set_threads};

@@ -11,7 +11,6 @@ use futures_util::StreamExt;
 use super::errors::RequestError;
 use super::models;
 use super::request::ChatRequest;
-use crate::device::return_freed_memory;
 use crate::server::errors::ApiError;
 use crate::server::http::{GuardedBody, arrival, body_error};
 use crate::server::state::ServerState;
@@ -19,9 +18,6 @@ use crate::server::upload::UploadMemory;
 
 /// Memory of the JSON tree of a body, bytes.
 const TREE_BYTES: usize = 8 << 20;
-
-/// A body after which the allocator returns its freed memory, bytes: it keeps that for each thread.
-const LARGE_BODY: usize = 1 << 20;
 
 /// Reads and checks a request. The returned permits account for its texts and pictures.
 pub(super) async fn read_request(
@@ -46,11 +42,7 @@ pub(super) async fn read_request(
         // Both are held until the end, also when the client disconnects.
         let _transient = transient;
         let chat = ChatRequest::parse(&body, &shared.options, shared.engine.variants());
-        let is_large = body.len() > LARGE_BODY;
         drop(body);
-        if is_large {
-            return_freed_memory();
-        }
         let chat = chat?;
         memory.shrink(chat.bytes());
         Ok::<_, RequestError>((chat, memory))
