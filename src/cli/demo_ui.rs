@@ -5,17 +5,17 @@ use std::process::ExitCode;
 
 use clap::Parser;
 
-use super::http_args::{HttpArgs, host_name};
+use super::http_args::{HttpArgs, TlsArgs, host_name};
 use super::{CommonArgs, fail};
-use crate::console::{Level, say_lines};
+use crate::console::{Level, say, say_lines};
 use crate::server::demo::{self, DemoOptions};
-use crate::server::{self, HttpOptions};
+use crate::server::{self, HttpOptions, Reloads};
 use crate::version::version;
 
 const EXIT_CODES: &str = "\
 Exit codes:
   0    stopped by SIGTERM or Ctrl-C after draining in-flight requests
-  1    cannot listen, or in-flight requests exceeded --shutdown-seconds
+  1    cannot listen, cannot use a TLS file, or in-flight requests exceeded --shutdown-seconds
   2    invalid command line
   130, 143  stopped immediately by a second Ctrl-C or SIGTERM";
 
@@ -29,6 +29,8 @@ Exit codes:
 pub(super) struct Arguments {
     #[command(flatten)]
     demo: DemoArgs,
+    #[command(flatten, next_help_heading = "TLS options")]
+    tls: TlsArgs,
     #[command(flatten)]
     common: CommonArgs,
 }
@@ -69,26 +71,34 @@ pub(super) fn main() -> ExitCode {
     let arguments = Arguments::parse();
     arguments.common.start_logging(Level::INFO);
     server::forbid_core_dumps();
-    let served = actix_web::rt::System::new().block_on(serve(arguments.demo));
+    let served = actix_web::rt::System::new().block_on(serve(arguments.demo, arguments.tls));
     served.unwrap_or_else(|error| fail(&error))
 }
 
-async fn serve(args: DemoArgs) -> anyhow::Result<ExitCode> {
-    let options = DemoOptions {
+async fn serve(args: DemoArgs, tls: TlsArgs) -> anyhow::Result<ExitCode> {
+    let mut options = DemoOptions {
         api_url: args.api_url.parse()?,
         host: args.host,
         port: args.port,
         allowed_hosts: args.allowed_host,
         http: HttpOptions::from(args.http),
     };
+    let mut reloads = Reloads::new(say);
+    options.http.tls = tls.load(&mut reloads)?;
+    reloads.listen()?;
     let listener = demo::bind(&options)?;
     say_lines(Level::INFO, &summary(listener.local_addr()?, &options));
     Ok(demo::run(listener, &options).await?)
 }
 
 fn summary(address: SocketAddr, options: &DemoOptions) -> String {
-    let mut summary = format!("Demo page: http://{address}, for the API at {}", options.api_url);
-    if !address.ip().is_loopback() {
+    let scheme = options.http.scheme();
+    let mut summary = format!(
+        "Demo page: {scheme}://{address}, for the API at {}",
+        options.api_url
+    );
+    let tls = options.http.tls.as_ref();
+    if !address.ip().is_loopback() && !tls.is_some_and(|tls| tls.asks_for_client_certificates()) {
         summary += "\n  note  reachable from the network: whoever opens the page can use the API";
     }
     summary + "\nPress Ctrl-C to drain and stop, twice to stop immediately."

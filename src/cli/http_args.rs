@@ -1,10 +1,13 @@
 //! Limits and timeouts of the programs that serve HTTP.
 
 use std::net::IpAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
 
 use clap::builder::RangedU64ValueParser;
 
-use crate::server::HttpOptions;
+use crate::console::{Level, say};
+use crate::server::{HttpOptions, Reloads, Tls, TlsError, TlsFiles};
 
 /// Limits and timeouts of connections and request bodies.
 #[derive(Debug, clap::Args)]
@@ -52,6 +55,60 @@ pub struct HttpArgs {
     shutdown_seconds: u64,
 }
 
+/// TLS of the programs that serve HTTP.
+#[derive(Debug, clap::Args)]
+pub struct TlsArgs {
+    /// Certificate of the server, PEM, and behind it those that lead to its authority: all ports speak TLS. Read anew on SIGHUP.
+    #[arg(
+        long,
+        value_name = "FILE",
+        env = "MVP_TLS_CERT",
+        hide_env_values = true,
+        requires = "tls_key"
+    )]
+    tls_cert: Option<PathBuf>,
+
+    /// Key of --tls-cert, PEM, not encrypted.
+    #[arg(
+        long,
+        value_name = "FILE",
+        env = "MVP_TLS_KEY",
+        hide_env_values = true,
+        requires = "tls_cert"
+    )]
+    tls_key: Option<PathBuf>,
+
+    /// Authorities of client certificates, PEM: only clients with a certificate from one of them are served.
+    #[arg(
+        long,
+        value_name = "FILE",
+        env = "MVP_TLS_CLIENT_CA",
+        hide_env_values = true,
+        requires = "tls_cert"
+    )]
+    tls_client_ca: Option<PathBuf>,
+}
+
+impl TlsArgs {
+    /// Reads the files, if TLS is asked for, and has `reloads` read them anew. Prints warnings.
+    pub fn load(self, reloads: &mut Reloads) -> Result<Option<Arc<Tls>>, TlsError> {
+        let (Some(cert), Some(key)) = (self.tls_cert, self.tls_key) else {
+            return Ok(None);
+        };
+        let (tls, warnings) = Tls::load(TlsFiles {
+            cert,
+            key,
+            client_ca: self.tls_client_ca,
+        })?;
+        for warning in warnings {
+            say(Level::WARN, &warning);
+        }
+        let reloaded = Arc::clone(&tls);
+        reloads.add("TLS certificate", move || reloaded.reload());
+        Ok(Some(tls))
+    }
+}
+
 /// Whole numbers from `min` to `MAX`.
 pub fn at_most<const MAX: u64>(min: u64) -> RangedU64ValueParser {
     RangedU64ValueParser::new().range(min..=MAX)
@@ -78,6 +135,7 @@ impl From<HttpArgs> for HttpOptions {
             connection_lifetime_seconds: args.connection_lifetime_seconds,
             stall_seconds: args.stall_seconds,
             shutdown_seconds: args.shutdown_seconds,
+            tls: None,
         }
     }
 }

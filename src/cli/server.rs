@@ -6,19 +6,19 @@ use std::sync::Arc;
 use actix_web::web::Data;
 use clap::Parser;
 
-use super::http_args::{HttpArgs, at_most, host_name};
+use super::http_args::{HttpArgs, TlsArgs, at_most, host_name};
 use super::{CommonArgs, ResidentAdapterArgs, fail, print_warnings};
 use crate::console::{Level, say, say_lines};
 use crate::device::{Selected, gpu_memory, share_freed_memory};
 use crate::engine::{Engine, LoadOptions, Reader};
 use crate::records::mebibytes;
-use crate::server::{self, GpuFigures, Readiness, ServerOptions, ServerState};
+use crate::server::{self, GpuFigures, Readiness, Reloads, ServerOptions, ServerState};
 use crate::version::version;
 
 const EXIT_CODES: &str = "\
 Exit codes:
   0    stopped by SIGTERM or Ctrl-C after draining in-flight requests
-  1    cannot listen, cannot load the model, or in-flight requests exceeded --shutdown-seconds
+  1    cannot listen, cannot use a TLS file, cannot load the model, or in-flight requests exceeded --shutdown-seconds
   2    invalid command line
   130, 143  stopped immediately by a second Ctrl-C or SIGTERM";
 
@@ -32,6 +32,8 @@ Exit codes:
 pub(super) struct Arguments {
     #[command(flatten)]
     server: ServerArgs,
+    #[command(flatten, next_help_heading = "TLS options")]
+    tls: TlsArgs,
     #[command(flatten)]
     adapter: ResidentAdapterArgs,
     #[command(flatten)]
@@ -173,10 +175,14 @@ pub(super) fn main() -> ExitCode {
 async fn serve(arguments: Arguments) -> anyhow::Result<ExitCode> {
     let Arguments {
         server,
+        tls,
         adapter,
         common,
     } = arguments;
-    let options = ServerOptions::from(server);
+    let mut options = ServerOptions::from(server);
+    let mut reloads = Reloads::new(say);
+    options.http.tls = tls.load(&mut reloads)?;
+    reloads.listen()?;
     let listeners = server::bind(&options)?;
     let project = common.project()?;
     let model = common.served_model(&project)?;
@@ -190,10 +196,10 @@ async fn serve(arguments: Arguments) -> anyhow::Result<ExitCode> {
         ..LoadOptions::default()
     };
     let address = listeners.api.local_addr()?;
-    let folder = model.path.display();
+    let (scheme, folder) = (options.http.scheme(), model.path.display());
     say(
         Level::INFO,
-        &format!("listening on http://{address}; loading {folder}"),
+        &format!("listening on {scheme}://{address}; loading {folder}"),
     );
     let load = move || {
         let reader = Reader::load(&model.path, &load_options)?;

@@ -216,6 +216,16 @@ pub(super) fn parser_error(status: StatusCode, path: Option<&str>) -> Vec<u8> {
         StatusCode::BAD_REQUEST => "the request is not valid HTTP".to_owned(),
         other => framework_error(other).detail,
     };
+    raw_error(status, detail, path)
+}
+
+/// Complete response, as bytes, to a request for `path`, if that is known, in plain HTTP on a port that speaks TLS.
+pub(super) fn plain_http_error(path: Option<&str>) -> Vec<u8> {
+    let detail = "this port speaks TLS: the address begins with https://";
+    raw_error(StatusCode::BAD_REQUEST, detail.to_owned(), path)
+}
+
+fn raw_error(status: StatusCode, detail: String, path: Option<&str>) -> Vec<u8> {
     // Strings always serialize.
     let body = match path {
         Some(path) if openai::applies_to(path) => {

@@ -1,6 +1,7 @@
 //! The REST API over the [engine](crate::engine), without tensors.
 //!
-//! A connection takes a slot (`http/connection_slots.rs`); its bytes are bounded before the parser sees them (`http/connection.rs`,
+//! A connection takes a slot (`http/connection_slots.rs`), and shakes hands where the server speaks TLS (`http/tls.rs`,
+//! `http/handshake.rs`); its bytes are bounded before the parser sees them (`http/connection.rs`,
 //! `http/framing.rs`). A request then passes, from the outside in: request id and access log (`http/logging.rs`), body limits
 //! (`http/limits.rs`), header limits and uniform errors (`http/headers.rs`), admission (`http/admission.rs`), CORS if origins are
 //! allowed, and its handler (`routes.rs`, `docs.rs`). The handler reads the form (`upload.rs`), takes a slot in the engine's queue,
@@ -19,6 +20,7 @@ pub mod openai;
 mod openapi;
 pub mod options;
 mod reading;
+mod reload;
 mod routes;
 mod run;
 mod sse;
@@ -28,10 +30,11 @@ mod types;
 mod upload;
 
 pub use self::errors::ApiError;
-pub use self::http::{BindError, HttpOptions, forbid_core_dumps};
+pub use self::http::{BindError, HttpOptions, Tls, TlsError, TlsFiles, forbid_core_dumps};
 pub use self::logprobs::{TokenChoice, TokenInfo};
 pub use self::openapi::ApiDoc;
 pub use self::options::ServerOptions;
+pub use self::reload::Reloads;
 pub use self::run::{Listeners, Readiness, RunError, bind, listen, run};
 pub use self::state::ServerState;
 pub use self::types::{

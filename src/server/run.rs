@@ -44,25 +44,43 @@ pub struct Readiness {
     pub api: SocketAddr,
     /// Address of the demo page.
     pub demo: Option<SocketAddr>,
+    /// Scheme of both addresses: `http` or `https`.
+    pub scheme: &'static str,
+    /// Whether clients need a certificate.
+    pub asks_for_client_certificates: bool,
 }
 
 impl fmt::Display for Readiness {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { model, api, demo } = self;
+        let Self {
+            model,
+            api,
+            demo,
+            scheme,
+            asks_for_client_certificates,
+        } = self;
         let ModelInfo {
             model_name,
             precision,
             device,
             ..
         } = model;
+        let certificate = if *asks_for_client_certificates {
+            "--cert client.pem --key client.key "
+        } else {
+            ""
+        };
         writeln!(f, "Ready: {model_name}, {precision}, {device}")?;
-        writeln!(f, "  API   http://{api}")?;
-        writeln!(f, "  docs  http://{api}/docs/")?;
+        writeln!(f, "  API   {scheme}://{api}")?;
+        writeln!(f, "  docs  {scheme}://{api}/docs/")?;
         if let Some(demo) = demo {
-            writeln!(f, "  page  http://{demo}")?;
+            writeln!(f, "  page  {scheme}://{demo}")?;
         }
-        writeln!(f, "  try   curl -F file=@page.png http://{api}/extract")?;
-        if !api.ip().is_loopback() {
+        writeln!(
+            f,
+            "  try   curl {certificate}-F file=@page.png {scheme}://{api}/extract"
+        )?;
+        if !api.ip().is_loopback() && !asks_for_client_certificates {
             writeln!(
                 f,
                 "  note  reachable from the network, without authentication: use a reverse proxy"
@@ -165,12 +183,24 @@ pub async fn run(
     let grace = Duration::from_secs(state.options.http.shutdown_seconds);
     let api = listeners.api.local_addr()?;
     let demo = listeners.demo.as_ref().map(TcpListener::local_addr).transpose()?;
+    let http = &state.options.http;
+    let scheme = http.scheme();
+    let asks_for_client_certificates = http
+        .tls
+        .as_ref()
+        .is_some_and(|tls| tls.asks_for_client_certificates());
     let server = listen(listeners, state)?;
     let closing = engine.clone();
     // Rejects queued requests.
     let draining = drain_on_signal(server.handle(), move || closing.close())?;
     actix_web::rt::spawn(await_model(engine.clone(), server.handle(), move |model| {
-        ready(&Readiness { model, api, demo })
+        ready(&Readiness {
+            model,
+            api,
+            demo,
+            scheme,
+            asks_for_client_certificates,
+        })
     }));
     server.await?;
     match engine.state() {

@@ -2,6 +2,7 @@
 //!
 //! Bounds the size of a request head and the time for a head and for sending a response, and replaces the parser's own error
 //! responses with the usual error body.
+//! The socket may speak TLS (`handshake.rs`): everything here is about the bytes inside.
 
 use std::io;
 use std::pin::Pin;
@@ -18,8 +19,9 @@ use tokio::time::{Sleep, sleep};
 
 use super::connection_slots::{ConnectionSlot, ConnectionState};
 use super::framing::{Framing, HeadTooLarge};
+use super::handshake::Socket;
 use super::logging::warn_of_rejected_request;
-use crate::server::errors::parser_error;
+use crate::server::errors::{parser_error, plain_http_error};
 
 /// Timeout for a request head.
 pub(in crate::server) const HEAD_TIMEOUT: Duration = Duration::from_secs(5);
@@ -32,7 +34,7 @@ const NEVER_IN_A_HEAD: &[u8] = b"\0";
 
 /// A client's socket.
 pub(super) struct Connection {
-    stream: TcpStream,
+    socket: Socket,
     slot: ConnectionSlot,
     /// Timeout for a response of which the client reads nothing.
     stall: Duration,
@@ -52,10 +54,9 @@ struct Replacement {
 }
 
 impl Connection {
-    pub(super) fn new(stream: TcpStream, slot: ConnectionSlot, stall: Duration) -> Self {
-        enable_keep_alive(&stream, stall);
+    pub(super) fn new(socket: Socket, slot: ConnectionSlot, stall: Duration) -> Self {
         Self {
-            stream,
+            socket,
             slot,
             stall,
             framing: Framing::new(),
@@ -76,7 +77,10 @@ impl Connection {
         if self.framing.head_began() {
             self.state().head_begins();
         }
-        if fed == Err(HeadTooLarge) {
+        if matches!(self.socket, Socket::Mistaken(_)) && buffer.filled().len() > before {
+            buffer.set_filled(before);
+            self.reject(StatusCode::BAD_REQUEST, buffer);
+        } else if fed == Err(HeadTooLarge) {
             buffer.set_filled(before);
             self.reject(StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, buffer);
         }
@@ -99,15 +103,20 @@ impl Connection {
         timer.as_mut().poll(context).is_ready()
     }
 
+    /// Called while a response waits for the client to read: whether that has taken too long.
+    fn client_stalls(&mut self, context: &mut Context<'_>) -> bool {
+        self.slot.state().writing.store(true, Ordering::Release);
+        let timer = self
+            .write_timer
+            .get_or_insert_with(|| Box::pin(sleep(self.stall)));
+        timer.as_mut().poll(context).is_ready()
+    }
+
     fn write_through(&mut self, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        let result = Pin::new(&mut self.stream).poll_write(context, bytes);
+        let result = Pin::new(&mut self.socket).poll_write(context, bytes);
         match &result {
             Poll::Pending => {
-                self.slot.state().writing.store(true, Ordering::Release);
-                let timer = self
-                    .write_timer
-                    .get_or_insert_with(|| Box::pin(sleep(self.stall)));
-                if timer.as_mut().poll(context).is_ready() {
+                if self.client_stalls(context) {
                     return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
                 }
             }
@@ -136,7 +145,7 @@ impl AsyncRead for Connection {
             return Poll::Ready(Ok(()));
         }
         let before = buffer.filled().len();
-        let result = Pin::new(&mut this.stream).poll_read(context, buffer);
+        let result = Pin::new(&mut this.socket).poll_read(context, buffer);
         // After a rejection nothing is parsed.
         if this.rejection.is_none() {
             match result {
@@ -168,7 +177,10 @@ impl AsyncWrite for Connection {
             let status = this.rejection.unwrap_or(status);
             warn_of_rejected_request(status);
             this.answer = Some(Replacement {
-                bytes: parser_error(status, this.framing.path()),
+                bytes: match this.socket {
+                    Socket::Mistaken(_) => plain_http_error(this.framing.path()),
+                    Socket::Plain(_) | Socket::Tls(_) => parser_error(status, this.framing.path()),
+                },
                 written: 0,
                 replaces: bytes.len(),
             });
@@ -191,14 +203,24 @@ impl AsyncWrite for Connection {
 
     fn poll_flush(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
-        // Called when everything is written.
+        // Called when everything is written, though TLS may hold the end of it back.
+        let result = Pin::new(&mut this.socket).poll_flush(context);
+        if result.is_pending() {
+            if this.state().is_evicted(context.waker()) {
+                return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()));
+            }
+            if this.client_stalls(context) {
+                return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
+            }
+            return Poll::Pending;
+        }
         this.write_timer = None;
         this.state().writing.store(false, Ordering::Release);
-        Pin::new(&mut this.stream).poll_flush(context)
+        result
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.get_mut().stream).poll_shutdown(context)
+        Pin::new(&mut self.get_mut().socket).poll_shutdown(context)
     }
 }
 
@@ -218,7 +240,7 @@ fn parsers_own_error(bytes: &[u8]) -> Option<(usize, StatusCode)> {
 }
 
 /// Lets the kernel close connections whose peer no longer answers or reads.
-fn enable_keep_alive(stream: &TcpStream, stall: Duration) {
+pub(super) fn enable_keep_alive(stream: &TcpStream, stall: Duration) {
     let socket = SockRef::from(stream);
     let probes = TcpKeepalive::new()
         .with_time(PROBE_AFTER)

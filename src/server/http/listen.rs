@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use actix_cors::Cors;
 use actix_http::HttpService;
+use actix_http::error::DispatchError;
 use actix_service::{IntoServiceFactory, ServiceFactoryExt, map_config};
 use actix_web::dev::{AppConfig, Server, fn_service};
 use actix_web::http::{Method, header};
@@ -16,8 +17,9 @@ use actix_web::web::{self, Data, ServiceConfig};
 use actix_web::{App, FromRequest, Handler, Resource, Responder};
 
 use super::admission::admit;
-use super::connection::{Connection, HEAD_TIMEOUT};
+use super::connection::{Connection, HEAD_TIMEOUT, enable_keep_alive};
 use super::connection_slots::{ConnectionSlots, SPARE_SLOTS};
+use super::handshake::{self, Socket};
 use super::headers::finish;
 use super::limits::guard_body;
 use super::logging::access_log;
@@ -58,6 +60,7 @@ pub(in crate::server) fn serve(options: HttpOptions, listeners: Vec<Listener>) -
         .disable_signals();
     let slots = ConnectionSlots::new(&options);
     let stall = Duration::from_secs(options.stall_seconds);
+    let tls = options.tls.clone();
     let options = Data::new(options);
     for listener in listeners {
         let Listener {
@@ -66,7 +69,7 @@ pub(in crate::server) fn serve(options: HttpOptions, listeners: Vec<Listener>) -
             add_routes,
         } = listener;
         let options = options.clone();
-        let slots = Arc::clone(&slots);
+        let (slots, tls) = (Arc::clone(&slots), tls.clone());
         let stopping = builder.graceful_shutdown_signal();
         let service = move || {
             let app = App::new()
@@ -77,11 +80,11 @@ pub(in crate::server) fn serve(options: HttpOptions, listeners: Vec<Listener>) -
                 .wrap(from_fn(guard_body))
                 .wrap(from_fn(access_log))
                 .configure(|config| add_routes(config));
-            let stopping = stopping.clone();
+            let draining = stopping.clone();
             let http = HttpService::build()
                 .graceful_shutdown_signal(move || {
-                    let stopping = stopping.clone();
-                    async move { stopping.notified().await }
+                    let draining = draining.clone();
+                    async move { draining.notified().await }
                 })
                 .keep_alive(KEEP_ALIVE)
                 .client_request_timeout(HEAD_TIMEOUT)
@@ -93,12 +96,23 @@ pub(in crate::server) fn serve(options: HttpOptions, listeners: Vec<Listener>) -
                 })
                 .h1(map_config(app.into_factory(), |()| AppConfig::default())
                     .map_err(|error: actix_web::Error| error.error_response()));
-            let slots = Arc::clone(&slots);
+            let (slots, tls) = (Arc::clone(&slots), tls.clone());
+            let stopping = stopping.clone();
             fn_service(move |stream: TcpStream| {
                 let address = stream.peer_addr().ok();
                 let slot = slots.enter(address.map(|address| address.ip()));
-                let connection = Connection::new(stream, slot, stall);
-                async move { Ok((connection, address)) }
+                enable_keep_alive(&stream, stall);
+                let tls = tls.as_ref().map(|tls| tls.current());
+                let stopping = stopping.clone();
+                async move {
+                    let socket = match tls {
+                        None => Some(Socket::Plain(stream)),
+                        Some(tls) => handshake::accept(stream, tls, slot.state(), stopping.notified()).await,
+                    };
+                    // The reason is in the log; what is left of the connection is closed.
+                    let socket = socket.ok_or(DispatchError::SlowRequestTimeout)?;
+                    Ok((Connection::new(socket, slot, stall), address))
+                }
             })
             .and_then(http)
         };

@@ -6,16 +6,19 @@ mod chunked_body;
 mod connection;
 mod connection_slots;
 mod framing;
+mod handshake;
 mod headers;
 mod limits;
 mod listen;
 mod logging;
 pub(super) mod options;
 mod shutdown;
+mod tls;
 
 pub use self::bind::BindError;
 pub use self::logging::forbid_core_dumps;
 pub use self::options::HttpOptions;
+pub use self::tls::{Tls, TlsError, TlsFiles};
 
 pub(super) use self::admission::arrival;
 pub(super) use self::bind::bind_port;

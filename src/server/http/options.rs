@@ -1,6 +1,9 @@
 //! Limits and timeouts of connections and request bodies.
 
 use std::net::IpAddr;
+use std::sync::Arc;
+
+use super::tls::Tls;
 
 /// Maximum bytes of a request body besides the page: other fields, part headers, boundaries.
 pub const FORM_OVERHEAD_BYTES: u64 = 64 * 1024;
@@ -32,6 +35,8 @@ pub struct HttpOptions {
     pub stall_seconds: u64,
     /// Time to drain in-flight requests after SIGTERM.
     pub shutdown_seconds: u64,
+    /// TLS of all ports; none: plain HTTP.
+    pub tls: Option<Arc<Tls>>,
 }
 
 impl Default for HttpOptions {
@@ -46,11 +51,17 @@ impl Default for HttpOptions {
             connection_lifetime_seconds: 3600,
             stall_seconds: 30,
             shutdown_seconds: 60,
+            tls: None,
         }
     }
 }
 
 impl HttpOptions {
+    /// Scheme of the ports' addresses.
+    pub fn scheme(&self) -> &'static str {
+        if self.tls.is_some() { "https" } else { "http" }
+    }
+
     /// Maximum size of an uploaded file in bytes.
     pub fn max_upload_bytes(&self) -> u64 {
         self.max_upload_mib * 1024 * 1024
