@@ -73,16 +73,28 @@ impl Connection {
 
     /// Tracks the bytes of `buffer` after the first `before`, and removes what the parser must not see.
     fn follow(&mut self, before: usize, buffer: &mut ReadBuf<'_>) {
+        if let Socket::Mistaken(_) = self.socket {
+            return self.follow_mistaken(before, buffer);
+        }
         let fed = self.framing.feed(&buffer.filled()[before..]);
         if self.framing.head_began() {
             self.state().head_begins();
         }
-        if matches!(self.socket, Socket::Mistaken(_)) && buffer.filled().len() > before {
-            buffer.set_filled(before);
-            self.reject(StatusCode::BAD_REQUEST, buffer);
-        } else if fed == Err(HeadTooLarge) {
+        if fed == Err(HeadTooLarge) {
             buffer.set_filled(before);
             self.reject(StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, buffer);
+        }
+    }
+
+    /// As [`Self::follow`]: rejects the first bytes that come, of which only the first line is of use.
+    fn follow_mistaken(&mut self, before: usize, buffer: &mut ReadBuf<'_>) {
+        let bytes = buffer.filled()[before..].trim_ascii_start();
+        let line = bytes.split(|&byte| byte == b'\n').next().unwrap_or_default();
+        // Whether it is too long makes no difference.
+        let _ = self.framing.feed(line);
+        if buffer.filled().len() > before {
+            buffer.set_filled(before);
+            self.reject(StatusCode::BAD_REQUEST, buffer);
         }
     }
 
@@ -198,6 +210,8 @@ impl AsyncWrite for Connection {
                 }
             }
         }
+        // The parser may drop the connection instead of ending it.
+        this.socket.say_farewell();
         Poll::Ready(Ok(answer.replaces))
     }
 

@@ -137,6 +137,15 @@ async fn shake_hands(stream: TcpStream, config: Arc<ServerConfig>) -> Result<Soc
     Ok(Socket::Tls(Box::new(stream)))
 }
 
+impl Socket {
+    /// Has the next flush tell a TLS client that nothing follows.
+    pub(super) fn say_farewell(&mut self) {
+        if let Self::Tls(stream) = self {
+            stream.get_mut().1.send_close_notify();
+        }
+    }
+}
+
 impl AsyncRead for Socket {
     fn poll_read(
         self: Pin<&mut Self>,
