@@ -3,6 +3,7 @@
 
 mod adapter;
 mod binary;
+mod certificates;
 mod connections;
 mod contract;
 mod demo;
@@ -15,3 +16,5 @@ mod openai;
 mod raw;
 mod streaming;
 mod support;
+mod tls;
+mod tls_programs;

@@ -21,6 +21,8 @@ use medical_vision::server::{self, ServerOptions, ServerState};
 use reqwest::blocking::multipart::{Form, Part};
 use reqwest::blocking::{Client, Response};
 
+use super::certificates;
+
 /// How long something that must happen may take on a busy machine.
 pub const PATIENCE: Duration = Duration::from_secs(120);
 const TOKEN: Duration = Duration::from_millis(5);
@@ -226,6 +228,7 @@ pub struct TestServer {
     pub counts: Arc<Counts>,
     pub client: Client,
     pub root: tempfile::TempDir,
+    scheme: &'static str,
     handle: ServerHandle,
     thread: Option<JoinHandle<()>>,
 }
@@ -251,6 +254,11 @@ impl TestServer {
             .demo
             .as_ref()
             .map(|demo| demo.local_addr().expect("an address"));
+        let mut client = Client::builder().timeout(PATIENCE * 2);
+        if options.http.tls.is_some() {
+            client = certificates::trusting(client, Some("client"));
+        }
+        let scheme = options.http.scheme();
         let state = ServerState::new(engine.clone(), options, root.path().join("benchmarks"));
         let (sender, receiver) = mpsc::channel();
         let thread = std::thread::spawn(move || {
@@ -266,15 +274,21 @@ impl TestServer {
             demo,
             engine,
             counts,
-            client: Client::builder().timeout(PATIENCE * 2).build().expect("a client"),
+            client: client.build().expect("a client"),
             root,
+            scheme,
             handle,
             thread: Some(thread),
         }
     }
 
     pub fn url(&self, path: &str) -> String {
-        format!("http://{}{path}", self.address)
+        format!("{}://{}{path}", self.scheme, self.address)
+    }
+
+    /// Drains as on SIGTERM, in the background.
+    pub fn drain(&self) {
+        drop(self.handle.stop(true));
     }
 
     pub fn benchmarks(&self) -> PathBuf {
