@@ -48,10 +48,7 @@ class Proxy:
         folder = Path(self.folder.name)
         self.port, self.page_port = free_ports(2)
         self.certificate = folder / "tls.crt"
-        run(
-            *("openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=localhost"),
-            *("-addext", "subjectAltName=DNS:localhost", "-keyout", folder / "tls.key", "-out", self.certificate),
-        )
+        self.certify()
         changes = {
             "medvision:8000": f"127.0.0.1:{api}",
             "medvision:7860": f"127.0.0.1:{page}",
@@ -70,6 +67,14 @@ class Proxy:
         self.access_log = folder / "access.log"
         self.command = [tool("nginx"), "-p", f"{folder}/", "-c", str(self.configuration)]
         self.process = None
+
+    def certify(self):
+        """Writes a new key and certificate."""
+        run(
+            *("openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=localhost"),
+            *("-addext", "subjectAltName=DNS:localhost"),
+            *("-keyout", self.certificate.with_suffix(".key"), "-out", self.certificate),
+        )
 
     def check(self):
         done = subprocess.run([*self.command, "-t"], capture_output=True, text=True)
@@ -117,10 +122,19 @@ class Stub(http.server.BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     begun = None
     read = None
+    cut = None
 
     def do_GET(self):
         if self.path == "/stream":
             self.stream()
+        elif self.path == "/endless":
+            self.endless()
+        elif self.path == "/queue":
+            Stub.begun.set()
+            # The next thing to be read is the end of the connection.
+            if self.connection.recv(1) == b"":
+                Stub.cut.set()
+            self.close_connection = True
         else:
             # self.path has no doubled slashes.
             self.answer({"path": self.requestline.split()[1], "headers": {name.lower(): value for name, value in self.headers.items()}})
@@ -133,12 +147,25 @@ class Stub(http.server.BaseHTTPRequestHandler):
             left -= len(self.rfile.read(min(left, 65536)))
         self.answer({"bytes": int(self.headers["content-length"])})
 
-    def stream(self):
-        """The second event follows once the client has read the first."""
+    def begin_stream(self):
         self.send_response(200)
         self.send_header("content-type", "text/event-stream")
         self.send_header("transfer-encoding", "chunked")
         self.end_headers()
+
+    def endless(self):
+        self.begin_stream()
+        try:
+            while True:
+                self.chunk(b"data: 1\n\n")
+                time.sleep(0.01)
+        except OSError:
+            Stub.cut.set()
+        self.close_connection = True
+
+    def stream(self):
+        """The second event follows once the client has read the first."""
+        self.begin_stream()
         self.chunk(b"data: 1\n\n")
         if Stub.read.wait(PATIENCE):
             self.chunk(b"data: 2\n\n")
@@ -177,7 +204,7 @@ class WithStub(unittest.TestCase):
         cls.stub.server_close()
 
     def setUp(self):
-        Stub.begun, Stub.read = threading.Event(), threading.Event()
+        Stub.begun, Stub.read, Stub.cut = threading.Event(), threading.Event(), threading.Event()
 
     def seen(self, path="/", **headers):
         answer, content = self.proxy.ask("GET", path, headers={name.replace("_", "-"): value for name, value in headers.items()})
@@ -202,6 +229,55 @@ class WithStub(unittest.TestCase):
         Stub.read.set()
         self.assertEqual(answer.read(), b"\ndata: 2\n\n")
         connection.close()
+
+    def test_a_client_that_leaves_a_stream_is_gone_for_the_server(self):
+        connection = self.proxy.connection()
+        connection.request("GET", "/endless")
+        answer = connection.getresponse()
+        self.assertEqual(answer.readline(), b"data: 1\n")
+        answer.close()
+        connection.close()
+        self.assertTrue(Stub.cut.wait(PATIENCE))
+
+    def test_a_client_that_leaves_the_queue_is_gone_for_the_server(self):
+        connection = self.proxy.connection()
+        connection.request("GET", "/queue")
+        self.assertTrue(Stub.begun.wait(PATIENCE))
+        connection.close()
+        self.assertTrue(Stub.cut.wait(PATIENCE))
+
+    def test_a_stop_lets_streams_finish_and_a_reload_reads_the_certificate_again(self):
+        proxy = Proxy(self.stub.server_port, 1)
+        proxy.start()
+        self.addCleanup(proxy.close)
+        proxy.certify()
+        with self.assertRaises(ssl.SSLCertVerificationError):
+            proxy.ask("GET", "/")
+        proxy.process.send_signal(signal.SIGHUP)
+
+        def verified():
+            try:
+                return proxy.ask("GET", "/")[0].status == 200
+            except ssl.SSLCertVerificationError:
+                return False
+
+        eventually("the new certificate is used", verified)
+        connection = proxy.connection()
+        connection.request("GET", "/stream")
+        answer = connection.getresponse()
+        self.assertEqual(answer.readline(), b"data: 1\n")
+        self.assertEqual(compose()["services"]["proxy"]["stop_signal"], "SIGQUIT")
+        proxy.process.send_signal(signal.SIGQUIT)
+        eventually("nginx listens no longer", lambda: not self.accepts(proxy.port))
+        Stub.read.set()
+        self.assertEqual(answer.read(), b"\ndata: 2\n\n")
+        connection.close()
+        self.assertEqual(proxy.process.wait(PATIENCE), 0)
+
+    @staticmethod
+    def accepts(port):
+        with socket.socket() as one:
+            return one.connect_ex(("127.0.0.1", port)) == 0
 
     def test_an_upload_reaches_the_server_before_its_end(self):
         connection = self.proxy.connection()
@@ -284,14 +360,16 @@ class WithStub(unittest.TestCase):
         self.assertEqual(connection.getresponse().status, 400)
         connection.close()
 
-    def test_old_tls_is_refused(self):
-        context = ssl.create_default_context(cafile=self.proxy.certificate)
-        with self.assertWarns(DeprecationWarning):
-            context.maximum_version = ssl.TLSVersion.TLSv1_1
-        connection = http.client.HTTPSConnection("localhost", self.proxy.port, timeout=PATIENCE, context=context)
-        with self.assertRaises(ssl.SSLError):
-            connection.request("GET", "/")
-        connection.close()
+    def test_tls_is_1_2_or_1_3(self):
+        # OpenSSL refuses older ones by itself today: the text decides.
+        self.assertIn("ssl_protocols TLSv1.2 TLSv1.3;", CONFIGURATION.read_text())
+        for version, name in ((ssl.TLSVersion.TLSv1_2, "TLSv1.2"), (ssl.TLSVersion.TLSv1_3, "TLSv1.3")):
+            context = ssl.create_default_context(cafile=self.proxy.certificate)
+            context.minimum_version = context.maximum_version = version
+            connection = http.client.HTTPSConnection("localhost", self.proxy.port, timeout=PATIENCE, context=context)
+            connection.connect()
+            self.assertEqual(connection.sock.version(), name)
+            connection.close()
 
     def test_connections_of_one_address_are_bounded(self):
         most = int(re.search(r"limit_conn clients (\d+);", CONFIGURATION.read_text())[1])
