@@ -8,14 +8,15 @@ MTSAMPLES ?=
 BIN := $(or $(CARGO_TARGET_DIR),target)/release
 TOOLS := .cache/tools
 CLIENTS := .cache/clients
+DEPLOY := .cache/deploy
 SAMPLE := datasets/sample/discharge_note.png
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help prerequisites setup build demo test page clients check spelling audit hooks bench fmt clean
+.PHONY: help prerequisites setup build demo test page clients deploy-test check spelling audit hooks bench fmt clean
 
 help: ## This list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 prerequisites:
 	@sh scripts/prerequisites.sh
@@ -64,6 +65,24 @@ clients: $(CLIENTS)/installed ## Test the server with the openai package and sch
 $(CLIENTS)/installed: tests/clients/requirements.txt
 	python3 -m venv --clear $(CLIENTS)
 	$(CLIENTS)/bin/pip install --quiet --no-deps --requirement $<
+	@touch $@
+
+# promtool, nginx and kubectl 1.20 are Debian's: their packages are unpacked here, so that nothing is installed and no service starts.
+deploy-test: $(DEPLOY)/installed ## Test deploy/: manifests, compose file, proxy, alert rules, and that all agree with the built server
+	@test -x $(BIN)/server || { echo "$(BIN)/server is missing: run make build first"; exit 1; }
+	MVP_BIN="$(abspath $(BIN))" $(DEPLOY)/venv/bin/python -B -m unittest discover --start-directory tests/deploy
+
+$(DEPLOY)/installed: tests/deploy/requirements.txt
+	rm -rf $(DEPLOY) && mkdir -p $(DEPLOY)/packages
+	cd $(DEPLOY)/packages && { \
+	    apt-get download -q prometheus nginx kubernetes-client || { \
+	        test "$$(id -u)" = 0 || { echo "run apt-get update as root first"; exit 1; }; \
+	        apt-get update -q && apt-get download -q prometheus nginx kubernetes-client; \
+	    }; \
+	}
+	for package in $(DEPLOY)/packages/*.deb; do dpkg-deb --extract $$package $(DEPLOY)/debian || exit 1; done
+	python3 -m venv $(DEPLOY)/venv
+	$(DEPLOY)/venv/bin/pip install --quiet --no-deps --requirement $<
 	@touch $@
 
 check: setup spelling ## Formatting, spelling, lints, documentation, dependencies, licences, advisories
