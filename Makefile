@@ -12,7 +12,7 @@ SAMPLE := datasets/sample/discharge_note.png
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help prerequisites setup build demo test page clients check spelling audit hooks bench fmt clean
+.PHONY: help prerequisites setup build dist demo test page clients check spelling audit hooks bench fmt clean
 
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -25,6 +25,9 @@ setup: prerequisites ## Get libtorch into .libtorch/ (about 0.5 GB; 3.7 GB with 
 
 build: setup ## Build the release binaries
 	$(CARGO) build --release --locked
+
+dist: build ## Lay out programs, libraries, the embedded model and licences in target/dist
+	@python3 -B scripts/make_dist.py --bin "$(BIN)" target/dist
 
 # Reading a page needs half of the program. Where the other half is built already, it is kept.
 demo: setup ## Read the text of a sample page with the embedded model
