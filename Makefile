@@ -12,10 +12,10 @@ SAMPLE := datasets/sample/discharge_note.png
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help prerequisites setup build dist demo test page clients check spelling audit hooks bench fmt clean
+.PHONY: help prerequisites setup build dist image demo test page clients check spelling audit hooks bench fmt clean
 
 help: ## This list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 prerequisites:
 	@sh scripts/prerequisites.sh
@@ -69,6 +69,10 @@ $(CLIENTS)/installed: tests/clients/requirements.txt
 	$(CLIENTS)/bin/pip install --quiet --no-deps --requirement $<
 	@touch $@
 
+# Base images come from the registry; BASES=emulated makes them here instead.
+image: dist ## Build the image from the programs built here, with docker, podman or buildah
+	scripts/build_image.sh
+
 check: setup spelling ## Formatting, spelling, lints, documentation, dependencies, licences, advisories
 	$(CARGO) fmt --check
 	$(CARGO) clippy --release --locked --all-targets -- --deny warnings
@@ -76,9 +80,10 @@ check: setup spelling ## Formatting, spelling, lints, documentation, dependencie
 	RUSTDOCFLAGS="--deny warnings --allow rustdoc::private-intra-doc-links" $(CARGO) doc --release --locked --no-deps --document-private-items
 	@$(MAKE) --no-print-directory audit
 
-spelling: $(TOOLS)/bin/typos $(TOOLS)/bin/ruff ## Spelling of all text, and unused or undefined names in Python
+spelling: $(TOOLS)/bin/typos $(TOOLS)/bin/ruff $(TOOLS)/bin/hadolint ## Spelling of all text, names in Python, the Dockerfile
 	$(TOOLS)/bin/typos
 	$(TOOLS)/bin/ruff check --quiet --no-cache
+	$(TOOLS)/bin/hadolint Dockerfile
 
 # The advisory database is a git repository elsewhere: where it cannot be fetched, only that part is left out.
 audit: $(TOOLS)/bin/cargo-deny $(TOOLS)/bin/cargo-machete
@@ -97,7 +102,7 @@ $(TOOLS)/bin/cargo-machete:
 	$(CARGO) install --locked --root $(TOOLS) cargo-machete@0.9.2
 
 # Compiled programs from PyPI, pinned by SHA-256: seconds, where compiling typos takes minutes.
-$(TOOLS)/bin/typos $(TOOLS)/bin/ruff: scripts/tools.lock
+$(TOOLS)/bin/typos $(TOOLS)/bin/ruff $(TOOLS)/bin/hadolint: scripts/tools.lock
 	@python3 -B scripts/get_tool.py $(@F) $@
 
 hooks: ## Install a git hook that checks formatting, spelling and lints before a commit
