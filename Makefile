@@ -12,7 +12,7 @@ SAMPLE := datasets/sample/discharge_note.png
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help prerequisites setup build dist image demo test page clients check spelling audit hooks bench fmt clean
+.PHONY: help prerequisites setup build dist image image-test image-full demo test page clients check spelling audit hooks bench fmt clean
 
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -72,6 +72,18 @@ $(CLIENTS)/installed: tests/clients/requirements.txt
 # Base images come from the registry; BASES=emulated makes them here instead.
 image: dist ## Build the image from the programs built here, with docker, podman or buildah
 	scripts/build_image.sh
+
+# Where docker does not work, podman does it, and with BASES=emulated debootstrap makes the base: Debian's packages are
+# installed where they are missing and this is root, as in CI.
+image-test: dist ## Build the image from the programs built here, run it and test it (BASES=emulated: without a registry)
+	@test "$$(scripts/container_engine.sh 2>/dev/null)" = docker || { command -v podman && command -v debootstrap; } >/dev/null || { \
+	    test "$$(id -u)" = 0 || { echo "podman or debootstrap is missing: install Debian's packages podman, runc, debootstrap"; exit 1; }; \
+	    apt-get update -q && apt-get install -yq --no-install-recommends podman runc debootstrap netavark; \
+	}
+	python3 -B -m unittest discover --verbose --start-directory tests/image
+
+image-full: ## Build the whole image, test it and record it in benchmarks/runs (compiles everything once more)
+	python3 -B benchmarks/image_build.py
 
 check: setup spelling ## Formatting, spelling, lints, documentation, dependencies, licences, advisories
 	$(CARGO) fmt --check
