@@ -31,7 +31,8 @@ if [ "${BASES:-}" = emulated ]; then
     for base in RUST_IMAGE DEBIAN_IMAGE; do
         set -- "$@" --build-arg "$(sed -n "s/^ARG \($base=[^@]*\).*/\1/p" Dockerfile)"
     done
-    [ "$ENGINE" = docker ] || set -- "$@" --pull=never
+    # Machines without a registry are rarely allowed a network of their own for a build step.
+    [ "$ENGINE" = docker ] || set -- "$@" --pull=never --network host
 fi
 if [ "$bases" = debian ]; then
     dist=${DIST:-target/dist}

@@ -90,6 +90,14 @@ def install_program(source: Path, folder: Path, symbols: Path) -> None:
     apart.chmod(0o644)
 
 
+def install_library(source: Path, target: Path) -> None:
+    """As its maker built it, unless it also searches elsewhere than around itself (an empty entry is the current folder)."""
+    copy(source, target)
+    found = re.search(r"\(R(?:UN)?PATH\).*\[(.*)\]", run("readelf", "--dynamic", source))
+    if found and not all(re.match(r"\$(ORIGIN|\{ORIGIN\})(/|$)", place) for place in found[1].split(":")):
+        run(patchelf(), "--set-rpath", "$ORIGIN", target)
+
+
 def copy(source: Path, target: Path) -> None:
     """A plain copy with the usual rights, whatever the umask of the checkout was."""
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -110,7 +118,7 @@ def make(out: Path, built: Path, libtorch: Path) -> None:
         install_program(program, out / "bin", symbols)
     by_name = [file for name, file in there.items() if name.startswith(LOADED_BY_NAME)] if "libtorch_cuda.so" in there else []
     for library in {*closure([built / "medvision", *by_name], there), *by_name}:
-        copy(library, out / "lib" / library.name)
+        install_library(library, out / "lib" / library.name)
     for licence in sorted(libtorch.parent.glob("*.dist-info/**/*")):
         if licence.is_file():
             copy(licence, out / "licences" / licence.relative_to(libtorch.parent))

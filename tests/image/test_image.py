@@ -96,7 +96,7 @@ class Contents(unittest.TestCase):
                     self.assertEqual(places, ["$ORIGIN/../lib"], file)
                     self.assertNotRegex(text, r"\.(symtab|debug_)", file)
                 for place in places:
-                    self.assertRegex(place, r"^\$ORIGIN(/|$)", file)
+                    self.assertRegex(place, r"^\$(ORIGIN|\{ORIGIN\})(/|$)", file)
 
     def test_configuration(self):
         config = self.archive.config
