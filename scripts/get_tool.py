@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Install a tool of `make check` (Python 3.8+, standard library only).
+"""Install a tool of `make check` or `make dist` (Python 3.8+, standard library only).
 
     scripts/get_tool.py typos .cache/tools/bin/typos
 
