@@ -44,6 +44,8 @@ mod generate_report;
 mod http_args;
 #[cfg(feature = "pipeline")]
 mod hub_args;
+#[cfg(feature = "pipeline")]
+mod key_args;
 mod medvision;
 #[cfg(feature = "pipeline")]
 mod prepare_training_data;

@@ -1,5 +1,6 @@
 //! `server`: the REST API.
 
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
 use std::process::ExitCode;
 use std::sync::Arc;
 
@@ -7,6 +8,7 @@ use actix_web::web::Data;
 use clap::Parser;
 
 use super::http_args::{HttpArgs, TlsArgs, at_most, host_name};
+use super::key_args::{KeyArgs, print_new_key};
 use super::{CommonArgs, ResidentAdapterArgs, fail, print_warnings};
 use crate::console::{Level, say, say_lines};
 use crate::device::{Selected, gpu_memory, share_freed_memory};
@@ -24,14 +26,16 @@ Exit codes:
 
 /// Serve document extraction over HTTP
 ///
-/// Routes: GET /health, POST /extract, POST /analyze, GET /benchmark, and OpenAI's /v1/chat/completions and /v1/models; /docs describes them. --demo-port adds a page that uses them.
-/// Listens immediately and loads the model in the background; /health reports readiness. If the model cannot be loaded, the
+/// Routes: GET /health, /health/live, /health/ready, POST /extract, POST /analyze, GET /benchmark, and OpenAI's /v1/chat/completions and /v1/models; /docs describes them. --demo-port adds a page that uses them.
+/// Listens immediately and loads the model in the background; /health/ready tells when it is loaded. If the model cannot be loaded, the
 /// process exits with code 1, so that a supervisor notices.
 #[derive(Parser)]
 #[command(name = "server", version = version(), after_help = EXIT_CODES)]
 pub(super) struct Arguments {
     #[command(flatten)]
     server: ServerArgs,
+    #[command(flatten, next_help_heading = "Access options")]
+    keys: KeyArgs,
     #[command(flatten, next_help_heading = "TLS options")]
     tls: TlsArgs,
     #[command(flatten)]
@@ -44,7 +48,7 @@ pub(super) struct Arguments {
 #[derive(Debug, clap::Args)]
 #[command(next_help_heading = "Server options")]
 struct ServerArgs {
-    /// Address to listen on. There is no authentication: use a reverse proxy for anything but a loopback address.
+    /// Address to listen on; any but a loopback address needs an API key.
     #[arg(
         long,
         value_name = "ADDRESS",
@@ -85,6 +89,14 @@ struct ServerArgs {
     /// Queue capacity, excluding the running request (503 with Retry-After when full).
     #[arg(long, value_name = "N", env = "MVP_QUEUE", hide_env_values = true, default_value_t = defaults().queue, value_parser = at_most::<1000>(0))]
     queue: u64,
+
+    /// Maximum requests of one API key in the queue, the running one included (429) [default: half of --queue]
+    #[arg(long, value_name = "N", env = "MVP_MAX_PER_KEY", hide_env_values = true, value_parser = at_most::<1001>(1))]
+    max_per_key: Option<u64>,
+
+    /// Time in seconds after SIGTERM in which requests are still admitted, while /health/ready answers 503.
+    #[arg(long, value_name = "N", env = "MVP_DRAIN_DELAY", hide_env_values = true, default_value_t = defaults().drain_delay_seconds, value_parser = at_most::<3600>(0))]
+    drain_delay: u64,
 
     /// Queue timeout in seconds, from the first byte of the request (503), but at least 1 s after its last byte.
     #[arg(long, value_name = "N", env = "MVP_QUEUE_DEADLINE_SECONDS", hide_env_values = true, default_value_t = defaults().queue_deadline_seconds, value_parser = at_most::<86_400>(1))]
@@ -149,6 +161,8 @@ impl From<ServerArgs> for ServerOptions {
             demo_allowed_hosts: args.demo_allowed_host,
             http: args.http.into(),
             queue: args.queue,
+            max_per_key: args.max_per_key,
+            drain_delay_seconds: args.drain_delay,
             queue_deadline_seconds: args.queue_deadline_seconds,
             generation_deadline_seconds: args.generation_deadline_seconds,
             max_megapixels: args.max_megapixels,
@@ -175,6 +189,7 @@ pub(super) fn main() -> ExitCode {
 async fn serve(arguments: Arguments) -> anyhow::Result<ExitCode> {
     let Arguments {
         server,
+        keys,
         tls,
         adapter,
         common,
@@ -182,6 +197,8 @@ async fn serve(arguments: Arguments) -> anyhow::Result<ExitCode> {
     let mut options = ServerOptions::from(server);
     let mut reloads = Reloads::new(say);
     options.http.tls = tls.load(&mut reloads)?;
+    let admission = keys.admission(options.host, &mut reloads)?;
+    options.host = admission.host;
     reloads.listen()?;
     let listeners = server::bind(&options)?;
     let project = common.project()?;
@@ -201,6 +218,10 @@ async fn serve(arguments: Arguments) -> anyhow::Result<ExitCode> {
         Level::INFO,
         &format!("listening on {scheme}://{address}; loading {folder}"),
     );
+    if let Some(key) = &admission.new_key {
+        let page = listeners.demo.as_ref().map(TcpListener::local_addr).transpose()?;
+        print_new_key(key, page.map(|page| format!("{scheme}://{}", reachable(page))))?;
+    }
     let load = move || {
         let reader = Reader::load(&model.path, &load_options)?;
         print_warnings(reader.warnings());
@@ -208,9 +229,22 @@ async fn serve(arguments: Arguments) -> anyhow::Result<ExitCode> {
     };
     let engine = Arc::new(Engine::start(load, options.engine())?);
     let state = ServerState::new(engine, options, project.benchmarks());
-    let state = state.with_gpu(move || gpu_figures(&selected));
+    let state = state
+        .with_access(admission.access)
+        .with_gpu(move || gpu_figures(&selected));
     let announce = |readiness: &Readiness| say_lines(Level::INFO, &readiness.to_string());
     Ok(server::run(listeners, Data::new(state), announce).await?)
+}
+
+/// `address` as a browser on this machine reaches it.
+fn reachable(mut address: SocketAddr) -> SocketAddr {
+    if address.ip().is_unspecified() {
+        address.set_ip(match address.ip() {
+            IpAddr::V4(_) => Ipv4Addr::LOCALHOST.into(),
+            IpAddr::V6(_) => Ipv6Addr::LOCALHOST.into(),
+        });
+    }
+    address
 }
 
 fn gpu_figures(selected: &Selected) -> GpuFigures {

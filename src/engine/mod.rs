@@ -2,12 +2,14 @@
 
 mod folder_check;
 mod output_stream;
+mod queue;
 mod reader;
 mod request;
 mod thread;
 mod warnings;
 
 pub use self::folder_check::FolderCheck;
+pub use self::queue::Client;
 pub use self::reader::{LoadOptions, MAX_PROMPT_CHARACTERS, Reader, UNSAVED_ADAPTER, page_bounds};
 pub use self::request::{
     GeneratedToken, ImageSize, ModelInfo, OnStep, Picture, ReadRequest, Reading, Step, TokenLogprob, Variant,

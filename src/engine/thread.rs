@@ -1,15 +1,15 @@
 //! The thread that owns the model: bounded queue, deadlines, cancellation, shutdown.
 
-use std::collections::VecDeque;
 use std::ops::ControlFlow;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use tokio::sync::{oneshot, watch};
 
+use super::queue::{Client, Queue, Refusal, Waiting};
 use super::{ModelInfo, OnStep, ReadRequest, Reader, Reading, Step, Variant};
 use crate::Result;
 use crate::device::return_freed_memory;
@@ -45,6 +45,8 @@ pub type Observer = Box<dyn FnMut(Step<'_>) -> ControlFlow<()> + Send>;
 pub struct EngineOptions {
     /// Queue capacity, excluding the running request.
     pub queue: usize,
+    /// Maximum slots of one client, queued and running.
+    pub slots_per_client: usize,
     /// Maximum time in the queue.
     pub queue_deadline: Duration,
     /// Maximum time of one generation.
@@ -55,6 +57,7 @@ impl Default for EngineOptions {
     fn default() -> Self {
         Self {
             queue: 8,
+            slots_per_client: usize::MAX,
             queue_deadline: Duration::from_secs(30),
             generation_deadline: Duration::from_secs(300),
         }
@@ -82,6 +85,14 @@ pub enum EngineError {
     #[error("the queue is full; try again in {retry_after_seconds} s")]
     Full {
         /// Estimated time until a slot is free, seconds.
+        retry_after_seconds: u64,
+    },
+    /// The client has [`EngineOptions::slots_per_client`] requests in the queue.
+    #[error("this key has {limit} requests in the queue, its limit; try again in {retry_after_seconds} s")]
+    ClientLimit {
+        /// The limit.
+        limit: usize,
+        /// Estimated time until one of them is answered, seconds.
         retry_after_seconds: u64,
     },
     /// The request waited longer than [`EngineOptions::queue_deadline`].
@@ -114,7 +125,7 @@ pub struct Answer {
 
 /// The thread that owns the model, and its queue.
 ///
-/// Dropping the engine closes it and detaches the thread, which ends after the running request.
+/// Dropping the engine rejects what waits and detaches the thread, which ends after the running request.
 pub struct Engine {
     shared: Arc<Shared>,
     thread: Mutex<Option<JoinHandle<()>>>,
@@ -122,10 +133,8 @@ pub struct Engine {
 
 struct Shared {
     options: EngineOptions,
-    queue: Mutex<Queue>,
+    queue: Mutex<EngineQueue>,
     wake: Condvar,
-    /// Slots in use, queued and running; at most `options.queue + 1`.
-    admitted: AtomicUsize,
     state: watch::Sender<EngineState>,
     /// Signalled when a request begins, ends or is withdrawn.
     turns: watch::Sender<()>,
@@ -133,11 +142,11 @@ struct Shared {
     variants: OnceLock<Vec<Variant>>,
 }
 
-struct Queue {
-    jobs: VecDeque<Job>,
-    next_id: u64,
+struct EngineQueue {
+    jobs: Queue<Job>,
     running: bool,
-    closed: bool,
+    /// Whether requests that wait are rejected.
+    rejecting: bool,
     /// Moving average of the seconds per reading; `None` before the first.
     service_seconds: Option<f64>,
 }
@@ -151,12 +160,23 @@ struct Job {
     answer: oneshot::Sender<Result<Answer, EngineError>>,
     /// The caller's span, so that logs of the engine thread carry the request id.
     span: tracing::Span,
-    _slot: QueueSlot,
+    slot: QueueSlot,
+}
+
+impl Waiting for Job {
+    fn client(&self) -> &Client {
+        &self.slot.client
+    }
+
+    fn id(&self) -> u64 {
+        self.id
+    }
 }
 
 /// A slot in the queue, held from before the image is decoded until the answer is sent; released when dropped.
 pub struct QueueSlot {
     shared: Arc<Shared>,
+    client: Client,
     expires: Instant,
 }
 
@@ -183,15 +203,13 @@ impl Engine {
     ) -> std::io::Result<Self> {
         let shared = Arc::new(Shared {
             options,
-            queue: Mutex::new(Queue {
-                jobs: VecDeque::new(),
-                next_id: 0,
+            queue: Mutex::new(EngineQueue {
+                jobs: Queue::new(options.queue.saturating_add(1), options.slots_per_client),
                 running: false,
-                closed: false,
+                rejecting: false,
                 service_seconds: None,
             }),
             wake: Condvar::new(),
-            admitted: AtomicUsize::new(0),
             state: watch::Sender::new(EngineState::Loading),
             turns: watch::Sender::new(()),
             variants: OnceLock::new(),
@@ -230,33 +248,33 @@ impl Engine {
     /// # Errors
     /// [`EngineError::NotReady`], [`EngineError::Full`] or [`EngineError::Stopping`].
     pub fn reserve(&self) -> Result<QueueSlot, EngineError> {
-        self.reserve_since(Instant::now())
+        self.reserve_for(None, Instant::now())
     }
 
-    /// As [`Engine::reserve`], for a request that arrived at `began`: its queue deadline counts from then.
+    /// As [`Engine::reserve`], for a request of `client` that arrived at `began`: its queue deadline counts from then.
     ///
     /// # Errors
-    /// As [`Engine::reserve`].
-    pub fn reserve_since(&self, began: Instant) -> Result<QueueSlot, EngineError> {
+    /// As [`Engine::reserve`], or [`EngineError::ClientLimit`].
+    pub fn reserve_for(&self, client: Client, began: Instant) -> Result<QueueSlot, EngineError> {
         if !matches!(*self.shared.state.borrow(), EngineState::Ready(_)) {
             return Err(EngineError::NotReady);
         }
-        if self.shared.lock().closed {
-            return Err(EngineError::Stopping);
-        }
-        let slots = self.shared.options.queue + 1;
-        self.shared
-            .admitted
-            .fetch_update(Ordering::AcqRel, Ordering::Acquire, |taken| {
-                (taken < slots).then_some(taken + 1)
-            })
-            .map_err(|_| EngineError::Full {
+        let admitted = self.shared.lock().jobs.admit(&client);
+        admitted.map_err(|refusal| match refusal {
+            Refusal::Closed => EngineError::Stopping,
+            Refusal::Full => EngineError::Full {
                 retry_after_seconds: self.shared.retry_after_seconds(),
-            })?;
+            },
+            Refusal::ClientLimit => EngineError::ClientLimit {
+                limit: self.shared.options.slots_per_client,
+                retry_after_seconds: self.shared.retry_after_seconds(),
+            },
+        })?;
         let deadline = self.shared.options.queue_deadline;
         let now = Instant::now();
         Ok(QueueSlot {
             shared: self.shared.clone(),
+            client,
             expires: (began + deadline).max(now + deadline.min(LAST_CHANCE)),
         })
     }
@@ -268,15 +286,37 @@ impl Engine {
 
     /// Slots in use, queued and running.
     pub fn admitted(&self) -> usize {
-        self.shared.admitted.load(Ordering::Acquire)
+        self.shared.lock().jobs.admitted()
+    }
+
+    /// Whether all slots are in use.
+    pub fn is_full(&self) -> bool {
+        self.shared.lock().jobs.is_full()
+    }
+
+    /// Requests that wait for their turn.
+    pub fn waiting(&self) -> usize {
+        self.shared.lock().jobs.len()
+    }
+
+    /// Rejects new requests. Those that have a slot are still answered.
+    pub fn close(&self) {
+        self.shared.lock().jobs.close();
+        self.shared.wake.notify_all();
+    }
+
+    /// Whether new requests are rejected.
+    pub fn is_closed(&self) -> bool {
+        self.shared.lock().jobs.is_closed()
     }
 
     /// Rejects new and queued requests; the running one continues.
-    pub fn close(&self) {
+    pub fn reject_queued(&self) {
         let waiting = {
             let mut queue = self.shared.lock();
-            queue.closed = true;
-            std::mem::take(&mut queue.jobs)
+            queue.jobs.close();
+            queue.rejecting = true;
+            queue.jobs.drain()
         };
         self.shared.wake.notify_all();
         for job in waiting {
@@ -284,9 +324,9 @@ impl Engine {
         }
     }
 
-    /// Closes the engine and waits for its thread: for the running request, or for the model to load.
+    /// Rejects new and queued requests and waits for the thread: for the running request, or for the model to load.
     pub fn join(&self) {
-        self.close();
+        self.reject_queued();
         let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
         if let Some(thread) = thread {
             // A panic of the thread was reported by the panic hook.
@@ -297,7 +337,7 @@ impl Engine {
 
 impl Drop for Engine {
     fn drop(&mut self) {
-        self.close();
+        self.reject_queued();
     }
 }
 
@@ -337,12 +377,11 @@ impl QueueSlot {
         let submitted = Instant::now();
         let expires = self.expires;
         let mut queue = shared.lock();
-        if queue.closed {
+        if queue.rejecting {
             return Err(EngineError::Stopping);
         }
-        let id = queue.next_id;
-        queue.next_id += 1;
-        queue.jobs.push_back(Job {
+        let id = queue.jobs.fresh_id();
+        queue.jobs.push(Job {
             id,
             request,
             observer,
@@ -350,7 +389,7 @@ impl QueueSlot {
             cancelled: cancelled.clone(),
             answer: sender,
             span: tracing::Span::current(),
-            _slot: self,
+            slot: self,
         });
         drop(queue);
         shared.wake.notify_one();
@@ -366,7 +405,13 @@ impl QueueSlot {
 
 impl Drop for QueueSlot {
     fn drop(&mut self) {
-        self.shared.admitted.fetch_sub(1, Ordering::AcqRel);
+        let mut queue = self.shared.lock();
+        queue.jobs.release(&self.client);
+        let is_last = queue.jobs.is_closed() && queue.jobs.admitted() == 0;
+        drop(queue);
+        if is_last {
+            self.shared.wake.notify_all();
+        }
     }
 }
 
@@ -374,8 +419,8 @@ impl Ticket {
     /// Number of requests that run or wait before this one; `None` once it is running.
     pub fn before(&self) -> Option<usize> {
         let queue = self.shared.lock();
-        let index = queue.jobs.iter().position(|job| job.id == self.id)?;
-        Some(index + usize::from(queue.running))
+        let before = queue.jobs.before(self.id)?;
+        Some(before + usize::from(queue.running))
     }
 
     /// Changes when [`Self::before`] may have changed.
@@ -417,7 +462,7 @@ impl Job {
             request,
             observer,
             answer: sender,
-            _slot: slot,
+            slot,
             ..
         } = self;
         drop((request, observer));
@@ -428,18 +473,14 @@ impl Job {
 }
 
 impl Shared {
-    fn lock(&self) -> MutexGuard<'_, Queue> {
+    fn lock(&self) -> MutexGuard<'_, EngineQueue> {
         // Every critical section leaves the queue whole, so a panic elsewhere cannot have broken it.
         self.queue.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Removes a queued job; false if it is running or has ended.
     fn withdraw(&self, id: u64) -> bool {
-        let job = {
-            let mut queue = self.lock();
-            let index = queue.jobs.iter().position(|job| job.id == id);
-            index.and_then(|index| queue.jobs.remove(index))
-        };
+        let job = self.lock().jobs.remove(id);
         if job.is_some() {
             self.turns.send_replace(());
         }
@@ -477,10 +518,10 @@ impl Shared {
     fn next(&self) -> Option<Job> {
         let mut queue = self.lock();
         loop {
-            if queue.closed {
+            if queue.rejecting || queue.jobs.is_closed() && queue.jobs.admitted() == 0 {
                 return None;
             }
-            if let Some(job) = queue.jobs.pop_front() {
+            if let Some(job) = queue.jobs.pop() {
                 queue.running = true;
                 self.turns.send_replace(());
                 return Some(job);

@@ -88,6 +88,27 @@ pub enum ApiError {
         /// `--stream-buffer-kib`.
         limit_kib: usize,
     },
+    /// 401: no key, or a wrong one.
+    #[error(
+        "this route needs a key of this server: send it as `Authorization: Bearer KEY` or `X-Api-Key: KEY`"
+    )]
+    Unauthorized,
+    /// 403: the key is for other routes.
+    #[error("this key may not call this route: {0}")]
+    WrongScope(&'static str),
+    /// 400: a key in the query string.
+    #[error(
+        "a key in the address is refused, since addresses end up in logs: send it as `Authorization: Bearer KEY`, and replace this one"
+    )]
+    KeyInAddress,
+    /// 429: the key has as many requests in the queue as it may have.
+    #[error("{detail}")]
+    KeyLimit {
+        /// Reason.
+        detail: String,
+        /// `Retry-After`, seconds.
+        retry_after_seconds: u64,
+    },
     /// 503: too many connections.
     #[error("too many connections; only /health is answered on this one: close others, and try again in 1 s")]
     TooManyConnections,
@@ -136,6 +157,12 @@ impl From<EngineError> for ApiError {
                 detail,
                 retry_after_seconds: 5,
             },
+            EngineError::ClientLimit {
+                retry_after_seconds, ..
+            } => Self::KeyLimit {
+                detail,
+                retry_after_seconds,
+            },
             EngineError::Full { retry_after_seconds }
             | EngineError::QueueDeadline { retry_after_seconds } => Self::Unavailable {
                 detail,
@@ -151,9 +178,13 @@ impl ResponseError for ApiError {
             Self::Request(error) => error.status,
             Self::Image(_)
             | Self::DecodeMemory { .. }
+            | Self::KeyInAddress
             | Self::Repeated(_)
             | Self::Malformed
             | Self::TooManyParts { .. } => StatusCode::BAD_REQUEST,
+            Self::Unauthorized => StatusCode::UNAUTHORIZED,
+            Self::WrongScope(_) => StatusCode::FORBIDDEN,
+            Self::KeyLimit { .. } => StatusCode::TOO_MANY_REQUESTS,
             Self::BodyDeadline { .. } | Self::BodyRate { .. } | Self::SlowReader { .. } => {
                 StatusCode::REQUEST_TIMEOUT
             }
@@ -175,9 +206,15 @@ impl ResponseError for ApiError {
             Self::TooManyConnections | Self::TooManyAnswers | Self::TooManyUploads => Some(1),
             Self::Unavailable {
                 retry_after_seconds, ..
+            }
+            | Self::KeyLimit {
+                retry_after_seconds, ..
             } => Some(*retry_after_seconds),
             _ => None,
         };
+        if matches!(self, Self::Unauthorized) {
+            response.insert_header((header::WWW_AUTHENTICATE, "Bearer"));
+        }
         if let Some(seconds) = retry_after_seconds {
             response.insert_header((header::RETRY_AFTER, seconds));
         }

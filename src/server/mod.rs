@@ -4,11 +4,12 @@
 //! `http/handshake.rs`); its bytes are bounded before the parser sees them (`http/connection.rs`,
 //! `http/framing.rs`). A request then passes, from the outside in: request id and access log (`http/logging.rs`), body limits
 //! (`http/limits.rs`), header limits and uniform errors (`http/headers.rs`), admission (`http/admission.rs`), CORS if origins are
-//! allowed, and its handler (`routes.rs`, `docs.rs`). The handler reads the form (`upload.rs`), takes a slot in the engine's queue,
+//! allowed, the check of its key (`access/`), and its handler (`routes.rs`, `docs.rs`). The handler reads the form (`upload.rs`), takes a slot in the engine's queue,
 //! decodes the image (`decoding.rs`), and waits for the answer or streams it (`reading.rs`, `stream.rs`, `sse.rs`). When the client
 //! disconnects, actix drops the handler or the stream, and with it the ticket, which cancels generation. The [`demo`] page is
 //! another listener with the same machinery.
 
+mod access;
 mod benchmark;
 mod decoding;
 pub mod demo;
@@ -29,6 +30,7 @@ mod stream;
 mod types;
 mod upload;
 
+pub use self::access::{Access, ApiKeys, KeyError, KeyScope, NewKey};
 pub use self::errors::ApiError;
 pub use self::http::{BindError, HttpOptions, Tls, TlsError, TlsFiles, forbid_core_dumps};
 pub use self::logprobs::{TokenChoice, TokenInfo};
@@ -39,5 +41,5 @@ pub use self::run::{Listeners, Readiness, RunError, bind, listen, run};
 pub use self::state::ServerState;
 pub use self::types::{
     Analysis, Benchmarks, DeltaEvent, ErrorBody, ErrorEvent, Extraction, Figures, GpuFigures, Health,
-    QueuedEvent, SkippedFile,
+    QueuedEvent, SkippedFile, Status,
 };

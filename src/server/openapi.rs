@@ -15,6 +15,8 @@ use super::{openai, routes};
     ),
     paths(
         routes::health,
+        routes::live,
+        routes::ready,
         routes::extract,
         routes::analyze,
         routes::benchmark,

@@ -29,6 +29,10 @@ pub struct ServerOptions {
     pub http: HttpOptions,
     /// Queue capacity, excluding the running request.
     pub queue: u64,
+    /// Maximum requests of one key in the queue, the running one included; none: half of the queue.
+    pub max_per_key: Option<u64>,
+    /// Time after SIGTERM in which requests are still admitted, so that load balancers notice that the server is not ready.
+    pub drain_delay_seconds: u64,
     /// Queue timeout, from the first byte of the request, but at least 1 s after its last byte.
     pub queue_deadline_seconds: u64,
     /// Generation timeout.
@@ -58,6 +62,8 @@ impl Default for ServerOptions {
             demo_allowed_hosts: Vec::new(),
             http: HttpOptions::default(),
             queue: 8,
+            max_per_key: None,
+            drain_delay_seconds: 5,
             queue_deadline_seconds: 30,
             generation_deadline_seconds: 300,
             max_megapixels: 40,
@@ -74,8 +80,10 @@ impl Default for ServerOptions {
 impl ServerOptions {
     /// Options of the engine.
     pub fn engine(&self) -> EngineOptions {
+        let per_key = self.max_per_key.unwrap_or(self.queue / 2).max(1);
         EngineOptions {
             queue: usize::try_from(self.queue).unwrap_or(usize::MAX - 1),
+            slots_per_client: usize::try_from(per_key).unwrap_or(usize::MAX),
             queue_deadline: Duration::from_secs(self.queue_deadline_seconds),
             generation_deadline: Duration::from_secs(self.generation_deadline_seconds),
         }

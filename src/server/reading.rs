@@ -4,6 +4,7 @@ use actix_web::{HttpRequest, HttpResponse, ResponseError};
 use serde::Serialize;
 
 use super::{
+    access::client,
     decoding::decode,
     errors::ApiError,
     http::arrival,
@@ -41,7 +42,7 @@ pub(super) async fn respond<T: Serialize>(
     prompt: String,
     shape: impl Fn(PageAnswer) -> T + 'static,
 ) -> Result<HttpResponse, ApiError> {
-    let slot = state.engine.reserve_since(arrival(http))?;
+    let slot = state.engine.reserve_for(client(http), arrival(http))?;
     let variants = state.engine.variants();
     let variant = variant(variants, upload.adapter.as_deref())?;
     let of_variant = variants.get(variant).and_then(|variant| variant.bounds);

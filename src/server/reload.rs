@@ -13,12 +13,13 @@ use crate::console::Level;
 /// Reads something anew and returns warnings. If it fails, the old state must have stayed.
 type Reload = Box<dyn Fn() -> Result<Vec<String>, Box<dyn Error + Send + Sync>> + Send + Sync>;
 
+/// Tells the user what happened, in texts that may name files.
+type Tell = Box<dyn Fn(Level, &str) + Send + Sync>;
+
 /// Parts of a server that are read anew on SIGHUP, in the order in which they were added.
-///
-/// What happens is told to the `notify` of [`Reloads::new`]: texts that may name the user's files.
 pub struct Reloads {
     parts: Vec<(&'static str, Reload)>,
-    notify: Box<dyn Fn(Level, &str) + Send + Sync>,
+    tell: Tell,
 }
 
 impl fmt::Debug for Reloads {
@@ -29,11 +30,11 @@ impl fmt::Debug for Reloads {
 }
 
 impl Reloads {
-    /// None yet.
-    pub fn new(notify: impl Fn(Level, &str) + Send + Sync + 'static) -> Self {
+    /// None yet. `tell` gets what happens, in texts that may name the user's files.
+    pub fn new(tell: impl Fn(Level, &str) + Send + Sync + 'static) -> Self {
         Self {
             parts: Vec::new(),
-            notify: Box::new(notify),
+            tell: Box::new(tell),
         }
     }
 
@@ -66,18 +67,18 @@ impl Reloads {
 
     fn all(&self) {
         if self.parts.is_empty() {
-            (self.notify)(Level::INFO, "SIGHUP: nothing to reload");
+            (self.tell)(Level::INFO, "SIGHUP: nothing to reload");
         }
         for (name, reload) in &self.parts {
             match reload() {
                 Ok(warnings) => {
                     for warning in warnings {
-                        (self.notify)(Level::WARN, &warning);
+                        (self.tell)(Level::WARN, &warning);
                     }
-                    (self.notify)(Level::INFO, &format!("reloaded: {name}"));
+                    (self.tell)(Level::INFO, &format!("reloaded: {name}"));
                 }
                 Err(error) => {
-                    (self.notify)(
+                    (self.tell)(
                         Level::ERROR,
                         &format!("not reloaded, the old one stays: {name}: {error}"),
                     );

@@ -10,7 +10,7 @@ use super::{
     http::ChunkedBody,
     reading::{PageAnswer, respond},
     state::{RESPONSE_PERMIT_BYTES, ServerState},
-    types::{Analysis, AnalyzeForm, Benchmarks, ErrorBody, ExtractForm, Extraction, Health},
+    types::{Analysis, AnalyzeForm, Benchmarks, ErrorBody, ExtractForm, Extraction, Health, Status},
     upload::read_upload,
 };
 use crate::device::process_memory;
@@ -37,6 +37,46 @@ pub(super) async fn health(state: web::Data<ServerState>) -> web::Json<Health> {
         total_memory_mb: state.machine_memory.map_or(0.0, mib),
         timestamp: timestamp(),
     })
+}
+
+/// Whether the process answers.
+#[utoipa::path(
+    get,
+    path = "/health/live",
+    responses((status = 200, description = "Always", body = Status))
+)]
+pub(super) async fn live() -> web::Json<Status> {
+    web::Json(Status {
+        status: "live".to_owned(),
+        timestamp: timestamp(),
+    })
+}
+
+/// Whether a reading would be admitted now.
+#[utoipa::path(
+    get,
+    path = "/health/ready",
+    responses(
+        (status = 200, description = "A reading would be admitted", body = Status),
+        (status = 503, description = "`detail` is `loading`, `draining`, `queue full` or `failed: REASON`", body = ErrorBody),
+    )
+)]
+pub(super) async fn ready(state: web::Data<ServerState>) -> HttpResponse {
+    let obstacle = match state.engine.state() {
+        EngineState::Failed(reason) => Some(format!("failed: {reason}")),
+        _ if state.is_draining() => Some("draining".to_owned()),
+        EngineState::Loading => Some("loading".to_owned()),
+        EngineState::Ready(_) if state.engine.is_full() => Some("queue full".to_owned()),
+        EngineState::Ready(_) => None,
+    };
+    let timestamp = timestamp();
+    match obstacle {
+        None => HttpResponse::Ok().json(Status {
+            status: "ready".to_owned(),
+            timestamp,
+        }),
+        Some(detail) => HttpResponse::ServiceUnavailable().json(ErrorBody { detail, timestamp }),
+    }
 }
 
 /// Extracts the text of a page with the default prompt.

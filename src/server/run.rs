@@ -5,12 +5,16 @@ use std::io;
 use std::net::{SocketAddr, TcpListener};
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use actix_web::dev::{Server, ServerHandle};
+use actix_web::HttpResponse;
+use actix_web::dev::{HttpServiceFactory, Server, ServerHandle};
+use actix_web::middleware::from_fn;
 use actix_web::web::{self, Data, ServiceConfig};
 
 use super::{
+    access::guard,
     demo::{self, Hosts},
     docs,
     http::{BindError, Listener, bind_port, drain_on_signal, exit_immediately, log_aborted, readable, serve},
@@ -48,6 +52,8 @@ pub struct Readiness {
     pub scheme: &'static str,
     /// Whether clients need a certificate.
     pub asks_for_client_certificates: bool,
+    /// Whether clients need a key.
+    pub asks_for_keys: bool,
 }
 
 impl fmt::Display for Readiness {
@@ -58,6 +64,7 @@ impl fmt::Display for Readiness {
             demo,
             scheme,
             asks_for_client_certificates,
+            asks_for_keys,
         } = self;
         let ModelInfo {
             model_name,
@@ -76,14 +83,19 @@ impl fmt::Display for Readiness {
         if let Some(demo) = demo {
             writeln!(f, "  page  {scheme}://{demo}")?;
         }
+        let key = if *asks_for_keys {
+            "-H \"X-Api-Key: $KEY\" "
+        } else {
+            ""
+        };
         writeln!(
             f,
-            "  try   curl {certificate}-F file=@page.png {scheme}://{api}/extract"
+            "  try   curl {certificate}{key}-F file=@page.png {scheme}://{api}/extract"
         )?;
-        if !api.ip().is_loopback() && !asks_for_client_certificates {
+        if !api.ip().is_loopback() && !asks_for_client_certificates && !asks_for_keys {
             writeln!(
                 f,
-                "  note  reachable from the network, without authentication: use a reverse proxy"
+                "  note  reachable from the network, without a key: whoever reaches it can use it"
             )?;
         }
         write!(f, "Press Ctrl-C to drain and stop, twice to stop immediately.")
@@ -134,7 +146,9 @@ pub fn listen(listeners: Listeners, state: Data<ServerState>) -> io::Result<Serv
             cors_origins: Vec::new(),
             add_routes: Arc::new(move |config| {
                 config.app_data(state.clone());
-                demo::add_routes(config, hosts.clone(), add_api);
+                demo::add_routes(config, hosts.clone(), |config| {
+                    config.service(guarded(add_api));
+                });
             }),
         });
     }
@@ -142,19 +156,28 @@ pub fn listen(listeners: Listeners, state: Data<ServerState>) -> io::Result<Serv
         socket: api,
         cors_origins: options.cors_origin,
         add_routes: Arc::new(move |config| {
-            config
-                .app_data(state.clone())
-                .configure(add_api)
-                .configure(add_docs);
+            config.app_data(state.clone()).service(guarded(|config| {
+                config.configure(add_api).configure(add_docs);
+            }));
         }),
     });
     serve(options.http, all)
+}
+
+/// The routes that `add` adds, and all that are not there, behind the check of keys.
+fn guarded(add: impl FnOnce(&mut ServiceConfig)) -> impl HttpServiceFactory {
+    web::scope("")
+        .wrap(from_fn(guard))
+        .configure(add)
+        .default_service(web::to(|| async { HttpResponse::NotFound() }))
 }
 
 /// The routes that the demo page has, too, below `/api`.
 fn add_api(config: &mut ServiceConfig) {
     config
         .service(readable("/health", routes::health))
+        .service(readable("/health/live", routes::live))
+        .service(readable("/health/ready", routes::ready))
         .service(web::resource("/extract").post(routes::extract))
         .service(web::resource("/analyze").post(routes::analyze))
         .service(readable("/benchmark", routes::benchmark))
@@ -189,10 +212,9 @@ pub async fn run(
         .tls
         .as_ref()
         .is_some_and(|tls| tls.asks_for_client_certificates());
-    let server = listen(listeners, state)?;
-    let closing = engine.clone();
-    // Rejects queued requests.
-    let draining = drain_on_signal(server.handle(), move || closing.close())?;
+    let asks_for_keys = state.access.keys().is_some();
+    let server = listen(listeners, state.clone())?;
+    let draining = drain_on_signal(server.handle(), move |signal| drain(signal, state))?;
     actix_web::rt::spawn(await_model(engine.clone(), server.handle(), move |model| {
         ready(&Readiness {
             model,
@@ -200,6 +222,7 @@ pub async fn run(
             demo,
             scheme,
             asks_for_client_certificates,
+            asks_for_keys,
         })
     }));
     server.await?;
@@ -216,6 +239,23 @@ pub async fn run(
         }
         EngineState::Loading => exit_immediately(0),
     }
+}
+
+/// Ends readiness, then admission. What was admitted is answered, within `--shutdown-seconds`.
+async fn drain(signal: i32, state: Data<ServerState>) {
+    state.draining.store(true, Ordering::Release);
+    // Nobody balances the load of a server that is stopped by hand, or that was never ready.
+    let was_ready = matches!(state.engine.state(), EngineState::Ready(_));
+    if signal == libc::SIGTERM && was_ready {
+        tokio::time::sleep(Duration::from_secs(state.options.drain_delay_seconds)).await;
+    }
+    state.engine.close();
+    // Requests whose turn will not come get an answer, too.
+    let grace = Duration::from_secs(state.options.http.shutdown_seconds);
+    actix_web::rt::spawn(async move {
+        tokio::time::sleep(grace.mul_f64(0.9)).await;
+        state.engine.reject_queued();
+    });
 }
 
 async fn await_model(engine: Arc<Engine>, server: ServerHandle, ready: impl FnOnce(ModelInfo)) {

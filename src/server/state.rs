@@ -2,9 +2,11 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use tokio::sync::Semaphore;
 
+use super::access::Access;
 use super::options::{MAX_DECODES, ServerOptions};
 use super::types::GpuFigures;
 use crate::device::host_memory;
@@ -27,6 +29,10 @@ pub struct ServerState {
     pub benchmarks: PathBuf,
     /// GPU figures for `/health`; must not block.
     pub gpu: Box<dyn Fn() -> GpuFigures + Send + Sync>,
+    /// Who may call the API.
+    pub access: Access,
+    /// Whether the server is about to stop: readiness is over.
+    pub(super) draining: AtomicBool,
     /// Memory of the machine, bytes; `None` if unknown.
     pub(super) machine_memory: Option<u64>,
     /// One permit per concurrent decoding.
@@ -55,6 +61,8 @@ impl ServerState {
             engine,
             benchmarks,
             gpu: Box::new(GpuFigures::default),
+            access: Access::default(),
+            draining: AtomicBool::new(false),
             machine_memory: host_memory().map(|memory| memory.total_bytes),
             decode_permits: Arc::new(Semaphore::new(MAX_DECODES)),
             image_memory: Arc::new(Semaphore::new(options.decoded_kib() as usize)),
@@ -70,6 +78,17 @@ impl ServerState {
             benchmark_permit: Arc::new(Semaphore::new(1)),
             options,
         }
+    }
+
+    /// Whether the server is about to stop.
+    pub fn is_draining(&self) -> bool {
+        self.draining.load(Ordering::Acquire) || self.engine.is_closed()
+    }
+
+    /// Sets who may call the API; default: everybody.
+    pub fn with_access(mut self, access: Access) -> Self {
+        self.access = access;
+        self
     }
 
     /// Sets the source of GPU figures.

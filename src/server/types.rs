@@ -19,6 +19,15 @@ pub struct ErrorBody {
     pub timestamp: String,
 }
 
+/// Response of `/health/live` and `/health/ready`.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+pub struct Status {
+    /// `live` or `ready`.
+    pub status: String,
+    /// RFC 3339, UTC.
+    pub timestamp: String,
+}
+
 /// Response of `/health`.
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 pub struct Health {

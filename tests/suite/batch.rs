@@ -77,6 +77,7 @@ fn requests_that_wait_together_are_answered_as_if_alone() {
         queue: 2 * batch.len(),
         queue_deadline: Duration::from_secs(3600),
         generation_deadline: Duration::from_secs(3600),
+        ..EngineOptions::default()
     };
     let engine = Engine::start(move || Ok(alone), options).unwrap();
     let runtime = tokio::runtime::Builder::new_current_thread()

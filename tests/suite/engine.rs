@@ -106,6 +106,7 @@ fn shuffled_requests_over_several_adapters_are_answered_as_by_each_alone() {
         queue: 200,
         queue_deadline: Duration::from_secs(3600),
         generation_deadline: Duration::from_secs(3600),
+        ..EngineOptions::default()
     };
     let engine = Engine::start(load, options).unwrap();
     let runtime = tokio::runtime::Builder::new_current_thread()

@@ -4,7 +4,11 @@
 mod completions;
 mod doctor;
 mod extract;
+#[cfg(feature = "pipeline")]
+mod health;
 mod inputs;
+#[cfg(feature = "pipeline")]
+mod key;
 #[cfg(feature = "pipeline")]
 mod man;
 #[cfg(feature = "pipeline")]
@@ -71,6 +75,12 @@ enum Command {
     Pipeline(Box<pipeline::PipelineArgs>),
     /// Diagnose the installation and suggest fixes
     Doctor(doctor::DoctorArgs),
+    /// Make API keys for the server
+    #[cfg(feature = "pipeline")]
+    Key(key::KeyArgs),
+    /// Ask a server whether it is ready (for health checks of containers)
+    #[cfg(feature = "pipeline")]
+    Health(health::HealthArgs),
     /// Print shell completions for all programs
     #[cfg(feature = "pipeline")]
     Completions(completions::CompletionsArgs),
@@ -94,6 +104,10 @@ pub(super) fn main() -> ExitCode {
         #[cfg(feature = "pipeline")]
         Some(Command::Pipeline(args)) => pipeline::run(&args),
         Some(Command::Doctor(args)) => doctor::run(&args),
+        #[cfg(feature = "pipeline")]
+        Some(Command::Key(args)) => key::run(&args),
+        #[cfg(feature = "pipeline")]
+        Some(Command::Health(args)) => health::run(&args),
         #[cfg(feature = "pipeline")]
         Some(Command::Completions(args)) => completions::run(&args),
         #[cfg(feature = "pipeline")]

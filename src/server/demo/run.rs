@@ -1,5 +1,6 @@
 //! The server of `demo_ui`: the page, and the API behind it.
 
+use std::future::ready;
 use std::io;
 use std::net::TcpListener;
 use std::process::ExitCode;
@@ -74,7 +75,7 @@ pub fn listen(listener: TcpListener, options: &DemoOptions) -> io::Result<Server
 /// Errors of the operating system.
 pub async fn run(listener: TcpListener, options: &DemoOptions) -> Result<ExitCode, RunError> {
     let server = listen(listener, options)?;
-    let draining = drain_on_signal(server.handle(), || {})?;
+    let draining = drain_on_signal(server.handle(), |_| ready(()))?;
     server.await?;
     if draining.is_overdue(Duration::from_secs(options.http.shutdown_seconds)) {
         log_aborted();

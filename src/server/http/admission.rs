@@ -17,8 +17,13 @@ use super::connection_slots::{ActiveRequest, ConnectionState};
 use super::logging::warn_of_excess_connections;
 use crate::server::errors::ApiError;
 
-/// What spare connections serve: the API's route, and the demo page's.
-const HEALTH: [&str; 2] = ["/health", "/api/health"];
+/// What spare connections serve, and what needs no key; on the demo page's port below `/api`.
+const HEALTH: [&str; 3] = ["/health", "/health/live", "/health/ready"];
+
+/// Whether `path`, as sent, is one of the health routes.
+pub(in crate::server) fn is_health(path: &str) -> bool {
+    HEALTH.contains(&path.strip_prefix("/api").unwrap_or(path))
+}
 
 /// Arrival time of a request's first byte.
 #[derive(Clone, Copy)]
@@ -30,7 +35,7 @@ pub(in crate::server) fn arrival(request: &HttpRequest) -> Instant {
     arrival.map_or_else(Instant::now, |Arrival(at)| at)
 }
 
-/// Middleware: restricts spare connections to `/health`, and closes connections after their maximum lifetime.
+/// Middleware: restricts spare connections to the health routes, and closes connections after their maximum lifetime.
 pub(super) async fn admit<B: MessageBody + 'static>(
     request: ServiceRequest,
     next: Next<B>,
@@ -41,7 +46,7 @@ pub(super) async fn admit<B: MessageBody + 'static>(
     let (active, first_byte) = connection.begin_request();
     let arrival = Arrival(first_byte.unwrap_or_else(Instant::now));
     request.extensions_mut().insert(arrival);
-    let mut response = if connection.is_spare() && !HEALTH.contains(&request.path()) {
+    let mut response = if connection.is_spare() && !is_health(request.path()) {
         warn_of_excess_connections();
         request.error_response(ApiError::TooManyConnections)
     } else {

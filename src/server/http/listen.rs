@@ -134,7 +134,8 @@ where
 fn cors(origins: &[String]) -> Cors {
     let cors = Cors::default()
         .allowed_methods([Method::GET, Method::HEAD, Method::POST])
-        .allowed_headers([header::CONTENT_TYPE, header::ACCEPT])
+        .allowed_headers([header::CONTENT_TYPE, header::ACCEPT, header::AUTHORIZATION])
+        .allowed_header("x-api-key")
         .allowed_header("x-request-id")
         .expose_headers(["x-request-id", "retry-after"])
         .max_age(3600);

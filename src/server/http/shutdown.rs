@@ -19,20 +19,22 @@ impl Draining {
     }
 }
 
-/// First SIGTERM or SIGINT: calls `close` and drains in-flight requests. Second: exits.
-pub(in crate::server) fn drain_on_signal(
+/// First SIGTERM or SIGINT: runs `prepare`, which gets the signal's number, then drains in-flight requests. Second: exits.
+pub(in crate::server) fn drain_on_signal<F: Future<Output = ()> + 'static>(
     server: ServerHandle,
-    close: impl FnOnce() + 'static,
+    prepare: impl FnOnce(i32) -> F + 'static,
 ) -> io::Result<Draining> {
     let mut signals = StopSignals::listen()?;
     let draining = Draining::default();
     let since = Arc::clone(&draining.0);
     actix_web::rt::spawn(async move {
-        signals.next().await;
+        let signal = signals.next().await;
         tracing::info!("draining in-flight requests; a second signal stops immediately");
-        since.get_or_init(Instant::now);
-        close();
-        actix_web::rt::spawn(server.stop(true));
+        actix_web::rt::spawn(async move {
+            prepare(signal).await;
+            since.get_or_init(Instant::now);
+            server.stop(true).await;
+        });
         exit_immediately(128 + signals.next().await);
     });
     Ok(draining)

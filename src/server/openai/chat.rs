@@ -13,6 +13,7 @@ use super::schema::ChatCompletionRequest;
 use super::stream;
 use crate::engine::{Picture, ReadRequest};
 use crate::processing::{DecodedPage, PixelBounds};
+use crate::server::access::client;
 use crate::server::decoding::decode;
 use crate::server::errors::ApiError;
 use crate::server::http::{arrival, request_id};
@@ -40,7 +41,7 @@ pub(in crate::server) async fn chat_completions(
     state: Data<ServerState>,
 ) -> Result<HttpResponse, ApiError> {
     let (chat, mut memory) = read_request(&http, &state).await?;
-    let slot = state.engine.reserve_since(arrival(&http))?;
+    let slot = state.engine.reserve_for(client(&http), arrival(&http))?;
     let variant = &models::loaded(&state)?[chat.variant];
     let pictures = decode_all(&state, chat.pictures, variant.bounds);
     let decoded = tokio::time::timeout_at(slot.expires().into(), pictures).await;

@@ -72,7 +72,7 @@ pub struct OpenAiError {
 pub struct ErrorObject {
     /// What is wrong, and what to do.
     pub message: String,
-    /// `invalid_request_error` or `server_error`.
+    /// `invalid_request_error`, `rate_limit_error` or `server_error`.
     pub r#type: String,
     /// The parameter at fault, as in `messages[0].content[1].image_url.url`.
     pub param: Option<String>,
@@ -87,9 +87,10 @@ impl OpenAiError {
         param: Option<String>,
         code: Option<&str>,
     ) -> Self {
-        let kind = match status.is_server_error() {
-            true => "server_error",
-            false => "invalid_request_error",
+        let kind = match status {
+            StatusCode::TOO_MANY_REQUESTS => "rate_limit_error",
+            status if status.is_server_error() => "server_error",
+            _ => "invalid_request_error",
         };
         Self {
             error: ErrorObject {
@@ -126,7 +127,15 @@ impl ApiError {
                 Some((*field).to_owned()),
                 Some("invalid_value"),
             ),
-            other => (other.status_code(), None, None),
+            other => {
+                let code = match other {
+                    Self::Unauthorized => Some("invalid_api_key"),
+                    Self::WrongScope(_) => Some("insufficient_permissions"),
+                    Self::KeyLimit { .. } => Some("rate_limit_exceeded"),
+                    _ => None,
+                };
+                (other.status_code(), None, code)
+            }
         };
         (status, OpenAiError::new(status, self.to_string(), param, code))
     }

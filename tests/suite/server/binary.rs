@@ -12,7 +12,7 @@ use crate::suite::program::{ModelCopy, without_variables};
 /// adapter that comes with the embedded model: most tests are about the model alone.
 pub fn server(arguments: &[&str]) -> Command {
     let mut command = without_variables(env!("CARGO_BIN_EXE_server"));
-    command.env("MVP_ADAPTER", "none");
+    command.env("MVP_ADAPTER", "none").env("MVP_DRAIN_DELAY", "0");
     command
         .args(["--device", "cpu"])
         .args(arguments)

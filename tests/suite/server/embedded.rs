@@ -119,17 +119,28 @@ impl Shipped {
             .collect()
     }
 
-    fn terminate(&self) {
+    pub fn terminate(&self) {
+        self.signal(libc::SIGTERM);
+    }
+
+    pub fn signal(&self, signal: libc::c_int) {
         let child = self.child.id() as libc::pid_t;
         // SAFETY: the call takes any number and signals the child, which is not waited for yet.
-        let failed = unsafe { libc::kill(child, libc::SIGTERM) };
+        let failed = unsafe { libc::kill(child, signal) };
         assert_eq!(failed, 0);
     }
 
     /// Waits for the end; the exit code and the whole log.
-    fn ended(mut self) -> (Option<i32>, String) {
+    pub fn ended(mut self) -> (Option<i32>, String) {
+        self.wait()
+    }
+
+    /// As [`Self::ended`].
+    pub fn wait(&mut self) -> (Option<i32>, String) {
         let status = self.child.wait().expect("a child");
-        self.reader.take().expect("a thread").join().expect("no panic");
+        if let Some(reader) = self.reader.take() {
+            reader.join().expect("no panic");
+        }
         (status.code(), self.log())
     }
 }

@@ -144,12 +144,12 @@ fn the_queue_deadline_starts_with_the_request() {
         return; // a machine that has just been started
     };
     // Alone it runs at once, however long it took to arrive.
-    let slot = engine.reserve_since(began).expect("a slot");
+    let slot = engine.reserve_for(None, began).expect("a slot");
     let alone = wait(slot.submit(request("alone")).expect("a slot"));
     assert!(alone.is_ok(), "{alone:?}");
     let running = submit(&engine, "sleep 600000").expect("a slot");
     eventually("it runs", || counts.started.load(Ordering::SeqCst) == 2);
-    let slot = engine.reserve_since(began).expect("a slot");
+    let slot = engine.reserve_for(None, began).expect("a slot");
     let refused = wait(slot.submit(request("waiting")).expect("a slot"));
     assert!(
         matches!(refused, Err(EngineError::QueueDeadline { .. })),
@@ -215,13 +215,30 @@ fn panics_and_errors_affect_only_their_request() {
 }
 
 #[test]
-fn closing_rejects_queued_requests_and_drains_the_running_one() {
+fn closing_answers_what_was_admitted() {
+    let (engine, counts) = start(engine_options());
+    let running = submit(&engine, "sleep 300").expect("a slot");
+    let waiting = submit(&engine, "waiting").expect("a slot");
+    let slot = engine.reserve().expect("a slot");
+    engine.close();
+    assert!(matches!(engine.reserve(), Err(EngineError::Stopping)));
+    for admitted in [running, waiting, slot.submit(request("late")).expect("a ticket")] {
+        wait(admitted).expect("an answer");
+    }
+    engine.join();
+    assert_eq!(counts.finished.load(Ordering::SeqCst), 3);
+}
+
+#[test]
+fn queued_requests_are_rejected_and_the_running_one_ends() {
     let (engine, counts) = start(engine_options());
     let running = submit(&engine, "sleep 300").expect("a slot");
     eventually("it runs", || counts.started.load(Ordering::SeqCst) == 1);
     let waiting = submit(&engine, "waiting").expect("a slot");
-    engine.close();
+    let slot = engine.reserve().expect("a slot");
+    engine.reject_queued();
     assert!(matches!(wait(waiting), Err(EngineError::Stopping)));
+    assert!(matches!(slot.submit(request("late")), Err(EngineError::Stopping)));
     assert!(matches!(engine.reserve(), Err(EngineError::Stopping)));
     engine.join();
     assert_eq!(counts.finished.load(Ordering::SeqCst), 1);

@@ -1,12 +1,14 @@
 //! The engine and the server: a real HTTP client against the real server, with a stub in the model's place; in `embedded`
 //! the shipped program with the embedded model.
 
+mod access;
 mod adapter;
 mod binary;
 mod certificates;
 mod connections;
 mod contract;
 mod demo;
+mod draining;
 mod embedded;
 mod engine;
 mod leaving;

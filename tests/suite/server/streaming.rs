@@ -436,7 +436,7 @@ fn waiting_streams_end_when_the_server_stops() {
     started(&server, 1);
     let mut waiting = stream(&server, "say b");
     waiting.expect("queued");
-    server.engine.close();
+    server.engine.reject_queued();
     let last = waiting.rest();
     let (name, error) = last.last().expect("an event");
     assert_eq!((name.as_str(), &error["status"]), ("error", &json!(503)));

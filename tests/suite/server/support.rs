@@ -235,16 +235,30 @@ pub struct TestServer {
 
 impl TestServer {
     pub fn start(options: ServerOptions) -> Self {
+        Self::start_with(options, |state| state)
+    }
+
+    /// As [`Self::start`], after `change` of the state.
+    pub fn start_with(options: ServerOptions, change: impl FnOnce(ServerState) -> ServerState) -> Self {
         let counts = Arc::new(Counts::default());
         let stub = Stub::new(counts.clone());
         let engine = Engine::start(move || Ok(stub), options.engine()).expect("a thread");
-        let server = Self::around(options, engine, counts);
+        let server = Self::serve(options, engine, counts, change);
         eventually("the stub is loaded", || server.health()["model_loaded"] == true);
         server
     }
 
     /// A server around `engine`, which may be in any state.
-    pub fn around(mut options: ServerOptions, engine: Engine, counts: Arc<Counts>) -> Self {
+    pub fn around(options: ServerOptions, engine: Engine, counts: Arc<Counts>) -> Self {
+        Self::serve(options, engine, counts, |state| state)
+    }
+
+    fn serve(
+        mut options: ServerOptions,
+        engine: Engine,
+        counts: Arc<Counts>,
+        change: impl FnOnce(ServerState) -> ServerState,
+    ) -> Self {
         options.port = 0;
         let engine = Arc::new(engine);
         let root = tempfile::tempdir().expect("a folder");
@@ -254,12 +268,18 @@ impl TestServer {
             .demo
             .as_ref()
             .map(|demo| demo.local_addr().expect("an address"));
-        let mut client = Client::builder().timeout(PATIENCE * 2);
+        // The server ends idle connections after 5 s, perhaps while a request is written to one.
+        let client = Client::builder().pool_idle_timeout(Duration::from_secs(2));
+        let mut client = client.timeout(PATIENCE * 2);
         if options.http.tls.is_some() {
             client = certificates::trusting(client, Some("client"));
         }
         let scheme = options.http.scheme();
-        let state = ServerState::new(engine.clone(), options, root.path().join("benchmarks"));
+        let state = change(ServerState::new(
+            engine.clone(),
+            options,
+            root.path().join("benchmarks"),
+        ));
         let (sender, receiver) = mpsc::channel();
         let thread = std::thread::spawn(move || {
             actix_web::rt::System::new().block_on(async move {

@@ -1,0 +1,155 @@
+//! Middleware: a key before every route but those of [`is_health`].
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use actix_web::body::{BoxBody, MessageBody};
+use actix_web::dev::{ServiceRequest, ServiceResponse};
+use actix_web::http::header::{self, HeaderMap};
+use actix_web::middleware::Next;
+use actix_web::web::Data;
+use actix_web::{Error, HttpMessage, HttpRequest};
+
+use super::keys::{ApiKey, KeyScope};
+use crate::server::errors::ApiError;
+use crate::server::http::is_health;
+use crate::server::state::ServerState;
+
+/// The route that [`KeyScope::Metrics`] is for.
+const METRICS: &str = "/metrics";
+/// Parameters of an address in which clients of other services send keys.
+const KEY_PARAMETERS: [&str; 8] = [
+    "key",
+    "api_key",
+    "api-key",
+    "apikey",
+    "x-api-key",
+    "token",
+    "access_token",
+    "auth",
+];
+
+/// Name of the key of a request, in its extensions.
+struct KeyName(Arc<str>);
+
+/// Name of the key that `request` was sent with; `None` if none is needed.
+pub(in crate::server) fn client(request: &HttpRequest) -> Option<Arc<str>> {
+    request
+        .extensions()
+        .get::<KeyName>()
+        .map(|KeyName(name)| Arc::clone(name))
+}
+
+/// Middleware: answers 401 to requests without a key of the server, and 403 to those whose key is for other routes.
+pub(in crate::server) async fn guard<B: MessageBody + 'static>(
+    request: ServiceRequest,
+    next: Next<B>,
+) -> Result<ServiceResponse<BoxBody>, Error> {
+    match checked(&request).await {
+        Ok(key) => {
+            if let Some(key) = key {
+                request.extensions_mut().insert(KeyName(key.name));
+            }
+            Ok(next.call(request).await?.map_into_boxed_body())
+        }
+        Err(error) => Ok(request.error_response(error)),
+    }
+}
+
+/// The key of a request; `None` if it needs none.
+async fn checked(request: &ServiceRequest) -> Result<Option<ApiKey>, ApiError> {
+    let state = request
+        .app_data::<Data<ServerState>>()
+        .ok_or(ApiError::Internal)?;
+    let Some(keys) = state.access.keys() else {
+        return Ok(None);
+    };
+    // The path as sent, which the router may read as another one: only what is certain is open.
+    if is_health(request.path()) {
+        return Ok(None);
+    }
+    if has_key_parameter(request.query_string()) {
+        return Err(ApiError::KeyInAddress);
+    }
+    let Some(sent) = sent_key(request.headers()) else {
+        return Err(ApiError::Unauthorized);
+    };
+    let Some(key) = keys.find(sent) else {
+        let address = request.peer_addr().map(|address| address.ip());
+        let delay = state.access.attempts.wrong_key(address, Instant::now());
+        tokio::time::sleep(delay).await;
+        return Err(ApiError::Unauthorized);
+    };
+    let is_metrics = request.match_pattern().as_deref() == Some(METRICS);
+    match (key.scope, is_metrics) {
+        (KeyScope::Inference, true) => Err(ApiError::WrongScope("it is for every route but /metrics")),
+        (KeyScope::Metrics, false) => Err(ApiError::WrongScope("it is for /metrics only")),
+        _ => Ok(Some(key)),
+    }
+}
+
+/// The key of `Authorization: Bearer`, or else of `X-Api-Key`.
+fn sent_key(headers: &HeaderMap) -> Option<&[u8]> {
+    let bearer = headers.get(header::AUTHORIZATION).and_then(|value| {
+        let (scheme, key) = value.as_bytes().split_at_checked("Bearer ".len())?;
+        scheme.eq_ignore_ascii_case(b"Bearer ").then(|| key.trim_ascii())
+    });
+    bearer.or_else(|| headers.get("x-api-key").map(|value| value.as_bytes()))
+}
+
+fn has_key_parameter(query: &str) -> bool {
+    let names = query
+        .split('&')
+        .map(|pair| pair.split('=').next().unwrap_or_default());
+    names.into_iter().any(|name| {
+        KEY_PARAMETERS
+            .iter()
+            .any(|known| name.eq_ignore_ascii_case(known))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use actix_web::http::header::{HeaderName, HeaderValue};
+
+    use super::*;
+
+    #[test]
+    fn keys_are_read_from_two_headers() {
+        let sent = |lines: &[(&'static str, &'static str)]| {
+            let mut headers = HeaderMap::new();
+            for (name, value) in lines {
+                headers.append(HeaderName::from_static(name), HeaderValue::from_static(value));
+            }
+            sent_key(&headers).map(<[u8]>::to_vec)
+        };
+        for (lines, key) in [
+            (&[("authorization", "Bearer abc")][..], Some("abc")),
+            (&[("authorization", "bearer  abc ")], Some("abc")),
+            (&[("x-api-key", "abc")], Some("abc")),
+            (
+                &[("x-api-key", "abc"), ("authorization", "Basic xyz")],
+                Some("abc"),
+            ),
+            (
+                &[("x-api-key", "abc"), ("authorization", "Bearer xyz")],
+                Some("xyz"),
+            ),
+            (&[("authorization", "abc")], None),
+            (&[("authorization", "Bearer")], None),
+            (&[], None),
+        ] {
+            assert_eq!(sent(lines).as_deref(), key.map(str::as_bytes), "{lines:?}");
+        }
+    }
+
+    #[test]
+    fn keys_in_the_address_are_noticed() {
+        for query in ["key=x", "a=b&api_key=x", "TOKEN=x", "token"] {
+            assert!(has_key_parameter(query), "{query}");
+        }
+        for query in ["", "a=key", "keys=x", "page=1"] {
+            assert!(!has_key_parameter(query), "{query}");
+        }
+    }
+}

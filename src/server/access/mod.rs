@@ -1,0 +1,35 @@
+//! Who may call the API: keys (`keys.rs`), the check before every route (`guard.rs`), and the delay of those who guess (`attempts.rs`).
+
+mod attempts;
+mod guard;
+mod keys;
+
+pub(super) use self::guard::{client, guard};
+pub use self::keys::{ApiKeys, KeyError, KeyScope, NewKey};
+
+use std::sync::Arc;
+
+use self::attempts::Attempts;
+
+/// Keys of a server, and the addresses that tried wrong ones.
+#[derive(Debug, Default)]
+pub struct Access {
+    /// `None`: every route is open.
+    keys: Option<Arc<ApiKeys>>,
+    attempts: Attempts,
+}
+
+impl Access {
+    /// Only requests with one of `keys` are answered.
+    pub fn with(keys: Arc<ApiKeys>) -> Self {
+        Self {
+            keys: Some(keys),
+            attempts: Attempts::default(),
+        }
+    }
+
+    /// The keys; `None` if every route is open.
+    pub fn keys(&self) -> Option<&ApiKeys> {
+        self.keys.as_deref()
+    }
+}
