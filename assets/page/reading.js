@@ -4,7 +4,7 @@ import { ApiError, address, hasKey, send } from "./api.js";
 import { events } from "./sse.js";
 import { Words, wordsOf } from "./words.js";
 
-/** How often a page is sent again where the queue is full. */
+/** How often a page is sent again where the queue is full, or has as many requests of this key as it may have. */
 const MAX_TRIES = 60;
 
 /** The field of an answer that holds its text. */
@@ -25,8 +25,9 @@ export class Reading {
 		this.error = null;
 		/** Requests before this one in the server's queue; null if unknown. */
 		this.before = null;
-		/** Seconds until it is sent again, where the queue is full. */
+		/** Seconds until it is sent again, where the queue is full; and what the API said. */
 		this.retryIn = null;
+		this.retryWhy = "";
 		this.sentAt = null;
 		this.firstAt = null;
 		this.endedAt = null;
@@ -118,7 +119,8 @@ export class Reading {
 				return response;
 			} catch (error) {
 				this.sent = { url: address(task), fileName: name, rotation, fields: all, withKey: hasKey() };
-				if (error.status !== 503 || error.retryAfter === null || attempt === MAX_TRIES) throw error;
+				if (![429, 503].includes(error.status) || error.retryAfter === null || attempt === MAX_TRIES) throw error;
+				this.retryWhy = error.message;
 				await this.#wait(error.retryAfter, signal);
 			}
 		}

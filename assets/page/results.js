@@ -138,7 +138,7 @@ export class Results {
 /** One line: where a reading is, or how long it took. */
 function figures(reading) {
 	if (reading === null) return "";
-	if (reading.retryIn !== null) return `The queue is full, sent again in ${reading.retryIn} s`;
+	if (reading.retryIn !== null) return `${sentence(reading.retryWhy)}, sent again in ${reading.retryIn} s`;
 	const parts = [];
 	if (reading.state === "waiting") return "Waiting";
 	if (reading.state === "reading") {
@@ -152,6 +152,9 @@ function figures(reading) {
 	if (reading.answer?.queue_seconds > 0.1) parts.push(`${seconds(reading.answer.queue_seconds)} in the queue`);
 	return parts.join(" · ");
 }
+
+/** What the API said, without its own seconds: those that are left are shown. */
+const sentence = (text) => text[0].toUpperCase() + text.slice(1).replace(/(; try again in \d+ s)?\.?$/, "");
 
 function readAs(image) {
 	if (!image || !Number.isFinite(image.resized_width)) return "";
