@@ -26,24 +26,45 @@ let ask = async () => null;
 /** Whether requests carry a key. */
 export const hasKey = () => key !== null;
 
-/** Sets what asks the user for a key: gets whether the last one was refused, returns the new one or null. */
+/** Whether a text can be a key: a header can hold visible ASCII alone; fetch would throw on anything else. */
+export const isKey = (text) => /^[\x21-\x7e]{1,1024}$/.test(text);
+
+/** Takes the key that the address of the page carries behind `#key=`, and removes it from there. Returns whether there was one. */
+export function takeKey() {
+	if (!location.hash.startsWith("#key=")) return false;
+	const given = location.hash.slice("#key=".length);
+	history.replaceState(history.state, "", location.pathname + location.search);
+	try {
+		const text = decodeURIComponent(given);
+		if (!isKey(text)) return false;
+		key = text;
+		return true;
+	} catch {
+		// A stray per cent sign.
+		return false;
+	}
+}
+
+/** Sets what asks the user for a key: gets why the last one was refused, or null; returns the new one or null. */
 export function onKeyNeeded(callback) {
 	ask = callback;
 }
 
 /** Asks for a key, once for all requests that wait for one. Returns false if the user declined. */
-export async function askForKey() {
-	asking ??= ask(key !== null).finally(() => {
+async function askForKey(reason) {
+	const before = key;
+	asking ??= ask(key === null ? null : reason).finally(() => {
 		asking = null;
 	});
 	const answer = await asking;
 	if (answer !== null) key = answer;
-	return answer !== null;
+	// Or the address brought one while the dialog was open.
+	return answer !== null || key !== before;
 }
 
 /**
- * Sends a request and returns the response, if its status is a success. `timeout` is of one try, milliseconds. With `interactive`, a 401 asks the user for the key and the
- * request is sent again.
+ * Sends a request and returns the response, if its status is a success. `timeout` is of one try, milliseconds. With `interactive`, a key that is missing, wrong or
+ * for other routes (403) is asked for, and the request is sent again.
  */
 export async function send(route, { body, signal, timeout, interactive = true } = {}) {
 	for (;;) {
@@ -64,9 +85,9 @@ export async function send(route, { body, signal, timeout, interactive = true } 
 		}
 		if (response.ok) return response;
 		const error = await asError(response);
-		if (response.status !== 401 || !interactive) throw error;
+		if (!interactive || !(response.status === 401 || (response.status === 403 && used !== null))) throw error;
 		// Another request may have brought the key in the meantime.
-		if (used === key && !(await askForKey())) throw error;
+		if (used === key && !(await askForKey(response.status === 401 ? "The API refused this key." : error.message))) throw error;
 		signal?.throwIfAborted();
 	}
 }

@@ -1,12 +1,13 @@
 // The two dialogs: the key, and the request as a command.
 
 import { $, copyText, h, setText } from "./dom.js";
+import { isKey } from "./api.js";
 import { asCurl, asPython } from "./snippets.js";
 
-/** Asks for the API's key; null if declined. */
-export function keyDialog(refused) {
+/** Asks for the API's key; null if declined. `reason`: why the last one was refused, or null. */
+export function keyDialog(reason) {
 	const dialog = $("key-dialog");
-	setText($("key-error"), refused ? "The API refused this key." : "");
+	setText($("key-error"), reason ?? "");
 	$("key").value = "";
 	dialog.returnValue = "";
 	dialog.showModal();
@@ -14,7 +15,7 @@ export function keyDialog(refused) {
 		const form = $("key-form");
 		const submit = (event) => {
 			event.preventDefault();
-			if (isHeader($("key").value.trim())) dialog.close("key");
+			if (isKey($("key").value.trim())) dialog.close("key");
 			else setText($("key-error"), "A key consists of letters, digits and signs, without spaces.");
 		};
 		form.addEventListener("submit", submit);
@@ -30,9 +31,6 @@ export function keyDialog(refused) {
 		);
 	});
 }
-
-/** A header can hold visible ASCII alone; fetch would throw on anything else. */
-const isHeader = (text) => /^[\x21-\x7e]+$/.test(text);
 
 /** Shows a request as a command or a program. */
 export function requestDialog(request) {

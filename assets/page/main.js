@@ -1,13 +1,15 @@
 // Starts the page.
 
 import { $ } from "./dom.js";
-import { onKeyNeeded } from "./api.js";
+import { onKeyNeeded, takeKey } from "./api.js";
 import { keyDialog } from "./dialogs.js";
 import { Benchmarks } from "./benchmarks.js";
 import { Reader } from "./reader.js";
 import { Status } from "./status.js";
 import { tabs } from "./tabs.js";
 
+// Before the first request, and before anything else can fail.
+takeKey();
 onKeyNeeded(keyDialog);
 
 let reader = null;
@@ -34,6 +36,12 @@ $("theme").addEventListener("click", () => {
 });
 dark.addEventListener("change", showTheme);
 showTheme();
+
+addEventListener("hashchange", () => {
+	if (!takeKey()) return;
+	if ($("key-dialog").open) $("key-dialog").close();
+	status.tryKey();
+});
 
 // The first question may ask for a key; later ones wait until the user does something.
 status.poll(true);

@@ -1,7 +1,7 @@
 // The header: what is loaded, how much memory it takes, and whether the API answers.
 
 import { $, announce, h, setText } from "./dom.js";
-import { getJson } from "./api.js";
+import { getJson, hasKey } from "./api.js";
 import { memory } from "./format.js";
 
 const READY_MS = 5000;
@@ -39,6 +39,14 @@ export class Status {
 		return this.#polling;
 	}
 
+	/** Asks with a key that has just come. */
+	async tryKey() {
+		await this.#polling;
+		// Everyone may ask for the health: the models tell whether the key is right.
+		this.#known = false;
+		await this.poll(true);
+	}
+
 	async #ask(interactive) {
 		let next = READY_MS;
 		try {
@@ -55,8 +63,8 @@ export class Status {
 			else this.#enter("ready", "Ready");
 			if (health.requests_admitted > 0) next = BUSY_MS;
 		} catch (error) {
-			if (error.status === 401) {
-				this.#enter("key", "Needs a key");
+			if (isRefusal(error)) {
+				this.#enter("key", error.status === 401 ? "Needs a key" : "Needs another key");
 				next = MAX_BACKOFF_SECONDS * 1000;
 			} else {
 				this.#failures += 1;
@@ -116,7 +124,7 @@ export class Status {
 			this.models = (list.data ?? []).filter((model) => typeof model.id === "string" && model.medvision);
 			this.#known = true;
 		} catch (error) {
-			if (error.status === 401) throw error;
+			if (isRefusal(error)) throw error;
 			return;
 		}
 		this.showModel((this.models.find((model) => model.medvision.default) ?? this.models[0])?.medvision);
@@ -152,6 +160,9 @@ export class Status {
 		bar.firstElementChild.style.width = `${Math.max(1, share)}%`;
 	}
 }
+
+/** Whether there is no key, a wrong one, or one for other routes. */
+const isRefusal = (error) => error.status === 401 || (error.status === 403 && hasKey());
 
 /** Value of the field `adapter` that selects a model. */
 export const adapterOf = (model) => (model.medvision.lora_adapter ? model.id : "none");

@@ -82,6 +82,26 @@ async function startPrograms() {
 	};
 }
 
+/** The real server with its own page. `printed(pattern)` waits for a line on standard output or error, and returns the match. */
+export async function startServer(...words) {
+	const ports = ["--host", "127.0.0.1", "--port", "0", "--demo-port", "0"];
+	const environment = Object.fromEntries(Object.entries(process.env).filter(([name]) => !name.startsWith("MVP_")));
+	const child = spawn(join(process.env.MVP_BIN, "server"), [...ports, "--root", ROOT, "--device", "cpu", ...words], { env: environment });
+	const text = { stdout: "", stderr: "" };
+	for (const name of ["stdout", "stderr"]) child[name].on("data", (bytes) => (text[name] += bytes));
+	const ended = new Promise((done) => child.once("exit", done));
+	const printed = async (pattern, stream = "stderr") => {
+		await untilTrue(() => pattern.test(text[stream]) || child.exitCode !== null);
+		return pattern.exec(text[stream]) ?? assert.fail(`the server ended: ${text.stderr.slice(-4000)}`);
+	};
+	const close = async () => {
+		child.kill("SIGKILL");
+		await ended;
+	};
+	await printed(/^Ready: /m);
+	return { printed, close };
+}
+
 /** Waits until a condition holds; errors of the condition count as "not yet". */
 export async function untilTrue(condition, patience = PATIENCE) {
 	const end = Date.now() + patience;
@@ -100,7 +120,7 @@ export function startBrowser() {
 }
 
 /** Opens the page. `page.clean()` asserts that nothing happened that must not, and closes it. */
-export async function openPage(browser, url, { width = 1440, height = 900, dark = false, ready = true, ...options } = {}) {
+export async function openPage(browser, url, { width = 1440, height = 900, dark = false, ready = true, hash = "", ...options } = {}) {
 	const context = await browser.newContext({
 		viewport: { width, height },
 		colorScheme: dark ? "dark" : "light",
@@ -134,7 +154,7 @@ export async function openPage(browser, url, { width = 1440, height = 900, dark 
 		await context.close();
 		assert.deepEqual(wrong, []);
 	};
-	await page.goto(url);
+	await page.goto(url + hash);
 	if (ready) await page.waitForSelector('#status[data-state="ready"]');
 	return page;
 }

@@ -2,7 +2,7 @@
 
 import assert from "node:assert/strict";
 import { after, afterEach, before, beforeEach, describe, test } from "node:test";
-import { PROGRAMS, file, give, hear, heard, isRead, openPage, sampleFile, says, startBrowser, startWithStub } from "./lib.mjs";
+import { PROGRAMS, file, give, hear, heard, isRead, openPage, sampleFile, says, screenshot, startBrowser, startWithStub } from "./lib.mjs";
 
 assert.ok(!PROGRAMS, "these tests are of the stub");
 
@@ -95,6 +95,116 @@ describe("the key", () => {
 		assert.ok(!(await page.content()).includes("s3cret-key"));
 		await page.reload();
 		await page.waitForSelector("#key-dialog[open]");
+	});
+
+	test("in the address is used before it is asked for, and kept nowhere", async () => {
+		const key = 'medvision-aB3_-9"<~';
+		set({ key });
+		// The strange characters as they are, and as browsers write them.
+		for (const written of [key, encodeURIComponent(key)]) {
+			if (written !== key) await page.clean();
+			backend.stub.heads.length = 0;
+			await open({ hash: `#key=${written}` });
+			assert.ok(await page.isHidden("#key-dialog"));
+			assert.equal(page.url(), backend.url);
+			await readSample();
+			assert.equal(backend.stub.requests.at(-1).authorization, `Bearer ${key}`);
+			const api = backend.stub.heads.filter(({ url }) => url.startsWith("/api/"));
+			assert.ok(api.length >= 3 && api.every(({ headers }) => headers.authorization === `Bearer ${key}`), "no try without it");
+			for (const { url, headers } of backend.stub.heads) {
+				assert.doesNotMatch(url, /key|aB3/);
+				assert.equal(headers.referer, undefined);
+			}
+			const client = await page.context().newCDPSession(page);
+			const { entries } = await client.send("Page.getNavigationHistory");
+			assert.ok(entries.every(({ url }) => [backend.url, "about:blank"].includes(url)));
+			assert.equal(await page.evaluate(() => history.state), null);
+			assert.ok(!(await page.content()).includes("aB3"));
+		}
+		// In memory only; `page.clean` looks at what is stored.
+		await page.reload();
+		await page.waitForSelector("#key-dialog[open]");
+	});
+
+	test("in the address that is wrong leads to the dialog", async () => {
+		set({ key: "medvision-right" });
+		await open({ ready: false, hash: "#key=medvision-wrong" });
+		await page.waitForSelector("#key-dialog[open]");
+		await says(page, "#key-error", /^The API refused this key\.$/);
+		assert.equal(page.url(), backend.url);
+		await page.fill("#key", "medvision-right");
+		await page.keyboard.press("Enter");
+		await page.waitForSelector('#status[data-state="ready"]');
+	});
+
+	test("in the address that cannot be one is removed from there and not used", async () => {
+		set({ key: "medvision-right" });
+		for (const wrong of ["", "a b", "%20", "%00", "sch%C3%B6n", "%", "x".repeat(1025)]) {
+			await open({ ready: false, hash: `#key=${wrong}` });
+			await page.waitForSelector("#key-dialog[open]");
+			await says(page, "#key-error", /^$/);
+			assert.equal(page.url(), backend.url);
+			await page.clean();
+		}
+		assert.ok(backend.stub.heads.every(({ headers }) => headers.authorization === undefined));
+		set({ key: "x".repeat(1024) });
+		await open({ hash: `#key=${"x".repeat(1024)}` });
+	});
+
+	test("in the address is taken while the page is open, also instead of the dialog", async () => {
+		set({ key: "medvision-first" });
+		await open({ ready: false });
+		await page.waitForSelector("#key-dialog[open]");
+		await page.goto(`${backend.url}#key=medvision-first`);
+		await page.waitForSelector('#status[data-state="ready"]');
+		assert.ok(await page.isHidden("#key-dialog"));
+		assert.equal(page.url(), backend.url);
+		await readSample();
+		// A new one, at once; and one that is wrong.
+		set({ key: "medvision-second" });
+		await page.evaluate(() => (location.hash = "key=medvision-second"));
+		await page.waitForFunction(() => location.hash === "");
+		await page.click("#read");
+		await isRead(page);
+		assert.equal(backend.stub.requests.at(-1).authorization, "Bearer medvision-second");
+		await page.evaluate(() => (location.hash = "key=medvision-third"));
+		await says(page, "#key-error", /^The API refused this key\.$/);
+		assert.equal(page.url(), backend.url);
+		await page.goBack();
+		assert.ok(!page.url().includes("key="));
+	});
+
+	test("of another scope is refused in the API's words, and another one is asked for", async () => {
+		set({ key: "medvision-right", metricsKey: "medvision-metrics" });
+		await open({ ready: false, hash: "#key=medvision-metrics" });
+		await says(page, "#key-error", /^this key may not call this route: it is for \/metrics only$/);
+		await page.keyboard.press("Escape");
+		await says(page, "#status-text", /^Needs another key$/);
+		await page.click("#sample");
+		await page.waitForSelector("#key-dialog[open]");
+		await page.keyboard.press("Escape");
+		await says(page, "#notice.error", /^this key may not call this route: it is for \/metrics only$/);
+		await page.click("#retry");
+		await page.fill("#key", "medvision-right");
+		await page.keyboard.press("Enter");
+		await page.waitForSelector('#status[data-state="ready"]');
+		await page.click("#read");
+		await isRead(page);
+	});
+
+	test("that has as many requests as it may have is waited for, and can be left", async () => {
+		set({ key: "medvision-right", keyLimit: 1000 });
+		await open({ hash: "#key=medvision-right" });
+		await page.click("#sample");
+		await says(page, "#figures", /^This key has 4 requests in the queue, its limit, sent again in 2 s$/);
+		await says(page, "#figures", /sent again in 1 s$/);
+		await screenshot(page, "key-limit");
+		await page.keyboard.press("Escape");
+		await says(page, "#notice", /^Stopped before any text came\.$/);
+		set({ keyLimit: 1 });
+		await page.click("#read");
+		await isRead(page);
+		assert.equal(backend.stub.requests.length, 3);
 	});
 
 	test("can be declined, and given later", async () => {
@@ -219,7 +329,7 @@ describe("the model", () => {
 		await open({ ready: false });
 		await says(page, "#status-text", /^Loading the model$/);
 		await page.click("#sample");
-		await says(page, "#figures", /sent again in 1 s$/);
+		await says(page, "#figures", /^The model is still loading, sent again in 1 s$/);
 		set({ loading: false });
 		await isRead(page);
 		await says(page, "#model", /qwen25-vl-nano/);

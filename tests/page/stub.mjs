@@ -33,8 +33,11 @@ export const DEFAULTS = {
 	queueFull: 0,
 	/** Requests before this one in the queue: it waits until this is 0. */
 	before: 0,
-	/** The key without which everything but the page answers 401. */
+	/** The key without which everything but the page and /health answers 401; and one that is for other routes: 403. */
 	key: null,
+	metricsKey: null,
+	/** How many requests are refused with 429 and Retry-After: 2. */
+	keyLimit: 0,
 	/** After this many tokens the stream ends with an error event. */
 	errorAfter: null,
 	/** After this many tokens the stream waits, of this file or of all of them: until `then` is "go", or "cut", which cuts the connection. */
@@ -152,10 +155,14 @@ export function parseForm(request, bytes) {
 const pause = (milliseconds) => new Promise((resolve) => setTimeout(resolve, milliseconds));
 const now = () => new Date().toISOString();
 
-/** Starts the stub. `requests` collects what came; `set` changes knobs; `close` ends it. */
+/** What the server says of a key of scope `metrics`. */
+const WRONG_SCOPE = "this key may not call this route: it is for /metrics only";
+
+/** Starts the stub. `requests` collects what came to be read, `heads` each address and its headers; `set` changes knobs; `close` ends it. */
 export async function startStub(knobs = {}, port = 0) {
 	const state = { ...DEFAULTS, ...knobs };
 	const requests = [];
+	const heads = [];
 	const sampleText = await readFile(join(ROOT, "datasets/sample/discharge_note.txt"), "utf8");
 	let active = 0;
 
@@ -176,7 +183,11 @@ export async function startStub(knobs = {}, port = 0) {
 			response.end(JSON.stringify(value));
 		};
 		const error = (status, detail, headers) => json(status, { detail, timestamp: now() }, headers);
-		if (state.key !== null && request.headers.authorization !== `Bearer ${state.key}`) return error(401, "A key is needed.");
+		const bearer = request.headers.authorization;
+		if (state.key !== null && route !== "health" && bearer !== `Bearer ${state.key}`) {
+			if (state.metricsKey !== null && bearer === `Bearer ${state.metricsKey}`) return error(403, WRONG_SCOPE);
+			return error(401, "this route needs a key of this server: send it as `Authorization: Bearer KEY` or `X-Api-Key: KEY`");
+		}
 		if (route === "health") {
 			return json(200, {
 				model_loaded: !state.loading,
@@ -223,6 +234,10 @@ export async function startStub(knobs = {}, port = 0) {
 		if (state.queueFull > 0) {
 			state.queueFull -= 1;
 			return error(503, "The queue is full.", { "Retry-After": "1" });
+		}
+		if (state.keyLimit > 0) {
+			state.keyLimit -= 1;
+			return error(429, "this key has 4 requests in the queue, its limit; try again in 2 s", { "Retry-After": "2" });
 		}
 		if (!form.file) return error(422, 'The form has no field "file".');
 		if (form.file.bytes.subarray(0, state.damaged.length).toString() === state.damaged) {
@@ -296,6 +311,7 @@ export async function startStub(knobs = {}, port = 0) {
 	}
 
 	async function serve(request, response) {
+		heads.push({ url: request.url, headers: request.headers });
 		const whole = new URL(request.url, "http://stub").pathname;
 		const pathname = whole.startsWith(state.prefix) ? `/${whole.slice(state.prefix.length)}` : "/..";
 		if (pathname.startsWith("/api/")) return api(pathname.slice(5), request, response);
@@ -321,6 +337,7 @@ export async function startStub(knobs = {}, port = 0) {
 		url: `http://127.0.0.1:${used}${state.prefix}`,
 		port: used,
 		requests,
+		heads,
 		set: (changes) => Object.assign(state, changes),
 		close: () =>
 			new Promise((resolve) => {
