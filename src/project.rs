@@ -36,15 +36,25 @@ pub struct ModelFolder {
     pub path: PathBuf,
     /// Whether the embedded model is used because no model was chosen and [`BASE_MODEL`] is missing.
     pub stands_in: bool,
+    /// Where models are mounted, if the project's folder of models is a link to that.
+    pub mount: Option<PathBuf>,
 }
 
 impl ModelFolder {
     /// Notice for the user if the embedded model is used by default.
     pub fn notice(&self) -> Option<String> {
         self.stands_in.then(|| {
+            // In the image the models' folder is a link to where one is mounted.
+            let remedy = match &self.mount {
+                Some(mount) => format!(
+                    "mount a folder that holds it at {}, or run there: {GET_BASE_MODEL}",
+                    mount.display()
+                ),
+                None => format!("run: {GET_BASE_MODEL}"),
+            };
             format!(
                 "model: {} (13M parameters, for trying out: typed and scanned pages of printed English); \
-                 to use the 7B model, which reads any document, run: {GET_BASE_MODEL}",
+                 to use the 7B model, which reads any document, {remedy}",
                 self.path.display()
             )
         })
@@ -87,6 +97,14 @@ impl Project {
         self.root.join("benchmarks")
     }
 
+    fn folder(&self, path: PathBuf, stands_in: bool) -> ModelFolder {
+        ModelFolder {
+            path,
+            stands_in,
+            mount: fs::read_link(self.models()).ok(),
+        }
+    }
+
     /// Finds the model folder for `choice`: a path, or a name under `models/`; default [`BASE_MODEL`], or [`EMBEDDED_MODEL`] if it
     /// is missing.
     ///
@@ -97,19 +115,13 @@ impl Project {
             None => {
                 let base = self.models().join(BASE_MODEL);
                 if base.is_dir() {
-                    return Ok(ModelFolder {
-                        path: base,
-                        stands_in: false,
-                    });
+                    return Ok(self.folder(base, false));
                 }
                 (self.embedded_models(), true)
             }
         };
         if let Some(path) = candidates.iter().find(|path| path.is_dir()) {
-            return Ok(ModelFolder {
-                path: hub_cache::resolved(path, "main")?,
-                stands_in,
-            });
+            return Ok(self.folder(hub_cache::resolved(path, "main")?, stands_in));
         }
         let first = &candidates[0];
         Err(not_a_folder(
@@ -123,10 +135,7 @@ impl Project {
         let quantized = |base: &Path| Some(self.derived_model(base, NF4_SUFFIX)).filter(|path| path.is_dir());
         // The base folder may have been deleted.
         if let (None, Some(path)) = (choice, quantized(Path::new(BASE_MODEL))) {
-            return Ok(ModelFolder {
-                path,
-                stands_in: false,
-            });
+            return Ok(self.folder(path, false));
         }
         let mut folder = self.model_folder(choice)?;
         if let (None, Some(path)) = (choice, quantized(&folder.path)) {
@@ -318,6 +327,15 @@ mod tests {
             notice.contains(GET_BASE_MODEL) && !notice.contains('\n'),
             "{notice}"
         );
+        assert!(!notice.contains("mount"), "{notice}");
+        // As in the image.
+        let (folder, mounted) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        fs::create_dir(mounted.path().join(EMBEDDED_MODEL)).unwrap();
+        std::os::unix::fs::symlink(mounted.path(), folder.path().join("models")).unwrap();
+        let project = Project::open(Some(folder.path())).unwrap();
+        let notice = project.model_folder(None).unwrap().notice().unwrap();
+        let expected = format!("mount a folder that holds it at {}", mounted.path().display());
+        assert!(notice.contains(&expected), "{notice}");
     }
 
     #[test]

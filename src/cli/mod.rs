@@ -22,6 +22,8 @@ use crate::{Error, Result};
 
 mod adapter;
 #[cfg(feature = "pipeline")]
+mod audit_args;
+#[cfg(feature = "pipeline")]
 mod benchmark_args;
 #[cfg(feature = "pipeline")]
 mod benchmark_baseline;

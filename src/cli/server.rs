@@ -7,6 +7,7 @@ use std::sync::Arc;
 use actix_web::web::Data;
 use clap::Parser;
 
+use super::audit_args::AuditArgs;
 use super::http_args::{HttpArgs, TlsArgs, at_most, host_name};
 use super::key_args::{KeyArgs, print_new_key};
 use super::{CommonArgs, ResidentAdapterArgs, fail, print_warnings};
@@ -20,7 +21,7 @@ use crate::version::version;
 const EXIT_CODES: &str = "\
 Exit codes:
   0    stopped by SIGTERM or Ctrl-C after draining in-flight requests
-  1    cannot listen, cannot use a TLS file, cannot load the model, or in-flight requests exceeded --shutdown-seconds
+  1    cannot listen, cannot use a key, TLS or audit file, cannot load the model, or in-flight requests exceeded --shutdown-seconds
   2    invalid command line
   130, 143  stopped immediately by a second Ctrl-C or SIGTERM";
 
@@ -36,6 +37,8 @@ pub(super) struct Arguments {
     server: ServerArgs,
     #[command(flatten, next_help_heading = "Access options")]
     keys: KeyArgs,
+    #[command(flatten, next_help_heading = "Audit options")]
+    audit: AuditArgs,
     #[command(flatten, next_help_heading = "TLS options")]
     tls: TlsArgs,
     #[command(flatten)]
@@ -190,6 +193,7 @@ async fn serve(arguments: Arguments) -> anyhow::Result<ExitCode> {
     let Arguments {
         server,
         keys,
+        audit,
         tls,
         adapter,
         common,
@@ -199,6 +203,7 @@ async fn serve(arguments: Arguments) -> anyhow::Result<ExitCode> {
     options.http.tls = tls.load(&mut reloads)?;
     let admission = keys.admission(options.host, &mut reloads)?;
     options.host = admission.host;
+    let audit = audit.open(&mut reloads)?;
     reloads.listen()?;
     let listeners = server::bind(&options)?;
     let project = common.project()?;
@@ -231,6 +236,7 @@ async fn serve(arguments: Arguments) -> anyhow::Result<ExitCode> {
     let state = ServerState::new(engine, options, project.benchmarks());
     let state = state
         .with_access(admission.access)
+        .with_audit(audit)
         .with_gpu(move || gpu_figures(&selected));
     let announce = |readiness: &Readiness| say_lines(Level::INFO, &readiness.to_string());
     Ok(server::run(listeners, Data::new(state), announce).await?)

@@ -4,7 +4,7 @@
 
 use std::fs::{self, File, FileType, OpenOptions};
 use std::io::{self, Read};
-use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::Path;
 
 /// Maximum size of a configuration file: `config.json` and similar files, a chat template.
@@ -53,6 +53,18 @@ pub(crate) fn read_text(path: &Path, limit: u64) -> io::Result<String> {
         let reason = format!("not UTF-8 text: {}", error.utf8_error());
         io::Error::new(io::ErrorKind::InvalidData, reason)
     })
+}
+
+/// Who besides its owner can read a file with a secret, and what to do; `None` if nobody. A group of this process's own is not
+/// somebody else: containers get secrets that way.
+pub(crate) fn readable_by_others(path: &Path) -> Option<String> {
+    let file = fs::metadata(path).ok()?;
+    // SAFETY: takes no argument and touches no memory of the process.
+    let own_group = unsafe { libc::getegid() };
+    let by_group = file.mode() & 0o040 != 0 && (file.gid() != own_group || own_group == 0);
+    let by_all = file.mode() & 0o004 != 0;
+    let mode = file.mode() & 0o777;
+    (by_group || by_all).then(|| format!("other users can read this file (mode {mode:o}); chmod 600 it"))
 }
 
 fn regular(kind: FileType) -> io::Result<()> {

@@ -132,6 +132,9 @@ pub enum ApiError {
         /// The deadline, seconds.
         seconds: u64,
     },
+    /// 503: the audit log cannot be written.
+    #[error("the audit log cannot be written, so nothing is answered; the operator must make room for it")]
+    AuditLog,
     /// 500: internal error; the cause is only in the log.
     #[error("internal error; the server's log holds the cause under this answer's x-request-id")]
     Internal,
@@ -195,6 +198,7 @@ impl ResponseError for ApiError {
             Self::TooManyConnections
             | Self::TooManyAnswers
             | Self::TooManyUploads
+            | Self::AuditLog
             | Self::Unavailable { .. } => StatusCode::SERVICE_UNAVAILABLE,
             Self::GenerationDeadline { .. } => StatusCode::GATEWAY_TIMEOUT,
         }
@@ -204,6 +208,7 @@ impl ResponseError for ApiError {
         let mut response = HttpResponse::build(self.status_code());
         let retry_after_seconds = match self {
             Self::TooManyConnections | Self::TooManyAnswers | Self::TooManyUploads => Some(1),
+            Self::AuditLog => Some(60),
             Self::Unavailable {
                 retry_after_seconds, ..
             }

@@ -10,6 +10,7 @@
 //! another listener with the same machinery.
 
 mod access;
+mod audit;
 mod benchmark;
 mod decoding;
 pub mod demo;
@@ -31,6 +32,7 @@ mod types;
 mod upload;
 
 pub use self::access::{Access, ApiKeys, KeyError, KeyScope, NewKey};
+pub use self::audit::{AuditError, AuditLog, AuditOptions};
 pub use self::errors::ApiError;
 pub use self::http::{BindError, HttpOptions, Tls, TlsError, TlsFiles, forbid_core_dumps};
 pub use self::logprobs::{TokenChoice, TokenInfo};

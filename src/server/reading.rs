@@ -5,6 +5,7 @@ use serde::Serialize;
 
 use super::{
     access::client,
+    audit::note,
     decoding::decode,
     errors::ApiError,
     http::arrival,
@@ -42,6 +43,7 @@ pub(super) async fn respond<T: Serialize>(
     prompt: String,
     shape: impl Fn(PageAnswer) -> T + 'static,
 ) -> Result<HttpResponse, ApiError> {
+    note(http, |facts| facts.documents.extend(upload.file.digest.clone()));
     let slot = state.engine.reserve_for(client(http), arrival(http))?;
     let variants = state.engine.variants();
     let variant = variant(variants, upload.adapter.as_deref())?;
@@ -53,6 +55,12 @@ pub(super) async fn respond<T: Serialize>(
     let decoded = tokio::time::timeout_at(slot.expires().into(), decoding).await;
     let (DecodedPage { page, warnings }, memory) = decoded.map_err(|_| slot.expired())??;
     let warnings: Vec<String> = warnings.iter().map(ToString::to_string).collect();
+    note(http, |facts| {
+        facts.pages = 1;
+        if let Some(variant) = variants.get(variant) {
+            facts.set_model(&variant.info);
+        }
+    });
 
     let mut request = ReadRequest::page(prompt, page);
     request.overrides = upload.overrides;

@@ -15,6 +15,7 @@ use actix_web::web::{self, Data, ServiceConfig};
 
 use super::{
     access::guard,
+    audit::audit,
     demo::{self, Hosts},
     docs,
     http::{BindError, Listener, bind_port, drain_on_signal, exit_immediately, log_aborted, readable, serve},
@@ -164,10 +165,11 @@ pub fn listen(listeners: Listeners, state: Data<ServerState>) -> io::Result<Serv
     serve(options.http, all)
 }
 
-/// The routes that `add` adds, and all that are not there, behind the check of keys.
+/// The routes that `add` adds, and all that are not there, behind the check of keys and the audit log.
 fn guarded(add: impl FnOnce(&mut ServiceConfig)) -> impl HttpServiceFactory {
     web::scope("")
         .wrap(from_fn(guard))
+        .wrap(from_fn(audit))
         .configure(add)
         .default_service(web::to(|| async { HttpResponse::NotFound() }))
 }

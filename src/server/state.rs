@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use tokio::sync::Semaphore;
 
 use super::access::Access;
+use super::audit::AuditLog;
 use super::options::{MAX_DECODES, ServerOptions};
 use super::types::GpuFigures;
 use crate::device::host_memory;
@@ -31,6 +32,8 @@ pub struct ServerState {
     pub gpu: Box<dyn Fn() -> GpuFigures + Send + Sync>,
     /// Who may call the API.
     pub access: Access,
+    /// The audit log, if one is kept.
+    pub(super) audit: Option<Arc<AuditLog>>,
     /// Whether the server is about to stop: readiness is over.
     pub(super) draining: AtomicBool,
     /// Memory of the machine, bytes; `None` if unknown.
@@ -62,6 +65,7 @@ impl ServerState {
             benchmarks,
             gpu: Box::new(GpuFigures::default),
             access: Access::default(),
+            audit: None,
             draining: AtomicBool::new(false),
             machine_memory: host_memory().map(|memory| memory.total_bytes),
             decode_permits: Arc::new(Semaphore::new(MAX_DECODES)),
@@ -88,6 +92,12 @@ impl ServerState {
     /// Sets who may call the API; default: everybody.
     pub fn with_access(mut self, access: Access) -> Self {
         self.access = access;
+        self
+    }
+
+    /// Sets the audit log; default: none.
+    pub fn with_audit(mut self, log: Option<Arc<AuditLog>>) -> Self {
+        self.audit = log;
         self
     }
 

@@ -10,6 +10,7 @@ use futures_util::StreamExt;
 use tokio::sync::OwnedSemaphorePermit;
 
 use super::{
+    audit::DocumentHasher,
     errors::ApiError,
     http::{GuardedBody, arrival, body_error},
     options::{MAX_FIELD_BYTES, MAX_PARTS},
@@ -43,6 +44,8 @@ pub(super) struct Upload {
 pub(super) struct UploadedFile {
     /// As sent.
     pub bytes: Vec<u8>,
+    /// For the audit log, if one is kept.
+    pub digest: Option<String>,
     _memory: UploadMemory,
 }
 
@@ -189,6 +192,7 @@ async fn read_file(
     let most = state.options.http.max_upload_bytes();
     let mut bytes = Vec::new();
     let mut memory = UploadMemory::default();
+    let mut hasher = state.audit.as_ref().map(|log| log.hasher());
     while let Some(chunk) = part.next().await {
         let chunk = chunk.map_err(&rejection)?;
         if (bytes.len() + chunk.len()) as u64 > most {
@@ -203,11 +207,15 @@ async fn read_file(
             // Grow by a quarter: the vector's own strategy doubles its capacity.
             bytes.reserve_exact(chunk.len().max(bytes.len() / 4));
         }
+        if let Some(hasher) = &mut hasher {
+            hasher.update(&chunk);
+        }
         bytes.extend_from_slice(&chunk);
     }
     bytes.shrink_to_fit();
     Ok(UploadedFile {
         bytes,
+        digest: hasher.map(DocumentHasher::finish),
         _memory: memory,
     })
 }

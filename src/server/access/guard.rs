@@ -11,6 +11,7 @@ use actix_web::web::Data;
 use actix_web::{Error, HttpMessage, HttpRequest};
 
 use super::keys::{ApiKey, KeyScope};
+use crate::server::audit::note;
 use crate::server::errors::ApiError;
 use crate::server::http::is_health;
 use crate::server::state::ServerState;
@@ -48,6 +49,7 @@ pub(in crate::server) async fn guard<B: MessageBody + 'static>(
     match checked(&request).await {
         Ok(key) => {
             if let Some(key) = key {
+                note(request.request(), |facts| facts.key = Some(Arc::clone(&key.name)));
                 request.extensions_mut().insert(KeyName(key.name));
             }
             Ok(next.call(request).await?.map_into_boxed_body())

@@ -2,7 +2,6 @@
 
 use std::fmt;
 use std::io;
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError, RwLock};
 
@@ -11,7 +10,7 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use sha2::{Digest, Sha256};
 use subtle::{Choice, ConditionallySelectable, ConstantTimeEq};
 
-use crate::fs::read_bounded;
+use crate::fs::{hex, read_bounded, readable_by_others};
 
 /// Maximum size of a key file, bytes.
 const MAX_FILE_BYTES: u64 = 1 << 20;
@@ -153,7 +152,7 @@ impl ApiKeys {
             };
             let text = read_bounded(path, MAX_FILE_BYTES).map_err(failed)?;
             keys.extend(parse(path, &text, &keys)?);
-            warnings.extend(readable_by_others(path).map_err(failed)?);
+            warnings.extend(readable_by_others(path).map(|found| format!("{}: {found}", path.display())));
         }
         *self.current.write().unwrap_or_else(PoisonError::into_inner) = keys.into();
         Ok(warnings)
@@ -188,10 +187,7 @@ impl NewKey {
         let mut bytes = [0; KEY_BYTES];
         getrandom::fill(&mut bytes).map_err(KeyError::Random)?;
         let key = format!("{PREFIX}{}", URL_SAFE_NO_PAD.encode(bytes));
-        let digest: String = Sha256::digest(&key)
-            .iter()
-            .map(|byte| format!("{byte:02x}"))
-            .collect();
+        let digest = hex(&Sha256::digest(&key));
         let scope = match scope {
             KeyScope::All => "",
             KeyScope::Inference => ":inference",
@@ -276,17 +272,6 @@ fn digest(hex: &str) -> Option<[u8; 32]> {
         *byte = u8::from_str_radix(&hex[2 * index..2 * index + 2], 16).ok()?;
     }
     Some(digest)
-}
-
-/// A warning if other users can read the file. A group that is the process's own may: containers get secrets that way.
-fn readable_by_others(path: &Path) -> io::Result<Option<String>> {
-    let file = std::fs::metadata(path)?;
-    // SAFETY: takes no argument and touches no memory of the process.
-    let own_group = unsafe { libc::getegid() };
-    let by_group = file.mode() & 0o040 != 0 && (file.gid() != own_group || own_group == 0);
-    let by_others = file.mode() & 0o004 != 0;
-    Ok((by_group || by_others)
-        .then(|| format!("{}: other users can read this file; chmod 600 it", path.display())))
 }
 
 #[cfg(test)]

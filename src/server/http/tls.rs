@@ -3,7 +3,6 @@
 
 use std::fmt;
 use std::io;
-use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError, RwLock};
 
@@ -17,10 +16,7 @@ use rustls::sign::{CertifiedKey, SingleCertAndKey};
 use rustls::version::{TLS12, TLS13};
 use rustls::{CertificateError, InconsistentKeys, RootCertStore, ServerConfig};
 
-use crate::fs::{CONFIG_BYTES, read_bounded};
-
-/// Permission bits that let others than its owner read a file.
-const READABLE_BY_OTHERS: u32 = 0o044;
+use crate::fs::{CONFIG_BYTES, read_bounded, readable_by_others};
 
 /// The PEM files of a server that speaks TLS.
 #[derive(Debug, Clone)]
@@ -150,15 +146,8 @@ impl Named<'_> {
                 _ => "not a valid PEM file",
             })
         })?;
-        let mode = self.path.metadata().map_or(0, |file| file.permissions().mode());
-        if mode & READABLE_BY_OTHERS != 0 {
-            let mode = mode & 0o777;
-            warnings.push(format!(
-                "{} {}: readable by its group or by everyone (mode {mode:o}); chmod 600",
-                self.flag,
-                self.path.display()
-            ));
-        }
+        let exposed = readable_by_others(self.path);
+        warnings.extend(exposed.map(|found| format!("{} {}: {found}", self.flag, self.path.display())));
         Ok(key)
     }
 }
@@ -239,6 +228,7 @@ fn not_valid_now(certificate: &ParsedCertificate<'_>, provider: &CryptoProvider)
 #[cfg(test)]
 mod tests {
     use std::fs;
+    use std::os::unix::fs::PermissionsExt;
 
     use super::*;
 

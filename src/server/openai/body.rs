@@ -43,7 +43,11 @@ pub(super) async fn read_request(
         let _transient = transient;
         let chat = ChatRequest::parse(&body, &shared.options, shared.engine.variants());
         drop(body);
-        let chat = chat?;
+        let mut chat = chat?;
+        if let Some(log) = &shared.audit {
+            let digests = chat.pictures.iter().map(|picture| log.digest(&picture.bytes));
+            chat.digests = digests.collect();
+        }
         memory.shrink(chat.bytes());
         Ok::<_, RequestError>((chat, memory))
     });

@@ -14,6 +14,7 @@ use super::stream;
 use crate::engine::{Picture, ReadRequest};
 use crate::processing::{DecodedPage, PixelBounds};
 use crate::server::access::client;
+use crate::server::audit::note;
 use crate::server::decoding::decode;
 use crate::server::errors::ApiError;
 use crate::server::http::{arrival, request_id};
@@ -41,6 +42,7 @@ pub(in crate::server) async fn chat_completions(
     state: Data<ServerState>,
 ) -> Result<HttpResponse, ApiError> {
     let (chat, mut memory) = read_request(&http, &state).await?;
+    note(&http, |facts| facts.documents.extend(chat.digests));
     let slot = state.engine.reserve_for(client(&http), arrival(&http))?;
     let variant = &models::loaded(&state)?[chat.variant];
     let pictures = decode_all(&state, chat.pictures, variant.bounds);
@@ -50,6 +52,10 @@ pub(in crate::server) async fn chat_completions(
         warnings,
         memory: of_pictures,
     } = decoded.map_err(|_| slot.expired())??;
+    note(&http, |facts| {
+        facts.pages = pictures.len();
+        facts.set_model(&variant.info);
+    });
     // The files are gone, the texts are not.
     memory.shrink(chat.text_bytes);
 

@@ -64,6 +64,8 @@ pub(super) struct ChatRequest {
     pub messages: Vec<Message>,
     /// The pictures of `messages`, in order.
     pub pictures: Vec<PictureFile>,
+    /// Digests of the pictures' files, if an audit log is kept.
+    pub digests: Vec<String>,
     /// Bytes of all texts.
     pub text_bytes: usize,
     pub overrides: GenerationOverrides,
@@ -142,6 +144,7 @@ impl ChatRequest {
             variant,
             messages,
             pictures,
+            digests: Vec::new(),
             text_bytes,
             overrides,
             fit_context: max_tokens.is_none(),

@@ -3,6 +3,7 @@
 
 mod access;
 mod adapter;
+mod audit;
 mod binary;
 mod certificates;
 mod connections;
