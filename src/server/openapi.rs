@@ -2,7 +2,7 @@
 
 use utoipa::OpenApi;
 
-use super::{openai, routes};
+use super::{metrics, openai, routes};
 
 /// The OpenAPI document, served at `/openapi.json`.
 #[derive(OpenApi)]
@@ -20,6 +20,7 @@ use super::{openai, routes};
         routes::extract,
         routes::analyze,
         routes::benchmark,
+        metrics::metrics,
         openai::paths::chat_completions,
         openai::paths::list,
         openai::paths::one,

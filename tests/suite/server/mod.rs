@@ -14,6 +14,7 @@ mod engine;
 mod leaving;
 mod limits;
 mod memory;
+mod metrics;
 mod openai;
 mod raw;
 mod streaming;
