@@ -143,7 +143,8 @@ fn cors(origins: &[String]) -> Cors {
         .allowed_headers([header::CONTENT_TYPE, header::ACCEPT, header::AUTHORIZATION])
         .allowed_header("x-api-key")
         .allowed_header("x-request-id")
-        .expose_headers(["x-request-id", "retry-after"])
+        .allowed_header("traceparent")
+        .expose_headers(["x-request-id", "traceparent", "retry-after"])
         .max_age(3600);
     let origins = origins.iter();
     origins.fold(cors, |cors, origin| cors.allowed_origin(origin))

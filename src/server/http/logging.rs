@@ -16,6 +16,7 @@ use actix_web::{Error, HttpMessage, HttpRequest};
 use tracing::{Instrument, Span};
 
 use super::observer::Observer;
+use super::trace_parent::{TRACE_PARENT, TraceParent};
 use crate::console::RateLimit;
 use crate::server::errors::ApiError;
 
@@ -37,7 +38,11 @@ pub(super) async fn access_log<B: MessageBody>(
 ) -> Result<ServiceResponse<B>, Error> {
     let id = given_or_fresh_id(request.headers());
     // At the highest level, so that every event has the id regardless of the filter.
-    let span = tracing::error_span!("request", request_id = %id);
+    let span = tracing::error_span!("request", request_id = %id, trace_id = tracing::field::Empty);
+    let trace = TraceParent::of(request.headers());
+    if let Some(trace) = &trace {
+        span.record("trace_id", trace.trace_id());
+    }
     let observer = request.app_data::<Arc<dyn Observer>>().cloned();
     let body_bytes = BodyBytes::default();
     request.extensions_mut().insert(body_bytes.clone());
@@ -59,6 +64,9 @@ pub(super) async fn access_log<B: MessageBody>(
             line.report(response.response().error());
             if let Ok(id) = HeaderValue::from_str(&id) {
                 response.headers_mut().insert(REQUEST_ID, id);
+            }
+            if let Some(trace) = trace {
+                response.headers_mut().insert(TRACE_PARENT, trace.into_header());
             }
             Ok(response)
         }

@@ -15,6 +15,7 @@ mod observer;
 pub(super) mod options;
 mod shutdown;
 mod tls;
+mod trace_parent;
 
 pub use self::bind::BindError;
 pub use self::logging::forbid_core_dumps;

@@ -21,3 +21,4 @@ mod streaming;
 mod support;
 mod tls;
 mod tls_programs;
+mod tracing;
