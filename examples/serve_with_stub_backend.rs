@@ -12,7 +12,9 @@ use std::time::{Duration, Instant};
 
 use actix_web::web::Data;
 use anyhow::Context;
-use medical_vision::engine::{Backend, Engine, ModelInfo, OnStep, ReadRequest, Reading, Step, Variant};
+use medical_vision::engine::{
+    Backend, CacheUse, Engine, ModelInfo, OnStep, ReadRequest, Reading, Step, Variant,
+};
 use medical_vision::generation::FinishReason;
 use medical_vision::server::{self, ServerOptions, ServerState};
 
@@ -37,7 +39,11 @@ impl Backend for Stub {
             // `Break` means that the client has disconnected or a deadline has passed.
             let step = Step {
                 text: word,
-                tokens: &[],
+                generated: Some(CacheUse {
+                    tokens: words.len(),
+                    capacity: ANSWER.len(),
+                }),
+                ..Step::NONE
             };
             if on_step(step).is_break() {
                 finish_reason = FinishReason::Cancelled;

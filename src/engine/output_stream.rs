@@ -1,6 +1,6 @@
 //! Output of one generation: end tokens, stop strings, repetition guard, text streaming.
 
-use super::request::{GeneratedToken, OnStep, Step};
+use super::request::{CacheUse, GeneratedToken, OnStep, Step};
 use crate::Result;
 use crate::generation::{FinishReason, GenerationOptions, RepetitionGuard, StopStrings};
 use crate::processing::{TextProcessor, TokenStream};
@@ -15,6 +15,8 @@ pub(super) struct OutputStream<'a> {
     pub(super) logprobs: Vec<GeneratedToken>,
     /// Number of generated tokens, including the end token and repetitions.
     pub(super) generated: usize,
+    /// Tokens of prompt and images.
+    prompt_tokens: usize,
     /// For each of `logprobs`: where its text begins, in bytes of the whole text, held back or not.
     starts: Vec<usize>,
     /// Number of `logprobs` passed to `on_step`.
@@ -34,6 +36,7 @@ impl<'a> OutputStream<'a> {
     pub(super) fn new(
         processor: &'a TextProcessor,
         options: &'a GenerationOptions,
+        prompt_tokens: usize,
         on_step: &'a mut OnStep<'a>,
     ) -> Self {
         Self {
@@ -41,6 +44,7 @@ impl<'a> OutputStream<'a> {
             tokens: Vec::new(),
             logprobs: Vec::new(),
             generated: 0,
+            prompt_tokens,
             starts: Vec::new(),
             reported: 0,
             decoded: 0,
@@ -66,7 +70,12 @@ impl<'a> OutputStream<'a> {
         logprob: Option<GeneratedToken>,
     ) -> Result<Option<FinishReason>> {
         self.generated += 1;
+        let generated = Some(CacheUse {
+            tokens: self.prompt_tokens + self.generated,
+            capacity: self.prompt_tokens + self.options.max_new_tokens,
+        });
         if self.ends_with(token) {
+            self.emit("", generated);
             return Ok(Some(FinishReason::Stop));
         }
         self.tokens.push(token);
@@ -77,7 +86,7 @@ impl<'a> OutputStream<'a> {
         let piece = self.stream.push(token)?;
         self.decoded += piece.len();
         let released = self.stop.push(&piece);
-        self.emit(&released.text);
+        self.emit(&released.text, generated);
         if released.stopped {
             return Ok(Some(FinishReason::Stop));
         }
@@ -100,10 +109,10 @@ impl<'a> OutputStream<'a> {
         }
         let tail = self.stream.finish()?;
         let released = self.stop.push(&tail);
-        self.emit(&released.text);
+        self.emit(&released.text, None);
         if !released.stopped {
             let held = self.stop.finish();
-            self.emit(&held);
+            self.emit(&held, None);
         }
         let kept = self.starts.partition_point(|&start| start < self.text.len());
         self.logprobs.truncate(kept);
@@ -111,12 +120,13 @@ impl<'a> OutputStream<'a> {
     }
 
     /// Calls `on_step` for every token, even with an empty text, so that the caller can cancel.
-    fn emit(&mut self, text: &str) {
+    fn emit(&mut self, text: &str, generated: Option<CacheUse>) {
         self.text.push_str(text);
         let begun = self.starts.partition_point(|&start| start < self.text.len());
         let step = Step {
             text,
             tokens: self.logprobs.get(self.reported..begun).unwrap_or_default(),
+            generated,
         };
         self.reported = self.reported.max(begun);
         self.cancelled |= (self.on_step)(step).is_break();

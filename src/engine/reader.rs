@@ -220,7 +220,7 @@ impl Reader {
         let mut logits = self.model.logits_with(&prefill.hidden, adapter)?;
 
         let mut sampler = Sampler::new(&options, &prepared.input_ids);
-        let mut output = OutputStream::new(&self.text, &options, on_step);
+        let mut output = OutputStream::new(&self.text, &options, prompt_tokens, on_step);
         let mut scores = vec![0f32; vocab_size];
         // The raw logits, where log-probabilities are asked for: the sampler overwrites `scores`.
         let mut raw = Vec::new();

@@ -118,6 +118,15 @@ pub struct GeneratedToken {
     pub top: Vec<TokenLogprob>,
 }
 
+/// How full the key-value cache of a reading is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct CacheUse {
+    /// Tokens of prompt, images and answer so far.
+    pub tokens: usize,
+    /// Tokens that it has memory for: those of prompt and images, and the most that may be generated.
+    pub capacity: usize,
+}
+
 /// Progress of a reading: reported for every token, and without text between the layers of the prefill.
 #[derive(Debug, Clone, Copy)]
 pub struct Step<'a> {
@@ -125,6 +134,8 @@ pub struct Step<'a> {
     pub text: &'a str,
     /// The tokens whose text begins in [`Self::text`]; empty unless [`ReadRequest::logprobs`] asks for them.
     pub tokens: &'a [GeneratedToken],
+    /// Of the token that was generated; `None` where the step reports none: in the prefill, and for text held back until the end.
+    pub generated: Option<CacheUse>,
 }
 
 impl Step<'_> {
@@ -132,6 +143,7 @@ impl Step<'_> {
     pub const NONE: Self = Self {
         text: "",
         tokens: &[],
+        generated: None,
     };
 }
 

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::{oneshot, watch};
 
+use super::monitor::{Monitor, Watch, log_figures};
 use super::queue::{Client, Queue, Refusal, Waiting};
 use super::{ModelInfo, OnStep, ReadRequest, Reader, Reading, Step, Variant};
 use crate::Result;
@@ -73,6 +74,15 @@ pub enum EngineState {
     Ready(ModelInfo),
     /// Loading failed, with the reason.
     Failed(String),
+}
+
+/// Requests in an engine.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Load {
+    /// Whether one runs.
+    pub running: bool,
+    /// Those that have a slot and not yet their turn; their pages may still be decoded.
+    pub waiting: usize,
 }
 
 /// Why a request has no answer.
@@ -140,6 +150,7 @@ struct Shared {
     turns: watch::Sender<()>,
     /// Set once the model is loaded.
     variants: OnceLock<Vec<Variant>>,
+    monitor: OnceLock<Arc<dyn Monitor>>,
 }
 
 struct EngineQueue {
@@ -177,6 +188,7 @@ impl Waiting for Job {
 pub struct QueueSlot {
     shared: Arc<Shared>,
     client: Client,
+    began: Instant,
     expires: Instant,
 }
 
@@ -213,6 +225,7 @@ impl Engine {
             state: watch::Sender::new(EngineState::Loading),
             turns: watch::Sender::new(()),
             variants: OnceLock::new(),
+            monitor: OnceLock::new(),
         });
         let thread = std::thread::Builder::new().name("engine".into()).spawn({
             let shared = shared.clone();
@@ -222,6 +235,11 @@ impl Engine {
             shared,
             thread: Mutex::new(Some(thread)),
         })
+    }
+
+    /// Tells `monitor` of all readings from now on. There is one: a later call has no effect.
+    pub fn report_to(&self, monitor: Arc<dyn Monitor>) {
+        let _ = self.shared.monitor.set(monitor);
     }
 
     /// The current state; never blocks.
@@ -275,6 +293,7 @@ impl Engine {
         Ok(QueueSlot {
             shared: self.shared.clone(),
             client,
+            began,
             expires: (began + deadline).max(now + deadline.min(LAST_CHANCE)),
         })
     }
@@ -287,6 +306,16 @@ impl Engine {
     /// Slots in use, queued and running.
     pub fn admitted(&self) -> usize {
         self.shared.lock().jobs.admitted()
+    }
+
+    /// Requests that run and that wait, at one moment.
+    pub fn load(&self) -> Load {
+        let queue = self.shared.lock();
+        let waiting = queue.jobs.admitted().saturating_sub(usize::from(queue.running));
+        Load {
+            running: queue.running,
+            waiting,
+        }
     }
 
     /// Whether all slots are in use.
@@ -537,10 +566,15 @@ impl Shared {
         tracing::debug!("reading begins");
         let queue_seconds = started.duration_since(job.submitted).as_secs_f64();
         let deadline = started + self.options.generation_deadline;
+        let mut watch = Watch::begin(self.monitor.get().cloned(), job.slot.began, started);
         let mut late = false;
         let outcome = catch_unwind(AssertUnwindSafe(|| {
             backend.read(&job.request, &mut |step| {
-                late = Instant::now() >= deadline;
+                let now = Instant::now();
+                late = now >= deadline;
+                if let Some(cache) = step.generated {
+                    watch.token(now, cache);
+                }
                 let observed = match &mut job.observer {
                     Some(observer) => observer(step),
                     None => ControlFlow::Continue(()),
@@ -551,6 +585,7 @@ impl Shared {
                 observed
             })
         }));
+        watch.end(outcome.as_ref().ok().and_then(|reading| reading.as_ref().ok()));
         let answer = match outcome {
             Err(_) => Err(EngineError::Panicked),
             Ok(Err(error)) => Err(EngineError::Read(error)),
@@ -583,17 +618,4 @@ impl Shared {
         job.finish(answer);
         return_freed_memory();
     }
-}
-
-/// Logs token counts and times of a reading, without any content.
-fn log_figures(reading: &Reading, queue_seconds: f64) {
-    tracing::info!(
-        prompt_tokens = reading.prompt_tokens,
-        completion_tokens = reading.completion_tokens,
-        finish_reason = reading.finish_reason.name(),
-        seconds = reading.latency_seconds,
-        first_token_seconds = reading.time_to_first_token_seconds,
-        queue_seconds,
-        "page read",
-    );
 }

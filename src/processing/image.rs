@@ -129,6 +129,14 @@ pub fn is_picture(start: &[u8]) -> bool {
     Format::of(start).is_some()
 }
 
+/// Names of the formats.
+pub const PICTURE_KINDS: [&str; 6] = ["png", "jpeg", "webp", "tiff", "bmp", "gif"];
+
+/// The format of a file that starts with these bytes: one of [`PICTURE_KINDS`].
+pub fn picture_kind(start: &[u8]) -> Option<&'static str> {
+    Format::of(start).map(Format::name)
+}
+
 /// Decodes a page at its own size, for training and evaluation: as [`decode_page`], but an incomplete file is an error.
 pub fn decode(bytes: &[u8], limits: &DecodeLimits) -> Result<RgbPage, ImageError> {
     let DecodedPage { page, warnings } = decode_page(bytes, limits, None)?;

@@ -14,8 +14,8 @@ mod vocabulary;
 
 pub use self::chat::{ChatTemplate, Content, Message, Role, Span};
 pub use self::image::{
-    DecodeLimits, DecodedPage, PageWarning, RgbPage, SIGNATURE_BYTES, decode, decode_page, decoder_memory,
-    is_picture,
+    DecodeLimits, DecodedPage, PICTURE_KINDS, PageWarning, RgbPage, SIGNATURE_BYTES, decode, decode_page,
+    decoder_memory, is_picture, picture_kind,
 };
 pub use self::patches::{ImagePatches, ImageProcessor, LevelPatches, PixelBounds};
 pub use self::processor_config::PREPROCESSOR_CONFIG;

@@ -7,11 +7,23 @@ use tokio::sync::OwnedSemaphorePermit;
 
 use super::{errors::ApiError, state::ServerState};
 use crate::error::ImageError;
-use crate::processing::{DecodeLimits, DecodedPage, PixelBounds, decode_page, decoder_memory};
+use crate::processing::{DecodeLimits, DecodedPage, PixelBounds, decode_page, decoder_memory, picture_kind};
 
 /// Decodes on a blocking thread, with limited concurrency, scaled to `bounds`. Drops `file` when it is decoded; the returned permits
 /// account for the page. The request holds `held` permits already, of other pages.
 pub(super) async fn decode(
+    state: &ServerState,
+    file: impl AsRef<[u8]> + Send + 'static,
+    bounds: Option<PixelBounds>,
+    held: usize,
+) -> Result<(DecodedPage, OwnedSemaphorePermit), ApiError> {
+    let kind = picture_kind(file.as_ref());
+    let decoded = decode_within(state, file, bounds, held).await;
+    state.metrics.page(kind, decoded.is_ok());
+    decoded
+}
+
+async fn decode_within(
     state: &ServerState,
     file: impl AsRef<[u8]> + Send + 'static,
     bounds: Option<PixelBounds>,

@@ -123,6 +123,8 @@ pub enum ApiError {
     Unavailable {
         /// Reason.
         detail: String,
+        /// Reason, one of [`REASONS`].
+        reason: &'static str,
         /// `Retry-After`, seconds.
         retry_after_seconds: u64,
     },
@@ -138,6 +140,71 @@ pub enum ApiError {
     /// 500: internal error; the cause is only in the log.
     #[error("internal error; the server's log holds the cause under this answer's x-request-id")]
     Internal,
+}
+
+/// What [`ApiError::reason`] and [`parser_reason`] can be.
+pub(super) const REASONS: [&str; 21] = [
+    "not_ready",
+    "draining",
+    "queue_full",
+    "queue_deadline",
+    "key_limit",
+    "too_many_connections",
+    "too_many_uploads",
+    "too_many_answers",
+    "unauthorized",
+    "forbidden",
+    "key_in_address",
+    "invalid_image",
+    "invalid_request",
+    "invalid_http",
+    "upload_too_large",
+    "upload_too_slow",
+    "header_too_large",
+    "header_too_slow",
+    "reader_too_slow",
+    "generation_deadline",
+    "internal",
+];
+
+impl ApiError {
+    fn unavailable(reason: &'static str, detail: String, retry_after_seconds: u64) -> Self {
+        Self::Unavailable {
+            detail,
+            reason,
+            retry_after_seconds,
+        }
+    }
+
+    /// One word for the metrics, of [`REASONS`].
+    pub(super) fn reason(&self) -> &'static str {
+        match self {
+            Self::Unavailable { reason, .. } => reason,
+            Self::KeyLimit { .. } => "key_limit",
+            Self::TooManyConnections => "too_many_connections",
+            Self::TooManyUploads => "too_many_uploads",
+            Self::TooManyAnswers => "too_many_answers",
+            Self::Unauthorized => "unauthorized",
+            Self::WrongScope(_) => "forbidden",
+            Self::KeyInAddress => "key_in_address",
+            Self::Image(_) | Self::DecodeMemory { .. } => "invalid_image",
+            Self::Request(error) if error.code == Some("invalid_image") => "invalid_image",
+            Self::Request(error) if error.status == StatusCode::PAYLOAD_TOO_LARGE => "upload_too_large",
+            Self::Request(_)
+            | Self::NoFile
+            | Self::Prompt(_)
+            | Self::Field { .. }
+            | Self::Repeated(_)
+            | Self::Malformed
+            | Self::TooManyParts { .. } => "invalid_request",
+            Self::UploadTooLarge { .. } | Self::FieldTooLarge { .. } => "upload_too_large",
+            Self::BodyDeadline { .. } | Self::BodyRate { .. } => "upload_too_slow",
+            Self::HeaderTooLarge => "header_too_large",
+            Self::SlowReader { .. } => "reader_too_slow",
+            Self::GenerationDeadline { .. } => "generation_deadline",
+            Self::Internal => "internal",
+        }
+    }
 }
 
 impl From<EngineError> for ApiError {
@@ -156,21 +223,20 @@ impl From<EngineError> for ApiError {
             }
             // The panic hook has logged the location.
             EngineError::Panicked => Self::Internal,
-            EngineError::NotReady | EngineError::Stopping => Self::Unavailable {
-                detail,
-                retry_after_seconds: 5,
-            },
+            EngineError::NotReady => Self::unavailable("not_ready", detail, 5),
+            EngineError::Stopping => Self::unavailable("draining", detail, 5),
             EngineError::ClientLimit {
                 retry_after_seconds, ..
             } => Self::KeyLimit {
                 detail,
                 retry_after_seconds,
             },
-            EngineError::Full { retry_after_seconds }
-            | EngineError::QueueDeadline { retry_after_seconds } => Self::Unavailable {
-                detail,
-                retry_after_seconds,
-            },
+            EngineError::Full { retry_after_seconds } => {
+                Self::unavailable("queue_full", detail, retry_after_seconds)
+            }
+            EngineError::QueueDeadline { retry_after_seconds } => {
+                Self::unavailable("queue_deadline", detail, retry_after_seconds)
+            }
         }
     }
 }
@@ -242,6 +308,15 @@ pub(super) fn framework_error(status: StatusCode) -> ErrorBody {
     ErrorBody {
         detail: detail.into(),
         timestamp: timestamp(),
+    }
+}
+
+/// One word for the metrics, of [`REASONS`], for a request that the HTTP parser rejected with `status`.
+pub(super) fn parser_reason(status: StatusCode) -> &'static str {
+    match status {
+        StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE => "header_too_large",
+        StatusCode::REQUEST_TIMEOUT => "header_too_slow",
+        _ => "invalid_http",
     }
 }
 

@@ -18,6 +18,7 @@ mod docs;
 mod errors;
 mod http;
 mod logprobs;
+mod metrics;
 pub mod openai;
 mod openapi;
 pub mod options;

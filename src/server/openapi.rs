@@ -2,7 +2,7 @@
 
 use utoipa::OpenApi;
 
-use super::{openai, routes};
+use super::{metrics, openai, routes};
 
 /// The OpenAPI document, served at `/openapi.json`.
 #[derive(OpenApi)]
@@ -10,7 +10,7 @@ use super::{openai, routes};
     info(
         title = "Medical Vision Pipeline",
         description = "A page in, its text out. Errors are {\"detail\", \"timestamp\"}, below /v1 OpenAI's {\"error\"}. An `x-request-id` of up to 64 \
-                       letters, digits, dots, dashes and underscores is taken over; every answer carries one. \
+                       letters, digits, dots, dashes and underscores is taken over; every answer carries one. A valid `traceparent` of W3C Trace Context is in the log and the answer. \
                        The limits named here are the defaults; the server's flags change them.",
     ),
     paths(
@@ -20,6 +20,7 @@ use super::{openai, routes};
         routes::extract,
         routes::analyze,
         routes::benchmark,
+        metrics::metrics,
         openai::paths::chat_completions,
         openai::paths::list,
         openai::paths::one,

@@ -1,5 +1,7 @@
 //! From a form to the answer about its page, whole or streamed: common to `/extract` and `/analyze`.
 
+use std::sync::Arc;
+
 use actix_web::{HttpRequest, HttpResponse, ResponseError};
 use serde::Serialize;
 
@@ -10,6 +12,7 @@ use super::{
     errors::ApiError,
     http::arrival,
     logprobs::{TokenInfo, token_infos},
+    metrics::Metrics,
     sse::{self, frame},
     state::ServerState,
     stream::{Event, Events},
@@ -72,11 +75,12 @@ pub(super) async fn respond<T: Serialize>(
     let deadline_seconds = state.options.generation_deadline_seconds;
     let finish = move |answer| page_answer(answer, &warnings, upload.logprobs, deadline_seconds).map(&shape);
     if upload.stream {
+        let metrics = Arc::clone(&state.metrics);
         let events = Events::submit(slot, request, Some(memory), state.options.stream_buffer_bytes())?;
         return Ok(sse::response(
             events,
             state.options.stream_keep_alive(),
-            move |event| framed(event, upload.logprobs, &finish),
+            move |event| framed(event, upload.logprobs, &metrics, &finish),
         ));
     }
     let answer = slot.submit(request)?.answer().await?;
@@ -130,6 +134,7 @@ fn page_answer(
 fn framed<T: Serialize>(
     event: Event,
     logprobs: bool,
+    metrics: &Metrics,
     finish: impl Fn(Answer) -> Result<T, ApiError>,
 ) -> String {
     match event {
@@ -141,14 +146,15 @@ fn framed<T: Serialize>(
         }
         Event::Answer(answer) => match answer.and_then(finish) {
             Ok(answer) => json_event("done", &answer),
-            Err(error) => json_event(
-                "error",
-                &ErrorEvent {
+            Err(error) => {
+                metrics.rejected(&error);
+                let event = ErrorEvent {
                     detail: error.to_string(),
                     timestamp: timestamp(),
                     status: error.status_code().as_u16(),
-                },
-            ),
+                };
+                json_event("error", &event)
+            }
         },
     }
 }

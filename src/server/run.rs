@@ -19,6 +19,7 @@ use super::{
     demo::{self, Hosts},
     docs,
     http::{BindError, Listener, bind_port, drain_on_signal, exit_immediately, log_aborted, readable, serve},
+    metrics::metrics,
     openai,
     options::ServerOptions,
     routes,
@@ -133,6 +134,7 @@ pub fn bind(options: &ServerOptions) -> Result<Listeners, RunError> {
 /// Errors of the operating system.
 pub fn listen(listeners: Listeners, state: Data<ServerState>) -> io::Result<Server> {
     let options = state.options.clone();
+    let observer = state.metrics.clone();
     let Listeners { api, demo } = listeners;
     let mut all = Vec::new();
     if let Some(socket) = demo {
@@ -158,11 +160,14 @@ pub fn listen(listeners: Listeners, state: Data<ServerState>) -> io::Result<Serv
         cors_origins: options.cors_origin,
         add_routes: Arc::new(move |config| {
             config.app_data(state.clone()).service(guarded(|config| {
-                config.configure(add_api).configure(add_docs);
+                config
+                    .configure(add_api)
+                    .configure(add_docs)
+                    .service(readable("/metrics", metrics));
             }));
         }),
     });
-    serve(options.http, all)
+    serve(options.http, observer, all)
 }
 
 /// The routes that `add` adds, and all that are not there, behind the check of keys and the audit log.

@@ -8,6 +8,7 @@ use tokio::sync::Semaphore;
 
 use super::access::Access;
 use super::audit::AuditLog;
+use super::metrics::Metrics;
 use super::options::{MAX_DECODES, ServerOptions};
 use super::types::GpuFigures;
 use crate::device::host_memory;
@@ -34,6 +35,8 @@ pub struct ServerState {
     pub access: Access,
     /// The audit log, if one is kept.
     pub(super) audit: Option<Arc<AuditLog>>,
+    /// What `/metrics` shows.
+    pub(super) metrics: Arc<Metrics>,
     /// Whether the server is about to stop: readiness is over.
     pub(super) draining: AtomicBool,
     /// Memory of the machine, bytes; `None` if unknown.
@@ -57,8 +60,10 @@ pub struct ServerState {
 }
 
 impl ServerState {
-    /// State of a CPU server that serves the records in `benchmarks`.
+    /// State of a CPU server that serves the records in `benchmarks`. `engine` reports to its metrics from now on.
     pub fn new(engine: Arc<Engine>, options: ServerOptions, benchmarks: PathBuf) -> Self {
+        let metrics = Arc::new(Metrics::new());
+        engine.report_to(metrics.clone());
         let permits = options.upload_memory_bytes() / UPLOAD_PERMIT_BYTES as u64;
         Self {
             engine,
@@ -66,6 +71,7 @@ impl ServerState {
             gpu: Box::new(GpuFigures::default),
             access: Access::default(),
             audit: None,
+            metrics,
             draining: AtomicBool::new(false),
             machine_memory: host_memory().map(|memory| memory.total_bytes),
             decode_permits: Arc::new(Semaphore::new(MAX_DECODES)),

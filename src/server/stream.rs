@@ -214,7 +214,7 @@ mod tests {
     use super::*;
 
     fn step(text: &str) -> Step<'_> {
-        Step { text, tokens: &[] }
+        Step { text, ..Step::NONE }
     }
 
     #[test]
@@ -253,6 +253,7 @@ mod tests {
         let waited = waiting.push(Step {
             text: "x",
             tokens: &tokens,
+            ..Step::NONE
         });
         assert!(waited.is_break());
     }

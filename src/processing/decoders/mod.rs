@@ -85,6 +85,18 @@ impl Format {
         }
     }
 
+    /// Name, as in a file's extension.
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Self::Png => "png",
+            Self::Jpeg => "jpeg",
+            Self::WebP => "webp",
+            Self::Tiff => "tiff",
+            Self::Bmp => "bmp",
+            Self::Gif => "gif",
+        }
+    }
+
     /// Maximum bytes that decoding allocates, besides the file and the sink.
     pub(super) fn memory(self, bytes: &[u8], limits: &DecodeLimits) -> Result<u64, ImageError> {
         /// A few rows, tables, the coefficients of a band.

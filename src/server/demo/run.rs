@@ -66,7 +66,7 @@ pub fn listen(listener: TcpListener, options: &DemoOptions) -> io::Result<Server
             super::add_routes(config, hosts.clone(), forward::add_routes);
         }),
     };
-    serve(options.http.clone(), vec![page])
+    serve(options.http.clone(), Arc::new(()), vec![page])
 }
 
 /// Serves until SIGTERM or SIGINT, then drains in-flight requests; a second signal exits immediately.

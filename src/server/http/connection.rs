@@ -21,6 +21,7 @@ use super::connection_slots::{ConnectionSlot, ConnectionState};
 use super::framing::{Framing, HeadTooLarge};
 use super::handshake::Socket;
 use super::logging::warn_of_rejected_request;
+use super::observer::Observer;
 use crate::server::errors::{parser_error, plain_http_error};
 
 /// Timeout for a request head.
@@ -44,6 +45,7 @@ pub(super) struct Connection {
     head_timer: Option<Pin<Box<Sleep>>>,
     write_timer: Option<Pin<Box<Sleep>>>,
     answer: Option<Replacement>,
+    observer: Arc<dyn Observer>,
 }
 
 /// Replaces the parser's own response.
@@ -54,7 +56,12 @@ struct Replacement {
 }
 
 impl Connection {
-    pub(super) fn new(socket: Socket, slot: ConnectionSlot, stall: Duration) -> Self {
+    pub(super) fn new(
+        socket: Socket,
+        slot: ConnectionSlot,
+        stall: Duration,
+        observer: Arc<dyn Observer>,
+    ) -> Self {
         Self {
             socket,
             slot,
@@ -64,6 +71,7 @@ impl Connection {
             head_timer: None,
             write_timer: None,
             answer: None,
+            observer,
         }
     }
 
@@ -188,6 +196,7 @@ impl AsyncWrite for Connection {
             }
             let status = this.rejection.unwrap_or(status);
             warn_of_rejected_request(status);
+            this.observer.refused(status);
             this.answer = Some(Replacement {
                 bytes: match this.socket {
                     Socket::Mistaken(_) => plain_http_error(this.framing.path()),

@@ -23,6 +23,7 @@ use super::handshake::{self, Socket};
 use super::headers::finish;
 use super::limits::guard_body;
 use super::logging::access_log;
+use super::observer::Observer;
 use super::options::HttpOptions;
 
 /// Threads that serve connections; the model has its own.
@@ -46,8 +47,12 @@ pub(in crate::server) struct Listener {
 }
 
 /// Builds the server of all `listeners`, which share connection limits, worker threads and shutdown. It runs while it is polled, in
-/// a tokio or actix runtime.
-pub(in crate::server) fn serve(options: HttpOptions, listeners: Vec<Listener>) -> io::Result<Server> {
+/// a tokio or actix runtime. `observer` is told of all requests.
+pub(in crate::server) fn serve(
+    options: HttpOptions,
+    observer: Arc<dyn Observer>,
+    listeners: Vec<Listener>,
+) -> io::Result<Server> {
     allow_open_files(options.max_connections);
     // The framework stops accepting at this number per worker; `ConnectionSlots` stays below it.
     let most = usize::try_from(options.max_connections).unwrap_or(usize::MAX);
@@ -69,11 +74,12 @@ pub(in crate::server) fn serve(options: HttpOptions, listeners: Vec<Listener>) -
             add_routes,
         } = listener;
         let options = options.clone();
-        let (slots, tls) = (Arc::clone(&slots), tls.clone());
+        let (slots, tls, observer) = (Arc::clone(&slots), tls.clone(), observer.clone());
         let stopping = builder.graceful_shutdown_signal();
         let service = move || {
             let app = App::new()
                 .app_data(options.clone())
+                .app_data(observer.clone())
                 .wrap(Condition::new(!cors_origins.is_empty(), cors(&cors_origins)))
                 .wrap(from_fn(admit))
                 .wrap(from_fn(finish))
@@ -96,14 +102,14 @@ pub(in crate::server) fn serve(options: HttpOptions, listeners: Vec<Listener>) -
                 })
                 .h1(map_config(app.into_factory(), |()| AppConfig::default())
                     .map_err(|error: actix_web::Error| error.error_response()));
-            let (slots, tls) = (Arc::clone(&slots), tls.clone());
+            let (slots, tls, observer) = (Arc::clone(&slots), tls.clone(), observer.clone());
             let stopping = stopping.clone();
             fn_service(move |stream: TcpStream| {
                 let address = stream.peer_addr().ok();
                 let slot = slots.enter(address.map(|address| address.ip()));
                 enable_keep_alive(&stream, stall);
                 let tls = tls.as_ref().map(|tls| tls.current());
-                let stopping = stopping.clone();
+                let (stopping, observer) = (stopping.clone(), observer.clone());
                 async move {
                     let socket = match tls {
                         None => Some(Socket::Plain(stream)),
@@ -111,7 +117,7 @@ pub(in crate::server) fn serve(options: HttpOptions, listeners: Vec<Listener>) -
                     };
                     // The reason is in the log; what is left of the connection is closed.
                     let socket = socket.ok_or(DispatchError::SlowRequestTimeout)?;
-                    Ok((Connection::new(socket, slot, stall), address))
+                    Ok((Connection::new(socket, slot, stall, observer), address))
                 }
             })
             .and_then(http)
@@ -137,7 +143,8 @@ fn cors(origins: &[String]) -> Cors {
         .allowed_headers([header::CONTENT_TYPE, header::ACCEPT, header::AUTHORIZATION])
         .allowed_header("x-api-key")
         .allowed_header("x-request-id")
-        .expose_headers(["x-request-id", "retry-after"])
+        .allowed_header("traceparent")
+        .expose_headers(["x-request-id", "traceparent", "retry-after"])
         .max_age(3600);
     let origins = origins.iter();
     origins.fold(cors, |cors, origin| cors.allowed_origin(origin))

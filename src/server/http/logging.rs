@@ -3,6 +3,7 @@
 use std::cell::Cell;
 use std::hash::{BuildHasher, RandomState};
 use std::rc::Rc;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
@@ -14,7 +15,10 @@ use actix_web::middleware::Next;
 use actix_web::{Error, HttpMessage, HttpRequest};
 use tracing::{Instrument, Span};
 
+use super::observer::Observer;
+use super::trace_parent::{TRACE_PARENT, TraceParent};
 use crate::console::RateLimit;
+use crate::server::errors::ApiError;
 
 /// Number of body bytes read so far.
 pub(super) type BodyBytes = Rc<Cell<u64>>;
@@ -24,17 +28,22 @@ struct RequestId(String);
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 const MAX_REQUEST_ID_LENGTH: usize = 64;
-/// Log only: the client disconnected before the response.
+/// Of log and metrics only: the client disconnected before the response.
 const CLIENT_LEFT: u16 = 499;
 
-/// Middleware: assigns the request id and logs the request.
+/// Middleware: assigns the request id, logs the request and tells the observer.
 pub(super) async fn access_log<B: MessageBody>(
     request: ServiceRequest,
     next: Next<B>,
 ) -> Result<ServiceResponse<B>, Error> {
     let id = given_or_fresh_id(request.headers());
     // At the highest level, so that every event has the id regardless of the filter.
-    let span = tracing::error_span!("request", request_id = %id);
+    let span = tracing::error_span!("request", request_id = %id, trace_id = tracing::field::Empty);
+    let trace = TraceParent::of(request.headers());
+    if let Some(trace) = &trace {
+        span.record("trace_id", trace.trace_id());
+    }
+    let observer = request.app_data::<Arc<dyn Observer>>().cloned();
     let body_bytes = BodyBytes::default();
     request.extensions_mut().insert(body_bytes.clone());
     request.extensions_mut().insert(RequestId(id.clone()));
@@ -45,19 +54,25 @@ pub(super) async fn access_log<B: MessageBody>(
         status: CLIENT_LEFT,
         started: Instant::now(),
         body_bytes,
+        observer,
     };
     let result = next.call(request).instrument(span).await;
     match result {
         Ok(mut response) => {
             line.status = response.status().as_u16();
             line.route = response.request().match_pattern();
+            line.report(response.response().error());
             if let Ok(id) = HeaderValue::from_str(&id) {
                 response.headers_mut().insert(REQUEST_ID, id);
+            }
+            if let Some(trace) = trace {
+                response.headers_mut().insert(TRACE_PARENT, trace.into_header());
             }
             Ok(response)
         }
         Err(error) => {
             line.status = error.as_response_error().status_code().as_u16();
+            line.report(Some(&error));
             Err(error)
         }
     }
@@ -71,6 +86,16 @@ struct AccessLine {
     status: u16,
     started: Instant,
     body_bytes: BodyBytes,
+    observer: Option<Arc<dyn Observer>>,
+}
+
+impl AccessLine {
+    fn report(&self, error: Option<&Error>) {
+        let error = error.and_then(|error| error.as_error::<ApiError>());
+        if let (Some(observer), Some(error)) = (&self.observer, error) {
+            observer.rejected(error);
+        }
+    }
 }
 
 impl Drop for AccessLine {
@@ -84,6 +109,9 @@ impl Drop for AccessLine {
             body_bytes = self.body_bytes.get(),
             "request",
         );
+        if let Some(observer) = &self.observer {
+            observer.answered(self.route.as_deref(), self.status);
+        }
     }
 }
 

@@ -11,9 +11,11 @@ mod headers;
 mod limits;
 mod listen;
 mod logging;
+mod observer;
 pub(super) mod options;
 mod shutdown;
 mod tls;
+mod trace_parent;
 
 pub use self::bind::BindError;
 pub use self::logging::forbid_core_dumps;
@@ -28,4 +30,5 @@ pub(super) use self::headers::SAFE_HEADERS;
 pub(super) use self::limits::{GuardedBody, body_error};
 pub(super) use self::listen::{Listener, readable, serve};
 pub(super) use self::logging::request_id;
+pub(super) use self::observer::Observer;
 pub(super) use self::shutdown::{drain_on_signal, exit_immediately, log_aborted};

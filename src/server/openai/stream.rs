@@ -1,5 +1,7 @@
 //! Streamed answers.
 
+use std::sync::Arc;
+
 use actix_web::HttpResponse;
 use serde::Serialize;
 use tokio::sync::OwnedSemaphorePermit;
@@ -8,6 +10,7 @@ use super::answer::{AnswerHead, ChatChunk, ChunkDelta};
 use super::request::StreamOptions;
 use crate::engine::{Answer, QueueSlot, ReadRequest};
 use crate::server::errors::ApiError;
+use crate::server::metrics::Metrics;
 use crate::server::sse::{self, frame};
 use crate::server::state::ServerState;
 use crate::server::stream::{Event, Events};
@@ -32,6 +35,7 @@ pub(super) async fn respond(
         head,
         options,
         begun: false,
+        metrics: Arc::clone(&state.metrics),
         _memory: of_texts,
     };
     Ok(sse::response(events, quiet, move |event| chunks.framed(event)))
@@ -43,6 +47,7 @@ struct Chunks {
     options: StreamOptions,
     /// Whether the role was sent.
     begun: bool,
+    metrics: Arc<Metrics>,
     _memory: UploadMemory,
 }
 
@@ -69,7 +74,10 @@ impl Chunks {
             }
             Event::Answer(Ok(answer)) => self.push_end(&mut text, &answer),
             // Without `[DONE]`, so that no client takes the answer for whole.
-            Event::Answer(Err(error)) => text.push_str(&data(&error.openai().1)),
+            Event::Answer(Err(error)) => {
+                self.metrics.rejected(&error);
+                text.push_str(&data(&error.openai().1));
+            }
         }
         text
     }

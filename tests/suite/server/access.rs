@@ -306,7 +306,7 @@ fn keys_are_served_in_turn() {
         assert_eq!(chat["error"]["type"], "rate_limit_error");
 
         send(1);
-        eventually("the other key is admitted", || server.engine.admitted() == 51);
+        eventually("the other key waits, too", || server.engine.waiting() == 50);
         server.counts.signals.fetch_add(2, Ordering::SeqCst);
         let order: Vec<_> = answers.iter().take(2).collect();
         let expected = [(keys[0].clone(), 200), (keys[1].clone(), 200)];

@@ -12,8 +12,8 @@ use actix_web::dev::ServerHandle;
 use actix_web::web::Data;
 use medical_vision::Result;
 use medical_vision::engine::{
-    Backend, Engine, EngineOptions, GeneratedToken, ImageSize, ModelInfo, OnStep, Picture, ReadRequest,
-    Reading, Step, TokenLogprob, Variant,
+    Backend, CacheUse, Engine, EngineOptions, GeneratedToken, ImageSize, ModelInfo, OnStep, Picture,
+    ReadRequest, Reading, Step, TokenLogprob, Variant,
 };
 use medical_vision::generation::FinishReason;
 use medical_vision::processing::{Content, PixelBounds};
@@ -26,6 +26,11 @@ use super::certificates;
 /// How long something that must happen may take on a busy machine.
 pub const PATIENCE: Duration = Duration::from_secs(120);
 const TOKEN: Duration = Duration::from_millis(5);
+/// The stub's cache, at every token.
+const TOKEN_USE: CacheUse = CacheUse {
+    tokens: 101,
+    capacity: 404,
+};
 
 /// What the stub has done.
 #[derive(Default)]
@@ -110,7 +115,14 @@ impl Stub {
                 text => {
                     let tokens: Vec<_> = request.logprobs.map(|top| token(text, top)).into_iter().collect();
                     let tokens = &tokens;
-                    if on_step(Step { text, tokens }).is_break() {
+                    let generated = Some(TOKEN_USE);
+                    if on_step(Step {
+                        text,
+                        tokens,
+                        generated,
+                    })
+                    .is_break()
+                    {
                         return Ok(false);
                     }
                 }
@@ -160,6 +172,7 @@ impl Backend for Stub {
                     let step = Step {
                         text: "token",
                         tokens: &[],
+                        generated: Some(TOKEN_USE),
                     };
                     cancelled = on_step(step).is_break();
                 }

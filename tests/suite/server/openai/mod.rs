@@ -8,4 +8,4 @@ mod messages;
 mod models;
 mod parameters;
 mod pictures;
-mod stub;
+pub mod stub;

@@ -8,8 +8,8 @@ use std::time::Duration;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use medical_vision::engine::{
-    Backend, Engine, GeneratedToken, ImageSize, ModelInfo, OnStep, ReadRequest, Reading, Step, TokenLogprob,
-    Variant,
+    Backend, CacheUse, Engine, GeneratedToken, ImageSize, ModelInfo, OnStep, ReadRequest, Reading, Step,
+    TokenLogprob, Variant,
 };
 use medical_vision::error::PromptError;
 use medical_vision::generation::FinishReason;
@@ -146,6 +146,10 @@ impl Stub {
         on_step(Step {
             text: piece,
             tokens: &tokens,
+            generated: Some(CacheUse {
+                tokens: 101,
+                capacity: CONTEXT,
+            }),
         })
     }
 }

@@ -1,0 +1,68 @@
+//! What the engine tells of its work: figures for a [`Monitor`], and a line in the log.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::{CacheUse, Reading};
+
+/// Is told what the engine does, on the engine's thread, which it must not block. Readings whose client has left count, too.
+pub trait Monitor: Send + Sync {
+    /// A request has its turn, `waited` after its first byte.
+    fn begun(&self, waited: Duration);
+
+    /// A token was generated; `since_previous` is `None` for the first one of a reading.
+    fn token(&self, since_turn: Duration, since_previous: Option<Duration>, cache: CacheUse);
+
+    /// A reading has ended, `since_turn` after [`Self::begun`]; `None`: it failed.
+    fn ended(&self, since_turn: Duration, reading: Option<&Reading>);
+}
+
+/// Times of one reading, for the monitor, if there is one.
+pub(super) struct Watch {
+    monitor: Option<Arc<dyn Monitor>>,
+    turn: Instant,
+    previous: Option<Instant>,
+}
+
+impl Watch {
+    /// Begins at `turn` the reading of a request that began `arrival`.
+    pub(super) fn begin(monitor: Option<Arc<dyn Monitor>>, arrival: Instant, turn: Instant) -> Self {
+        if let Some(monitor) = &monitor {
+            monitor.begun(turn.saturating_duration_since(arrival));
+        }
+        Self {
+            monitor,
+            turn,
+            previous: None,
+        }
+    }
+
+    /// A token was generated at `now`.
+    pub(super) fn token(&mut self, now: Instant, cache: CacheUse) {
+        if let Some(monitor) = &self.monitor {
+            let since = |earlier| now.saturating_duration_since(earlier);
+            monitor.token(since(self.turn), self.previous.map(since), cache);
+            self.previous = Some(now);
+        }
+    }
+
+    /// The reading has ended.
+    pub(super) fn end(self, reading: Option<&Reading>) {
+        if let Some(monitor) = self.monitor {
+            monitor.ended(self.turn.elapsed(), reading);
+        }
+    }
+}
+
+/// Logs token counts and times of a reading, without any content.
+pub(super) fn log_figures(reading: &Reading, queue_seconds: f64) {
+    tracing::info!(
+        prompt_tokens = reading.prompt_tokens,
+        completion_tokens = reading.completion_tokens,
+        finish_reason = reading.finish_reason.name(),
+        seconds = reading.latency_seconds,
+        first_token_seconds = reading.time_to_first_token_seconds,
+        queue_seconds,
+        "page read",
+    );
+}
