@@ -143,7 +143,7 @@ pub enum ApiError {
 }
 
 /// What [`ApiError::reason`] and [`parser_reason`] can be.
-pub(super) const REASONS: [&str; 21] = [
+pub(super) const REASONS: [&str; 22] = [
     "not_ready",
     "draining",
     "queue_full",
@@ -164,6 +164,7 @@ pub(super) const REASONS: [&str; 21] = [
     "header_too_slow",
     "reader_too_slow",
     "generation_deadline",
+    "audit_log",
     "internal",
 ];
 
@@ -202,6 +203,7 @@ impl ApiError {
             Self::HeaderTooLarge => "header_too_large",
             Self::SlowReader { .. } => "reader_too_slow",
             Self::GenerationDeadline { .. } => "generation_deadline",
+            Self::AuditLog => "audit_log",
             Self::Internal => "internal",
         }
     }
