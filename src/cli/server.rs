@@ -27,7 +27,7 @@ Exit codes:
 
 /// Serve document extraction over HTTP
 ///
-/// Routes: GET /health, /health/live, /health/ready, POST /extract, POST /analyze, GET /benchmark, and OpenAI's /v1/chat/completions and /v1/models; /docs describes them. --demo-port adds a page that uses them.
+/// Routes: GET /health, /health/live, /health/ready, POST /extract, POST /analyze, GET /benchmark, /metrics, and OpenAI's /v1/chat/completions and /v1/models; /docs describes them. --demo-port adds a page that uses them.
 /// Listens immediately and loads the model in the background; /health/ready tells when it is loaded. If the model cannot be loaded, the
 /// process exits with code 1, so that a supervisor notices.
 #[derive(Parser)]

@@ -7,7 +7,7 @@
 //! allowed, the check of its key (`access/`), and its handler (`routes.rs`, `docs.rs`). The handler reads the form (`upload.rs`), takes a slot in the engine's queue,
 //! decodes the image (`decoding.rs`), and waits for the answer or streams it (`reading.rs`, `stream.rs`, `sse.rs`). When the client
 //! disconnects, actix drops the handler or the stream, and with it the ticket, which cancels generation. The [`demo`] page is
-//! another listener with the same machinery.
+//! another listener with the same machinery. The access log and the engine tell `metrics.rs` what they do.
 
 mod access;
 mod audit;
