@@ -47,7 +47,7 @@ def commit_time(root: Path) -> int:
 
 
 def names(root: Path, target: Path, cargo_home: Path, libtorch: Path) -> List[Tuple[Path, str]]:
-    """Folders of this machine and what the programs call them; of several that fit, the last one counts."""
+    """Folders of this machine and what the programs call them; of several that fit, the last one counts, with rustc as with GCC."""
     # What cargo calls the registry's folder depends on where it got the crates from.
     crates = [(folder, "/crates") for folder in sorted((cargo_home / "registry/src").glob("*"))]
     torch = [(path, "/libtorch") for path in (root / ".libtorch/torch", libtorch, libtorch.resolve())]
@@ -62,8 +62,7 @@ def environment(base: Mapping[str, str], root: Path, target: Path) -> Dict[str, 
     cargo_home = Path(base.get("CARGO_HOME") or Path.home() / ".cargo")
     libtorch = Path(base.get("LIBTORCH") or root / ".libtorch/torch")
     renamed = names(root, target, cargo_home, libtorch)
-    # GCC takes the first that fits.
-    prefixes = [shlex.quote(f"-ffile-prefix-map={folder}={name}") for folder, name in reversed(renamed)]
+    prefixes = [shlex.quote(f"-ffile-prefix-map={folder}={name}") for folder, name in renamed]
     variables.update(
         CARGO_ENCODED_RUSTFLAGS="\x1f".join(f"--remap-path-prefix={folder}={name}" for folder, name in renamed),
         CARGO_INCREMENTAL="0",
