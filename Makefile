@@ -1,10 +1,11 @@
 # `make` lists what can be made. Variables: CUDA=auto|yes|no, WHEELS=folder (libtorch without network),
-# MTSAMPLES=file (`make bench`).
+# MTSAMPLES=file (`make bench`), BASES=emulated (`make image`, `make image-test`, `make release-test`).
 
 CARGO ?= cargo
 CUDA ?= auto
 WHEELS ?=
 MTSAMPLES ?=
+BASES ?=
 BIN := $(or $(CARGO_TARGET_DIR),target)/release
 TOOLS := .cache/tools
 CLIENTS := .cache/clients
@@ -13,10 +14,10 @@ SAMPLE := datasets/sample/discharge_note.png
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help prerequisites setup build dist image image-test image-full demo test page clients deploy-test check spelling audit hooks bench fmt clean
+.PHONY: help prerequisites setup build dist image image-test image-full release release-test release-check demo test page clients deploy-test check spelling audit hooks bench fmt clean
 
 help: ## This list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 prerequisites:
 	@sh scripts/prerequisites.sh
@@ -29,6 +30,20 @@ build: setup ## Build the release binaries
 
 dist: build ## Lay out programs, libraries, the embedded model and licences in target/dist
 	@python3 -B scripts/make_dist.py --bin "$(BIN)" target/dist
+
+# Everything is compiled once more, in target/reproducible: without paths of this machine, so that the same commit gives the same bytes.
+release: setup $(TOOLS)/bin/cargo-cyclonedx ## Build a release and pack it with licences, manual pages and bill of materials
+	CARGO="$(CARGO)" python3 -B scripts/reproducible.py build
+	@python3 -B scripts/make_dist.py --bin target/reproducible/release target/reproducible/dist
+	@python3 -B scripts/make_release.py --dist target/reproducible/dist target/release-files
+	@RELEASE="$(CURDIR)/target/release-files" python3 -B -m unittest discover --start-directory tests/release
+
+release-test: dist ## Pack the programs built here and test what a release holds (BASES=emulated: also on a bare Debian)
+	@test "$(BASES)" != emulated || scripts/emulate_base_images.sh debian
+	python3 -B -m unittest discover --verbose --start-directory tests/release
+
+release-check: setup ## Build the commit in two folders and compare the programs (compiles everything twice)
+	CARGO="$(CARGO)" python3 -B scripts/reproducible.py check
 
 # Reading a page needs half of the program. Where the other half is built already, it is kept.
 demo: setup ## Read the text of a sample page with the embedded model
@@ -128,6 +143,10 @@ audit: $(TOOLS)/bin/cargo-deny $(TOOLS)/bin/cargo-machete
 
 $(TOOLS)/bin/cargo-deny:
 	$(CARGO) install --locked --root $(TOOLS) cargo-deny@0.20.2
+
+# Two minutes of compiling, once; its releases carry no compiled program on an index that is reached everywhere.
+$(TOOLS)/bin/cargo-cyclonedx:
+	$(CARGO) install --locked --root $(TOOLS) cargo-cyclonedx@0.5.9
 
 $(TOOLS)/bin/cargo-machete:
 	$(CARGO) install --locked --root $(TOOLS) cargo-machete@0.9.2

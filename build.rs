@@ -12,12 +12,18 @@ const LIBTORCH_VERSION: &str = "2.11.0";
 const RELATIVE_LIBRARY_FOLDERS: [&str; 3] = [
     "$ORIGIN/../../.libtorch/torch/lib",
     "$ORIGIN/../../../.libtorch/torch/lib",
-    "$ORIGIN/../lib",
+    INSTALLED,
 ];
+/// The same in an installation.
+const INSTALLED: &str = "$ORIGIN/../lib";
+/// Set for a release: no path of this machine goes into the programs, which then run from an installation only.
+const RELOCATABLE: &str = "MEDVISION_RELOCATABLE";
 
 fn main() {
     println!("cargo::rerun-if-changed=build.rs");
+    println!("cargo::rerun-if-env-changed={RELOCATABLE}");
     link_libtorch();
+    name_models();
     embed_page();
     name_commit();
 }
@@ -42,6 +48,10 @@ fn link_libtorch() {
         ));
     }
     compile_shims(&libtorch);
+    if env::var_os(RELOCATABLE).is_some() {
+        println!("cargo::rustc-link-arg=-Wl,-rpath,{INSTALLED}");
+        return;
+    }
     let lib = lib.canonicalize().unwrap_or(lib);
     for folder in RELATIVE_LIBRARY_FOLDERS
         .map(Path::new)
@@ -49,6 +59,16 @@ fn link_libtorch() {
         .chain([lib.as_path()])
     {
         println!("cargo::rustc-link-arg=-Wl,-rpath,{}", folder.display());
+    }
+}
+
+/// Names this checkout's models for programs that `cargo install` puts elsewhere; they load its libtorch, too.
+fn name_models() {
+    if env::var_os(RELOCATABLE).is_none()
+        && let Some(root) = env::var_os("CARGO_MANIFEST_DIR")
+    {
+        let models = Path::new(&root).join("models");
+        println!("cargo::rustc-env=MEDVISION_MODELS={}", models.display());
     }
 }
 

@@ -5,7 +5,7 @@
 
     bin/        programs without symbols; their only library path is $ORIGIN/../lib, so that the folder runs from anywhere
     lib/        libtorch's libraries that the programs load, and no others; with libtorch's CUDA part those that it loads
-    licences/   of the program and of the libraries
+    licences/   of the program, of the crates that it is made of (scripts/licences.py), and of the libraries
     share/medvision/models/     the embedded model and its adapter, where the programs find them
 
 Symbols go into target/dist-symbols beside it, one file a program: `gdb` and `addr2line` find them by the name that the
@@ -21,6 +21,8 @@ import subprocess
 import sys
 from pathlib import Path
 from typing import Dict, Iterable, List, Optional
+
+import licences
 
 ROOT = Path(__file__).resolve().parent.parent
 MODELS = ("qwen25-vl-nano", "qwen25-vl-nano-medical-lora")
@@ -124,6 +126,10 @@ def make(out: Path, built: Path, libtorch: Path) -> None:
             copy(licence, out / "licences" / licence.relative_to(libtorch.parent))
     for licence in ROOT.glob("LICENSE-*"):
         copy(licence, out / "licences" / licence.name)
+    fonts = ROOT / "assets/fonts"
+    for licence in (fonts / "LICENSE", *sorted((fonts / "clinical/licences").iterdir())):
+        copy(licence, out / "licences/fonts" / licence.name)
+    licences.collect(out / "licences")
     for model in MODELS:
         for file in sorted((ROOT / "models" / model).iterdir()):
             # The record of an evaluation on this machine is not part of the adapter.
@@ -143,7 +149,7 @@ def main(arguments: Optional[List[str]] = None) -> int:
     options = parser.parse_args(arguments)
     try:
         make(options.out.absolute(), options.bin, options.libtorch)
-    except (DistError, OSError) as error:
+    except (DistError, licences.LicenceError, OSError) as error:
         print(f"make_dist: {error}", file=sys.stderr)
         return 1
     size = sum(file.stat().st_size for file in options.out.rglob("*") if file.is_file())

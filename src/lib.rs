@@ -58,6 +58,8 @@ pub mod hub;
 pub mod kernels;
 pub mod lora;
 #[cfg(feature = "pipeline")]
+pub mod offline;
+#[cfg(feature = "pipeline")]
 pub mod pipeline;
 pub mod processing;
 pub mod project;

@@ -184,7 +184,8 @@ impl Project {
         places
     }
 
-    /// Candidate paths of the embedded model: the project, the checkout of the executable, an installation.
+    /// Candidate paths of the embedded model: the project, the checkout of the executable, an installation, the checkout that
+    /// `cargo install` compiled.
     pub(crate) fn embedded_models(&self) -> Vec<PathBuf> {
         let mut places = vec![self.models().join(EMBEDDED_MODEL)];
         let executable = std::env::current_exe()
@@ -194,6 +195,7 @@ impl Project {
             places.push(folder.join("models").join(EMBEDDED_MODEL));
             places.push(folder.join("share/medvision/models").join(EMBEDDED_MODEL));
         }
+        places.extend(option_env!("MEDVISION_MODELS").map(|models| Path::new(models).join(EMBEDDED_MODEL)));
         places
     }
 }

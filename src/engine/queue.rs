@@ -277,7 +277,7 @@ mod tests {
                 state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
                 (state >> 33) % below
             };
-            let mut queue = Queue::new(100, 100);
+            let mut queue: Queue<Entry> = Queue::new(100, 100);
             for _ in 0..30 {
                 if random(3) == 0 {
                     if let Some(entry) = queue.pop() {

@@ -214,5 +214,41 @@ class Starting(unittest.TestCase):
         container.shell("mkdir /app/models/new && rmdir /models/new")
 
 
+class Offline(unittest.TestCase):
+    """What `medvision save-offline` carries to a machine without a registry."""
+
+    def test_the_image_goes_into_a_folder_and_back(self):
+        medvision = pathlib.Path(os.environ.get("DIST", ROOT / "target/dist"), "bin/medvision")
+        if not medvision.exists():
+            self.skipTest(f"{medvision} is not built: make dist")
+        run = lambda *words: subprocess.run([medvision, *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)  # noqa: E731
+        name = "localhost/medvision:offline-" + secrets.token_hex(4)
+        engine("tag", IMAGE, name)
+        self.addCleanup(engine, "rmi", name, check=False)
+        with tempfile.TemporaryDirectory() as work:
+            folder, models = pathlib.Path(work, "offline"), pathlib.Path(work, "models")
+            saved = run("save-offline", folder, "--image", name, "--engine", common.ENGINE)
+            self.assertEqual(saved.returncode, 0, saved.stderr)
+            engine("rmi", name)
+            image = folder / "image.tar"
+            with open(image, "r+b") as file:
+                file.seek(image.stat().st_size // 2)
+                byte = file.read(1)
+                file.seek(-1, os.SEEK_CUR)
+                file.write(bytes([byte[0] ^ 1]))
+            damaged = run("load-offline", folder, "--into", models, "--engine", common.ENGINE)
+            self.assertEqual(damaged.returncode, 1)
+            self.assertIn("image.tar: its SHA-256 is another", damaged.stderr)
+            self.assertNotEqual(engine("image", "inspect", name, check=False).returncode, 0)
+            with open(image, "r+b") as file:
+                file.seek(image.stat().st_size // 2)
+                file.write(byte)
+            loaded = run("load-offline", folder, "--into", models, "--engine", common.ENGINE)
+            self.assertEqual(loaded.returncode, 0, loaded.stderr)
+            self.assertIn(name, loaded.stdout)
+            self.assertTrue((models / "qwen25-vl-nano/model.safetensors").exists())
+        engine("image", "inspect", name)
+
+
 if __name__ == "__main__":
     unittest.main()

@@ -19,6 +19,7 @@ mod hub;
 mod layers;
 mod linking;
 mod lora;
+mod offline;
 mod pipeline;
 mod processing;
 mod program;

@@ -13,6 +13,8 @@ mod key;
 mod man;
 #[cfg(feature = "pipeline")]
 mod merge;
+#[cfg(feature = "pipeline")]
+mod offline;
 mod options;
 #[cfg(feature = "pipeline")]
 mod pipeline;
@@ -75,6 +77,12 @@ enum Command {
     Pipeline(Box<pipeline::PipelineArgs>),
     /// Diagnose the installation and suggest fixes
     Doctor(doctor::DoctorArgs),
+    /// Save model, adapter and image into one folder, for a network without access to others
+    #[cfg(feature = "pipeline")]
+    SaveOffline(Box<offline::SaveArgs>),
+    /// Check a folder of save-offline and load what is in it
+    #[cfg(feature = "pipeline")]
+    LoadOffline(offline::LoadArgs),
     /// Make API keys for the server
     #[cfg(feature = "pipeline")]
     Key(key::KeyArgs),
@@ -104,6 +112,10 @@ pub(super) fn main() -> ExitCode {
         #[cfg(feature = "pipeline")]
         Some(Command::Pipeline(args)) => pipeline::run(&args),
         Some(Command::Doctor(args)) => doctor::run(&args),
+        #[cfg(feature = "pipeline")]
+        Some(Command::SaveOffline(args)) => offline::save(&args),
+        #[cfg(feature = "pipeline")]
+        Some(Command::LoadOffline(args)) => offline::load(&args),
         #[cfg(feature = "pipeline")]
         Some(Command::Key(args)) => key::run(&args),
         #[cfg(feature = "pipeline")]
