@@ -43,7 +43,7 @@ struct DemoArgs {
     #[arg(long, value_name = "URL", env = "MVP_API_URL", hide_env_values = true, default_value = DemoOptions::API_URL)]
     api_url: String,
 
-    /// Address to listen on. Whoever reaches it can use the API.
+    /// Address to listen on. Whoever reaches it can use an API that asks for no key.
     #[arg(long, value_name = "ADDRESS", env = "MVP_HOST", hide_env_values = true, default_value = DemoOptions::HOST)]
     host: String,
 
@@ -99,7 +99,7 @@ fn summary(address: SocketAddr, options: &DemoOptions) -> String {
     );
     let tls = options.http.tls.as_ref();
     if !address.ip().is_loopback() && !tls.is_some_and(|tls| tls.asks_for_client_certificates()) {
-        summary += "\n  note  reachable from the network: whoever opens the page can use the API";
+        summary += "\n  note  reachable from the network: who opens the page can use the API, with a key where the API asks for one";
     }
     summary + "\nPress Ctrl-C to drain and stop, twice to stop immediately."
 }

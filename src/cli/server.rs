@@ -1,6 +1,6 @@
 //! `server`: the REST API.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
+use std::net::TcpListener;
 use std::process::ExitCode;
 use std::sync::Arc;
 
@@ -51,7 +51,7 @@ pub(super) struct Arguments {
 #[derive(Debug, clap::Args)]
 #[command(next_help_heading = "Server options")]
 struct ServerArgs {
-    /// Address to listen on; any but a loopback address needs an API key.
+    /// Address to listen on. Any but a loopback address needs an API key or --compat; otherwise 127.0.0.1 is used.
     #[arg(
         long,
         value_name = "ADDRESS",
@@ -97,7 +97,7 @@ struct ServerArgs {
     #[arg(long, value_name = "N", env = "MVP_MAX_PER_KEY", hide_env_values = true, value_parser = at_most::<1001>(1))]
     max_per_key: Option<u64>,
 
-    /// Time in seconds after SIGTERM in which requests are still admitted, while /health/ready answers 503.
+    /// Time in seconds after SIGTERM in which requests are still admitted, while /health/ready answers 503; Ctrl-C does not wait.
     #[arg(long, value_name = "N", env = "MVP_DRAIN_DELAY", hide_env_values = true, default_value_t = defaults().drain_delay_seconds, value_parser = at_most::<3600>(0))]
     drain_delay: u64,
 
@@ -225,7 +225,10 @@ async fn serve(arguments: Arguments) -> anyhow::Result<ExitCode> {
     );
     if let Some(key) = &admission.new_key {
         let page = listeners.demo.as_ref().map(TcpListener::local_addr).transpose()?;
-        print_new_key(key, page.map(|page| format!("{scheme}://{}", reachable(page))))?;
+        print_new_key(
+            key,
+            page.map(|page| format!("{scheme}://{}", server::reachable(page))),
+        )?;
     }
     let load = move || {
         let reader = Reader::load(&model.path, &load_options)?;
@@ -240,17 +243,6 @@ async fn serve(arguments: Arguments) -> anyhow::Result<ExitCode> {
         .with_gpu(move || gpu_figures(&selected));
     let announce = |readiness: &Readiness| say_lines(Level::INFO, &readiness.to_string());
     Ok(server::run(listeners, Data::new(state), announce).await?)
-}
-
-/// `address` as a browser on this machine reaches it.
-fn reachable(mut address: SocketAddr) -> SocketAddr {
-    if address.ip().is_unspecified() {
-        address.set_ip(match address.ip() {
-            IpAddr::V4(_) => Ipv4Addr::LOCALHOST.into(),
-            IpAddr::V6(_) => Ipv6Addr::LOCALHOST.into(),
-        });
-    }
-    address
 }
 
 fn gpu_figures(selected: &Selected) -> GpuFigures {

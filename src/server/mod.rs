@@ -40,7 +40,7 @@ pub use self::logprobs::{TokenChoice, TokenInfo};
 pub use self::openapi::ApiDoc;
 pub use self::options::ServerOptions;
 pub use self::reload::Reloads;
-pub use self::run::{Listeners, Readiness, RunError, bind, listen, run};
+pub use self::run::{Listeners, Readiness, RunError, bind, listen, reachable, run};
 pub use self::state::ServerState;
 pub use self::types::{
     Analysis, Benchmarks, DeltaEvent, ErrorBody, ErrorEvent, Extraction, Figures, GpuFigures, Health,

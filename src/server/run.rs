@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::io;
-use std::net::{SocketAddr, TcpListener};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -79,9 +79,10 @@ impl fmt::Display for Readiness {
         } else {
             ""
         };
+        let is_open = !api.ip().is_loopback() && !asks_for_client_certificates && !asks_for_keys;
+        let (api, demo) = (reachable(*api), demo.map(reachable));
         writeln!(f, "Ready: {model_name}, {precision}, {device}")?;
         writeln!(f, "  API   {scheme}://{api}")?;
-        writeln!(f, "  docs  {scheme}://{api}/docs/")?;
         if let Some(demo) = demo {
             writeln!(f, "  page  {scheme}://{demo}")?;
         }
@@ -90,11 +91,16 @@ impl fmt::Display for Readiness {
         } else {
             ""
         };
+        if *asks_for_keys {
+            writeln!(f, "  docs  curl {certificate}{key}{scheme}://{api}/openapi.json")?;
+        } else {
+            writeln!(f, "  docs  {scheme}://{api}/docs/")?;
+        }
         writeln!(
             f,
             "  try   curl {certificate}{key}-F file=@page.png {scheme}://{api}/extract"
         )?;
-        if !api.ip().is_loopback() && !asks_for_client_certificates && !asks_for_keys {
+        if is_open {
             writeln!(
                 f,
                 "  note  reachable from the network, without a key: whoever reaches it can use it"
@@ -102,6 +108,17 @@ impl fmt::Display for Readiness {
         }
         write!(f, "Press Ctrl-C to drain and stop, twice to stop immediately.")
     }
+}
+
+/// `address` as a program on this machine reaches it.
+pub fn reachable(mut address: SocketAddr) -> SocketAddr {
+    if address.ip().is_unspecified() {
+        address.set_ip(match address.ip() {
+            IpAddr::V4(_) => Ipv4Addr::LOCALHOST.into(),
+            IpAddr::V6(_) => Ipv6Addr::LOCALHOST.into(),
+        });
+    }
+    address
 }
 
 /// The listening sockets of a server.

@@ -48,7 +48,7 @@ pub struct NewKey {
 #[derive(Debug, thiserror::Error)]
 pub enum KeyError {
     /// The file cannot be read.
-    #[error("{}: {error}", path.display())]
+    #[error("--api-key-file {}: {error}", path.display())]
     File {
         /// The key file.
         path: PathBuf,
