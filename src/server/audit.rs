@@ -1,7 +1,8 @@
 //! The audit log: who had which document read, and when; never what is in it.
 //!
 //! One JSON line a request, written before its answer is sent: if that fails, the answer is 503. A stream's line is written before its
-//! first event. A client that leaves before its answer has a line with status 499. Health probes and `/metrics` have none.
+//! first event. A client that leaves before its answer has a line with status 499. Health probes and `/metrics` have none, nor
+//! have more than ten requests a minute from an address that sends no right key.
 
 use std::cell::RefCell;
 use std::fs::{File, OpenOptions};
@@ -179,6 +180,8 @@ pub(super) struct Facts {
     pub pages: usize,
     pub model: Option<String>,
     pub adapter: Option<String>,
+    /// Whether the request has no line: one of many without a key.
+    pub unlogged: bool,
 }
 
 impl Facts {
@@ -251,6 +254,9 @@ impl Entry {
     /// Writes the line of an answer with `status`.
     async fn write(mut self, status: u16) -> Result<(), ApiError> {
         self.written = true;
+        if self.facts.borrow().unlogged {
+            return Ok(());
+        }
         let (log, line) = (Arc::clone(&self.log), self.line(status));
         let written = web::block(move || log.append(&line)).await;
         match written {
@@ -267,6 +273,7 @@ impl Entry {
 impl Drop for Entry {
     fn drop(&mut self) {
         if !self.written
+            && !self.facts.borrow().unlogged
             && let Err(error) = self.log.append(&self.line(CLIENT_LEFT))
         {
             tracing::error!(%error, "the audit log cannot be written: a client that left has no line");

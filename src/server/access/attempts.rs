@@ -1,31 +1,31 @@
-//! Wrong keys, counted for each address.
+//! Requests without a right key, counted for each address.
 
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv6Addr};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-/// Wrong keys from an address that are answered at once, within [`WINDOW`].
+/// Requests of an address that are refused at once, within [`WINDOW`].
 const FREE: u32 = 10;
 const WINDOW: Duration = Duration::from_secs(60);
-/// Delay of the answer to a further wrong key.
+/// Delay of a further refusal.
 const DELAY: Duration = Duration::from_secs(1);
 /// Addresses that are remembered. Beyond it all others share one count.
 const MAX_ADDRESSES: usize = 4096;
 
-/// Counts wrong keys.
+/// Counts refused requests.
 #[derive(Debug, Default)]
 pub(super) struct Attempts(Mutex<HashMap<Option<IpAddr>, Count>>);
 
 #[derive(Debug)]
 struct Count {
-    wrong: u32,
+    refused: u32,
     since: Instant,
 }
 
 impl Attempts {
-    /// Counts a wrong key from `address` at `now`; returns the delay of its answer.
-    pub(super) fn wrong_key(&self, address: Option<IpAddr>, now: Instant) -> Duration {
+    /// Counts a refused request from `address` at `now`; returns the delay of its answer, if there were too many.
+    pub(super) fn refused(&self, address: Option<IpAddr>, now: Instant) -> Option<Duration> {
         // No critical section panics halfway through an update.
         let mut counts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let mut address = address.map(network);
@@ -35,15 +35,18 @@ impl Attempts {
                 address = None;
             }
         }
-        let count = counts.entry(address).or_insert(Count { wrong: 0, since: now });
+        let count = counts.entry(address).or_insert(Count {
+            refused: 0,
+            since: now,
+        });
         if now.duration_since(count.since) >= WINDOW {
-            *count = Count { wrong: 0, since: now };
+            *count = Count {
+                refused: 0,
+                since: now,
+            };
         }
-        count.wrong = count.wrong.saturating_add(1);
-        match count.wrong > FREE {
-            true => DELAY,
-            false => Duration::ZERO,
-        }
+        count.refused = count.refused.saturating_add(1);
+        (count.refused > FREE).then_some(DELAY)
     }
 }
 
@@ -60,25 +63,25 @@ mod tests {
     use super::*;
 
     #[test]
-    fn further_wrong_keys_of_a_minute_wait() {
+    fn further_refusals_of_a_minute_wait() {
         let attempts = Attempts::default();
         let start = Instant::now();
         let at = |address: &str, seconds| {
             let address = address.parse().expect("an address");
-            attempts.wrong_key(Some(address), start + Duration::from_secs(seconds))
+            attempts.refused(Some(address), start + Duration::from_secs(seconds))
         };
         for second in 0..10 {
-            assert_eq!(at("192.0.2.1", second), Duration::ZERO);
+            assert_eq!(at("192.0.2.1", second), None);
         }
-        assert_eq!(at("192.0.2.1", 10), DELAY);
-        assert_eq!(at("::ffff:192.0.2.1", 59), DELAY, "the same address");
-        assert_eq!(at("192.0.2.2", 10), Duration::ZERO);
-        assert_eq!(at("192.0.2.1", 60), Duration::ZERO);
+        assert_eq!(at("192.0.2.1", 10), Some(DELAY));
+        assert_eq!(at("::ffff:192.0.2.1", 59), Some(DELAY), "the same address");
+        assert_eq!(at("192.0.2.2", 10), None);
+        assert_eq!(at("192.0.2.1", 60), None);
         for _ in 0..10 {
             at("2001:db8::1", 0);
         }
-        assert_eq!(at("2001:db8::ffff:2", 0), DELAY, "the same network");
-        assert_eq!(at("2001:db8:0:1::1", 0), Duration::ZERO);
+        assert_eq!(at("2001:db8::ffff:2", 0), Some(DELAY), "the same network");
+        assert_eq!(at("2001:db8:0:1::1", 0), None);
     }
 
     #[test]
@@ -86,12 +89,16 @@ mod tests {
         let attempts = Attempts::default();
         let now = Instant::now();
         for address in 0..10_000u32 {
-            attempts.wrong_key(Some(IpAddr::from(address.to_be_bytes())), now);
+            attempts.refused(Some(IpAddr::from(address.to_be_bytes())), now);
         }
         assert!(attempts.0.lock().expect("counts").len() <= MAX_ADDRESSES + 1);
         let stranger = Some(IpAddr::from([203, 0, 113, 1]));
-        assert_eq!(attempts.wrong_key(stranger, now), DELAY, "they share one count");
+        assert_eq!(
+            attempts.refused(stranger, now),
+            Some(DELAY),
+            "they share one count"
+        );
         let later = now + WINDOW;
-        assert_eq!(attempts.wrong_key(stranger, later), Duration::ZERO);
+        assert_eq!(attempts.refused(stranger, later), None);
     }
 }

@@ -73,13 +73,14 @@ async fn checked(request: &ServiceRequest) -> Result<Option<ApiKey>, ApiError> {
     if has_key_parameter(request.query_string()) {
         return Err(ApiError::KeyInAddress);
     }
-    let Some(sent) = sent_key(request.headers()) else {
-        return Err(ApiError::Unauthorized);
-    };
-    let Some(key) = keys.find(sent) else {
+    let key = sent_key(request.headers()).and_then(|sent| keys.find(sent));
+    let Some(key) = key else {
         let address = request.peer_addr().map(|address| address.ip());
-        let delay = state.access.attempts.wrong_key(address, Instant::now());
-        tokio::time::sleep(delay).await;
+        if let Some(delay) = state.access.attempts.refused(address, Instant::now()) {
+            // Nobody without a key may fill the disk.
+            note(request.request(), |facts| facts.unlogged = true);
+            tokio::time::sleep(delay).await;
+        }
         return Err(ApiError::Unauthorized);
     };
     let is_metrics = request.match_pattern().as_deref() == Some(METRICS);

@@ -1,4 +1,4 @@
-//! Who may call the API: keys (`keys.rs`), the check before every route (`guard.rs`), and the delay of those who guess (`attempts.rs`).
+//! Who may call the API: keys (`keys.rs`), the check before every route (`guard.rs`), and the delay of those who have none (`attempts.rs`).
 
 mod attempts;
 mod guard;
@@ -11,7 +11,7 @@ use std::sync::Arc;
 
 use self::attempts::Attempts;
 
-/// Keys of a server, and the addresses that tried wrong ones.
+/// Keys of a server, and the addresses that asked without one.
 #[derive(Debug, Default)]
 pub struct Access {
     /// `None`: every route is open.

@@ -1,15 +1,17 @@
 //! Keys: before every route, in every spelling; in turn; read anew.
 
 use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpStream};
 use std::os::unix::fs::PermissionsExt;
 use std::process::Command;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
 
 use medical_vision::server::{Access, ApiKeys, KeyScope, NewKey, ServerOptions};
 use reqwest::Method;
 use serde_json::{Value, json};
+use socket2::{Domain, Socket, Type};
 
 use super::binary::server as program;
 use super::embedded::Shipped;
@@ -40,13 +42,25 @@ fn one() -> (TestServer, String) {
     (server, keys.remove(0))
 }
 
+/// Connects from an address of its own for each few connections: requests of one address without a key are slowed down.
+fn connect(to: SocketAddr) -> TcpStream {
+    static COUNT: AtomicU32 = AtomicU32::new(0);
+    let number = COUNT.fetch_add(1, Ordering::SeqCst) / 5;
+    let [.., high, low] = number.to_be_bytes();
+    let socket = Socket::new(Domain::IPV4, Type::STREAM, None).expect("a socket");
+    let from = SocketAddr::from(([127, 1 + low / 200, high, 1 + low % 200], 0));
+    socket.bind(&from.into()).expect("an address of this machine");
+    socket.connect(&to.into()).expect("a connection");
+    socket.into()
+}
+
 /// Sends a request as it is to either port.
 fn raw(server: &TestServer, demo: bool, method: &str, path: &str, lines: &str) -> String {
     let address = match demo {
         true => server.demo.expect("a page"),
         false => server.address,
     };
-    let mut stream = std::net::TcpStream::connect(address).expect("a connection");
+    let mut stream = connect(address);
     let request = format!("{method} {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n{lines}\r\n");
     stream.write_all(request.as_bytes()).expect("written");
     let mut answer = String::new();

@@ -164,6 +164,14 @@ fn each_answer_has_its_line() {
     assert_eq!(demo.send().expect("an answer").status(), 200);
     assert_eq!(audited.last()["route"], "/api/v1/models");
 
+    // Who has no key cannot fill the disk.
+    for _ in 0..12 {
+        assert_eq!(audited.server.get("/benchmark").status(), 401);
+    }
+    let refused = lines(&audited.file);
+    let refused = refused.iter().filter(|line| line["status"] == 401).count();
+    assert_eq!(refused, 10);
+
     let count = lines(&audited.file).len();
     for path in ["/health", "/health/live", "/health/ready"] {
         assert_eq!(audited.server.get(path).status(), 200);
