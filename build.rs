@@ -182,10 +182,11 @@ fn embed_page() {
     let mut table = "const PAGE: &[(&str, &[u8])] = &[\n".to_owned();
     for file in &files {
         let name = file.file_name().unwrap_or_default().to_string_lossy();
-        // Strings in Rust's own notation.
+        // Strings in Rust's own notation. The folder's name stays out: the length of this text moves the positions that inline
+        // assembly is marked with, and these are in the hashes that name symbols.
         table += &format!(
-            "    ({name:?}, include_bytes!({:?})),\n",
-            file.display().to_string()
+            "    ({name:?}, include_bytes!(concat!(env!(\"CARGO_MANIFEST_DIR\"), {:?}))),\n",
+            format!("/{PAGE}/{name}")
         );
     }
     table += "];\n";

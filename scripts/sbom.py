@@ -66,13 +66,15 @@ def file_component(file: Path, name: str) -> Dict[str, Any]:
 
 def wheel_of(library: str, packages: List[str]) -> Optional[str]:
     """The wheel that a library comes from, as "NAME-VERSION"."""
-    stems = {"libcudart": "nvidia_cuda_runtime", "libcupti": "nvidia_cuda_cupti", "libgomp": "torch", "libtorch": "torch", "libc10": "torch"}
+    own = dict.fromkeys(("libtorch", "libc10", "libcaffe2", "libgomp"), "torch")
+    stems = {"libcudart": "nvidia_cuda_runtime", "libcupti": "nvidia_cuda_cupti", **own}
     for start, stem in stems.items():
         if library.startswith(start):
             return next((package for package in packages if package.startswith(f"{stem}-")), None)
     # libcublas.so.13 of nvidia_cublas-13.1.0.3, and the like.
     core = re.sub(r"^lib|[-_.].*$", "", library).lower()
-    return next((package for package in packages if core and core[:5] in package.lower()), None)
+    fit = [package for part in (core, core[:5]) for package in packages if part and part in package.lower()]
+    return fit[0] if fit else None
 
 
 def libraries(dist: Path) -> List[Dict[str, Any]]:
