@@ -28,7 +28,13 @@ pub struct AuditArgs {
     audit_salt_file: Option<PathBuf>,
 
     /// Log the client's address, too.
-    #[arg(long, env = "MVP_AUDIT_ADDRESS", hide_env_values = true, value_parser = FalseyValueParser::new())]
+    #[arg(
+        long,
+        env = "MVP_AUDIT_ADDRESS",
+        hide_env_values = true,
+        value_parser = FalseyValueParser::new(),
+        requires_if("true", "audit_log")
+    )]
     audit_address: bool,
 }
 

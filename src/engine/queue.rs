@@ -2,6 +2,7 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
+use std::time::Instant;
 
 /// Whom a request is for; requests without a client count as one client.
 pub type Client = Option<Arc<str>>;
@@ -36,10 +37,11 @@ pub(super) struct Queue<T> {
     clients: HashMap<Client, ClientState>,
     turn: u64,
     next_id: u64,
-    closed: bool,
+    /// From when on nothing more is admitted.
+    closed: Option<Instant>,
 }
 
-/// A client with slots in use.
+/// A client since the queue was last empty.
 #[derive(Default)]
 struct ClientState {
     admitted: usize,
@@ -57,13 +59,13 @@ impl<T: Waiting> Queue<T> {
             clients: HashMap::new(),
             turn: 0,
             next_id: 0,
-            closed: false,
+            closed: None,
         }
     }
 
-    /// Takes a slot.
-    pub(super) fn admit(&mut self, client: &Client) -> Result<(), Refusal> {
-        if self.closed {
+    /// Takes a slot for a request that began to arrive at `began`.
+    pub(super) fn admit(&mut self, client: &Client, began: Instant) -> Result<(), Refusal> {
+        if self.closed.is_some_and(|closed| began >= closed) {
             return Err(Refusal::Closed);
         }
         if self.is_full() {
@@ -82,9 +84,10 @@ impl<T: Waiting> Queue<T> {
         self.admitted = self.admitted.saturating_sub(1);
         if let Some(state) = self.clients.get_mut(client) {
             state.admitted = state.admitted.saturating_sub(1);
-            if state.admitted == 0 {
-                self.clients.remove(client);
-            }
+        }
+        if self.admitted == 0 {
+            // While others wait, a client that left and came back has not lost its place behind them.
+            self.clients.clear();
         }
     }
 
@@ -144,13 +147,13 @@ impl<T: Waiting> Queue<T> {
         Some(turns.iter().filter(|turn| **turn < turns[index]).count())
     }
 
-    /// Admits nothing more; entries whose slots are taken are still served.
+    /// Admits nothing that begins to arrive from now on.
     pub(super) fn close(&mut self) {
-        self.closed = true;
+        self.closed.get_or_insert_with(Instant::now);
     }
 
     pub(super) fn is_closed(&self) -> bool {
-        self.closed
+        self.closed.is_some()
     }
 
     /// Removes all entries.
@@ -193,7 +196,7 @@ mod tests {
 
     fn push(queue: &mut Queue<Entry>, name: &str) -> Result<u64, Refusal> {
         let client: Client = (!name.is_empty()).then(|| name.into());
-        queue.admit(&client)?;
+        queue.admit(&client, Instant::now())?;
         let id = queue.fresh_id();
         queue.push(Entry(id, client));
         Ok(id)
@@ -252,6 +255,25 @@ mod tests {
     }
 
     #[test]
+    fn clients_with_one_request_at_a_time_do_not_overtake_one_with_several() {
+        let mut queue = Queue::new(60, 50);
+        for name in ["b", "c", "a", "a", "a"] {
+            push(&mut queue, name).expect("a slot");
+        }
+        let mut order = String::new();
+        for _ in 0..9 {
+            let Entry(_, client) = queue.pop().expect("an entry");
+            queue.release(&client);
+            let name = client.as_deref().expect("a name").to_owned();
+            if name != "a" {
+                push(&mut queue, &name).expect("a slot");
+            }
+            order.push_str(&name);
+        }
+        assert_eq!(order, "bcabcabca");
+    }
+
+    #[test]
     fn a_client_has_no_more_slots_than_its_limit() {
         let mut queue = Queue::new(9, 2);
         for _ in 0..2 {
@@ -265,6 +287,8 @@ mod tests {
         push(&mut queue, "a").expect("a free slot");
         queue.close();
         assert_eq!(push(&mut queue, "c"), Err(Refusal::Closed));
+        let earlier = Instant::now() - std::time::Duration::from_secs(60);
+        assert_eq!(queue.admit(&None, earlier), Ok(()), "it began before");
         assert_eq!(queue.len(), 3, "admitted ones are still served");
     }
 

@@ -381,7 +381,8 @@ impl Reader {
         });
         let (grids, sizes): (Vec<_>, Vec<_>) = sizes.collect::<Result<Vec<_>>>()?.into_iter().unzip();
         let context = self.model.config().text.max_position_embeddings;
-        let overflow = |prompt_tokens: usize| PromptError::ContextOverflow {
+        let overflow = |prompt_tokens: usize, is_exact| PromptError::ContextOverflow {
+            is_exact,
             needed: prompt_tokens.saturating_add(new_tokens),
             prompt_tokens,
             new_tokens,
@@ -397,12 +398,12 @@ impl Reader {
         let image_tokens: usize = sizes.iter().map(|size| size.tokens).sum();
         let least = image_tokens + self.text.least_tokens(bytes);
         if least > context {
-            return Err(overflow(least).into());
+            return Err(overflow(least, false).into());
         }
         let input_ids = self.text.encode_chat(&request.messages, &grids)?;
         let room = context.saturating_sub(input_ids.len());
         if room == 0 || new_tokens > room && !request.fit_context {
-            return Err(overflow(input_ids.len()).into());
+            return Err(overflow(input_ids.len(), true).into());
         }
         let patches = images
             .iter()

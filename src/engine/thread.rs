@@ -277,7 +277,7 @@ impl Engine {
         if !matches!(*self.shared.state.borrow(), EngineState::Ready(_)) {
             return Err(EngineError::NotReady);
         }
-        let admitted = self.shared.lock().jobs.admit(&client);
+        let admitted = self.shared.lock().jobs.admit(&client, began);
         admitted.map_err(|refusal| match refusal {
             Refusal::Closed => EngineError::Stopping,
             Refusal::Full => EngineError::Full {
@@ -328,10 +328,9 @@ impl Engine {
         self.shared.lock().jobs.len()
     }
 
-    /// Rejects new requests. Those that have a slot are still answered.
+    /// Rejects requests that begin to arrive from now on. All others are still answered.
     pub fn close(&self) {
         self.shared.lock().jobs.close();
-        self.shared.wake.notify_all();
     }
 
     /// Whether new requests are rejected.
@@ -434,13 +433,7 @@ impl QueueSlot {
 
 impl Drop for QueueSlot {
     fn drop(&mut self) {
-        let mut queue = self.shared.lock();
-        queue.jobs.release(&self.client);
-        let is_last = queue.jobs.is_closed() && queue.jobs.admitted() == 0;
-        drop(queue);
-        if is_last {
-            self.shared.wake.notify_all();
-        }
+        self.shared.lock().jobs.release(&self.client);
     }
 }
 
@@ -547,7 +540,7 @@ impl Shared {
     fn next(&self) -> Option<Job> {
         let mut queue = self.lock();
         loop {
-            if queue.rejecting || queue.jobs.is_closed() && queue.jobs.admitted() == 0 {
+            if queue.rejecting {
                 return None;
             }
             if let Some(job) = queue.jobs.pop() {

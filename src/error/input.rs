@@ -50,9 +50,12 @@ pub enum PromptError {
     },
     /// Prompt, image and answer together do not fit the model's context.
     #[error(
-        "the request needs {needed} tokens ({prompt_tokens} of prompt and images, {new_tokens} for the answer); the model's context holds {context}: ask for a shorter answer or give a smaller image"
+        "the request needs {}{needed} tokens ({prompt_tokens} of prompt and images, {new_tokens} for the answer); the model's context holds {context}: ask for a shorter answer or give a smaller image",
+        if *is_exact { "" } else { "at least " }
     )]
     ContextOverflow {
+        /// Whether the prompt was counted; otherwise it has more tokens than this.
+        is_exact: bool,
         /// prompt_tokens + new_tokens.
         needed: usize,
         /// Tokens of the prompt, image pads among them.

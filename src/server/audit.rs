@@ -10,6 +10,7 @@ use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
@@ -25,13 +26,16 @@ use sha2::{Digest, Sha256};
 use super::errors::ApiError;
 use super::http::{is_health, request_id};
 use super::state::ServerState;
+use crate::console::RateLimit;
 use crate::engine::ModelInfo;
-use crate::fs::{hex, read_bounded, readable_by_others};
+use crate::fs::{disk_free, hex, parent_folder, read_bounded, readable_by_others};
 use crate::records::timestamp;
 use crate::version::version;
 
 /// Size of a salt file, bytes.
 const SALT_BYTES: std::ops::RangeInclusive<usize> = 16..=4096;
+/// Free space with which a log that could not be written is tried again, bytes.
+const ROOM_BYTES: u64 = 64 << 10;
 /// Status of a request whose client left before the answer.
 const CLIENT_LEFT: u16 = 499;
 
@@ -61,6 +65,8 @@ pub struct AuditLog {
     options: AuditOptions,
     salt: Option<Vec<u8>>,
     file: Mutex<File>,
+    /// Whether the last line could not be written.
+    failing: AtomicBool,
 }
 
 impl AuditLog {
@@ -81,7 +87,12 @@ impl AuditLog {
         });
         let salt = salt.transpose()?;
         let file = Mutex::new(append_to(&options.file)?);
-        let log = Self { options, salt, file };
+        let log = Self {
+            options,
+            salt,
+            file,
+            failing: AtomicBool::new(false),
+        };
         Ok((log, warnings))
     }
 
@@ -117,12 +128,41 @@ impl AuditLog {
     fn append(&self, line: &[u8]) -> io::Result<()> {
         // A panic while it was held has left the file whole.
         let mut file = self.file.lock().unwrap_or_else(PoisonError::into_inner);
-        let length = file.metadata()?.len();
-        file.write_all(line).inspect_err(|_| {
-            // Half a line would spoil the next; a device has no length to go back to.
-            let _ = file.set_len(length);
-        })
+        // Another server may write to the same file.
+        file.lock()?;
+        let written = append_whole(&mut file, line);
+        let unlocked = file.unlock();
+        let result = written.and(unlocked);
+        self.failing.store(result.is_err(), Ordering::Release);
+        result
     }
+
+    /// Whether a line can probably be written: false after a failure, until the disk has room again.
+    pub(super) fn is_writable(&self) -> bool {
+        if !self.failing.load(Ordering::Acquire) {
+            return true;
+        }
+        let folder = parent_folder(&self.options.file);
+        let has_room = disk_free(folder).is_ok_and(|free| free >= ROOM_BYTES);
+        if has_room {
+            // The next request tries.
+            self.failing.store(false, Ordering::Release);
+        }
+        has_room
+    }
+}
+
+/// Appends `line`, or nothing.
+fn append_whole(file: &mut File, line: &[u8]) -> io::Result<()> {
+    let before = file.metadata()?;
+    file.write_all(line).inspect_err(|_| {
+        // Half a line would spoil the next.
+        let _ = match before.is_file() {
+            true => file.set_len(before.len()),
+            // A pipe takes nothing back: the half ends where the next line begins.
+            false => file.write_all(b"\n"),
+        };
+    })
 }
 
 fn append_to(path: &Path) -> Result<File, AuditError> {
@@ -262,7 +302,7 @@ impl Entry {
         match written {
             Ok(Ok(())) => Ok(()),
             Ok(Err(error)) => {
-                tracing::error!(%error, "the audit log cannot be written: requests are answered 503");
+                log_failure(&error);
                 Err(ApiError::AuditLog)
             }
             Err(_) => Err(ApiError::AuditLog),
@@ -276,8 +316,19 @@ impl Drop for Entry {
             && !self.facts.borrow().unlogged
             && let Err(error) = self.log.append(&self.line(CLIENT_LEFT))
         {
-            tracing::error!(%error, "the audit log cannot be written: a client that left has no line");
+            log_failure(&error);
         }
+    }
+}
+
+fn log_failure(error: &io::Error) {
+    static LIMIT: RateLimit = RateLimit::new();
+    if let Some(requests) = LIMIT.due() {
+        tracing::error!(
+            %error,
+            requests,
+            "the audit log cannot be written: requests are answered 503"
+        );
     }
 }
 
@@ -293,6 +344,10 @@ pub(super) async fn audit<B: MessageBody + 'static>(
     let Some(log) = log.filter(|_| !is_probe) else {
         return Ok(next.call(request).await?.map_into_boxed_body());
     };
+    if !log.is_writable() {
+        // Before any work for an answer that could not be sent.
+        return Ok(request.error_response(ApiError::AuditLog));
+    }
     let facts = SharedFacts::default();
     request.extensions_mut().insert(Rc::clone(&facts));
     let address = request.peer_addr().filter(|_| log.options.address);

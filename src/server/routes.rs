@@ -58,7 +58,7 @@ pub(super) async fn live() -> web::Json<Status> {
     path = "/health/ready",
     responses(
         (status = 200, description = "A reading would be admitted", body = Status),
-        (status = 503, description = "`detail` is `loading`, `draining`, `queue full` or `failed: REASON`", body = ErrorBody),
+        (status = 503, description = "`detail` is `loading`, `draining`, `queue full`, `the audit log cannot be written` or `failed: REASON`", body = ErrorBody),
     )
 )]
 pub(super) async fn ready(state: web::Data<ServerState>) -> HttpResponse {
@@ -66,6 +66,9 @@ pub(super) async fn ready(state: web::Data<ServerState>) -> HttpResponse {
         EngineState::Failed(reason) => Some(format!("failed: {reason}")),
         _ if state.is_draining() => Some("draining".to_owned()),
         EngineState::Loading => Some("loading".to_owned()),
+        _ if state.audit.as_ref().is_some_and(|log| !log.is_writable()) => {
+            Some("the audit log cannot be written".to_owned())
+        }
         EngineState::Ready(_) if state.engine.is_full() => Some("queue full".to_owned()),
         EngineState::Ready(_) => None,
     };

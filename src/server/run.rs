@@ -5,7 +5,6 @@ use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use actix_web::HttpResponse;
@@ -150,6 +149,7 @@ pub fn bind(options: &ServerOptions) -> Result<Listeners, RunError> {
 /// # Errors
 /// Errors of the operating system.
 pub fn listen(listeners: Listeners, state: Data<ServerState>) -> io::Result<Server> {
+    let stopping = state.stopping.clone();
     let options = state.options.clone();
     let observer = state.metrics.clone();
     let Listeners { api, demo } = listeners;
@@ -184,7 +184,7 @@ pub fn listen(listeners: Listeners, state: Data<ServerState>) -> io::Result<Serv
             }));
         }),
     });
-    serve(options.http, observer, all)
+    serve(options.http, observer, stopping, all)
 }
 
 /// The routes that `add` adds, and all that are not there, behind the check of keys and the audit log.
@@ -267,7 +267,7 @@ pub async fn run(
 
 /// Ends readiness, then admission. What was admitted is answered, within `--shutdown-seconds`.
 async fn drain(signal: i32, state: Data<ServerState>) {
-    state.draining.store(true, Ordering::Release);
+    state.stopping.set();
     // Nobody balances the load of a server that is stopped by hand, or that was never ready.
     let was_ready = matches!(state.engine.state(), EngineState::Ready(_));
     if signal == libc::SIGTERM && was_ready {

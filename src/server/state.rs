@@ -2,12 +2,12 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use tokio::sync::Semaphore;
 
 use super::access::Access;
 use super::audit::AuditLog;
+use super::http::Stopping;
 use super::metrics::Metrics;
 use super::options::{MAX_DECODES, ServerOptions};
 use super::types::GpuFigures;
@@ -38,7 +38,7 @@ pub struct ServerState {
     /// What `/metrics` shows.
     pub(super) metrics: Arc<Metrics>,
     /// Whether the server is about to stop: readiness is over.
-    pub(super) draining: AtomicBool,
+    pub(super) stopping: Stopping,
     /// Memory of the machine, bytes; `None` if unknown.
     pub(super) machine_memory: Option<u64>,
     /// One permit per concurrent decoding.
@@ -72,7 +72,7 @@ impl ServerState {
             access: Access::default(),
             audit: None,
             metrics,
-            draining: AtomicBool::new(false),
+            stopping: Stopping::default(),
             machine_memory: host_memory().map(|memory| memory.total_bytes),
             decode_permits: Arc::new(Semaphore::new(MAX_DECODES)),
             image_memory: Arc::new(Semaphore::new(options.decoded_kib() as usize)),
@@ -92,7 +92,7 @@ impl ServerState {
 
     /// Whether the server is about to stop.
     pub fn is_draining(&self) -> bool {
-        self.draining.load(Ordering::Acquire) || self.engine.is_closed()
+        self.stopping.is_set() || self.engine.is_closed()
     }
 
     /// Sets who may call the API; default: everybody.

@@ -1,5 +1,6 @@
 //! `medvision health`: asks a server whether it is ready.
 
+use std::net::ToSocketAddrs;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -7,20 +8,24 @@ use anyhow::Context;
 use reqwest::{Client, Url, redirect};
 
 use crate::cli::{self, EXIT_OK};
-use crate::server::{ErrorBody, ServerOptions};
+use crate::server::demo::ApiUrl;
+use crate::server::{ErrorBody, ServerOptions, Status, reachable};
 
 /// Maximum time of the question.
 const PATIENCE: Duration = Duration::from_secs(3);
+/// Maximum size of the answer, bytes.
+const MAX_BODY_BYTES: usize = 64 << 10;
 
 /// Ask a server whether it is ready
 ///
 /// Exit code 0 where /health/ready answers 200, else 1, with the reason on standard error. Without --url it asks the server on this
-/// machine, on the port of MVP_PORT, over TLS where MVP_TLS_CERT is set; the certificate is not checked then.
+/// machine: MVP_HOST and MVP_PORT, over TLS where MVP_TLS_CERT is set; the certificate is not checked then, and a server that demands one of
+/// its clients counts as ready.
 #[derive(clap::Args)]
 pub(super) struct HealthArgs {
     /// Address of the server
     #[arg(long, value_name = "URL", env = "MVP_API_URL", hide_env_values = true)]
-    url: Option<Url>,
+    url: Option<ApiUrl>,
 }
 
 /// Runs the command.
@@ -29,17 +34,19 @@ pub(super) fn run(args: &HealthArgs) -> anyhow::Result<ExitCode> {
         Some(url) => url.clone(),
         None => own_server()?,
     };
-    let url = url.join("/health/ready").context("--url")?;
+    let route = url
+        .route(["health", "ready"].into_iter())
+        .context("the address of /health/ready")?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .context("cannot start a runtime")?;
-    runtime.block_on(ask(url, args.url.is_none()))?;
+    runtime.block_on(ask(route, args.url.is_none()))?;
     cli::print("ready\n")?;
     Ok(ExitCode::from(EXIT_OK))
 }
 
-async fn ask(url: Url, own: bool) -> anyhow::Result<()> {
+async fn ask(route: Url, own: bool) -> anyhow::Result<()> {
     let client = Client::builder()
         .timeout(PATIENCE)
         .no_proxy()
@@ -48,26 +55,52 @@ async fn ask(url: Url, own: bool) -> anyhow::Result<()> {
         .danger_accept_invalid_certs(own)
         .build()
         .context("cannot make an HTTP client")?;
-    let response = client.get(url.clone()).send().await;
-    let response =
-        response.with_context(|| format!("no answer from {}", url.origin().ascii_serialization()))?;
+    let server = route.origin().ascii_serialization();
+    let mut response = match client.get(route).send().await {
+        Ok(response) => response,
+        // It answers, but tells only clients with a certificate, which this is not.
+        Err(error) if own && format!("{error:?}").contains("CertificateRequired") => return Ok(()),
+        Err(error) => return Err(error).with_context(|| format!("no answer from {server}")),
+    };
     let status = response.status();
+    let mut body = Vec::new();
+    while let Some(chunk) = response
+        .chunk()
+        .await
+        .with_context(|| format!("no answer from {server}"))?
+    {
+        body.extend_from_slice(&chunk);
+        anyhow::ensure!(
+            body.len() <= MAX_BODY_BYTES,
+            "{server} is not this server: its answer is too long"
+        );
+    }
     if status.is_success() {
+        let answer: Status =
+            serde_json::from_slice(&body).with_context(|| format!("{server} is not this server"))?;
+        anyhow::ensure!(answer.status == "ready", "{server} is not this server");
         return Ok(());
     }
-    match response.json::<ErrorBody>().await {
+    match serde_json::from_slice::<ErrorBody>(&body) {
         Ok(body) => anyhow::bail!("not ready: {}", body.detail),
-        Err(_) => anyhow::bail!("{url} answered {status}"),
+        Err(_) => anyhow::bail!("{server} answered {status}"),
     }
 }
 
 /// Address of the server that has this process's variables.
-fn own_server() -> anyhow::Result<Url> {
+fn own_server() -> anyhow::Result<ApiUrl> {
+    let defaults = ServerOptions::default();
     let port = match std::env::var("MVP_PORT") {
         Ok(port) => port.parse().context("MVP_PORT is not a port")?,
-        Err(_) => ServerOptions::default().port,
+        Err(_) => defaults.port,
     };
+    let host = std::env::var("MVP_HOST").unwrap_or(defaults.host);
+    let address = (host.as_str(), port)
+        .to_socket_addrs()
+        .context("MVP_HOST")?
+        .next();
+    let address = reachable(address.context("MVP_HOST has no address")?);
     let has_tls = std::env::var_os("MVP_TLS_CERT").is_some_and(|file| !file.is_empty());
     let scheme = if has_tls { "https" } else { "http" };
-    Ok(Url::parse(&format!("{scheme}://127.0.0.1:{port}"))?)
+    Ok(format!("{scheme}://{address}").parse()?)
 }

@@ -1,11 +1,12 @@
 //! `medvision key`: makes API keys.
 
+use std::io::{self, Write};
 use std::process::ExitCode;
 
+use anyhow::Context;
 use clap::{Subcommand, ValueEnum};
 
 use crate::cli::{self, EXIT_OK};
-use crate::console::{Level, say};
 use crate::server::{KeyScope, NewKey};
 
 /// Make API keys for the server
@@ -47,7 +48,8 @@ pub(super) fn run(args: &KeyArgs) -> anyhow::Result<ExitCode> {
         Some(Scope::Metrics) => KeyScope::Metrics,
     };
     let new = NewKey::make(name, scope)?;
-    say(Level::INFO, &format!("key (shown once): {}", new.key));
+    // First, and not as a message: a line without its key is of no use.
+    writeln!(io::stderr(), "key (shown once): {}", new.key).context("cannot show the key")?;
     cli::print(&format!("{}\n", new.line))?;
     Ok(ExitCode::from(EXIT_OK))
 }

@@ -97,7 +97,8 @@ fn sent_key(headers: &HeaderMap) -> Option<&[u8]> {
         let (scheme, key) = value.as_bytes().split_at_checked("Bearer ".len())?;
         scheme.eq_ignore_ascii_case(b"Bearer ").then(|| key.trim_ascii())
     });
-    bearer.or_else(|| headers.get("x-api-key").map(|value| value.as_bytes()))
+    let key = bearer.or_else(|| headers.get("x-api-key").map(|value| value.as_bytes()));
+    key.filter(|key| !key.is_empty())
 }
 
 fn has_key_parameter(query: &str) -> bool {
@@ -140,6 +141,8 @@ mod tests {
             ),
             (&[("authorization", "abc")], None),
             (&[("authorization", "Bearer")], None),
+            (&[("authorization", "Bearer ")], None),
+            (&[("x-api-key", "")], None),
             (&[], None),
         ] {
             assert_eq!(sent(lines).as_deref(), key.map(str::as_bytes), "{lines:?}");

@@ -214,16 +214,17 @@ fn parse(path: &Path, text: &[u8], others: &[ApiKey]) -> Result<Vec<ApiKey>, Key
             line,
             reason,
         };
-        let text = std::str::from_utf8(bytes)
-            .map_err(|_| invalid("not UTF-8"))?
-            .trim();
+        let text = std::str::from_utf8(bytes).map_err(|_| invalid("not UTF-8"))?;
+        let text = text.trim_start_matches('\u{feff}').trim();
         if text.is_empty() || text.starts_with('#') {
             continue;
         }
         let key = parse_line(text).map_err(invalid)?;
         let mut all = others.iter().chain(&keys);
         if all.clone().any(|other| other.name == key.name) {
-            return Err(invalid("this name was given before"));
+            return Err(invalid(
+                "this name was given before (MVP_API_KEY has the name `default`)",
+            ));
         }
         if all.any(|other| other.digest == key.digest) {
             return Err(invalid("this key was given before, under another name"));
@@ -250,6 +251,12 @@ fn parse_line(text: &str) -> Result<ApiKey, &'static str> {
     let digest = fields.next().and_then(digest).ok_or(
         "expected NAME:SHA256, the second in 64 hexadecimal digits, as `medvision key new NAME` prints it",
     )?;
+    if ["", "\n"]
+        .iter()
+        .any(|nothing| digest == Sha256::digest(nothing).as_slice())
+    {
+        return Err("this is the digest of nothing: the key was empty where it was made");
+    }
     let scope = match (fields.next(), fields.next()) {
         (None, _) => KeyScope::All,
         (Some("inference"), None) => KeyScope::Inference,
@@ -301,7 +308,7 @@ mod tests {
             line("w", "c"),
         );
         let lab = lab.replacen("LAB", "lab", 1);
-        let text = format!("# keys\r\n\r\n{ward}\r\n  {lab}:inference \r\n{watch}:metrics");
+        let text = format!("\u{feff}# keys\r\n\r\n{ward}\r\n  {lab}:inference \r\n{watch}:metrics");
         let keys = parse_text(&text).expect("keys");
         let expected = [
             ("ward-3", KeyScope::All),
@@ -342,6 +349,8 @@ mod tests {
                 format!("{}{}", "n".repeat(65), &a[1..]),
                 "keys, line 1: a key's name",
             ),
+            (line("a", ""), "keys, line 1: this is the digest of nothing"),
+            (line("a", "\n"), "keys, line 1: this is the digest of nothing"),
             (a[1..].to_owned(), "keys, line 1: a key's name"),
         ] {
             let error = parse_text(&text).map(|_| ()).expect_err(&text).to_string();

@@ -13,7 +13,7 @@ pub struct ApiUrl(Url);
 
 impl ApiUrl {
     /// The address of a route, given by the segments of its path; `None` for a path that would be another one.
-    pub(super) fn route<'a>(&self, segments: impl Iterator<Item = &'a str>) -> Option<Url> {
+    pub fn route<'a>(&self, segments: impl Iterator<Item = &'a str>) -> Option<Url> {
         let mut url = self.0.clone();
         let mut path = url.path_segments_mut().ok()?;
         path.clear();

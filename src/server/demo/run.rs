@@ -14,7 +14,7 @@ use super::api_url::ApiUrl;
 use super::forward::{self, Api};
 use super::hosts::Hosts;
 use crate::server::http::{
-    HttpOptions, Listener, bind_port, drain_on_signal, exit_immediately, log_aborted, serve,
+    HttpOptions, Listener, Stopping, bind_port, drain_on_signal, exit_immediately, log_aborted, serve,
 };
 use crate::server::run::RunError;
 
@@ -66,7 +66,12 @@ pub fn listen(listener: TcpListener, options: &DemoOptions) -> io::Result<Server
             super::add_routes(config, hosts.clone(), forward::add_routes);
         }),
     };
-    serve(options.http.clone(), Arc::new(()), vec![page])
+    serve(
+        options.http.clone(),
+        Arc::new(()),
+        Stopping::default(),
+        vec![page],
+    )
 }
 
 /// Serves until SIGTERM or SIGINT, then drains in-flight requests; a second signal exits immediately.

@@ -3,6 +3,7 @@
 use std::cell::Cell;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll};
 use std::time::Instant;
 
@@ -10,12 +11,26 @@ use actix_http::ConnectionType;
 use actix_web::body::{BodySize, BoxBody, MessageBody};
 use actix_web::dev::{ServiceRequest, ServiceResponse};
 use actix_web::middleware::Next;
-use actix_web::web::Bytes;
+use actix_web::web::{Bytes, Data};
 use actix_web::{Error, HttpMessage, HttpRequest};
 
 use super::connection_slots::{ActiveRequest, ConnectionState};
 use super::logging::warn_of_excess_connections;
 use crate::server::errors::ApiError;
+
+/// Whether the server is about to stop: clients are told to open a connection elsewhere for their next request.
+#[derive(Debug, Clone, Default)]
+pub(in crate::server) struct Stopping(Arc<AtomicBool>);
+
+impl Stopping {
+    pub(in crate::server) fn set(&self) {
+        self.0.store(true, Ordering::Release);
+    }
+
+    pub(in crate::server) fn is_set(&self) -> bool {
+        self.0.load(Ordering::Acquire)
+    }
+}
 
 /// What spare connections serve, and what needs no key; on the demo page's port below `/api`.
 const HEALTH: [&str; 3] = ["/health", "/health/live", "/health/ready"];
@@ -35,7 +50,8 @@ pub(in crate::server) fn arrival(request: &HttpRequest) -> Instant {
     arrival.map_or_else(Instant::now, |Arrival(at)| at)
 }
 
-/// Middleware: restricts spare connections to the health routes, and closes connections after their maximum lifetime.
+/// Middleware: restricts spare connections to the health routes, and closes connections after their maximum lifetime, or if
+/// the server is about to stop.
 pub(super) async fn admit<B: MessageBody + 'static>(
     request: ServiceRequest,
     next: Next<B>,
@@ -43,6 +59,7 @@ pub(super) async fn admit<B: MessageBody + 'static>(
     let Some(connection) = request.request().conn_data::<Arc<ConnectionState>>().cloned() else {
         return Ok(next.call(request).await?.map_into_boxed_body());
     };
+    let stopping = request.app_data::<Data<Stopping>>().cloned();
     let (active, first_byte) = connection.begin_request();
     let arrival = Arrival(first_byte.unwrap_or_else(Instant::now));
     request.extensions_mut().insert(arrival);
@@ -52,7 +69,7 @@ pub(super) async fn admit<B: MessageBody + 'static>(
     } else {
         next.call(request).await?.map_into_boxed_body()
     };
-    if connection.is_spare() || connection.is_old() {
+    if connection.is_spare() || connection.is_old() || stopping.is_some_and(|stopping| stopping.is_set()) {
         let head = response.response_mut().head_mut();
         head.set_connection_type(ConnectionType::Close);
     }

@@ -16,7 +16,7 @@ use actix_web::rt::net::TcpStream;
 use actix_web::web::{self, Data, ServiceConfig};
 use actix_web::{App, FromRequest, Handler, Resource, Responder};
 
-use super::admission::admit;
+use super::admission::{Stopping, admit};
 use super::connection::{Connection, HEAD_TIMEOUT, enable_keep_alive};
 use super::connection_slots::{ConnectionSlots, SPARE_SLOTS};
 use super::handshake::{self, Socket};
@@ -51,6 +51,7 @@ pub(in crate::server) struct Listener {
 pub(in crate::server) fn serve(
     options: HttpOptions,
     observer: Arc<dyn Observer>,
+    stopping: Stopping,
     listeners: Vec<Listener>,
 ) -> io::Result<Server> {
     allow_open_files(options.max_connections);
@@ -66,19 +67,20 @@ pub(in crate::server) fn serve(
     let slots = ConnectionSlots::new(&options);
     let stall = Duration::from_secs(options.stall_seconds);
     let tls = options.tls.clone();
-    let options = Data::new(options);
+    let (options, about_to_stop) = (Data::new(options), Data::new(stopping));
     for listener in listeners {
         let Listener {
             socket,
             cors_origins,
             add_routes,
         } = listener;
-        let options = options.clone();
+        let (options, about_to_stop) = (options.clone(), about_to_stop.clone());
         let (slots, tls, observer) = (Arc::clone(&slots), tls.clone(), observer.clone());
         let stopping = builder.graceful_shutdown_signal();
         let service = move || {
             let app = App::new()
                 .app_data(options.clone())
+                .app_data(about_to_stop.clone())
                 .app_data(observer.clone())
                 .wrap(Condition::new(!cors_origins.is_empty(), cors(&cors_origins)))
                 .wrap(from_fn(admit))

@@ -22,7 +22,7 @@ pub use self::logging::forbid_core_dumps;
 pub use self::options::HttpOptions;
 pub use self::tls::{Tls, TlsError, TlsFiles};
 
-pub(super) use self::admission::{arrival, is_health};
+pub(super) use self::admission::{Stopping, arrival, is_health};
 pub(super) use self::bind::bind_port;
 pub(super) use self::chunked_body::ChunkedBody;
 pub(super) use self::connection::HEAD_TIMEOUT;

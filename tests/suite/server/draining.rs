@@ -59,6 +59,12 @@ fn drain(delay: &str, pages_before: usize) -> (Seen, usize) {
             eventually("it is not ready", || {
                 ready().is_ok_and(|(status, text)| status == 503 && text.contains("draining"))
             });
+            let told = server
+                .client
+                .get(server.url("/health"))
+                .send()
+                .expect("an answer");
+            assert_eq!(told.headers()["connection"], "close", "clients go elsewhere");
             let before = seen.answers.load(Ordering::SeqCst);
             eventually("it still admits", || {
                 seen.answers.load(Ordering::SeqCst) > before + 1

@@ -82,6 +82,7 @@ impl Backend for Stub {
             ("error", _) => return Err(Error::NonFinite("CANARY-ERROR".into())),
             ("overflow", _) => {
                 return Err(PromptError::ContextOverflow {
+                    is_exact: true,
                     needed: 5000 + 1024,
                     prompt_tokens: 5000,
                     new_tokens: 1024,
