@@ -193,7 +193,7 @@ fn guarded(add: impl FnOnce(&mut ServiceConfig)) -> impl HttpServiceFactory {
         .wrap(from_fn(guard))
         .wrap(from_fn(audit))
         .configure(add)
-        .default_service(web::to(|| async { HttpResponse::NotFound() }))
+        .default_service(web::to(|| async { HttpResponse::NotFound().finish() }))
 }
 
 /// The routes that the demo page has, too, below `/api`.
