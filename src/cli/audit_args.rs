@@ -27,7 +27,7 @@ pub struct AuditArgs {
     )]
     audit_salt_file: Option<PathBuf>,
 
-    /// Log the client's address, too.
+    /// Log the client's address, too; behind a proxy it is the proxy's.
     #[arg(
         long,
         env = "MVP_AUDIT_ADDRESS",

@@ -22,7 +22,7 @@ Exit codes:
 /// Serve the demo page, which reads documents in the browser
 ///
 /// Serves the page and forwards its requests below /api to the API of a running `server`, so that the browser talks to one address.
-/// Only the routes that the page needs are forwarded; a key that a visitor enters is passed on. `server --demo-port` serves the
+/// Other routes are not forwarded; a key that a visitor enters is passed on. `server --demo-port` serves the
 /// same page without this program.
 #[derive(Parser)]
 #[command(name = "demo_ui", version = version(), after_help = EXIT_CODES)]

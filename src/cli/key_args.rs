@@ -38,6 +38,8 @@ pub struct Admission {
     pub access: Access,
     /// Address to listen on.
     pub host: String,
+    /// Whether nobody but this machine may reach the server.
+    pub only_loopback: bool,
     /// A key that was made now.
     pub new_key: Option<String>,
 }
@@ -72,6 +74,7 @@ impl KeyArgs {
             return Ok(Admission {
                 access: Access::with(keys),
                 host,
+                only_loopback: false,
                 new_key: None,
             });
         }
@@ -82,6 +85,7 @@ impl KeyArgs {
             return Ok(Admission {
                 access: Access::default(),
                 host,
+                only_loopback: false,
                 new_key: None,
             });
         }
@@ -91,6 +95,7 @@ impl KeyArgs {
             return Ok(Admission {
                 access: Access::with(Arc::new(keys)),
                 host,
+                only_loopback: false,
                 new_key: Some(new.key),
             });
         }
@@ -105,6 +110,7 @@ impl KeyArgs {
         Ok(Admission {
             access: Access::default(),
             host: loopback.unwrap_or(host),
+            only_loopback: true,
             new_key: None,
         })
     }

@@ -206,6 +206,12 @@ async fn serve(arguments: Arguments) -> anyhow::Result<ExitCode> {
     let audit = audit.open(&mut reloads)?;
     reloads.listen()?;
     let listeners = server::bind(&options)?;
+    let is_open = !listeners.api.local_addr()?.ip().is_loopback();
+    // A name may have another address than a moment ago.
+    anyhow::ensure!(
+        !(admission.only_loopback && is_open),
+        "--host is not a loopback address, and there is no key"
+    );
     let project = common.project()?;
     let model = common.served_model(&project)?;
     let (adapter, named_adapters) = adapter.resolve(&project, &model.path)?;
@@ -269,8 +275,24 @@ mod tests {
         };
         let default = ServerOptions::default();
         assert_eq!(format!("{:?}", options(&[])), format!("{default:?}"));
-        let options = options(&["--port=0", "--queue=3", "--cors-origin=https://Example.org:8443"]);
-        assert_eq!((options.port, options.queue), (0, 3));
+        let options = options(&[
+            "--port=0",
+            "--queue=3",
+            "--max-per-key=2",
+            "--drain-delay=1",
+            "--max-pictures=5",
+            "--stream-keep-alive-seconds=6",
+            "--stream-buffer-kib=7",
+            "--stall-seconds=8",
+            "--cors-origin=https://Example.org:8443",
+        ]);
+        assert_eq!(
+            (options.port, options.queue, options.max_per_key),
+            (0, 3, Some(2))
+        );
+        assert_eq!((options.drain_delay_seconds, options.max_pictures), (1, 5));
+        let stream = (options.stream_keep_alive_seconds, options.stream_buffer_kib);
+        assert_eq!((stream, options.http.stall_seconds), ((6, 7), 8));
         assert_eq!(options.cors_origin, ["https://example.org:8443"]);
     }
 }

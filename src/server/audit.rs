@@ -5,14 +5,14 @@
 //! have more than ten requests a minute from an address that sends no right key.
 
 use std::cell::RefCell;
-use std::fs::{File, OpenOptions};
+use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use actix_web::body::{BoxBody, MessageBody};
 use actix_web::dev::{ServiceRequest, ServiceResponse};
@@ -22,20 +22,23 @@ use actix_web::{Error, HttpMessage, HttpRequest};
 use hmac::{Hmac, Mac};
 use serde::Serialize;
 use sha2::{Digest, Sha256};
+use tokio::runtime::Handle;
 
 use super::errors::ApiError;
 use super::http::{is_health, request_id};
 use super::state::ServerState;
 use crate::console::RateLimit;
 use crate::engine::ModelInfo;
-use crate::fs::{disk_free, hex, parent_folder, read_bounded, readable_by_others};
+use crate::fs::{hex, read_bounded, readable_by_others};
 use crate::records::timestamp;
 use crate::version::version;
 
 /// Size of a salt file, bytes.
 const SALT_BYTES: std::ops::RangeInclusive<usize> = 16..=4096;
-/// Free space with which a log that could not be written is tried again, bytes.
-const ROOM_BYTES: u64 = 64 << 10;
+/// What a log that could not be written must take before requests are admitted again, bytes.
+const PROBE_BYTES: usize = 4096;
+/// Maximum time for which another program may hold the log's lock.
+const LOCK_PATIENCE: Duration = Duration::from_secs(1);
 /// Status of a request whose client left before the answer.
 const CLIENT_LEFT: u16 = 499;
 
@@ -128,11 +131,7 @@ impl AuditLog {
     fn append(&self, line: &[u8]) -> io::Result<()> {
         // A panic while it was held has left the file whole.
         let mut file = self.file.lock().unwrap_or_else(PoisonError::into_inner);
-        // Another server may write to the same file.
-        file.lock()?;
-        let written = append_whole(&mut file, line);
-        let unlocked = file.unlock();
-        let result = written.and(unlocked);
+        let result = locked(&mut file, |file| append_whole(file, line));
         self.failing.store(result.is_err(), Ordering::Release);
         result
     }
@@ -142,14 +141,42 @@ impl AuditLog {
         if !self.failing.load(Ordering::Acquire) {
             return true;
         }
-        let folder = parent_folder(&self.options.file);
-        let has_room = disk_free(folder).is_ok_and(|free| free >= ROOM_BYTES);
-        if has_room {
-            // The next request tries.
-            self.failing.store(false, Ordering::Release);
-        }
+        let mut file = self.file.lock().unwrap_or_else(PoisonError::into_inner);
+        let has_room = probe(&mut file).is_ok();
+        self.failing.store(!has_room, Ordering::Release);
         has_room
     }
+}
+
+/// Locks the file, to which another server may write, for the length of `write`.
+fn locked(file: &mut File, write: impl FnOnce(&mut File) -> io::Result<()>) -> io::Result<()> {
+    let deadline = Instant::now() + LOCK_PATIENCE;
+    while let Err(error) = file.try_lock() {
+        match error {
+            TryLockError::Error(error) => return Err(error),
+            TryLockError::WouldBlock if Instant::now() >= deadline => {
+                return Err(io::Error::new(
+                    io::ErrorKind::TimedOut,
+                    "another program holds its lock",
+                ));
+            }
+            TryLockError::WouldBlock => std::thread::sleep(LOCK_PATIENCE / 100),
+        }
+    }
+    let written = write(file);
+    written.and(file.unlock())
+}
+
+/// Whether the file takes a line, which is taken back. What is not a file is not tried: it takes nothing back.
+fn probe(file: &mut File) -> io::Result<()> {
+    let before = file.metadata()?;
+    if !before.is_file() {
+        return Ok(());
+    }
+    locked(file, |file| {
+        append_whole(file, &[b'\n'; PROBE_BYTES])?;
+        file.set_len(before.len())
+    })
 }
 
 /// Appends `line`, or nothing.
@@ -312,11 +339,19 @@ impl Entry {
 
 impl Drop for Entry {
     fn drop(&mut self) {
-        if !self.written
-            && !self.facts.borrow().unlogged
-            && let Err(error) = self.log.append(&self.line(CLIENT_LEFT))
-        {
-            log_failure(&error);
+        if self.written || self.facts.borrow().unlogged {
+            return;
+        }
+        let (log, line) = (Arc::clone(&self.log), self.line(CLIENT_LEFT));
+        let append = move || {
+            if let Err(error) = log.append(&line) {
+                log_failure(&error);
+            }
+        };
+        // The connection's thread must not wait for a disk.
+        match Handle::try_current() {
+            Ok(runtime) => drop(runtime.spawn_blocking(append)),
+            Err(_) => append(),
         }
     }
 }

@@ -46,7 +46,6 @@ pub(super) async fn respond<T: Serialize>(
     prompt: String,
     shape: impl Fn(PageAnswer) -> T + 'static,
 ) -> Result<HttpResponse, ApiError> {
-    note(http, |facts| facts.documents.extend(upload.file.digest.clone()));
     let slot = state.engine.reserve_for(client(http), arrival(http))?;
     let variants = state.engine.variants();
     let variant = variant(variants, upload.adapter.as_deref())?;

@@ -10,7 +10,7 @@ use futures_util::StreamExt;
 use tokio::sync::OwnedSemaphorePermit;
 
 use super::{
-    audit::DocumentHasher,
+    audit::{DocumentHasher, note},
     errors::ApiError,
     http::{GuardedBody, arrival, body_error},
     options::{MAX_FIELD_BYTES, MAX_PARTS},
@@ -45,7 +45,7 @@ pub(super) struct UploadedFile {
     /// As sent.
     pub bytes: Vec<u8>,
     /// For the audit log, if one is kept.
-    pub digest: Option<String>,
+    digest: Option<String>,
     _memory: UploadMemory,
 }
 
@@ -153,7 +153,9 @@ pub(super) async fn read_upload(request: &HttpRequest, state: &ServerState) -> R
                 return Err(ApiError::Repeated("file"));
             }
             let expires = arrival(request) + Duration::from_secs(state.options.queue_deadline_seconds);
-            file = Some(read_file(&mut part, &body, state, expires, rejection).await?);
+            let read = read_file(&mut part, &body, state, expires, rejection).await?;
+            note(request, |facts| facts.documents.extend(read.digest.clone()));
+            file = Some(read);
         } else {
             read_text(&mut part, &mut texts, rejection).await?;
         }

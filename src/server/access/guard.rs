@@ -49,7 +49,6 @@ pub(in crate::server) async fn guard<B: MessageBody + 'static>(
     match checked(&request).await {
         Ok(key) => {
             if let Some(key) = key {
-                note(request.request(), |facts| facts.key = Some(Arc::clone(&key.name)));
                 request.extensions_mut().insert(KeyName(key.name));
             }
             Ok(next.call(request).await?.map_into_boxed_body())
@@ -70,9 +69,7 @@ async fn checked(request: &ServiceRequest) -> Result<Option<ApiKey>, ApiError> {
     if is_health(request.path()) {
         return Ok(None);
     }
-    if has_key_parameter(request.query_string()) {
-        return Err(ApiError::KeyInAddress);
-    }
+    let in_address = has_key_parameter(request.query_string());
     let key = sent_key(request.headers()).and_then(|sent| keys.find(sent));
     let Some(key) = key else {
         let address = request.peer_addr().map(|address| address.ip());
@@ -81,8 +78,15 @@ async fn checked(request: &ServiceRequest) -> Result<Option<ApiKey>, ApiError> {
             note(request.request(), |facts| facts.unlogged = true);
             tokio::time::sleep(delay).await;
         }
-        return Err(ApiError::Unauthorized);
+        return Err(match in_address {
+            true => ApiError::KeyInAddress,
+            false => ApiError::Unauthorized,
+        });
     };
+    note(request.request(), |facts| facts.key = Some(Arc::clone(&key.name)));
+    if in_address {
+        return Err(ApiError::KeyInAddress);
+    }
     let is_metrics = request.match_pattern().as_deref() == Some(METRICS);
     match (key.scope, is_metrics) {
         (KeyScope::Inference, true) => Err(ApiError::WrongScope("it is for every route but /metrics")),

@@ -17,7 +17,7 @@ use tokio_rustls::server::TlsStream;
 use super::connection_slots::ConnectionState;
 use crate::console::RateLimit;
 
-/// Timeout for the whole handshake, from the connection's first byte on.
+/// Timeout for the whole handshake, from the connection on.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// A client's socket: what HTTP is spoken over.

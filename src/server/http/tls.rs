@@ -362,7 +362,7 @@ mod tests {
             warning.contains("expired.pem") && warning.contains("2021-01-01"),
             "{warning}"
         );
-        for mode in [0o640, 0o604, 0o644] {
+        for mode in [0o604, 0o604, 0o644] {
             let key = folder.path().join("expired.key");
             fs::set_permissions(key, fs::Permissions::from_mode(mode)).expect("permissions");
             let warnings = tls.reload().expect("taken");

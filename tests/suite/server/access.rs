@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
 
+use medical_vision::engine::Engine;
 use medical_vision::server::{Access, ApiKeys, KeyScope, NewKey, ServerOptions};
 use reqwest::Method;
 use serde_json::{Value, json};
@@ -15,7 +16,7 @@ use socket2::{Domain, Socket, Type};
 
 use super::binary::server as program;
 use super::embedded::Shipped;
-use super::support::{PATIENCE, TestServer, assert_error, eventually, page_form, status_of};
+use super::support::{PATIENCE, Stub, TestServer, assert_error, eventually, page_form, status_of};
 use crate::suite::program::without_variables;
 
 /// A server that asks for keys, with a page, and a key of each name and scope.
@@ -448,6 +449,15 @@ fn without_a_key_only_this_machine_is_served() {
     );
     assert!(!lines.contains(key), "the log is no place for a key");
 
+    // As `docker run -e MVP_COMPAT=1`: the image sets the other variable.
+    let both = [("MVP_COMPAT", "1"), ("MVP_GENERATE_API_KEY", "1")];
+    let (lines, output) = lines_until_it_listens(program(&all).envs(both));
+    assert!(lines.contains("listening on http://0.0.0.0:"), "{lines}");
+    assert!(
+        lines.contains("warning: no key is asked for") && output.is_empty(),
+        "{lines}{output}"
+    );
+
     let key = "a-key-of-the-environment";
     let (lines, output) = lines_until_it_listens(
         program(&all)
@@ -510,6 +520,14 @@ fn liveness_and_readiness_tell_what_keeps_requests_out() {
         assert_eq!(reading.join().expect("no panic"), 200);
     });
     eventually("it is ready again", || ready().status() == 200);
+    let fails = || Err::<Stub, _>(medical_vision::Error::NonFinite("no such model".into()));
+    let options = ServerOptions::default();
+    let engine = Engine::start(fails, options.engine()).expect("a thread");
+    let failed = TestServer::around(options, engine, Arc::default());
+    eventually("it has failed", || {
+        let answer = failed.get("/health/ready");
+        answer.text().expect("a text").contains("failed: ")
+    });
     server.engine.close();
     assert_eq!(assert_error(ready(), 503), "draining");
     assert_eq!(server.get("/health/live").status(), 200);

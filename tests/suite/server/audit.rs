@@ -1,6 +1,7 @@
 //! The audit log: a line before each answer, and nothing of a document in any.
 
 use std::io::BufRead;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
@@ -165,12 +166,23 @@ fn each_answer_has_its_line() {
     assert_eq!(audited.last()["route"], "/api/v1/models");
 
     // Who has no key cannot fill the disk.
-    for _ in 0..12 {
-        assert_eq!(audited.server.get("/benchmark").status(), 401);
+    for round in 0..12 {
+        let (path, status) = match round % 2 {
+            0 => ("/benchmark", 401),
+            _ => ("/benchmark?key=x", 400),
+        };
+        assert_eq!(audited.server.get(path).status(), status);
     }
     let refused = lines(&audited.file);
-    let refused = refused.iter().filter(|line| line["status"] == 401).count();
+    let refused = refused.iter().filter(|line| line["key"].is_null()).count();
     assert_eq!(refused, 10);
+    let known = audited.server.client.get(audited.server.url("/benchmark?key=x"));
+    let known = known.bearer_auth(&audited.key).send().expect("an answer");
+    assert_eq!(known.status(), 400);
+    assert_eq!(audited.last()["key"], "ward-3", "who sent a key is known");
+    let field = page_form().text("max_new_tokens", "0");
+    assert_error(audited.post("/extract", field), 422);
+    assert_eq!(audited.last()["documents"], json!([sha256(&page)]));
 
     let count = lines(&audited.file).len();
     for path in ["/health", "/health/live", "/health/ready"] {
@@ -244,6 +256,51 @@ fn what_cannot_be_logged_is_not_answered() {
     assert_eq!(error["error"]["type"], "server_error");
     assert_eq!(audited.server.get("/health").status(), 200, "the server is up");
     eventually("streams are cancelled", || audited.server.engine.admitted() == 0);
+}
+
+#[test]
+fn readiness_returns_when_there_is_room_again() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let file = folder.path().join("audit.jsonl");
+    let path = file.to_str().expect("UTF-8");
+    let limit = |bytes: libc::rlim_t| libc::rlimit {
+        rlim_cur: bytes,
+        rlim_max: libc::RLIM_INFINITY,
+    };
+    let server = Shipped::launch("models/qwen25-vl-nano", &["--audit-log", path], |command| {
+        let small = limit(1000);
+        // SAFETY: both calls are async-signal-safe and change only the new process.
+        unsafe {
+            command.pre_exec(move || {
+                libc::signal(libc::SIGXFSZ, libc::SIG_IGN);
+                match libc::setrlimit(libc::RLIMIT_FSIZE, &raw const small) {
+                    0 => Ok(()),
+                    _ => Err(std::io::Error::last_os_error()),
+                }
+            });
+        }
+    });
+    let server = server.loaded();
+    let get = |path: &str| server.client.get(server.url(path)).send().expect("an answer");
+    let mut answers = 0;
+    while get("/v1/models").status() == 200 {
+        answers += 1;
+        assert!(answers < 100, "a file of 1000 bytes is never full");
+    }
+    assert_eq!(lines(&file).len(), answers, "no half line");
+    assert_eq!(
+        assert_error(get("/health/ready"), 503),
+        "the audit log cannot be written"
+    );
+    assert_eq!(get("/v1/models").status(), 503);
+    let large = limit(libc::RLIM_INFINITY);
+    let child = libc::pid_t::try_from(server.child.id()).expect("an id");
+    // SAFETY: `large` is valid for the length of the call; the old limit is not asked for.
+    let failed = unsafe { libc::prlimit(child, libc::RLIMIT_FSIZE, &raw const large, std::ptr::null_mut()) };
+    assert_eq!(failed, 0);
+    assert_eq!(get("/health/ready").status(), 200);
+    assert_eq!(get("/v1/models").status(), 200);
+    assert_eq!(lines(&file).len(), answers + 1);
 }
 
 #[test]

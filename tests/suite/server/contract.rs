@@ -50,6 +50,7 @@ fn while_the_model_loads_health_is_served_and_pages_are_503() {
     let engine = Engine::start(load, engine_options()).expect("a thread");
     let server = TestServer::around(ServerOptions::default(), engine, Arc::default());
     assert_eq!(server.health()["model_loaded"], false);
+    assert_eq!(assert_error(server.get("/health/ready"), 503), "loading");
     let refused = server.analyze("hello");
     assert!(refused.headers().contains_key("retry-after"));
     assert_error(refused, 503);

@@ -134,7 +134,7 @@ fn files_that_cannot_be_used_end_the_program_at_its_start() {
 #[test]
 fn sighup_exchanges_the_certificate() {
     let folder = Folder::new("expired");
-    fs::set_permissions(folder.path("cert.key"), fs::Permissions::from_mode(0o640)).expect("permissions");
+    fs::set_permissions(folder.path("cert.key"), fs::Permissions::from_mode(0o604)).expect("permissions");
     let mut command = server(&NANO);
     command
         .env("MVP_TLS_CERT", folder.path("cert.pem"))

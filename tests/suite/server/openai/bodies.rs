@@ -203,6 +203,7 @@ fn late_and_broken_bodies_have_openais_form() {
         .expect("written");
     let answer = read_to_close(&mut broken).expect("closed");
     assert_eq!(status_of(&answer), 400, "{answer}");
+    assert_eq!(error_of(&answer)["code"], "incomplete_body");
     server.is_well();
 }
 

@@ -165,6 +165,88 @@ fn two_pictures_stop_strings_and_seeds_work() {
 }
 
 #[test]
+fn adapters_are_chosen_by_name_and_ignored_keys_leave_no_trace() {
+    let adapter = "models/qwen25-vl-nano-medical-lora";
+    let flags = ["ward", "lab"].map(|name| format!("--adapter={name}={adapter}"));
+    let flags = flags.each_ref().map(String::as_str);
+    let server = Shipped::launch("models/qwen25-vl-nano", &flags, |command| {
+        command.env_remove("MVP_ADAPTER");
+    });
+    let server = server.loaded();
+    let models = server
+        .client
+        .get(server.url("/v1/models"))
+        .send()
+        .expect("an answer");
+    let models: Value = models.json().expect("JSON");
+    let names = models["data"]
+        .as_array()
+        .expect("a list")
+        .iter()
+        .map(|model| &model["id"]);
+    let names: Vec<_> = names.map(|name| name.as_str().expect("a name")).collect();
+    // The model's own adapter is the default.
+    assert_eq!(
+        names,
+        ["qwen25-vl-nano-medical-lora", "qwen25-vl-nano", "ward", "lab"]
+    );
+    let mut request = about("small_strip_rx.png", TRAINED_PROMPT);
+    let canaries = json!({
+        "user": "CANARY-USER", "metadata": {"CANARY-KEY": "CANARY-VALUE"}, "safety_identifier": "CANARY-ID",
+        "prompt_cache_key": "CANARY-CACHE", "service_tier": "auto", "store": false,
+    });
+    let canaries = canaries.as_object().expect("an object").clone();
+    request.as_object_mut().expect("an object").extend(canaries);
+    let mut texts = Vec::new();
+    for name in ["default", "ward", "lab", "qwen25-vl-nano"] {
+        request["model"] = json!(name);
+        let answer = completion(&server, &request);
+        let used = &answer["medvision"]["model_info"]["lora_adapter"];
+        let expected = match name {
+            "default" => json!("qwen25-vl-nano-medical-lora"),
+            "qwen25-vl-nano" => Value::Null,
+            name => json!(name),
+        };
+        assert_eq!(*used, expected);
+        texts.push(text_of(&answer).to_owned());
+    }
+    assert_eq!(
+        (&texts[0], &texts[0]),
+        (&texts[1], &texts[2]),
+        "one adapter under three names"
+    );
+    request["model"] = json!("CANARY-MODEL");
+    assert_refused(send(&server, request.to_string()), 404);
+    assert!(!server.log().contains("CANARY"), "{}", server.log());
+}
+
+#[test]
+fn adapters_that_cannot_be_told_apart_end_the_program() {
+    let adapter = "models/qwen25-vl-nano-medical-lora";
+    for (flags, part) in [
+        (
+            vec![format!("a={adapter}"), format!("a={adapter}")],
+            "two adapters are named",
+        ),
+        (
+            vec![adapter.to_owned(), adapter.to_owned()],
+            "only one adapter can be the default",
+        ),
+        (vec![format!("a/b={adapter}")], "a/b"),
+        (vec!["a=/nowhere".to_owned()], "/nowhere"),
+    ] {
+        let flags: Vec<_> = flags.iter().map(|value| format!("--adapter={value}")).collect();
+        let flags: Vec<_> = flags.iter().map(String::as_str).collect();
+        let all = [&["--port", "0", "--model", "models/qwen25-vl-nano"], &flags[..]].concat();
+        let output = super::super::binary::server(&all)
+            .output()
+            .expect("the server runs");
+        let error = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(!output.status.success() && error.contains(part), "{error}");
+    }
+}
+
+#[test]
 fn hostile_bodies_at_once_take_bounded_memory() {
     let server = Shipped::start("models/qwen25-vl-nano", &["--threads", "2"]).loaded();
     let mut largest = tiff(32, 3);

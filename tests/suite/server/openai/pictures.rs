@@ -5,7 +5,7 @@ use std::net::TcpListener;
 use medical_vision::server::{HttpOptions, ServerOptions};
 use serde_json::{Value, json};
 
-use super::super::support::png;
+use super::super::support::{file_form, png};
 use super::stub::{
     assert_refused, completion, data_uri, page_uri, picture, post, refusal, start, with_parts,
 };
@@ -46,6 +46,13 @@ fn the_content_decides_the_format() {
             let body = with_parts(json!([picture(&data_uri(media_type, &bytes))]));
             assert_eq!(images(&server, &body), size, "{format:?} as {media_type}");
         }
+    }
+    for (file, kind) in [("transparent.gif", "GIF"), ("grey-deflate.tiff", "TIFF")] {
+        let bytes = std::fs::read(format!("tests/fixtures/images/{file}")).expect("a fixture");
+        let extracted = server.post("/extract", file_form(bytes.clone()));
+        let extracted: Value = extracted.json().expect("JSON");
+        let body = with_parts(json!([picture(&data_uri("image/png", &bytes))]));
+        assert_eq!(images(&server, &body), json!([extracted["image"]]), "{kind}");
     }
     // Padding may be missing, the scheme in capitals, and slashes escaped.
     let uri = page_uri();
