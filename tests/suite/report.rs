@@ -127,7 +127,7 @@ fn figures_of_the_original() -> Value {
         },
         "api_deployment": {
             "endpoints": [
-                "GET /benchmark", "GET /health", "GET /v1/models", "GET /v1/models/{id}", "POST /analyze", "POST /extract",
+                "GET /benchmark", "GET /health", "GET /health/live", "GET /health/ready", "GET /metrics", "GET /v1/models", "GET /v1/models/{id}", "POST /analyze", "POST /extract",
                 "POST /v1/chat/completions",
             ],
             "tests_passed": null, "tests_total": null,
