@@ -2,7 +2,21 @@
 
 import assert from "node:assert/strict";
 import { after, afterEach, before, beforeEach, describe, test } from "node:test";
-import { PROGRAMS, file, give, hear, heard, isRead, openPage, sampleFile, says, screenshot, startBrowser, startWithStub } from "./lib.mjs";
+import {
+	PROGRAMS,
+	file,
+	give,
+	hear,
+	heard,
+	isRead,
+	openPage,
+	sampleFile,
+	says,
+	screenshot,
+	startBrowser,
+	startWithStub,
+	untilTrue,
+} from "./lib.mjs";
 
 assert.ok(!PROGRAMS, "these tests are of the stub");
 
@@ -238,6 +252,34 @@ describe("a reading", () => {
 		await isRead(page);
 		assert.ok(await page.isHidden("#notice"));
 	});
+
+	for (const [where, options] of [
+		["a desk", {}],
+		["a phone", { width: 390, height: 844, hasTouch: true, isMobile: true }],
+	]) {
+		test(`on ${where} is stopped by the button that began it, and keeps what came`, async () => {
+			set({ holdAfter: 20 });
+			await open(options);
+			await page.click("#sample");
+			await says(page, "#read-label", /^Stop$/);
+			await says(page, "#transcript", /^DISCHARGE NOTE/);
+			// By its place: whatever covers the button would be hit instead.
+			const button = await page.locator("#read").boundingBox();
+			const [x, y] = [button.x + button.width / 2, button.y + button.height / 2];
+			await (options.hasTouch ? page.touchscreen.tap(x, y) : page.mouse.click(x, y));
+			await says(page, "#notice", /^Stopped\. What came is kept\.$/);
+			await says(page, "#read-label", /^Read again$/);
+			const kept = await text();
+			assert.match(kept, /^DISCHARGE NOTE/);
+			assert.ok(await page.isEnabled("#copy-text"));
+			await untilTrue(() => backend.stub.requests.at(-1).aborted);
+			assert.equal(backend.stub.requests.length, 1, "the same click does not read it again");
+			set({ then: "go" });
+			await page.click("#read");
+			await isRead(page);
+			assert.ok((await text()).length > kept.length);
+		});
+	}
 
 	test("whose connection is lost keeps what came and says so", async () => {
 		set({ holdAfter: 20 });
