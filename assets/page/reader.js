@@ -50,7 +50,12 @@ export class Reader {
 		$("rotate-right").addEventListener("click", () => this.#rotate(90));
 		$("remove").addEventListener("click", () => this.#remove(this.#current));
 		$("save-all").addEventListener("click", () => this.#saveAll());
-		for (const id of ["compare-a", "compare-b"]) $(id).addEventListener("change", () => this.render());
+		for (const id of ["compare-a", "compare-b"]) {
+			$(id).addEventListener("change", () => {
+				this.render();
+				if (!$("compare-same").hidden) announce($("compare-same").textContent);
+			});
+		}
 		document.addEventListener("keydown", (event) => this.#key(event));
 	}
 
@@ -336,8 +341,9 @@ export class Reader {
 		$("read-key").hidden = !running;
 		$("read").classList.toggle("stop", running);
 		const two = this.status.models.length > 1;
-		const same = this.#comparing && $("compare-a").value === $("compare-b").value;
+		const same = this.#comparing && two && $("compare-a").value === $("compare-b").value;
 		$("read").disabled = !running && (targets.length === 0 || !this.settings.valid(task) || (this.#comparing && (!two || same || page?.refusal)));
+		$("compare-same").hidden = !same || running;
 		$("compare").setAttribute("aria-pressed", String(this.#comparing));
 		$("compare").disabled = page === null;
 		$("compare-choice").hidden = !this.#comparing || !two;

@@ -395,6 +395,58 @@ describe("the model", () => {
 	});
 });
 
+describe("a comparison", () => {
+	const COMPARED = { none: "CRP 214 mg/L", "medical-lora": "CRP 274 mg/L", "ward-lora": "CRP 274 g/L" };
+	const sentAdapters = () => backend.stub.requests.slice(-2).map(({ fields }) => fields.adapter);
+
+	test("is of the two models that were chosen, in their order", async () => {
+		set({ texts: COMPARED });
+		await open();
+		await readSample();
+		await page.click("#compare");
+		const values = await page.locator("#compare-b option").evaluateAll((options) => options.map(({ value }) => value));
+		assert.deepEqual(values, ["none", "medical-lora", "ward-lora"]);
+		await page.selectOption("#compare-a", "ward-lora");
+		await page.click("#read");
+		await says(page, "#places-count", /^1 line differs, 66 % of the words are the same$/);
+		await says(page, ".compare-head > :nth-child(1)", /^−ward-lora$/);
+		await says(page, ".compare-head > :nth-child(2)", /^\+medical-lora$/);
+		assert.deepEqual(sentAdapters(), ["ward-lora", "medical-lora"]);
+		assert.deepEqual(await page.locator("#comparison del").allTextContents(), ["g/L"]);
+		assert.deepEqual(await page.locator("#comparison ins").allTextContents(), ["mg/L"]);
+		// What is chosen next belongs to the next comparison.
+		await page.selectOption("#compare-a", "medical-lora");
+		await page.selectOption("#compare-b", "none");
+		await says(page, ".compare-head > :nth-child(1)", /^−ward-lora$/);
+		await page.click("#read");
+		await says(page, ".compare-head > :nth-child(2)", /^\+qwen25-vl-nano \(base\)$/);
+		await says(page, "#places-count", /differs/);
+		assert.deepEqual(sentAdapters(), ["medical-lora", "none"]);
+		assert.deepEqual(await page.locator("#comparison del").allTextContents(), ["274"]);
+		assert.deepEqual(await page.locator("#comparison ins").allTextContents(), ["214"]);
+	});
+
+	test("of a model with itself cannot be asked for, and the page says why", async () => {
+		await open();
+		await readSample();
+		await page.click("#compare");
+		assert.ok(await page.isHidden("#compare-same"));
+		await hear(page);
+		await page.selectOption("#compare-b", "none");
+		await says(page, "#compare-same", /^Choose two different models to compare them\.$/);
+		await heard(page, /^Choose two different models/);
+		assert.ok(await page.isDisabled("#read"));
+		await page.click("#compare");
+		assert.ok(await page.isHidden("#compare-same"));
+		assert.ok(await page.isEnabled("#read"));
+		await page.click("#compare");
+		await page.selectOption("#compare-b", "ward-lora");
+		assert.ok(await page.isHidden("#compare-same"));
+		assert.ok(await page.isEnabled("#read"));
+		assert.equal(backend.stub.requests.length, 1);
+	});
+});
+
 const HOSTILE = '<img src=x onerror="alert(1)"><script>alert(2)</script><svg onload=alert(3)>${alert(4)}';
 
 describe("hostile text", () => {

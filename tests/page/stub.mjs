@@ -60,7 +60,8 @@ export const DEFAULTS = {
 	benchmarks: null,
 	/** Requests for pages whose bytes begin with this are answered 400, as for a damaged file. */
 	damaged: "DAMAGED",
-	models: ["qwen25-vl-nano", "medical-lora"],
+	/** The base, the adapter that reads by default, and others. */
+	models: ["qwen25-vl-nano", "medical-lora", "ward-lora"],
 	/** Splits the stream into chunks of this many bytes; 0 sends events whole. */
 	chunk: 0,
 	gpu: false,
