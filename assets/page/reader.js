@@ -192,6 +192,7 @@ export class Reader {
 	}
 
 	#finished(run, reading) {
+		this.settings.refuse(reading);
 		const total = run.finished.length + run.queue.length;
 		const name = total > 1 ? `Page ${run.finished.length} of ${total}` : "Page";
 		if (reading.state === "read") {

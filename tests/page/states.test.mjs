@@ -395,6 +395,60 @@ describe("the model", () => {
 	});
 });
 
+describe("the least pixels", () => {
+	test("are sent, also below the model's own minimum", async () => {
+		await open();
+		await readSample();
+		await page.click("#settings-button");
+		assert.equal(await page.getAttribute("#min_pixels", "placeholder"), "3,136");
+		for (const pixels of ["200000", "784"]) {
+			await page.fill("#min_pixels", pixels);
+			await says(page, "#settings-count", /^1$/);
+			await page.click("#read");
+			await isRead(page);
+			assert.deepEqual({ ...backend.stub.requests.at(-1).fields }, { min_pixels: pixels, stream: "true", logprobs: "true" });
+		}
+	});
+
+	test("out of range are told at the field: what the page knows before, the rest in the API's words", async () => {
+		await open();
+		await page.click("#settings-button");
+		await page.fill("#min_pixels", "1003521");
+		await says(page, "#min_pixels-error", /^A whole number from 1 to 1,003,520\.$/);
+		await page.fill("#min_pixels", "5000");
+		await page.fill("#max_pixels", "4000");
+		await says(page, "#max_pixels-error", /^Below the least pixels\.$/);
+		await page.fill("#max_pixels", "");
+		await page.fill("#min_pixels", "783");
+		await says(page, "#min_pixels-error", /^$/);
+		// Out of sight while the page is read.
+		await page.click("#settings-button");
+		await page.click("#sample");
+		await says(page, "#min_pixels-error", /^must be from 784 to 1003520$/);
+		assert.equal(await page.getAttribute("#min_pixels", "aria-invalid"), "true");
+		assert.equal(await page.getAttribute("#settings-button", "aria-expanded"), "true");
+		await says(page, "#notice.error", /^min_pixels: must be from 784 to 1003520$/);
+		await page.fill("#min_pixels", "784");
+		await says(page, "#min_pixels-error", /^$/);
+		assert.equal(await page.getAttribute("#min_pixels", "aria-invalid"), null);
+		await page.click("#read");
+		await says(page, "#transcript", /^DISCHARGE NOTE/);
+		await page.waitForSelector("#notice", { state: "hidden" });
+	});
+
+	test("that were changed while they were refused are not blamed", async () => {
+		set({ queueFull: 1 });
+		await open();
+		await page.click("#settings-button");
+		await page.fill("#min_pixels", "700");
+		await page.click("#sample");
+		await says(page, "#figures", /^The queue is full/);
+		await page.fill("#min_pixels", "900");
+		await says(page, "#notice.error", /^min_pixels: must be/);
+		await says(page, "#min_pixels-error", /^$/);
+	});
+});
+
 describe("a comparison", () => {
 	const COMPARED = { none: "CRP 214 mg/L", "medical-lora": "CRP 274 mg/L", "ward-lora": "CRP 274 g/L" };
 	const sentAdapters = () => backend.stub.requests.slice(-2).map(({ fields }) => fields.adapter);
