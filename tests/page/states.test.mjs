@@ -576,6 +576,91 @@ describe("hostile text", () => {
 });
 
 describe("benchmarks", () => {
+	/** Labels, lengths and texts of a chart's bars; a bar that is not drawn has no length. */
+	const bars = (title) =>
+		page.evaluate((title) => {
+			const figure = [...document.querySelectorAll(".charts figure")].find((figure) => figure.querySelector("strong").textContent === title);
+			const middle = (element) => Number(element.getAttribute("y")) + Number(element.getAttribute("height") ?? 0) / 2;
+			const at = (selector, y) => [...figure.querySelectorAll(selector)].find((element) => Math.abs(middle(element) - y) < 1);
+			return [...figure.querySelectorAll(".chart-label")].map((label) => {
+				const length = (selector) => Number(at(selector, middle(label))?.getAttribute("width") ?? 0);
+				return {
+					label: label.textContent,
+					share: length(".chart-bar") / length(".chart-ground"),
+					text: at(".chart-value", middle(label)).textContent,
+				};
+			});
+		}, title);
+	const assertBars = async (title, expected) => {
+		const found = await bars(title);
+		assert.deepEqual(
+			found.map(({ label, text }) => [label, text]),
+			expected.map(([label, text]) => [label, text]),
+		);
+		for (const [index, [label, , share]] of expected.entries()) {
+			assert.ok(Math.abs(found[index].share - share) < 0.005, `${title}, ${label}: ${found[index].share}, not ${share}`);
+		}
+		const told = await page
+			.locator("figure", { has: page.locator(`strong:text-is("${title}")`) })
+			.locator("svg")
+			.getAttribute("aria-label");
+		assert.equal(told, `${title}: ${expected.map(([label, text]) => `${label} ${text}`).join(", ")}`);
+	};
+
+	test("of the original project's records draw the fine-tuned model, also where accuracy was measured apart", async () => {
+		const folder = join(ROOT, "tests/fixtures/records/original/benchmarks");
+		const names = ["baseline_fp16", "quantized_int4", "finetuned_standard_bench", "evaluation_finetuned"];
+		const benchmarks = Object.fromEntries(names.map((name) => [name, JSON.parse(readFileSync(join(folder, `${name}.json`), "utf8"))]));
+		set({ benchmarks });
+		await open();
+		await page.click("#tab-benchmarks");
+		await says(page, "#benchmarks-body", /Records/);
+		await assertBars("Memory", [
+			["Base", "15.4 GB", 1],
+			["4 bits, NF4", "5.5 GB", 5664.02 / 15820.1],
+			["Fine-tuned", "11.1 GB", 11318.44 / 15820.1],
+		]);
+		await assertBars("Latency", [
+			["Base", "31.1 s", 1],
+			["4 bits, NF4", "15.2 s", 15.24 / 31.1],
+			["Fine-tuned", "24.8 s", 24.8 / 31.1],
+		]);
+		await assertBars("Accuracy", [
+			["Base", "not measured", 0],
+			["4 bits, NF4", "not measured", 0],
+			["Fine-tuned", "not measured", 0],
+		]);
+		await assertBars("Accuracy on the evaluation cases", [
+			["Without adapter", "83.5 %", 0.8349],
+			["Fine-tuned", "73.7 %", 0.737],
+		]);
+		const cells = (table, row) => page.locator(`.figures-table >> nth=${table}`).locator(`tbody tr:nth-child(${row}) > *`).allTextContents();
+		assert.deepEqual(await cells(1, 1), ["Without adapter", "86.0 %", "81.6 %", "83.5 %", "25.1 s"]);
+		assert.deepEqual(await cells(1, 2), ["Fine-tuned", "75.0 %", "72.0 %", "73.7 %", "32.9 s"]);
+		assert.equal((await cells(0, 4)).at(-1), "11.8 GB", "peak memory");
+	});
+
+	test("of all models draw each one's memory, latency and accuracy", async () => {
+		set({
+			benchmarks: {
+				baseline_fp16: benchmark("qwen25-vl-7b-base", 16000, 4, 90),
+				quantized_int4: benchmark("qwen25-vl-7b-bnb-nf4", 6000, 5, 85),
+				quantized_awq: benchmark("qwen25-vl-7b-awq-int4", 7000, 3, 86),
+				finetuned_standard_bench: { ...benchmark("qwen25-vl-7b-bnb-nf4", 6400, 6, 94), run: { avg_combined_accuracy_pct: 95.5 } },
+			},
+		});
+		await open();
+		await page.click("#tab-benchmarks");
+		await says(page, "#benchmarks-body", /Records/);
+		const labels = ["Base", "4 bits, NF4", "4 bits, AWQ", "Fine-tuned"];
+		const expected = (texts, shares) => labels.map((label, index) => [label, texts[index], shares[index]]);
+		await assertBars("Memory", expected(["15.6 GB", "5.9 GB", "6.8 GB", "6.3 GB"], [1, 6 / 16, 7 / 16, 6.4 / 16]));
+		await assertBars("Latency", expected(["4.00 s", "5.00 s", "3.00 s", "6.00 s"], [4 / 6, 5 / 6, 3 / 6, 1]));
+		// Per cent: the scale ends at 100, whatever the best one has.
+		await assertBars("Accuracy", expected(["90.0 %", "85.0 %", "86.0 %", "95.5 %"], [0.9, 0.85, 0.86, 0.955]));
+		assert.equal(await page.locator(".charts figure").count(), 3, "nothing was evaluated");
+	});
+
 	const benchmark = (name, memory, latency, accuracy) => ({
 		model_name: name,
 		precision: "FP16",
