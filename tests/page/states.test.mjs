@@ -1,22 +1,11 @@
 // States that a real server seldom shows, against the stub.
 
 import assert from "node:assert/strict";
+import { readFileSync } from "node:fs";
+import { join } from "node:path";
 import { after, afterEach, before, beforeEach, describe, test } from "node:test";
-import {
-	PROGRAMS,
-	file,
-	give,
-	hear,
-	heard,
-	isRead,
-	openPage,
-	sampleFile,
-	says,
-	screenshot,
-	startBrowser,
-	startWithStub,
-	untilTrue,
-} from "./lib.mjs";
+import { PROGRAMS, file, give, hear, heard, isRead, openPage, sampleFile, says, screenshot, startBrowser, startWithStub, untilTrue } from "./lib.mjs";
+import { ROOT } from "./stub.mjs";
 
 assert.ok(!PROGRAMS, "these tests are of the stub");
 
@@ -563,11 +552,33 @@ describe("hostile text", () => {
 		}
 	});
 
+	test("has as many places to check listed as fit, and the rest counted", async () => {
+		await open();
+		for (const [places, last, buttons] of [
+			[500, /^214/, 500],
+			[512, /^and 12 more$/, 500],
+		]) {
+			set({ text: Array.from({ length: places }, () => "214").join(" "), delay: 0 });
+			if (buttons === places) await readSample();
+			else {
+				await page.click("#read");
+				await says(page, "#places-count", new RegExp(`^${places} `));
+				await isRead(page);
+			}
+			assert.equal(await page.locator("#places-list button").count(), buttons);
+			await says(page, "#places-list li:last-child", last);
+		}
+		await page.locator("#places-list li:last-child").scrollIntoViewIfNeeded();
+		await screenshot(page, "places-more");
+	});
+
 	test("with 5,000 places to check is walked through all the same", async () => {
 		set({ text: Array.from({ length: 5000 }, () => "214").join(" "), delay: 0 });
 		await open();
 		await readSample();
 		await says(page, "#places-count", /^5,000 places to check$/);
+		assert.equal(await page.locator("#places-list button").count(), 500);
+		await says(page, "#places-list li:last-child", /^and 4,500 more$/);
 		await page.keyboard.press("p");
 		await says(page, "#places-at", /^5,000 of 5,000$/);
 		await page.keyboard.press("n");
