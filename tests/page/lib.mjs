@@ -2,7 +2,7 @@
 
 import assert from "node:assert/strict";
 import { spawn } from "node:child_process";
-import { closeSync, mkdirSync, mkdtempSync, openSync, readFileSync, rmSync, symlinkSync } from "node:fs";
+import { closeSync, mkdirSync, mkdtempSync, openSync, readFileSync, rmSync, symlinkSync, writeFileSync } from "node:fs";
 import { createServer } from "node:net";
 import { tmpdir } from "node:os";
 import { join, resolve } from "node:path";
@@ -238,6 +238,14 @@ export async function screenshot(page, name, options = {}) {
 	const folder = resolve(ROOT, process.env.SCREENSHOTS);
 	mkdirSync(folder, { recursive: true });
 	await page.screenshot({ path: join(folder, `${name}.png`), ...options });
+}
+
+/** Writes figures as JSON where RECORDS names a folder. */
+export function record(name, figures) {
+	if (!process.env.RECORDS) return;
+	const folder = resolve(ROOT, process.env.RECORDS);
+	mkdirSync(folder, { recursive: true });
+	writeFileSync(join(folder, `${name}.json`), `${JSON.stringify(figures, null, 2)}\n`);
 }
 
 const axe = readFileSync(new URL(import.meta.resolve("axe-core/axe.min.js")), "utf8");
