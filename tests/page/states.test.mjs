@@ -384,6 +384,20 @@ describe("the model", () => {
 	});
 });
 
+test("a prompt of several lines is sent as it was written", async () => {
+	await open();
+	await page.click("#tab-analyze");
+	await page.setInputFiles("#files", [sampleFile()]);
+	await page.focus("#prompt");
+	await page.keyboard.type("Which doses?");
+	await page.keyboard.press("Enter");
+	await page.keyboard.type("Which routes?");
+	await page.click("#read");
+	await isRead(page);
+	assert.equal(backend.stub.requests.at(-1).fields.prompt, "Which doses?\nWhich routes?");
+	assert.ok(await page.isHidden("#asked"), "the prompt is still in its field");
+});
+
 describe("the least pixels", () => {
 	test("are sent, also below the model's own minimum", async () => {
 		await open();
