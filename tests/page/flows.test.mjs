@@ -9,6 +9,7 @@ import { join } from "node:path";
 import { after, before, describe, test } from "node:test";
 import { promisify } from "node:util";
 import {
+	NO_REQUESTS,
 	PROGRAMS,
 	SAMPLE,
 	file,
@@ -18,6 +19,7 @@ import {
 	isRead,
 	openPage,
 	record,
+	runPython,
 	sampleBytes,
 	sampleFile,
 	says,
@@ -258,7 +260,7 @@ describe("Extraction", () => {
 		await page.clean();
 	});
 
-	test("text and JSON are copied and downloaded, and the request is shown and works", async () => {
+	test("text and JSON are copied and downloaded, and the request is shown and works", async (context) => {
 		const page = await openPage(browser, backend.url, { permissions: ["clipboard-read", "clipboard-write"] });
 		await page.click("#sample");
 		await isRead(page);
@@ -278,13 +280,17 @@ describe("Extraction", () => {
 		const command = await page.textContent("#request-text");
 		await page.click("#as-python");
 		await says(page, "#request-text", /requests\.post/);
+		const program = await page.textContent("#request-text");
 		await page.click("#request-copy");
 		await says(page, "#request-copied", /^Copied$/);
 		await page.keyboard.press("Escape");
 		const folder = mkdtempSync(join(tmpdir(), "page-curl-"));
 		copyFileSync(SAMPLE, join(folder, "sample.png"));
 		const { stdout } = await promisify(execFile)("sh", ["-c", command], { cwd: folder, maxBuffer: 64 * 1024 * 1024 });
+		const printed = NO_REQUESTS ? null : await runPython(program, folder);
 		rmSync(folder, { recursive: true });
+		if (printed === null) context.diagnostic(`the Python program was not run: ${NO_REQUESTS}`);
+		else assert.deepEqual(printed, { code: 0, stdout: shown, stderr: "" });
 		const done = stdout.split("\n\n").find((event) => event.startsWith("event: done"));
 		assert.equal(JSON.parse(done.split("data: ")[1]).extracted_content, shown);
 		await page.clean();

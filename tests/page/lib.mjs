@@ -1,7 +1,7 @@
 // What the browser tests share: a backend, a browser, and pages that note everything they must not do.
 
 import assert from "node:assert/strict";
-import { spawn } from "node:child_process";
+import { execFile, spawn, spawnSync } from "node:child_process";
 import { closeSync, mkdirSync, mkdtempSync, openSync, readFileSync, rmSync, symlinkSync, writeFileSync } from "node:fs";
 import { createServer } from "node:net";
 import { tmpdir } from "node:os";
@@ -238,6 +238,20 @@ export async function screenshot(page, name, options = {}) {
 	const folder = resolve(ROOT, process.env.SCREENSHOTS);
 	mkdirSync(folder, { recursive: true });
 	await page.screenshot({ path: join(folder, `${name}.png`), ...options });
+}
+
+/** Why programs shown as Python cannot be run here; false if they can. */
+export const NO_REQUESTS =
+	spawnSync("python3", ["-c", "import requests"]).status === 0 ? false : "python3 has no package requests (Debian: python3-requests)";
+
+/** Runs a Python program in a folder, as a user with this key would. A proxy of the machine is not asked. */
+export function runPython(program, folder, key) {
+	const env = { ...process.env, PYTHONIOENCODING: "utf-8", NO_PROXY: "*", no_proxy: "*", ...(key === undefined ? {} : { MVP_API_KEY: key }) };
+	return new Promise((done) => {
+		execFile("python3", ["-B", "-c", program], { cwd: folder, env, maxBuffer: 64 * 1024 * 1024, timeout: PATIENCE }, (error, stdout, stderr) =>
+			done({ code: error ? error.code : 0, stdout, stderr }),
+		);
+	});
 }
 
 /** Writes figures as JSON where RECORDS names a folder. */

@@ -1,10 +1,28 @@
 // States that a real server seldom shows, against the stub.
 
 import assert from "node:assert/strict";
-import { readFileSync } from "node:fs";
+import { mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { after, afterEach, before, beforeEach, describe, test } from "node:test";
-import { PROGRAMS, file, give, hear, heard, isRead, openPage, sampleFile, says, screenshot, startBrowser, startWithStub, untilTrue } from "./lib.mjs";
+import {
+	NO_REQUESTS,
+	PROGRAMS,
+	file,
+	give,
+	hear,
+	heard,
+	isRead,
+	openPage,
+	runPython,
+	sampleBytes,
+	sampleFile,
+	says,
+	screenshot,
+	startBrowser,
+	startWithStub,
+	untilTrue,
+} from "./lib.mjs";
 import { ROOT } from "./stub.mjs";
 
 assert.ok(!PROGRAMS, "these tests are of the stub");
@@ -501,6 +519,73 @@ describe("a comparison", () => {
 		assert.ok(await page.isHidden("#compare-same"));
 		assert.ok(await page.isEnabled("#read"));
 		assert.equal(backend.stub.requests.length, 1);
+	});
+});
+
+describe("the request as a Python program", { skip: NO_REQUESTS }, () => {
+	/** The program that the page shows, run beside the file that it reads. */
+	const shownAndRun = async (key) => {
+		await page.click("#show-request");
+		await page.click("#as-python");
+		const program = await page.textContent("#request-text");
+		await page.click("#request-dialog [data-close]");
+		const folder = mkdtempSync(join(tmpdir(), "page-python-"));
+		writeFileSync(join(folder, NAME), sampleBytes);
+		try {
+			return await runPython(program, folder, key);
+		} finally {
+			rmSync(folder, { recursive: true });
+		}
+	};
+	const NAME = `it's "1"; ü,é.png`;
+	const PROMPT = 'Is "CRP" > 5? \\n {x} %s \u2028 🩺\n@page';
+
+	test("sends what the page sent, with the key from the environment, and prints the answer", async () => {
+		set({ key: "s3cret-key" });
+		await open({ hash: "#key=s3cret-key" });
+		await page.click("#tab-analyze");
+		await page.setInputFiles("#files", [sampleFile(NAME)]);
+		await page.fill("#prompt", PROMPT);
+		await page.click("#settings-button");
+		await page.fill("#temperature", "0.5");
+		await page.fill("#min_pixels", "200000");
+		await page.selectOption("#adapter", "ward-lora");
+		set({ text: "37,5 °C, µmol/L 🩺\r\n\r\nevent: done", chunk: 7 });
+		await page.click("#read");
+		await isRead(page);
+		const result = await shownAndRun("s3cret-key");
+		assert.deepEqual(result, { code: 0, stdout: await text(), stderr: "" });
+		const [byPage, byProgram] = backend.stub.requests;
+		assert.equal(backend.stub.requests.length, 2);
+		assert.deepEqual([byProgram.route, byProgram.authorization], ["analyze", "Bearer s3cret-key"]);
+		assert.deepEqual({ ...byProgram.fields }, { ...byPage.fields });
+		assert.equal(byProgram.fields.adapter, "ward-lora");
+		assert.ok(byProgram.file.bytes.equals(sampleBytes));
+		// Without its key it fails by the variable's name.
+		const { code, stderr } = await shownAndRun();
+		assert.equal(code, 1);
+		assert.match(stderr, /KeyError: 'MVP_API_KEY'/);
+	});
+
+	test("says why where the answer ends with an error, and fails", async () => {
+		set({ errorAfter: 20 });
+		await open();
+		await page.setInputFiles("#files", [sampleFile(NAME)]);
+		await says(page, "#notice.error", /shutting down/);
+		const { code, stdout, stderr } = await shownAndRun();
+		assert.equal(code, 1);
+		assert.match(stdout, /^DISCHARGE NOTE/);
+		assert.match(stderr, /^The reading was ended: the server is shutting down\.$/m);
+	});
+
+	test("fails where the request is refused", async () => {
+		set({ damaged: "\ufffdPNG" });
+		await open();
+		await page.setInputFiles("#files", [sampleFile(NAME)]);
+		await says(page, "#notice.error", /damaged/);
+		const { code, stdout, stderr } = await shownAndRun();
+		assert.deepEqual([code, stdout], [1, ""]);
+		assert.match(stderr, /400|damaged/);
 	});
 });
 
