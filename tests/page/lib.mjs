@@ -199,10 +199,13 @@ export async function says(page, selector, pattern) {
 /** Waits until the page that is shown has been read. */
 export const isRead = (page) => says(page, "#read-label", /again$/);
 
-/** Pastes or drops files, as a browser does it: `kind` is "paste" or "drop". */
+/** Events of a drag, as a browser sends them. */
+const DRAGS = { drag: ["dragenter", "dragover"], leave: ["dragleave"], drop: ["dragenter", "dragover", "drop"] };
+
+/** Pastes or drops files, as a browser does it: `kind` is "paste", "drop", or a part of it, "drag" or "leave". */
 export const give = (page, kind, files) =>
 	page.evaluate(
-		async ([kind, files]) => {
+		async ([kind, files, steps]) => {
 			const transfer = new DataTransfer();
 			for (const { name, type, base64 } of files) {
 				const bytes = Uint8Array.from(atob(base64), (character) => character.charCodeAt(0));
@@ -212,12 +215,12 @@ export const give = (page, kind, files) =>
 				document.body.dispatchEvent(new ClipboardEvent("paste", { clipboardData: transfer, bubbles: true, cancelable: true }));
 				return;
 			}
-			for (const step of ["dragenter", "dragover", "drop"]) {
+			for (const step of steps) {
 				document.body.dispatchEvent(new DragEvent(step, { dataTransfer: transfer, bubbles: true, cancelable: true }));
 				if (step === "dragover") window.dropShown = !document.getElementById("drop").hidden;
 			}
 		},
-		[kind, files],
+		[kind, files, DRAGS[kind]],
 	);
 
 /** A file for `give` or an input. */
