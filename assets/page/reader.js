@@ -72,9 +72,11 @@ export class Reader {
 		this.#comparing = false;
 		for (const page of pages) if (!page.refusal) page.drawThumbnail();
 		const readable = pages.filter((page) => !page.refusal);
+		const leaves = $("empty").contains(document.activeElement);
 		if (readable.length === 0) announce(pages[0].refusal);
 		if (this.#task === "extract" && this.settings.valid("extract")) this.#start(readable.map((page) => this.#reading(page)));
 		this.render();
+		if (leaves) this.#focusPage();
 	}
 
 	#choose(page) {
@@ -93,7 +95,13 @@ export class Reader {
 		if (this.#current === page) this.#current = this.#pages[Math.min(index, this.#pages.length - 1)] ?? null;
 		this.render();
 		page.close();
-		(this.#current ? $("viewer") : $("choose")).focus();
+		this.#focusPage();
+	}
+
+	/** After what had the focus is gone. */
+	#focusPage() {
+		const view = $("viewer").hidden ? $("add") : $("viewer");
+		(this.#current ? view : $("choose")).focus({ preventScroll: true });
 	}
 
 	#rotate(by) {
@@ -241,7 +249,7 @@ export class Reader {
 			else this.stop();
 			return;
 		}
-		if (event.key === "Enter" && (event.ctrlKey || event.metaKey) && event.target === $("prompt")) {
+		if (event.key === "Enter" && (event.ctrlKey || event.metaKey) && $("ask").contains(event.target)) {
 			if (!this.#run && !$("read").disabled) this.#read();
 			return;
 		}

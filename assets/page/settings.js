@@ -40,13 +40,12 @@ export class Settings {
 		});
 		$("prompt").addEventListener("input", () => this.#check());
 		$("prompts").addEventListener("change", () => {
-			const list = [...PROMPTS, ...this.#used];
-			const chosen = list[Number($("prompts").value)];
-			if (chosen !== undefined) $("prompt").value = chosen;
-			$("prompts").selectedIndex = 0;
-			$("prompt").focus();
+			// The focus stays: an arrow key chooses each prompt on its way.
+			if ($("prompts").value !== "") $("prompt").value = [...PROMPTS, ...this.#used][Number($("prompts").value)];
 			this.#check();
 		});
+		// The same one can be chosen again.
+		$("prompts").addEventListener("blur", () => ($("prompts").selectedIndex = 0));
 		this.#fillPrompts();
 		this.#check();
 	}

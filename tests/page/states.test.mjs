@@ -806,6 +806,247 @@ describe("benchmarks", () => {
 	});
 });
 
+describe("with the keyboard alone", () => {
+	const focused = () => page.evaluate(() => document.activeElement.id || document.activeElement.className || document.activeElement.tagName);
+
+	/** Asserts that what has the focus is outlined: visibly, by its computed style. */
+	const assertOutlined = async () => {
+		const { name, style, width, color, apart } = await page.evaluate(() => {
+			const computed = getComputedStyle(document.activeElement);
+			const [style, width, color] = [computed.outlineStyle, Number.parseFloat(computed.outlineWidth), computed.outlineColor];
+			const name = document.activeElement.id || document.activeElement.className || document.activeElement.tagName;
+			const apart = color !== computed.backgroundColor || Number.parseFloat(computed.outlineOffset) > 0;
+			return { name, style, width, color, apart };
+		});
+		assert.ok(style === "solid" && width >= 2, `${name} shows its focus: ${style} ${width}`);
+		assert.doesNotMatch(color, /transparent|, 0\)$/, name);
+		assert.ok(apart, `${name} has an outline that differs from its ground`);
+	};
+
+	/** Presses Tab until this has the focus. Each stop on the way shows that it has it. */
+	const tabTo = async (selector, key = "Tab") => {
+		const passed = [];
+		for (let step = 0; step < 40; step += 1) {
+			await page.keyboard.press(key);
+			passed.push(await focused());
+			if (passed.at(-1) === "BODY") continue;
+			await assertOutlined();
+			if (await page.evaluate((selector) => document.activeElement.matches(selector), selector)) return;
+		}
+		assert.fail(`${key} does not reach ${selector} but ${passed.join(", ")}`);
+	};
+
+	/** Reads the sample; the focus stays in the page. */
+	const readByKeys = async () => {
+		await tabTo("#sample");
+		await page.keyboard.press("Enter");
+		await isRead(page);
+		assert.equal(await focused(), "viewer", "its button is gone");
+	};
+
+	test("a page is chosen in the strip, and removed", async () => {
+		await open();
+		await give(page, "paste", ["one.png", "two.png", "three.png"].map(sampleFile));
+		await says(page, "#summary", /^3 of 3 read/);
+		await tabTo("#pages li:nth-child(2) .thumb");
+		await page.keyboard.press("Enter");
+		await says(page, "#page-name", /^two\.png$/);
+		assert.equal(await page.getAttribute("#pages li:nth-child(2) .thumb", "aria-current"), "true");
+		assert.equal(await focused(), "thumb");
+		await tabTo("#pages li:nth-child(3) .thumb");
+		await page.keyboard.press("Space");
+		await says(page, "#page-name", /^three\.png$/);
+		await tabTo("#pages li:nth-child(3) .thumb-remove");
+		await page.keyboard.press("Enter");
+		assert.equal(await page.locator("#pages li").count(), 2);
+		await says(page, "#page-name", /^two\.png$/);
+		assert.equal(await focused(), "viewer");
+		await assertOutlined();
+	});
+
+	test("a file that cannot be shown leaves the focus at what adds others", async () => {
+		await open();
+		await give(page, "paste", [file("letter.pdf", "%PDF", "application/pdf"), file("other.pdf", "%PDF", "application/pdf")]);
+		await tabTo("#remove");
+		await page.keyboard.press("Enter");
+		assert.equal(await focused(), "add");
+		await page.focus("#remove");
+		await page.keyboard.press("Enter");
+		assert.equal(await focused(), "choose");
+		await page.keyboard.press("Tab");
+		assert.equal(await focused(), "sample");
+	});
+
+	test("the request is shown and closed, and the focus returns", async () => {
+		await open();
+		await readByKeys();
+		await tabTo("#show-request");
+		await page.keyboard.press("Enter");
+		await page.waitForSelector("#request-dialog[open]");
+		assert.ok(await page.evaluate(() => document.activeElement.closest("#request-dialog") !== null));
+		await tabTo("#as-python");
+		await page.keyboard.press("Enter");
+		await says(page, "#request-text", /requests\.post/);
+		await tabTo("#request-text");
+		// What is behind the dialog is not reached.
+		for (let step = 0; step < 8; step += 1) {
+			await page.keyboard.press("Tab");
+			assert.ok(await page.evaluate(() => document.activeElement === document.body || document.activeElement.closest("dialog") !== null));
+		}
+		await page.keyboard.press("Escape");
+		await page.waitForSelector("#request-dialog", { state: "hidden" });
+		assert.equal(await focused(), "show-request");
+		await assertOutlined();
+		await page.keyboard.press("Space");
+		await tabTo("#request-dialog [data-close]");
+		await page.keyboard.press("Enter");
+		assert.equal(await focused(), "show-request");
+	});
+
+	test("the key is asked for, declined and given", async () => {
+		set({ key: "s3cret-key" });
+		await open({ ready: false });
+		await page.waitForSelector("#key-dialog[open]");
+		assert.equal(await focused(), "key");
+		await assertOutlined();
+		await page.keyboard.press("Escape");
+		await says(page, "#status-text", /^Needs a key$/);
+		await tabTo("#retry");
+		await page.keyboard.press("Enter");
+		await page.waitForSelector("#key-dialog[open]");
+		assert.equal(await focused(), "key");
+		await page.keyboard.press("Escape");
+		await page.waitForSelector("#key-dialog", { state: "hidden" });
+		assert.equal(await focused(), "retry");
+		await page.keyboard.press("Enter");
+		await page.waitForSelector("#key-dialog[open]");
+		await page.keyboard.type("s3cret-key");
+		await page.keyboard.press("Enter");
+		await page.waitForSelector('#status[data-state="ready"]');
+	});
+
+	test("the settings are opened, changed, sent and closed", async () => {
+		await open();
+		await readByKeys();
+		await tabTo("#settings-button");
+		await page.keyboard.press("Enter");
+		assert.equal(await focused(), "adapter");
+		await page.keyboard.press("End");
+		for (const [field, value] of [
+			["temperature", "0.5"],
+			["seed", "7"],
+			["max_new_tokens", "20"],
+			["min_pixels", "200000"],
+			["max_pixels", "500000"],
+		]) {
+			await page.keyboard.press("Tab");
+			assert.equal(await focused(), field);
+			await assertOutlined();
+			await page.keyboard.type(value);
+		}
+		await says(page, "#settings-count", /^6$/);
+		await page.keyboard.press("Tab");
+		assert.equal(await focused(), "shortcuts");
+		await page.keyboard.press("Space");
+		assert.equal(await page.isChecked("#shortcuts"), false);
+		await tabTo("#settings-button", "Shift+Tab");
+		await page.keyboard.press("Space");
+		assert.ok(await page.isHidden("#settings"));
+		assert.equal(await focused(), "settings-button");
+		await tabTo("#read", "Shift+Tab");
+		await page.keyboard.press("Enter");
+		await says(page, "#read-label", /again$/);
+		const expected = { adapter: "ward-lora", temperature: "0.5", seed: "7", max_new_tokens: "20", min_pixels: "200000", max_pixels: "500000" };
+		await untilTrue(() => backend.stub.requests.length === 2);
+		assert.deepEqual({ ...backend.stub.requests[1].fields }, { ...expected, stream: "true", logprobs: "true" });
+	});
+
+	test("each ready prompt is reached in its list, and the chosen one is asked", async () => {
+		await open();
+		await readByKeys();
+		await page.focus("#tab-extract");
+		await page.keyboard.press("ArrowRight");
+		await tabTo("#prompts");
+		for (let step = 0; step < 3; step += 1) await page.keyboard.press("ArrowDown");
+		assert.equal(await focused(), "prompts", "an arrow does not lead away");
+		assert.equal(await page.inputValue("#prompt"), "List all medications on this page with their doses.");
+		await page.keyboard.press("Control+Enter");
+		await says(page, "#transcript", /^Answer to: List all medications/);
+		await page.keyboard.press("Home");
+		assert.equal(await page.inputValue("#prompts"), "");
+		assert.equal(await page.inputValue("#prompt"), "List all medications on this page with their doses.", "no choice changes nothing");
+		await page.keyboard.press("ArrowDown");
+		await page.keyboard.press("Tab");
+		assert.equal(await focused(), "prompt");
+		await assertOutlined();
+		assert.equal(await page.inputValue("#prompts"), "", "the same one can be chosen again");
+		await page.keyboard.press("Control+Enter");
+		await says(page, "#transcript", /^Answer to: List every medical term/);
+		assert.equal(await focused(), "prompt");
+	});
+
+	test("two models are compared, and the lines that differ are walked through", async () => {
+		set({ texts: { none: "CRP 214\nsame\nHbA1c 7", "ward-lora": "CRP 274\nsame\nHbA1c 8" } });
+		await open();
+		await readByKeys();
+		await tabTo("#compare");
+		await page.keyboard.press("Enter");
+		assert.equal(await page.getAttribute("#compare", "aria-pressed"), "true");
+		assert.equal(await focused(), "compare");
+		await tabTo("#compare-b");
+		await page.keyboard.press("ArrowDown");
+		assert.equal(await page.inputValue("#compare-b"), "ward-lora");
+		await tabTo("#read", "Shift+Tab");
+		await page.keyboard.press("Enter");
+		await says(page, "#places-count", /^2 lines differ/);
+		for (const [key, at, line] of [
+			["n", /^1 of 2$/, /CRP/],
+			["n", /^2 of 2$/, /HbA1c/],
+			["p", /^1 of 2$/, /CRP/],
+		]) {
+			await page.keyboard.press(key);
+			await says(page, "#places-at", at);
+			assert.match(await page.evaluate(() => document.activeElement.textContent), line);
+			await assertOutlined();
+		}
+		await tabTo("#comparison", "Shift+Tab");
+		await tabTo("#compare", "Shift+Tab");
+		await page.keyboard.press("Space");
+		assert.ok(await page.isVisible("#transcript"));
+	});
+
+	test("arrows move the page, not the document, and no further than its edges", async () => {
+		await open();
+		await readByKeys();
+		const place = () =>
+			page.evaluate(() => {
+				const [, x, y] = /translate\((.+?)px, (.+?)px\)/.exec(document.getElementById("page-image").style.transform);
+				return [Number(x), Number(y)];
+			});
+		const fitted = await place();
+		for (const key of ["ArrowLeft", "ArrowUp", "ArrowRight", "ArrowDown"]) await page.keyboard.press(key);
+		assert.deepEqual(await place(), fitted, "a page that fits has nowhere to go");
+		await page.keyboard.press("1");
+		for (let step = 0; step < 3; step += 1) await page.keyboard.press("+");
+		const [x, y] = await place();
+		for (const [key, toX, toY] of [
+			["ArrowRight", x - 60, y],
+			["ArrowDown", x - 60, y - 60],
+			["ArrowLeft", x, y - 60],
+			["ArrowUp", x, y],
+		]) {
+			await page.keyboard.press(key);
+			const [atX, atY] = await place();
+			assert.ok(Math.abs(atX - toX) < 0.01 && Math.abs(atY - toY) < 0.01, `${key}: ${atX}, ${atY}`);
+		}
+		for (let step = 0; step < 40; step += 1) await page.keyboard.press("ArrowUp");
+		assert.equal((await place())[1], 16, "its upper edge");
+		assert.equal(await page.evaluate(() => scrollY), 0);
+		await page.keyboard.press("Control+ArrowDown");
+		assert.equal((await place())[1], 16, "the browser's own keys are its own");
+	});
+});
+
 describe("the page", () => {
 	test("works below a prefix", async () => {
 		await backend.close();
