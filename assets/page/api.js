@@ -103,6 +103,22 @@ export async function getJson(route, options) {
 	}
 }
 
+/** A form with fields and a file. FormData would send each line break of a prompt as two characters, CR and LF. */
+export function form(fields, file, fileName) {
+	const boundary = `form-${Array.from({ length: 4 }, () => Math.random().toString(36).slice(2)).join("")}`;
+	const head = (name) => `--${boundary}\r\nContent-Disposition: form-data; name="${name}"`;
+	const quoted = fileName.replace(/["\r\n]/g, encodeURIComponent);
+	return new Blob(
+		[
+			...fields.map(([name, value]) => `${head(name)}\r\n\r\n${value}\r\n`),
+			`${head("file")}; filename="${quoted}"\r\nContent-Type: ${file.type || "application/octet-stream"}\r\n\r\n`,
+			file,
+			`\r\n--${boundary}--\r\n`,
+		],
+		{ type: `multipart/form-data; boundary=${boundary}` },
+	);
+}
+
 async function asError(response) {
 	const after = Number.parseInt(response.headers.get("Retry-After") ?? "", 10);
 	let message = "";

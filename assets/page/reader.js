@@ -50,7 +50,12 @@ export class Reader {
 		$("rotate-right").addEventListener("click", () => this.#rotate(90));
 		$("remove").addEventListener("click", () => this.#remove(this.#current));
 		$("save-all").addEventListener("click", () => this.#saveAll());
-		for (const id of ["compare-a", "compare-b"]) $(id).addEventListener("change", () => this.render());
+		for (const id of ["compare-a", "compare-b"]) {
+			$(id).addEventListener("change", () => {
+				this.render();
+				if (!$("compare-same").hidden) announce($("compare-same").textContent);
+			});
+		}
 		document.addEventListener("keydown", (event) => this.#key(event));
 	}
 
@@ -67,9 +72,11 @@ export class Reader {
 		this.#comparing = false;
 		for (const page of pages) if (!page.refusal) page.drawThumbnail();
 		const readable = pages.filter((page) => !page.refusal);
+		const leaves = $("empty").contains(document.activeElement);
 		if (readable.length === 0) announce(pages[0].refusal);
 		if (this.#task === "extract" && this.settings.valid("extract")) this.#start(readable.map((page) => this.#reading(page)));
 		this.render();
+		if (leaves) this.#focusPage();
 	}
 
 	#choose(page) {
@@ -88,7 +95,13 @@ export class Reader {
 		if (this.#current === page) this.#current = this.#pages[Math.min(index, this.#pages.length - 1)] ?? null;
 		this.render();
 		page.close();
-		(this.#current ? $("viewer") : $("choose")).focus();
+		this.#focusPage();
+	}
+
+	/** After what had the focus is gone. */
+	#focusPage() {
+		const view = $("viewer").hidden ? $("add") : $("viewer");
+		(this.#current ? view : $("choose")).focus({ preventScroll: true });
 	}
 
 	#rotate(by) {
@@ -187,6 +200,7 @@ export class Reader {
 	}
 
 	#finished(run, reading) {
+		this.settings.refuse(reading);
 		const total = run.finished.length + run.queue.length;
 		const name = total > 1 ? `Page ${run.finished.length} of ${total}` : "Page";
 		if (reading.state === "read") {
@@ -235,7 +249,7 @@ export class Reader {
 			else this.stop();
 			return;
 		}
-		if (event.key === "Enter" && (event.ctrlKey || event.metaKey) && event.target === $("prompt")) {
+		if (event.key === "Enter" && (event.ctrlKey || event.metaKey) && $("ask").contains(event.target)) {
 			if (!this.#run && !$("read").disabled) this.#read();
 			return;
 		}
@@ -336,8 +350,9 @@ export class Reader {
 		$("read-key").hidden = !running;
 		$("read").classList.toggle("stop", running);
 		const two = this.status.models.length > 1;
-		const same = this.#comparing && $("compare-a").value === $("compare-b").value;
+		const same = this.#comparing && two && $("compare-a").value === $("compare-b").value;
 		$("read").disabled = !running && (targets.length === 0 || !this.settings.valid(task) || (this.#comparing && (!two || same || page?.refusal)));
+		$("compare-same").hidden = !same || running;
 		$("compare").setAttribute("aria-pressed", String(this.#comparing));
 		$("compare").disabled = page === null;
 		$("compare-choice").hidden = !this.#comparing || !two;

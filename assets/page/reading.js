@@ -1,6 +1,6 @@
 // One reading of one page by one model: the request, its progress and its result.
 
-import { ApiError, address, hasKey, send } from "./api.js";
+import { ApiError, address, form, hasKey, send } from "./api.js";
 import { events } from "./sse.js";
 import { Words, wordsOf } from "./words.js";
 
@@ -109,9 +109,7 @@ export class Reading {
 		const all = [...fields, ["stream", "true"], ["logprobs", "true"]];
 		for (let attempt = 1; ; attempt += 1) {
 			signal.throwIfAborted();
-			const body = new FormData();
-			for (const [field, value] of all) body.append(field, value);
-			body.append("file", blob, name);
+			const body = form(all, blob, name);
 			this.sentAt = performance.now();
 			try {
 				const response = await send(task, { body, signal });

@@ -96,7 +96,8 @@ export class Results {
 		$("places").hidden = label === "";
 		setText($("places-count"), label);
 		for (const id of ["next", "previous"]) $(id).hidden = list.length === 0;
-		const words = list.filter((place) => place.word).slice(0, MAX_LISTED);
+		const all = list.filter((place) => place.word);
+		const words = all.slice(0, MAX_LISTED);
 		$("places-list").replaceChildren(
 			...words.map((place, index) =>
 				h(
@@ -111,6 +112,7 @@ export class Results {
 				),
 			),
 		);
+		if (all.length > words.length) $("places-list").append(h("li", { class: "more" }, `and ${integer(all.length - words.length)} more`));
 		$("places-list").hidden = words.length === 0;
 		setText($("places-at"), "");
 	}

@@ -21,33 +21,48 @@ function numberOf(id, { least, most, whole }) {
 
 export class Settings {
 	#used = [];
-	#ranges = { min: 1, max: Infinity };
+	#mostPixels = Infinity;
+	/** `{field, reason}`: what the API said of a field. */
+	#refused = null;
 
 	constructor(changed) {
 		this.changed = changed;
 		const button = $("settings-button");
 		button.addEventListener("click", () => {
-			const open = button.getAttribute("aria-expanded") !== "true";
-			button.setAttribute("aria-expanded", String(open));
-			$("settings").hidden = !open;
-			if (open) $("settings").querySelector("input, select").focus();
+			this.#open($("settings").hidden);
+			if (!$("settings").hidden) $("settings").querySelector("input, select").focus();
 		});
-		$("settings").addEventListener("input", () => this.#check());
+		$("settings").addEventListener("input", () => this.refuse(null));
 		$("settings").addEventListener("submit", (event) => event.preventDefault());
 		$("settings-reset").addEventListener("click", () => {
 			$("settings").reset();
-			this.#check();
+			this.refuse(null);
 		});
 		$("prompt").addEventListener("input", () => this.#check());
 		$("prompts").addEventListener("change", () => {
-			const list = [...PROMPTS, ...this.#used];
-			const chosen = list[Number($("prompts").value)];
-			if (chosen !== undefined) $("prompt").value = chosen;
-			$("prompts").selectedIndex = 0;
-			$("prompt").focus();
+			// The focus stays: an arrow key chooses each prompt on its way.
+			if ($("prompts").value !== "") $("prompt").value = [...PROMPTS, ...this.#used][Number($("prompts").value)];
 			this.#check();
 		});
+		// The same one can be chosen again.
+		$("prompts").addEventListener("blur", () => ($("prompts").selectedIndex = 0));
 		this.#fillPrompts();
+		this.#check();
+	}
+
+	#open(open) {
+		$("settings-button").setAttribute("aria-expanded", String(open));
+		$("settings").hidden = !open;
+	}
+
+	/** Shows at its field what the API said of it, until settings are changed. `reading`: the one that failed, or null. */
+	refuse(reading) {
+		const { status, message } = reading?.error ?? {};
+		const [, field, reason] = (status === 422 && /^(\w+): (.+)/s.exec(message)) || [];
+		// The field may have been changed since it was sent.
+		const isShown = reading?.request.fields.some(([name, value]) => name === field && $(`${name}-error`) && value === $(name).value.trim());
+		this.#refused = isShown ? { field, reason } : null;
+		if (isShown) this.#open(true);
 		this.#check();
 	}
 
@@ -82,15 +97,16 @@ export class Settings {
 	}
 
 	#values() {
-		const { min, max } = this.#ranges;
+		// The API alone knows the smallest size that it accepts, which is below a model's own minimum.
+		const pixels = { least: 1, most: this.#mostPixels, whole: true };
 		const seed = $("seed").value.trim();
 		const values = {
 			temperature: numberOf("temperature", { least: 0, most: 2 }),
 			// Up to 64 bits: more than a JavaScript number holds.
 			seed: /^\d{0,19}$/.test(seed) ? { value: seed || null } : { error: "A whole number of up to 19 digits." },
 			max_new_tokens: numberOf("max_new_tokens", { least: 1, most: Infinity, whole: true }),
-			min_pixels: numberOf("min_pixels", { least: min, most: max, whole: true }),
-			max_pixels: numberOf("max_pixels", { least: min, most: max, whole: true }),
+			min_pixels: numberOf("min_pixels", pixels),
+			max_pixels: numberOf("max_pixels", pixels),
 		};
 		const [least, most] = [values.min_pixels.value, values.max_pixels.value];
 		if (least && most && Number(least) > Number(most)) values.max_pixels = { error: "Below the least pixels." };
@@ -112,8 +128,9 @@ export class Settings {
 		let set = $("adapter").value && $("adapter").value !== "default" ? 1 : 0;
 		for (const [field, { value, error }] of Object.entries(this.#values())) {
 			if (value) set += 1;
-			setText($(`${field}-error`), error ?? "");
-			if (error) $(field).setAttribute("aria-invalid", "true");
+			const wrong = error ?? (this.#refused?.field === field ? this.#refused.reason : "");
+			setText($(`${field}-error`), wrong);
+			if (wrong) $(field).setAttribute("aria-invalid", "true");
 			else $(field).removeAttribute("aria-invalid");
 		}
 		setText($("settings-count"), set === 0 ? "" : String(set));
@@ -135,10 +152,7 @@ export class Settings {
 		fill("compare-b", pairs, 1);
 		const pixels = models.map((model) => model.medvision).filter((info) => info.max_pixels > 0);
 		if (pixels.length > 0) {
-			this.#ranges = {
-				min: Math.min(...pixels.map((info) => info.min_pixels ?? 1)),
-				max: Math.max(...pixels.map((info) => info.max_pixels)),
-			};
+			this.#mostPixels = Math.max(...pixels.map((info) => info.max_pixels));
 			const usual = standard?.medvision ?? pixels[0];
 			$("min_pixels").placeholder = integer(usual.min_pixels ?? 1);
 			$("max_pixels").placeholder = integer(usual.max_pixels ?? 1);

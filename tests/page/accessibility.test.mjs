@@ -65,6 +65,11 @@ for (const [width, height, dark] of [
 				then: "go",
 				delay: 1,
 				loading: false,
+				before: 0,
+				queueFull: 0,
+				keyLimit: 0,
+				finalLength: null,
+				warnings: [],
 				...knobs,
 			});
 			return openPage(browser, backend.url, { width, height, dark, ready: knobs.key === undefined && !knobs.loading });
@@ -119,6 +124,71 @@ for (const [width, height, dark] of [
 			await says(page, "#places-count", /differ/);
 			await page.click("#next");
 			await check(page, "compare");
+			await page.clean();
+		});
+
+		test("a reading that waits, is refused, or is interrupted", async () => {
+			const page = await open({ before: 2 });
+			await page.click("#sample");
+			await says(page, "#figures", /^2 requests before this one/);
+			await check(page, "queued");
+			backend.stub.set({ before: 0, holdAfter: 20, then: "wait" });
+			await says(page, "#transcript", /^DISCHARGE NOTE/);
+			await page.click("#read");
+			await says(page, "#notice", /^Stopped\./);
+			await check(page, "stopped");
+
+			backend.stub.set({ queueFull: Infinity });
+			await page.click("#read");
+			await says(page, "#figures", /^The queue is full/);
+			await check(page, "queue-full");
+			backend.stub.set({ queueFull: 0, keyLimit: Infinity });
+			await says(page, "#figures", /^This key has 4 requests/);
+			await check(page, "key-limit");
+			backend.stub.set({ keyLimit: 0, holdAfter: null, errorAfter: 20 });
+			await says(page, "#notice.error", /shutting down/);
+			await check(page, "stream-error");
+
+			backend.stub.set({ errorAfter: null, holdAfter: 20 });
+			await page.click("#read");
+			await page.waitForSelector("#transcript.live");
+			await says(page, "#transcript", /^DISCHARGE NOTE/);
+			backend.stub.set({ then: "cut" });
+			await says(page, "#notice.error", /connection to the API/);
+			await check(page, "connection-lost");
+
+			backend.stub.set({ holdAfter: null, then: "go", finalLength: 70, warnings: ["truncated", "first of 3 pages"] });
+			await page.click("#read");
+			await says(page, "#notice", /repeated itself.*a part of the page is missing.*first of 3 pages/);
+			await check(page, "notices");
+			await page.click("#settings-button");
+			await page.fill("#min_pixels", "700");
+			await page.click("#read");
+			await says(page, "#min_pixels-error", /^must be/);
+			await check(page, "field-refused");
+			await page.clean();
+		});
+
+		test("a comparison that runs or cannot, and a drop", async () => {
+			const page = await open({ texts: TEXTS });
+			await page.click("#sample");
+			await isRead(page);
+			await page.click("#compare");
+			await page.selectOption("#compare-b", "none");
+			await says(page, "#compare-same", /two different/);
+			await check(page, "compare-same");
+			await page.selectOption("#compare-b", "medical-lora");
+			backend.stub.set({ holdAfter: 5, then: "wait" });
+			await page.click("#read");
+			await says(page, "#comparison", /CRP 214.*/);
+			await check(page, "comparing");
+			backend.stub.set({ then: "go" });
+			await says(page, "#places-count", /differ/);
+			await give(page, "drag", [sampleFile()]);
+			assert.ok(await page.isVisible("#drop"));
+			await check(page, "dropping");
+			await give(page, "leave", [sampleFile()]);
+			assert.ok(await page.isHidden("#drop"));
 			await page.clean();
 		});
 

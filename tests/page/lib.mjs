@@ -1,8 +1,8 @@
 // What the browser tests share: a backend, a browser, and pages that note everything they must not do.
 
 import assert from "node:assert/strict";
-import { spawn } from "node:child_process";
-import { closeSync, mkdirSync, mkdtempSync, openSync, readFileSync, rmSync, symlinkSync } from "node:fs";
+import { execFile, spawn, spawnSync } from "node:child_process";
+import { closeSync, mkdirSync, mkdtempSync, openSync, readFileSync, rmSync, symlinkSync, writeFileSync } from "node:fs";
 import { createServer } from "node:net";
 import { tmpdir } from "node:os";
 import { join, resolve } from "node:path";
@@ -199,10 +199,13 @@ export async function says(page, selector, pattern) {
 /** Waits until the page that is shown has been read. */
 export const isRead = (page) => says(page, "#read-label", /again$/);
 
-/** Pastes or drops files, as a browser does it: `kind` is "paste" or "drop". */
+/** Events of a drag, as a browser sends them. */
+const DRAGS = { drag: ["dragenter", "dragover"], leave: ["dragleave"], drop: ["dragenter", "dragover", "drop"] };
+
+/** Pastes or drops files, as a browser does it: `kind` is "paste", "drop", or a part of it, "drag" or "leave". */
 export const give = (page, kind, files) =>
 	page.evaluate(
-		async ([kind, files]) => {
+		async ([kind, files, steps]) => {
 			const transfer = new DataTransfer();
 			for (const { name, type, base64 } of files) {
 				const bytes = Uint8Array.from(atob(base64), (character) => character.charCodeAt(0));
@@ -212,12 +215,12 @@ export const give = (page, kind, files) =>
 				document.body.dispatchEvent(new ClipboardEvent("paste", { clipboardData: transfer, bubbles: true, cancelable: true }));
 				return;
 			}
-			for (const step of ["dragenter", "dragover", "drop"]) {
+			for (const step of steps) {
 				document.body.dispatchEvent(new DragEvent(step, { dataTransfer: transfer, bubbles: true, cancelable: true }));
 				if (step === "dragover") window.dropShown = !document.getElementById("drop").hidden;
 			}
 		},
-		[kind, files],
+		[kind, files, DRAGS[kind]],
 	);
 
 /** A file for `give` or an input. */
@@ -238,6 +241,28 @@ export async function screenshot(page, name, options = {}) {
 	const folder = resolve(ROOT, process.env.SCREENSHOTS);
 	mkdirSync(folder, { recursive: true });
 	await page.screenshot({ path: join(folder, `${name}.png`), ...options });
+}
+
+/** Why programs shown as Python cannot be run here; false if they can. */
+export const NO_REQUESTS =
+	spawnSync("python3", ["-c", "import requests"]).status === 0 ? false : "python3 has no package requests (Debian: python3-requests)";
+
+/** Runs a Python program in a folder, as a user with this key would. A proxy of the machine is not asked. */
+export function runPython(program, folder, key) {
+	const env = { ...process.env, PYTHONIOENCODING: "utf-8", NO_PROXY: "*", no_proxy: "*", ...(key === undefined ? {} : { MVP_API_KEY: key }) };
+	return new Promise((done) => {
+		execFile("python3", ["-B", "-c", program], { cwd: folder, env, maxBuffer: 64 * 1024 * 1024, timeout: PATIENCE }, (error, stdout, stderr) =>
+			done({ code: error ? error.code : 0, stdout, stderr }),
+		);
+	});
+}
+
+/** Writes figures as JSON where RECORDS names a folder. */
+export function record(name, figures) {
+	if (!process.env.RECORDS) return;
+	const folder = resolve(ROOT, process.env.RECORDS);
+	mkdirSync(folder, { recursive: true });
+	writeFileSync(join(folder, `${name}.json`), `${JSON.stringify(figures, null, 2)}\n`);
 }
 
 const axe = readFileSync(new URL(import.meta.resolve("axe-core/axe.min.js")), "utf8");

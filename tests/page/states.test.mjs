@@ -1,8 +1,29 @@
 // States that a real server seldom shows, against the stub.
 
 import assert from "node:assert/strict";
+import { mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
 import { after, afterEach, before, beforeEach, describe, test } from "node:test";
-import { PROGRAMS, file, give, hear, heard, isRead, openPage, sampleFile, says, screenshot, startBrowser, startWithStub } from "./lib.mjs";
+import {
+	NO_REQUESTS,
+	PROGRAMS,
+	file,
+	give,
+	hear,
+	heard,
+	isRead,
+	openPage,
+	runPython,
+	sampleBytes,
+	sampleFile,
+	says,
+	screenshot,
+	startBrowser,
+	startWithStub,
+	untilTrue,
+} from "./lib.mjs";
+import { ROOT } from "./stub.mjs";
 
 assert.ok(!PROGRAMS, "these tests are of the stub");
 
@@ -239,6 +260,34 @@ describe("a reading", () => {
 		assert.ok(await page.isHidden("#notice"));
 	});
 
+	for (const [where, options] of [
+		["a desk", {}],
+		["a phone", { width: 390, height: 844, hasTouch: true, isMobile: true }],
+	]) {
+		test(`on ${where} is stopped by the button that began it, and keeps what came`, async () => {
+			set({ holdAfter: 20 });
+			await open(options);
+			await page.click("#sample");
+			await says(page, "#read-label", /^Stop$/);
+			await says(page, "#transcript", /^DISCHARGE NOTE/);
+			// By its place: whatever covers the button would be hit instead.
+			const button = await page.locator("#read").boundingBox();
+			const [x, y] = [button.x + button.width / 2, button.y + button.height / 2];
+			await (options.hasTouch ? page.touchscreen.tap(x, y) : page.mouse.click(x, y));
+			await says(page, "#notice", /^Stopped\. What came is kept\.$/);
+			await says(page, "#read-label", /^Read again$/);
+			const kept = await text();
+			assert.match(kept, /^DISCHARGE NOTE/);
+			assert.ok(await page.isEnabled("#copy-text"));
+			await untilTrue(() => backend.stub.requests.at(-1).aborted);
+			assert.equal(backend.stub.requests.length, 1, "the same click does not read it again");
+			set({ then: "go" });
+			await page.click("#read");
+			await isRead(page);
+			assert.ok((await text()).length > kept.length);
+		});
+	}
+
 	test("whose connection is lost keeps what came and says so", async () => {
 		set({ holdAfter: 20 });
 		await open();
@@ -353,6 +402,193 @@ describe("the model", () => {
 	});
 });
 
+test("a prompt of several lines is sent as it was written", async () => {
+	await open();
+	await page.click("#tab-analyze");
+	await page.setInputFiles("#files", [sampleFile()]);
+	await page.focus("#prompt");
+	await page.keyboard.type("Which doses?");
+	await page.keyboard.press("Enter");
+	await page.keyboard.type("Which routes?");
+	await page.click("#read");
+	await isRead(page);
+	assert.equal(backend.stub.requests.at(-1).fields.prompt, "Which doses?\nWhich routes?");
+	assert.ok(await page.isHidden("#asked"), "the prompt is still in its field");
+});
+
+describe("the least pixels", () => {
+	test("are sent, also below the model's own minimum", async () => {
+		await open();
+		await readSample();
+		await page.click("#settings-button");
+		assert.equal(await page.getAttribute("#min_pixels", "placeholder"), "3,136");
+		for (const pixels of ["200000", "784"]) {
+			await page.fill("#min_pixels", pixels);
+			await says(page, "#settings-count", /^1$/);
+			await page.click("#read");
+			await isRead(page);
+			assert.deepEqual({ ...backend.stub.requests.at(-1).fields }, { min_pixels: pixels, stream: "true", logprobs: "true" });
+		}
+	});
+
+	test("out of range are told at the field: what the page knows before, the rest in the API's words", async () => {
+		await open();
+		await page.click("#settings-button");
+		await page.fill("#min_pixels", "1003521");
+		await says(page, "#min_pixels-error", /^A whole number from 1 to 1,003,520\.$/);
+		await page.fill("#min_pixels", "5000");
+		await page.fill("#max_pixels", "4000");
+		await says(page, "#max_pixels-error", /^Below the least pixels\.$/);
+		await page.fill("#max_pixels", "");
+		await page.fill("#min_pixels", "783");
+		await says(page, "#min_pixels-error", /^$/);
+		// Out of sight while the page is read.
+		await page.click("#settings-button");
+		await page.click("#sample");
+		await says(page, "#min_pixels-error", /^must be from 784 to 1003520$/);
+		assert.equal(await page.getAttribute("#min_pixels", "aria-invalid"), "true");
+		assert.equal(await page.getAttribute("#settings-button", "aria-expanded"), "true");
+		await says(page, "#notice.error", /^min_pixels: must be from 784 to 1003520$/);
+		await page.fill("#min_pixels", "784");
+		await says(page, "#min_pixels-error", /^$/);
+		assert.equal(await page.getAttribute("#min_pixels", "aria-invalid"), null);
+		await page.click("#read");
+		await says(page, "#transcript", /^DISCHARGE NOTE/);
+		await page.waitForSelector("#notice", { state: "hidden" });
+	});
+
+	test("that were changed while they were refused are not blamed", async () => {
+		set({ queueFull: 1 });
+		await open();
+		await page.click("#settings-button");
+		await page.fill("#min_pixels", "700");
+		await page.click("#sample");
+		await says(page, "#figures", /^The queue is full/);
+		await page.fill("#min_pixels", "900");
+		await says(page, "#notice.error", /^min_pixels: must be/);
+		await says(page, "#min_pixels-error", /^$/);
+	});
+});
+
+describe("a comparison", () => {
+	const COMPARED = { none: "CRP 214 mg/L", "medical-lora": "CRP 274 mg/L", "ward-lora": "CRP 274 g/L" };
+	const sentAdapters = () => backend.stub.requests.slice(-2).map(({ fields }) => fields.adapter);
+
+	test("is of the two models that were chosen, in their order", async () => {
+		set({ texts: COMPARED });
+		await open();
+		await readSample();
+		await page.click("#compare");
+		const values = await page.locator("#compare-b option").evaluateAll((options) => options.map(({ value }) => value));
+		assert.deepEqual(values, ["none", "medical-lora", "ward-lora"]);
+		await page.selectOption("#compare-a", "ward-lora");
+		await page.click("#read");
+		await says(page, "#places-count", /^1 line differs, 66 % of the words are the same$/);
+		await says(page, ".compare-head > :nth-child(1)", /^−ward-lora$/);
+		await says(page, ".compare-head > :nth-child(2)", /^\+medical-lora$/);
+		assert.deepEqual(sentAdapters(), ["ward-lora", "medical-lora"]);
+		assert.deepEqual(await page.locator("#comparison del").allTextContents(), ["g/L"]);
+		assert.deepEqual(await page.locator("#comparison ins").allTextContents(), ["mg/L"]);
+		// What is chosen next belongs to the next comparison.
+		await page.selectOption("#compare-a", "medical-lora");
+		await page.selectOption("#compare-b", "none");
+		await says(page, ".compare-head > :nth-child(1)", /^−ward-lora$/);
+		await page.click("#read");
+		await says(page, ".compare-head > :nth-child(2)", /^\+qwen25-vl-nano \(base\)$/);
+		await says(page, "#places-count", /differs/);
+		assert.deepEqual(sentAdapters(), ["medical-lora", "none"]);
+		assert.deepEqual(await page.locator("#comparison del").allTextContents(), ["274"]);
+		assert.deepEqual(await page.locator("#comparison ins").allTextContents(), ["214"]);
+	});
+
+	test("of a model with itself cannot be asked for, and the page says why", async () => {
+		await open();
+		await readSample();
+		await page.click("#compare");
+		assert.ok(await page.isHidden("#compare-same"));
+		await hear(page);
+		await page.selectOption("#compare-b", "none");
+		await says(page, "#compare-same", /^Choose two different models to compare them\.$/);
+		await heard(page, /^Choose two different models/);
+		assert.ok(await page.isDisabled("#read"));
+		await page.click("#compare");
+		assert.ok(await page.isHidden("#compare-same"));
+		assert.ok(await page.isEnabled("#read"));
+		await page.click("#compare");
+		await page.selectOption("#compare-b", "ward-lora");
+		assert.ok(await page.isHidden("#compare-same"));
+		assert.ok(await page.isEnabled("#read"));
+		assert.equal(backend.stub.requests.length, 1);
+	});
+});
+
+describe("the request as a Python program", { skip: NO_REQUESTS }, () => {
+	/** The program that the page shows, run beside the file that it reads. */
+	const shownAndRun = async (key) => {
+		await page.click("#show-request");
+		await page.click("#as-python");
+		const program = await page.textContent("#request-text");
+		await page.click("#request-dialog [data-close]");
+		const folder = mkdtempSync(join(tmpdir(), "page-python-"));
+		writeFileSync(join(folder, NAME), sampleBytes);
+		try {
+			return await runPython(program, folder, key);
+		} finally {
+			rmSync(folder, { recursive: true });
+		}
+	};
+	const NAME = `it's "1"; ü,é.png`;
+	const PROMPT = 'Is "CRP" > 5? \\n {x} %s \u2028 🩺\n@page';
+
+	test("sends what the page sent, with the key from the environment, and prints the answer", async () => {
+		set({ key: "s3cret-key" });
+		await open({ hash: "#key=s3cret-key" });
+		await page.click("#tab-analyze");
+		await page.setInputFiles("#files", [sampleFile(NAME)]);
+		await page.fill("#prompt", PROMPT);
+		await page.click("#settings-button");
+		await page.fill("#temperature", "0.5");
+		await page.fill("#min_pixels", "200000");
+		await page.selectOption("#adapter", "ward-lora");
+		set({ text: "37,5 °C, µmol/L 🩺\r\n\r\nevent: done", chunk: 7 });
+		await page.click("#read");
+		await isRead(page);
+		const result = await shownAndRun("s3cret-key");
+		assert.deepEqual(result, { code: 0, stdout: await text(), stderr: "" });
+		const [byPage, byProgram] = backend.stub.requests;
+		assert.equal(backend.stub.requests.length, 2);
+		assert.deepEqual([byProgram.route, byProgram.authorization], ["analyze", "Bearer s3cret-key"]);
+		assert.deepEqual({ ...byProgram.fields }, { ...byPage.fields });
+		assert.equal(byProgram.fields.adapter, "ward-lora");
+		assert.ok(byProgram.file.bytes.equals(sampleBytes));
+		// Without its key it fails by the variable's name.
+		const { code, stderr } = await shownAndRun();
+		assert.equal(code, 1);
+		assert.match(stderr, /KeyError: 'MVP_API_KEY'/);
+	});
+
+	test("says why where the answer ends with an error, and fails", async () => {
+		set({ errorAfter: 20 });
+		await open();
+		await page.setInputFiles("#files", [sampleFile(NAME)]);
+		await says(page, "#notice.error", /shutting down/);
+		const { code, stdout, stderr } = await shownAndRun();
+		assert.equal(code, 1);
+		assert.match(stdout, /^DISCHARGE NOTE/);
+		assert.match(stderr, /^The reading was ended: the server is shutting down\.$/m);
+	});
+
+	test("fails where the request is refused", async () => {
+		set({ damaged: "\ufffdPNG" });
+		await open();
+		await page.setInputFiles("#files", [sampleFile(NAME)]);
+		await says(page, "#notice.error", /damaged/);
+		const { code, stdout, stderr } = await shownAndRun();
+		assert.deepEqual([code, stdout], [1, ""]);
+		assert.match(stderr, /400|damaged/);
+	});
+});
+
 const HOSTILE = '<img src=x onerror="alert(1)"><script>alert(2)</script><svg onload=alert(3)>${alert(4)}';
 
 describe("hostile text", () => {
@@ -415,11 +651,33 @@ describe("hostile text", () => {
 		}
 	});
 
+	test("has as many places to check listed as fit, and the rest counted", async () => {
+		await open();
+		for (const [places, last, buttons] of [
+			[500, /^214/, 500],
+			[512, /^and 12 more$/, 500],
+		]) {
+			set({ text: Array.from({ length: places }, () => "214").join(" "), delay: 0 });
+			if (buttons === places) await readSample();
+			else {
+				await page.click("#read");
+				await says(page, "#places-count", new RegExp(`^${places} `));
+				await isRead(page);
+			}
+			assert.equal(await page.locator("#places-list button").count(), buttons);
+			await says(page, "#places-list li:last-child", last);
+		}
+		await page.locator("#places-list li:last-child").scrollIntoViewIfNeeded();
+		await screenshot(page, "places-more");
+	});
+
 	test("with 5,000 places to check is walked through all the same", async () => {
 		set({ text: Array.from({ length: 5000 }, () => "214").join(" "), delay: 0 });
 		await open();
 		await readSample();
 		await says(page, "#places-count", /^5,000 places to check$/);
+		assert.equal(await page.locator("#places-list button").count(), 500);
+		await says(page, "#places-list li:last-child", /^and 4,500 more$/);
 		await page.keyboard.press("p");
 		await says(page, "#places-at", /^5,000 of 5,000$/);
 		await page.keyboard.press("n");
@@ -428,6 +686,91 @@ describe("hostile text", () => {
 });
 
 describe("benchmarks", () => {
+	/** Labels, lengths and texts of a chart's bars; a bar that is not drawn has no length. */
+	const bars = (title) =>
+		page.evaluate((title) => {
+			const figure = [...document.querySelectorAll(".charts figure")].find((figure) => figure.querySelector("strong").textContent === title);
+			const middle = (element) => Number(element.getAttribute("y")) + Number(element.getAttribute("height") ?? 0) / 2;
+			const at = (selector, y) => [...figure.querySelectorAll(selector)].find((element) => Math.abs(middle(element) - y) < 1);
+			return [...figure.querySelectorAll(".chart-label")].map((label) => {
+				const length = (selector) => Number(at(selector, middle(label))?.getAttribute("width") ?? 0);
+				return {
+					label: label.textContent,
+					share: length(".chart-bar") / length(".chart-ground"),
+					text: at(".chart-value", middle(label)).textContent,
+				};
+			});
+		}, title);
+	const assertBars = async (title, expected) => {
+		const found = await bars(title);
+		assert.deepEqual(
+			found.map(({ label, text }) => [label, text]),
+			expected.map(([label, text]) => [label, text]),
+		);
+		for (const [index, [label, , share]] of expected.entries()) {
+			assert.ok(Math.abs(found[index].share - share) < 0.005, `${title}, ${label}: ${found[index].share}, not ${share}`);
+		}
+		const told = await page
+			.locator("figure", { has: page.locator(`strong:text-is("${title}")`) })
+			.locator("svg")
+			.getAttribute("aria-label");
+		assert.equal(told, `${title}: ${expected.map(([label, text]) => `${label} ${text}`).join(", ")}`);
+	};
+
+	test("of the original project's records draw the fine-tuned model, also where accuracy was measured apart", async () => {
+		const folder = join(ROOT, "tests/fixtures/records/original/benchmarks");
+		const names = ["baseline_fp16", "quantized_int4", "finetuned_standard_bench", "evaluation_finetuned"];
+		const benchmarks = Object.fromEntries(names.map((name) => [name, JSON.parse(readFileSync(join(folder, `${name}.json`), "utf8"))]));
+		set({ benchmarks });
+		await open();
+		await page.click("#tab-benchmarks");
+		await says(page, "#benchmarks-body", /Records/);
+		await assertBars("Memory", [
+			["Base", "15.4 GB", 1],
+			["4 bits, NF4", "5.5 GB", 5664.02 / 15820.1],
+			["Fine-tuned", "11.1 GB", 11318.44 / 15820.1],
+		]);
+		await assertBars("Latency", [
+			["Base", "31.1 s", 1],
+			["4 bits, NF4", "15.2 s", 15.24 / 31.1],
+			["Fine-tuned", "24.8 s", 24.8 / 31.1],
+		]);
+		await assertBars("Accuracy", [
+			["Base", "not measured", 0],
+			["4 bits, NF4", "not measured", 0],
+			["Fine-tuned", "not measured", 0],
+		]);
+		await assertBars("Accuracy on the evaluation cases", [
+			["Without adapter", "83.5 %", 0.8349],
+			["Fine-tuned", "73.7 %", 0.737],
+		]);
+		const cells = (table, row) => page.locator(`.figures-table >> nth=${table}`).locator(`tbody tr:nth-child(${row}) > *`).allTextContents();
+		assert.deepEqual(await cells(1, 1), ["Without adapter", "86.0 %", "81.6 %", "83.5 %", "25.1 s"]);
+		assert.deepEqual(await cells(1, 2), ["Fine-tuned", "75.0 %", "72.0 %", "73.7 %", "32.9 s"]);
+		assert.equal((await cells(0, 4)).at(-1), "11.8 GB", "peak memory");
+	});
+
+	test("of all models draw each one's memory, latency and accuracy", async () => {
+		set({
+			benchmarks: {
+				baseline_fp16: benchmark("qwen25-vl-7b-base", 16000, 4, 90),
+				quantized_int4: benchmark("qwen25-vl-7b-bnb-nf4", 6000, 5, 85),
+				quantized_awq: benchmark("qwen25-vl-7b-awq-int4", 7000, 3, 86),
+				finetuned_standard_bench: { ...benchmark("qwen25-vl-7b-bnb-nf4", 6400, 6, 94), run: { avg_combined_accuracy_pct: 95.5 } },
+			},
+		});
+		await open();
+		await page.click("#tab-benchmarks");
+		await says(page, "#benchmarks-body", /Records/);
+		const labels = ["Base", "4 bits, NF4", "4 bits, AWQ", "Fine-tuned"];
+		const expected = (texts, shares) => labels.map((label, index) => [label, texts[index], shares[index]]);
+		await assertBars("Memory", expected(["15.6 GB", "5.9 GB", "6.8 GB", "6.3 GB"], [1, 6 / 16, 7 / 16, 6.4 / 16]));
+		await assertBars("Latency", expected(["4.00 s", "5.00 s", "3.00 s", "6.00 s"], [4 / 6, 5 / 6, 3 / 6, 1]));
+		// Per cent: the scale ends at 100, whatever the best one has.
+		await assertBars("Accuracy", expected(["90.0 %", "85.0 %", "86.0 %", "95.5 %"], [0.9, 0.85, 0.86, 0.955]));
+		assert.equal(await page.locator(".charts figure").count(), 3, "nothing was evaluated");
+	});
+
 	const benchmark = (name, memory, latency, accuracy) => ({
 		model_name: name,
 		precision: "FP16",
@@ -460,6 +803,247 @@ describe("benchmarks", () => {
 		assert.ok(!(await page.textContent(".missing-list")).includes("benchmark_baseline"));
 		await page.click(".record summary");
 		await says(page, ".record pre", /"model_name": "qwen25-vl-7b-base"/);
+	});
+});
+
+describe("with the keyboard alone", () => {
+	const focused = () => page.evaluate(() => document.activeElement.id || document.activeElement.className || document.activeElement.tagName);
+
+	/** Asserts that what has the focus is outlined: visibly, by its computed style. */
+	const assertOutlined = async () => {
+		const { name, style, width, color, apart } = await page.evaluate(() => {
+			const computed = getComputedStyle(document.activeElement);
+			const [style, width, color] = [computed.outlineStyle, Number.parseFloat(computed.outlineWidth), computed.outlineColor];
+			const name = document.activeElement.id || document.activeElement.className || document.activeElement.tagName;
+			const apart = color !== computed.backgroundColor || Number.parseFloat(computed.outlineOffset) > 0;
+			return { name, style, width, color, apart };
+		});
+		assert.ok(style === "solid" && width >= 2, `${name} shows its focus: ${style} ${width}`);
+		assert.doesNotMatch(color, /transparent|, 0\)$/, name);
+		assert.ok(apart, `${name} has an outline that differs from its ground`);
+	};
+
+	/** Presses Tab until this has the focus. Each stop on the way shows that it has it. */
+	const tabTo = async (selector, key = "Tab") => {
+		const passed = [];
+		for (let step = 0; step < 40; step += 1) {
+			await page.keyboard.press(key);
+			passed.push(await focused());
+			if (passed.at(-1) === "BODY") continue;
+			await assertOutlined();
+			if (await page.evaluate((selector) => document.activeElement.matches(selector), selector)) return;
+		}
+		assert.fail(`${key} does not reach ${selector} but ${passed.join(", ")}`);
+	};
+
+	/** Reads the sample; the focus stays in the page. */
+	const readByKeys = async () => {
+		await tabTo("#sample");
+		await page.keyboard.press("Enter");
+		await isRead(page);
+		assert.equal(await focused(), "viewer", "its button is gone");
+	};
+
+	test("a page is chosen in the strip, and removed", async () => {
+		await open();
+		await give(page, "paste", ["one.png", "two.png", "three.png"].map(sampleFile));
+		await says(page, "#summary", /^3 of 3 read/);
+		await tabTo("#pages li:nth-child(2) .thumb");
+		await page.keyboard.press("Enter");
+		await says(page, "#page-name", /^two\.png$/);
+		assert.equal(await page.getAttribute("#pages li:nth-child(2) .thumb", "aria-current"), "true");
+		assert.equal(await focused(), "thumb");
+		await tabTo("#pages li:nth-child(3) .thumb");
+		await page.keyboard.press("Space");
+		await says(page, "#page-name", /^three\.png$/);
+		await tabTo("#pages li:nth-child(3) .thumb-remove");
+		await page.keyboard.press("Enter");
+		assert.equal(await page.locator("#pages li").count(), 2);
+		await says(page, "#page-name", /^two\.png$/);
+		assert.equal(await focused(), "viewer");
+		await assertOutlined();
+	});
+
+	test("a file that cannot be shown leaves the focus at what adds others", async () => {
+		await open();
+		await give(page, "paste", [file("letter.pdf", "%PDF", "application/pdf"), file("other.pdf", "%PDF", "application/pdf")]);
+		await tabTo("#remove");
+		await page.keyboard.press("Enter");
+		assert.equal(await focused(), "add");
+		await page.focus("#remove");
+		await page.keyboard.press("Enter");
+		assert.equal(await focused(), "choose");
+		await page.keyboard.press("Tab");
+		assert.equal(await focused(), "sample");
+	});
+
+	test("the request is shown and closed, and the focus returns", async () => {
+		await open();
+		await readByKeys();
+		await tabTo("#show-request");
+		await page.keyboard.press("Enter");
+		await page.waitForSelector("#request-dialog[open]");
+		assert.ok(await page.evaluate(() => document.activeElement.closest("#request-dialog") !== null));
+		await tabTo("#as-python");
+		await page.keyboard.press("Enter");
+		await says(page, "#request-text", /requests\.post/);
+		await tabTo("#request-text");
+		// What is behind the dialog is not reached.
+		for (let step = 0; step < 8; step += 1) {
+			await page.keyboard.press("Tab");
+			assert.ok(await page.evaluate(() => document.activeElement === document.body || document.activeElement.closest("dialog") !== null));
+		}
+		await page.keyboard.press("Escape");
+		await page.waitForSelector("#request-dialog", { state: "hidden" });
+		assert.equal(await focused(), "show-request");
+		await assertOutlined();
+		await page.keyboard.press("Space");
+		await tabTo("#request-dialog [data-close]");
+		await page.keyboard.press("Enter");
+		assert.equal(await focused(), "show-request");
+	});
+
+	test("the key is asked for, declined and given", async () => {
+		set({ key: "s3cret-key" });
+		await open({ ready: false });
+		await page.waitForSelector("#key-dialog[open]");
+		assert.equal(await focused(), "key");
+		await assertOutlined();
+		await page.keyboard.press("Escape");
+		await says(page, "#status-text", /^Needs a key$/);
+		await tabTo("#retry");
+		await page.keyboard.press("Enter");
+		await page.waitForSelector("#key-dialog[open]");
+		assert.equal(await focused(), "key");
+		await page.keyboard.press("Escape");
+		await page.waitForSelector("#key-dialog", { state: "hidden" });
+		assert.equal(await focused(), "retry");
+		await page.keyboard.press("Enter");
+		await page.waitForSelector("#key-dialog[open]");
+		await page.keyboard.type("s3cret-key");
+		await page.keyboard.press("Enter");
+		await page.waitForSelector('#status[data-state="ready"]');
+	});
+
+	test("the settings are opened, changed, sent and closed", async () => {
+		await open();
+		await readByKeys();
+		await tabTo("#settings-button");
+		await page.keyboard.press("Enter");
+		assert.equal(await focused(), "adapter");
+		await page.keyboard.press("End");
+		for (const [field, value] of [
+			["temperature", "0.5"],
+			["seed", "7"],
+			["max_new_tokens", "20"],
+			["min_pixels", "200000"],
+			["max_pixels", "500000"],
+		]) {
+			await page.keyboard.press("Tab");
+			assert.equal(await focused(), field);
+			await assertOutlined();
+			await page.keyboard.type(value);
+		}
+		await says(page, "#settings-count", /^6$/);
+		await page.keyboard.press("Tab");
+		assert.equal(await focused(), "shortcuts");
+		await page.keyboard.press("Space");
+		assert.equal(await page.isChecked("#shortcuts"), false);
+		await tabTo("#settings-button", "Shift+Tab");
+		await page.keyboard.press("Space");
+		assert.ok(await page.isHidden("#settings"));
+		assert.equal(await focused(), "settings-button");
+		await tabTo("#read", "Shift+Tab");
+		await page.keyboard.press("Enter");
+		await says(page, "#read-label", /again$/);
+		const expected = { adapter: "ward-lora", temperature: "0.5", seed: "7", max_new_tokens: "20", min_pixels: "200000", max_pixels: "500000" };
+		await untilTrue(() => backend.stub.requests.length === 2);
+		assert.deepEqual({ ...backend.stub.requests[1].fields }, { ...expected, stream: "true", logprobs: "true" });
+	});
+
+	test("each ready prompt is reached in its list, and the chosen one is asked", async () => {
+		await open();
+		await readByKeys();
+		await page.focus("#tab-extract");
+		await page.keyboard.press("ArrowRight");
+		await tabTo("#prompts");
+		for (let step = 0; step < 3; step += 1) await page.keyboard.press("ArrowDown");
+		assert.equal(await focused(), "prompts", "an arrow does not lead away");
+		assert.equal(await page.inputValue("#prompt"), "List all medications on this page with their doses.");
+		await page.keyboard.press("Control+Enter");
+		await says(page, "#transcript", /^Answer to: List all medications/);
+		await page.keyboard.press("Home");
+		assert.equal(await page.inputValue("#prompts"), "");
+		assert.equal(await page.inputValue("#prompt"), "List all medications on this page with their doses.", "no choice changes nothing");
+		await page.keyboard.press("ArrowDown");
+		await page.keyboard.press("Tab");
+		assert.equal(await focused(), "prompt");
+		await assertOutlined();
+		assert.equal(await page.inputValue("#prompts"), "", "the same one can be chosen again");
+		await page.keyboard.press("Control+Enter");
+		await says(page, "#transcript", /^Answer to: List every medical term/);
+		assert.equal(await focused(), "prompt");
+	});
+
+	test("two models are compared, and the lines that differ are walked through", async () => {
+		set({ texts: { none: "CRP 214\nsame\nHbA1c 7", "ward-lora": "CRP 274\nsame\nHbA1c 8" } });
+		await open();
+		await readByKeys();
+		await tabTo("#compare");
+		await page.keyboard.press("Enter");
+		assert.equal(await page.getAttribute("#compare", "aria-pressed"), "true");
+		assert.equal(await focused(), "compare");
+		await tabTo("#compare-b");
+		await page.keyboard.press("ArrowDown");
+		assert.equal(await page.inputValue("#compare-b"), "ward-lora");
+		await tabTo("#read", "Shift+Tab");
+		await page.keyboard.press("Enter");
+		await says(page, "#places-count", /^2 lines differ/);
+		for (const [key, at, line] of [
+			["n", /^1 of 2$/, /CRP/],
+			["n", /^2 of 2$/, /HbA1c/],
+			["p", /^1 of 2$/, /CRP/],
+		]) {
+			await page.keyboard.press(key);
+			await says(page, "#places-at", at);
+			assert.match(await page.evaluate(() => document.activeElement.textContent), line);
+			await assertOutlined();
+		}
+		await tabTo("#comparison", "Shift+Tab");
+		await tabTo("#compare", "Shift+Tab");
+		await page.keyboard.press("Space");
+		assert.ok(await page.isVisible("#transcript"));
+	});
+
+	test("arrows move the page, not the document, and no further than its edges", async () => {
+		await open();
+		await readByKeys();
+		const place = () =>
+			page.evaluate(() => {
+				const [, x, y] = /translate\((.+?)px, (.+?)px\)/.exec(document.getElementById("page-image").style.transform);
+				return [Number(x), Number(y)];
+			});
+		const fitted = await place();
+		for (const key of ["ArrowLeft", "ArrowUp", "ArrowRight", "ArrowDown"]) await page.keyboard.press(key);
+		assert.deepEqual(await place(), fitted, "a page that fits has nowhere to go");
+		await page.keyboard.press("1");
+		for (let step = 0; step < 3; step += 1) await page.keyboard.press("+");
+		const [x, y] = await place();
+		for (const [key, toX, toY] of [
+			["ArrowRight", x - 60, y],
+			["ArrowDown", x - 60, y - 60],
+			["ArrowLeft", x, y - 60],
+			["ArrowUp", x, y],
+		]) {
+			await page.keyboard.press(key);
+			const [atX, atY] = await place();
+			assert.ok(Math.abs(atX - toX) < 0.01 && Math.abs(atY - toY) < 0.01, `${key}: ${atX}, ${atY}`);
+		}
+		for (let step = 0; step < 40; step += 1) await page.keyboard.press("ArrowUp");
+		assert.equal((await place())[1], 16, "its upper edge");
+		assert.equal(await page.evaluate(() => scrollY), 0);
+		await page.keyboard.press("Control+ArrowDown");
+		assert.equal((await place())[1], 16, "the browser's own keys are its own");
 	});
 });
 

@@ -60,7 +60,8 @@ export const DEFAULTS = {
 	benchmarks: null,
 	/** Requests for pages whose bytes begin with this are answered 400, as for a damaged file. */
 	damaged: "DAMAGED",
-	models: ["qwen25-vl-nano", "medical-lora"],
+	/** The base, the adapter that reads by default, and others. */
+	models: ["qwen25-vl-nano", "medical-lora", "ward-lora"],
 	/** Splits the stream into chunks of this many bytes; 0 sends events whole. */
 	chunk: 0,
 	gpu: false,
@@ -155,6 +156,9 @@ export function parseForm(request, bytes) {
 const pause = (milliseconds) => new Promise((resolve) => setTimeout(resolve, milliseconds));
 const now = () => new Date().toISOString();
 
+/** The sizes of a page that a request may ask for: from one token to the model's own maximum. */
+const PIXELS = { least: 784, most: 1003520 };
+
 /** What the server says of a key of scope `metrics`. */
 const WRONG_SCOPE = "this key may not call this route: it is for /metrics only";
 
@@ -217,7 +221,7 @@ export async function startStub(knobs = {}, port = 0) {
 					...info(index === 0 ? null : id),
 					default: index === Math.min(1, state.models.length - 1),
 					min_pixels: 3136,
-					max_pixels: 1003520,
+					max_pixels: PIXELS.most,
 				},
 			}));
 			return json(200, { object: "list", data: data.toSorted((a, b) => Number(b.medvision.default) - Number(a.medvision.default)) });
@@ -242,6 +246,10 @@ export async function startStub(knobs = {}, port = 0) {
 		if (!form.file) return error(422, 'The form has no field "file".');
 		if (form.file.bytes.subarray(0, state.damaged.length).toString() === state.damaged) {
 			return error(400, "The image could not be decoded: it is damaged, or not an image.");
+		}
+		for (const field of ["min_pixels", "max_pixels"]) {
+			const pixels = Number(form.fields[field] ?? PIXELS.least);
+			if (pixels < PIXELS.least || pixels > PIXELS.most) return error(422, `${field}: must be from ${PIXELS.least} to ${PIXELS.most}`);
 		}
 		const adapter = adapterOf(form.fields);
 		const text =

@@ -14,6 +14,7 @@ const { Words, isUnsure, visible, wordsOf } = await load("words.js");
 const { diffWords, rows, splitWords } = await load("diff.js");
 const { asCurl, asPython, shellQuote } = await load("snippets.js");
 const { compile, modelFigures } = await load("records.js");
+const { form } = await load("api.js");
 const { percent, seconds, memory, count, characters } = await load("format.js");
 
 const files = readdirSync(PAGE);
@@ -391,6 +392,33 @@ describe("requests as text", () => {
 			assert.match(text, /^# The page was sent rotated by 90 degrees/);
 		}
 	});
+});
+
+test("a form holds its fields and its file as they are", async () => {
+	const prompt = 'a\nb\rc\r\nd "e" --f\r\n--g 🩺';
+	const bytes = Uint8Array.from({ length: 300 }, (_, index) => index);
+	for (const [name, type] of [
+		["é ü;'.png", "image/png"],
+		["plain", ""],
+	]) {
+		const sent = await new Response(
+			form(
+				[
+					["prompt", prompt],
+					["empty", ""],
+				],
+				new Blob([bytes], { type }),
+				name,
+			),
+		).formData();
+		assert.deepEqual([...sent.keys()], ["prompt", "empty", "file"]);
+		assert.deepEqual([sent.get("prompt"), sent.get("empty")], [prompt, ""]);
+		assert.deepEqual([sent.get("file").name, sent.get("file").type], [name, type || "application/octet-stream"]);
+		assert.deepEqual(new Uint8Array(await sent.get("file").arrayBuffer()), bytes);
+	}
+	const body = form([], new Blob(["x"]), 'a"\r\nb.png');
+	assert.match(await body.text(), /; filename="a%22%0D%0Ab\.png"\r\n/);
+	assert.notEqual(form([], new Blob(), "a").type, form([], new Blob(), "a").type, "nobody can know the boundary");
 });
 
 describe("records", () => {
