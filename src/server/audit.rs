@@ -25,7 +25,8 @@ use sha2::{Digest, Sha256};
 use tokio::runtime::Handle;
 
 use super::errors::ApiError;
-use super::http::{is_health, request_id};
+use super::http::{CLIENT_LEFT, is_health, request_id};
+use super::metrics;
 use super::state::ServerState;
 use crate::console::RateLimit;
 use crate::engine::ModelInfo;
@@ -39,8 +40,6 @@ const SALT_BYTES: std::ops::RangeInclusive<usize> = 16..=4096;
 const PROBE_BYTES: usize = 4096;
 /// Maximum time for which another program may hold the log's lock.
 const LOCK_PATIENCE: Duration = Duration::from_secs(1);
-/// Status of a request whose client left before the answer.
-const CLIENT_LEFT: u16 = 499;
 
 /// Where and what to log.
 #[derive(Debug, Clone)]
@@ -375,7 +374,7 @@ pub(super) async fn audit<B: MessageBody + 'static>(
     let state = request.app_data::<Data<ServerState>>();
     let log = state.and_then(|state| state.audit.clone());
     let pattern = request.match_pattern();
-    let is_probe = is_health(request.path()) || pattern.as_deref() == Some("/metrics");
+    let is_probe = is_health(request.path()) || pattern.as_deref() == Some(metrics::ROUTE);
     let Some(log) = log.filter(|_| !is_probe) else {
         return Ok(next.call(request).await?.map_into_boxed_body());
     };

@@ -26,6 +26,8 @@ use crate::engine::{CacheUse, Monitor, Reading};
 use crate::processing::PICTURE_KINDS;
 use crate::version::{commit, package_version};
 
+/// The route of the metrics; [`crate::server::KeyScope::Metrics`] is for it.
+pub(super) const ROUTE: &str = "/metrics";
 /// The route of requests that match none.
 const NO_ROUTE: &str = "other";
 /// The kind of files that are no picture.

@@ -18,8 +18,7 @@ use super::{
     demo::{self, Hosts},
     docs,
     http::{BindError, Listener, bind_port, drain_on_signal, exit_immediately, log_aborted, readable, serve},
-    metrics::metrics,
-    openai,
+    metrics, openai,
     options::ServerOptions,
     routes,
     state::ServerState,
@@ -180,7 +179,7 @@ pub fn listen(listeners: Listeners, state: Data<ServerState>) -> io::Result<Serv
                 config
                     .configure(add_api)
                     .configure(add_docs)
-                    .service(readable("/metrics", metrics));
+                    .service(readable(metrics::ROUTE, metrics::metrics));
             }));
         }),
     });

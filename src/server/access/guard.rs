@@ -14,10 +14,9 @@ use super::keys::{ApiKey, KeyScope};
 use crate::server::audit::note;
 use crate::server::errors::ApiError;
 use crate::server::http::is_health;
+use crate::server::metrics;
 use crate::server::state::ServerState;
 
-/// The route that [`KeyScope::Metrics`] is for.
-const METRICS: &str = "/metrics";
 /// Parameters of an address in which clients of other services send keys.
 const KEY_PARAMETERS: [&str; 8] = [
     "key",
@@ -87,7 +86,7 @@ async fn checked(request: &ServiceRequest) -> Result<Option<ApiKey>, ApiError> {
     if in_address {
         return Err(ApiError::KeyInAddress);
     }
-    let is_metrics = request.match_pattern().as_deref() == Some(METRICS);
+    let is_metrics = request.match_pattern().as_deref() == Some(metrics::ROUTE);
     match (key.scope, is_metrics) {
         (KeyScope::Inference, true) => Err(ApiError::WrongScope("it is for every route but /metrics")),
         (KeyScope::Metrics, false) => Err(ApiError::WrongScope("it is for /metrics only")),

@@ -29,7 +29,7 @@ struct RequestId(String);
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 const MAX_REQUEST_ID_LENGTH: usize = 64;
 /// Of log and metrics only: the client disconnected before the response.
-const CLIENT_LEFT: u16 = 499;
+pub(in crate::server) const CLIENT_LEFT: u16 = 499;
 
 /// Middleware: assigns the request id, logs the request and tells the observer.
 pub(super) async fn access_log<B: MessageBody>(

@@ -29,6 +29,6 @@ pub(super) use self::connection::HEAD_TIMEOUT;
 pub(super) use self::headers::SAFE_HEADERS;
 pub(super) use self::limits::{GuardedBody, body_error};
 pub(super) use self::listen::{Listener, readable, serve};
-pub(super) use self::logging::request_id;
+pub(super) use self::logging::{CLIENT_LEFT, request_id};
 pub(super) use self::observer::Observer;
 pub(super) use self::shutdown::{drain_on_signal, exit_immediately, log_aborted};
