@@ -9,6 +9,8 @@ use crate::Result;
 pub struct KvCache {
     /// Per layer: keys and values, each `[1, kv_heads, capacity, head_dim]`.
     pub(super) layers: Vec<(Tensor, Tensor)>,
+    /// Values from one layer's keys, or values, to the next layer's.
+    pub(super) layer_stride: i64,
     /// Tokens held.
     pub(super) length: i64,
     pub(super) capacity: i64,
@@ -27,20 +29,20 @@ impl KvCache {
         adapter: AdapterIndex,
         options: (Kind, Device),
     ) -> Result<Self> {
-        let size = [
-            1,
-            config.num_key_value_heads as i64,
-            capacity as i64,
-            config.head_dim as i64,
-        ];
-        let empty = || Tensor::f_empty(size, options);
-        let layers = (0..config.num_hidden_layers)
-            .map(|_| Ok((empty()?, empty()?)))
+        let (heads, dim) = (config.num_key_value_heads as i64, config.head_dim as i64);
+        let (count, capacity) = (config.num_hidden_layers as i64, capacity as i64);
+        let all = Tensor::f_empty([count, 2, 1, heads, capacity, dim], options)?;
+        let layers = (0..count)
+            .map(|layer| {
+                let layer = all.f_select(0, layer)?;
+                Ok((layer.f_select(0, 0)?, layer.f_select(0, 1)?))
+            })
             .collect::<Result<Vec<_>>>()?;
         Ok(Self {
             layers,
+            layer_stride: 2 * heads * capacity * dim,
             length: 0,
-            capacity: capacity as i64,
+            capacity,
             next_position: 0,
             adapter,
             scratch: DecodeScratch::default(),

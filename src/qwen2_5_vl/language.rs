@@ -6,6 +6,7 @@ use tch::{Device, Kind, Tensor};
 
 use super::{
     TextConfig,
+    decode_cuda::CudaStep,
     kv_cache::KvCache,
     layers::{Mlp, RmsNorm, apply_rotary},
     linear::{Linear, LinearWeight},
@@ -59,6 +60,8 @@ pub(super) struct LanguageModel {
     pub(super) inverse: Tensor,
     pub(super) kind: Kind,
     pub(super) device: Device,
+    /// The GPU's decode step, where the model fits it.
+    pub(super) cuda_step: Option<CudaStep>,
 }
 
 impl LanguageModel {
@@ -102,7 +105,7 @@ impl LanguageModel {
         } else {
             w.linear("lm_head", c.vocab_size, c.hidden_size, false)?
         };
-        Ok(Self {
+        let mut model = Self {
             norm: w.rms_norm("model.norm", c.hidden_size, c.rms_norm_eps)?,
             inverse: c.rope.inverse_frequencies(c.head_dim)?.f_to_device(w.device)?,
             config: config.clone(),
@@ -112,7 +115,20 @@ impl LanguageModel {
             head,
             kind: w.kind,
             device: w.device,
-        })
+            cuda_step: None,
+        };
+        if w.device.is_cuda() && w.samples.is_none() {
+            match CudaStep::build(&mut model)? {
+                Ok(step) => model.cuda_step = Some(step),
+                Err(reason) => tracing::info!("decoding on the GPU layer by layer: no kernel for {reason}"),
+            }
+        }
+        Ok(model)
+    }
+
+    /// Whether `adapter` changes the embeddings.
+    pub(super) fn embeds_with(&self, adapter: AdapterIndex) -> bool {
+        self.embed_loras.of(adapter).is_some()
     }
 
     /// An empty cache for `capacity` tokens.

@@ -10,7 +10,8 @@ use super::input_samples::InputSamples;
 use super::lora::{AdapterIndex, Lora, LoraRows, Loras};
 use crate::Result;
 use crate::kernels::cpu::{CodedMatrix, GroupedMatrix, Matrix, RowProduct};
-use crate::quant::{awq::AwqWeight, nf4::Nf4Weight};
+use crate::quant::awq::AwqWeight;
+use crate::quant::nf4::{Nf4Weight, TiledWeight};
 use crate::torch::autograd;
 
 /// A weight matrix `[out, in]` in its storage format.
@@ -19,6 +20,8 @@ pub(super) enum LinearWeight {
     Dense(Tensor),
     /// NF4 or FP4 of bitsandbytes.
     Nf4(Nf4Weight),
+    /// NF4 or FP4 in the tiles of the GPU's decode step.
+    Tiled(TiledWeight),
     /// AWQ.
     Awq(AwqWeight),
 }
@@ -39,6 +42,7 @@ impl LinearWeight {
             Self::Dense(w) => scratch.with(w.size2()?, |wide| Ok(wide.f_copy_(w)?), work),
             Self::Awq(w) => scratch.with(w.shape(), |values| w.dequantize_into(values), work),
             Self::Nf4(w) => scratch.with(w.shape(), |values| w.dequantize_into(values), work),
+            Self::Tiled(w) => scratch.with(w.shape(), |values| w.dequantize_into(values), work),
         }
     }
 }
@@ -86,7 +90,7 @@ pub(super) struct Linear {
     /// Shared with autograd's graph.
     pub(super) weight: Arc<LinearWeight>,
     /// `[out]`, in the dtype of the computation.
-    bias: Option<Tensor>,
+    pub(super) bias: Option<Tensor>,
     pub(super) loras: Loras,
     pub(super) scratch: Scratch,
 }
@@ -148,6 +152,7 @@ impl Linear {
             weight: match &*self.weight {
                 LinearWeight::Dense(w) => Rows::Dense(dense(w)),
                 LinearWeight::Nf4(w) => Rows::Nf4(w.matrix()),
+                LinearWeight::Tiled(_) => unreachable!("tiles are made on GPUs only"),
                 LinearWeight::Awq(w) => Rows::Awq(w.matrix()),
             },
             bias: self.bias.as_ref().map(floats),

@@ -55,6 +55,11 @@ impl Lora {
         Ok(y.f_addmm_(&ax, &b.f_tr()?)?)
     }
 
+    /// Whether autograd tracks it.
+    pub(super) fn is_trained(&self) -> bool {
+        self.dropout.is_some() || self.a.requires_grad() || self.b.requires_grad()
+    }
+
     /// A and scale · B in `kind`, detached. Scaling B costs the same for any number of rows.
     pub(super) fn scaled_pair(&self, kind: Kind) -> Result<(Tensor, Tensor)> {
         let (a, b) = (detached(&self.a), detached(&self.b));

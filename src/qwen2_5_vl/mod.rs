@@ -22,6 +22,7 @@
 mod autograd_ops;
 mod config;
 mod decode_cpu;
+mod decode_cuda;
 mod expected_tensors;
 mod input_samples;
 mod inputs;

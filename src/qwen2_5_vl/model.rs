@@ -7,6 +7,7 @@ use tch::{Device, Kind, Tensor};
 
 use super::{
     Config,
+    decode_cuda::CudaStep,
     input_samples::InputSamples,
     inputs::{image_rows, scatter_images},
     kv_cache::KvCache,
@@ -243,6 +244,9 @@ impl Model {
     /// Runs one more token; returns the next token's logits, `[1, vocab]` f32.
     pub fn decode(&self, token: i64, cache: &mut KvCache) -> Result<Tensor> {
         tch::no_grad(|| {
+            if let Some(step) = self.step_for(cache) {
+                return step.run(&self.language, &mut [(token, cache)]);
+            }
             let position = cache.next_position;
             cache.next_position += 1;
             if self.language.steps_on_cpu() {
@@ -255,5 +259,34 @@ impl Model {
                 .forward(x, &at, cache, LogitsToKeep::Last, &mut never_cancel)?;
             self.language.logits(&hidden, cache.adapter)
         })
+    }
+
+    /// Runs one more token of each sequence, `(token, cache)`; returns the next tokens' logits, `[sequences, vocab]` f32. A
+    /// sequence gets what it gets alone; where a step serves several, the weights are read once for all of them.
+    pub fn decode_together(&self, sequences: &mut [(i64, &mut KvCache)]) -> Result<Tensor> {
+        let served = sequences.iter().all(|(_, cache)| self.step_for(cache).is_some());
+        let most = self.sequences_per_step();
+        let mut logits = Vec::new();
+        for some in sequences.chunks_mut(if served { most } else { 1 }) {
+            logits.push(match (&self.language.cuda_step, some) {
+                (Some(step), some) if served => tch::no_grad(|| step.run(&self.language, some))?,
+                (_, [(token, cache)]) => self.decode(*token, cache)?,
+                _ => return Err(Error::Internal("sequences without a step".into())),
+            });
+        }
+        Ok(Tensor::f_cat(&logits, 0)?)
+    }
+
+    /// Sequences that one step serves.
+    pub fn sequences_per_step(&self) -> usize {
+        self.language
+            .cuda_step
+            .as_ref()
+            .map_or(1, CudaStep::max_sequences)
+    }
+
+    fn step_for(&self, cache: &KvCache) -> Option<&CudaStep> {
+        let step = self.language.cuda_step.as_ref()?;
+        step.serves(cache.adapter, cache.capacity()).then_some(step)
     }
 }

@@ -237,6 +237,84 @@ fn yarn_on_a_gpu_computes_what_transformers_computes() {
 }
 
 /// What `doctor` tries, and the sizes of a page by both ways.
+/// Tokens that are no image's, `count` of them.
+fn text_ids(seed: usize, count: usize) -> Vec<i64> {
+    (0..count)
+        .map(|i| ((seed * 7919 + i * 104_729) % 8000) as i64)
+        .collect()
+}
+
+/// One kernel a token: alone, beside others, and in the prompt's pass, in each form of the weights.
+#[test]
+fn a_decode_step_gives_a_sequence_what_it_gets_alone_and_in_a_prompt() {
+    let Some(device) = gpu() else { return };
+    let nano = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/qwen25-vl-nano");
+    let fp4 = Nf4Options {
+        quant_type: QuantType::Fp4,
+        ..Nf4Options::default()
+    };
+    let made = [quantized(&Nf4Options::default()), quantized(&fp4)];
+    let folders = [nano.as_path(), made[0].1.dir(), made[1].1.dir()];
+    for (folder, kind) in folders
+        .iter()
+        .flat_map(|&folder| [(folder, Kind::BFloat16), (folder, Kind::Half)])
+    {
+        let config = Config::from_dir(folder).unwrap();
+        let quantization = Quantization::from_dir(folder).unwrap();
+        let checkpoint = Checkpoint::open(folder).unwrap();
+        let model = Model::load(
+            &checkpoint,
+            &config,
+            &quantization,
+            &ModelOptions::new(kind, device),
+        )
+        .unwrap();
+        assert_eq!(
+            model.sequences_per_step(),
+            8,
+            "{} has no step in {kind:?}",
+            folder.display()
+        );
+        let lengths = [1, 5, 127, 128, 129, 300, 40, 77];
+        let prompts: Vec<Vec<i64>> = lengths.iter().enumerate().map(|(i, &n)| text_ids(i, n)).collect();
+        let (steps, room) = (6, 320);
+        let prefilled = |ids: &[i64]| {
+            let mut cache = model.cache(room).unwrap();
+            let done = model
+                .prefill(ids, None, &[], &mut cache, LogitsToKeep::Last)
+                .unwrap();
+            (cache, model.logits(&done.hidden).unwrap())
+        };
+        let mut caches: Vec<_> = prompts.iter().map(|ids| prefilled(ids).0).collect();
+        let mut together = Vec::new();
+        for step in 0..steps {
+            let mut all: Vec<_> = caches
+                .iter_mut()
+                .enumerate()
+                .map(|(i, cache)| (text_ids(i + step, 1)[0], cache))
+                .collect();
+            together.push(model.decode_together(&mut all).unwrap());
+        }
+        for (i, prompt) in prompts.iter().enumerate() {
+            let (mut cache, _) = prefilled(prompt);
+            let mut ids = prompt.clone();
+            for (step, together) in together.iter().enumerate() {
+                let token = text_ids(i + step, 1)[0];
+                ids.push(token);
+                let alone = model.decode(token, &mut cache).unwrap();
+                assert!(
+                    alone.equal(&together.narrow(0, i as i64, 1)),
+                    "sequence {i}, step {step}"
+                );
+                let (_, whole) = prefilled(&ids);
+                let off =
+                    (&alone - &whole).abs().max().double_value(&[]) / whole.abs().max().double_value(&[]);
+                assert!(off < 0.03, "{kind:?}, sequence {i}, step {step}: {off}");
+            }
+        }
+    }
+}
+
 #[test]
 fn integer_products_on_a_gpu_are_the_cpus() {
     let Some(device) = gpu() else { return };

@@ -32,8 +32,8 @@ struct Nvrtc {
     _libraries: (Library, Option<Library>),
 }
 
-/// Machine code of `source` for a GPU of this compute capability; `defines` are NAME=VALUE. The error is for a log.
-pub(super) fn compile(source: &str, capability: (i32, i32), defines: &[String]) -> Result<Vec<u8>, String> {
+/// Machine code of `source` for a GPU of this compute capability; `options` come after those of the architecture. The error is for a log.
+pub(super) fn compile(source: &str, capability: (i32, i32), more: &[String]) -> Result<Vec<u8>, String> {
     static NVRTC: OnceLock<Result<Nvrtc, String>> = OnceLock::new();
     let nvrtc = NVRTC.get_or_init(Nvrtc::load).as_ref().map_err(Clone::clone)?;
     let (major, minor) = capability;
@@ -41,10 +41,7 @@ pub(super) fn compile(source: &str, capability: (i32, i32), defines: &[String]) 
         format!("--gpu-architecture=sm_{major}{minor}"),
         "--std=c++17".to_owned(),
     ];
-    let options: Vec<String> = options
-        .into_iter()
-        .chain(defines.iter().map(|define| format!("-D{define}")))
-        .collect();
+    let options: Vec<String> = options.into_iter().chain(more.iter().cloned()).collect();
     nvrtc.compile(source, &options)
 }
 
@@ -182,7 +179,7 @@ mod tests {
     fn the_kernels_compile_for_every_gpu_where_the_compiler_is_there() {
         for capability in [(8, 0), (8, 9), (9, 0), (12, 0)] {
             for value_type in 0..3 {
-                let defines = [format!("VALUE_TYPE={value_type}")];
+                let defines = [format!("-DVALUE_TYPE={value_type}")];
                 match compile(super::super::launch::SOURCE, capability, &defines) {
                     Ok(code) => assert!(code.starts_with(b"\x7fELF")),
                     Err(reason) => assert!(reason.starts_with("libnvrtc cannot be loaded"), "{reason}"),

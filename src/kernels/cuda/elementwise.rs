@@ -150,6 +150,8 @@ fn launch(
     let Ok(blocks) = u32::try_from(items.div_ceil(THREADS.into())) else {
         return Ok(false);
     };
-    kernels.launch(kernel(half), (blocks, THREADS, 0), arguments)?;
+    kernels
+        .gpu
+        .launch(kernel(half), (blocks, THREADS, 0), arguments)?;
     Ok(true)
 }

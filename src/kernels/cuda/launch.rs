@@ -1,7 +1,7 @@
 //! Loads compiled kernels and launches them on libtorch's stream.
 
 use std::collections::HashMap;
-use std::ffi::{c_char, c_int, c_uint, c_void};
+use std::ffi::{CStr, c_char, c_int, c_uint, c_void};
 use std::marker::PhantomData;
 use std::sync::{Arc, LazyLock, Mutex, OnceLock, PoisonError};
 
@@ -16,7 +16,8 @@ use crate::{Error, Result};
 pub(super) const SOURCE: &str = concat!(
     include_str!("values.cu"),
     include_str!("nf4.cu"),
-    include_str!("elementwise.cu")
+    include_str!("elementwise.cu"),
+    include_str!("tiles.cu")
 );
 
 type Status = c_int;
@@ -27,6 +28,8 @@ const COMPUTE_CAPABILITY_MAJOR: c_int = 75;
 const COMPUTE_CAPABILITY_MINOR: c_int = 76;
 const MAX_SHARED_MEMORY_PER_BLOCK_OPTIN: c_int = 97;
 const MAX_DYNAMIC_SHARED_SIZE_BYTES: c_int = 8;
+/// Static shared memory of the kernels in [`SOURCE`], at most.
+pub(super) const STATIC_BYTES: u32 = 2048;
 /// Minimum compute capability.
 const OLDEST: (i32, i32) = (8, 0);
 
@@ -54,6 +57,18 @@ struct Driver {
         *mut *mut c_void,
         *mut *mut c_void,
     ) -> Status,
+    launch_cooperative: unsafe extern "C" fn(
+        Handle,
+        c_uint,
+        c_uint,
+        c_uint,
+        c_uint,
+        c_uint,
+        c_uint,
+        c_uint,
+        Handle,
+        *mut *mut c_void,
+    ) -> Status,
     /// Keeps the functions above loaded.
     _library: Library,
 }
@@ -79,6 +94,7 @@ impl Driver {
             get_function: function!("cuModuleGetFunction"),
             set_attribute: function!("cuFuncSetAttribute"),
             launch: function!("cuLaunchKernel"),
+            launch_cooperative: function!("cuLaunchCooperativeKernel"),
             _library: library,
         })
     }
@@ -101,17 +117,158 @@ impl<'a> Argument<'a> {
     }
 }
 
-/// The kernels for one GPU and one dtype.
-pub(super) struct Kernels {
+/// A GPU that kernels run on.
+#[derive(Clone, Copy)]
+pub(super) struct Gpu {
     driver: &'static Driver,
     context: Handle,
+    /// Compute capability.
+    pub(super) capability: (i32, i32),
+    /// Multiprocessors.
+    pub(super) multiprocessors: u32,
+    /// Maximum shared memory per block, bytes.
+    pub(super) most_shared_bytes: u32,
+}
+
+// SAFETY: the handles belong to the process, not to a thread, and the driver's functions may be called from any.
+unsafe impl Send for Gpu {}
+// SAFETY: as above.
+unsafe impl Sync for Gpu {}
+
+/// Blocks, threads per block, and bytes of dynamic shared memory per block.
+pub(super) type Grid = (u32, u32, u32);
+
+impl Gpu {
+    /// The GPU `cuda:index`; the error is for a log.
+    pub(super) fn find(index: usize) -> Result<Self, String> {
+        static DRIVER: OnceLock<Result<Driver, String>> = OnceLock::new();
+        let driver = DRIVER.get_or_init(Driver::load).as_ref().map_err(Clone::clone)?;
+        let ordinal = c_int::try_from(index).map_err(|error| error.to_string())?;
+        let mut device = 0;
+        // SAFETY: the pointer is valid for the call; an ordinal out of range is an error code.
+        check("finding the GPU", unsafe { (driver.get)(&mut device, ordinal) })?;
+        let attribute = |attribute| {
+            let mut value = 0;
+            // SAFETY: the pointer is valid for the call.
+            check("asking the GPU", unsafe {
+                (driver.attribute)(&mut value, attribute, device)
+            })
+            .map(|()| value)
+        };
+        let capability = (
+            attribute(COMPUTE_CAPABILITY_MAJOR)?,
+            attribute(COMPUTE_CAPABILITY_MINOR)?,
+        );
+        if capability < OLDEST {
+            return Err(format!(
+                "compute capability {}.{} is too old",
+                capability.0, capability.1
+            ));
+        }
+        let mut context = std::ptr::null_mut();
+        // SAFETY: the primary context is libtorch's; it is held as long as the process lives.
+        check("the GPU's context", unsafe {
+            (driver.retain_context)(&mut context, device)
+        })?;
+        Ok(Self {
+            driver,
+            context,
+            capability,
+            multiprocessors: attribute(MULTIPROCESSOR_COUNT)?.unsigned_abs(),
+            most_shared_bytes: attribute(MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)?.unsigned_abs(),
+        })
+    }
+
+    /// Loads machine code; it stays loaded as long as the process lives. Returns its functions `names`, which may use all
+    /// shared memory that the GPU has beside `static_bytes`.
+    pub(super) fn load<const N: usize>(
+        &self,
+        code: &[u8],
+        names: [&CStr; N],
+        static_bytes: u32,
+    ) -> Result<[Kernel; N], String> {
+        let room = c_int::try_from(self.most_shared_bytes.saturating_sub(static_bytes))
+            .map_err(|error| error.to_string())?;
+        within(self.driver, self.context, || {
+            let mut module = std::ptr::null_mut();
+            // SAFETY: the compiler's own ELF image, in a context.
+            check("loading the kernels", unsafe {
+                (self.driver.load_module)(&mut module, code.as_ptr().cast())
+            })?;
+            let mut kernels = [Kernel(std::ptr::null_mut()); N];
+            for (kernel, name) in kernels.iter_mut().zip(names) {
+                // SAFETY: the module was just loaded; the name is terminated.
+                check("finding a kernel", unsafe {
+                    (self.driver.get_function)(&mut kernel.0, module, name.as_ptr())
+                })?;
+                // SAFETY: a function of this module, and a limit that the GPU named.
+                check("a kernel's shared memory", unsafe {
+                    (self.driver.set_attribute)(kernel.0, MAX_DYNAMIC_SHARED_SIZE_BYTES, room)
+                })?;
+            }
+            Ok(kernels)
+        })
+    }
+
+    /// Launches a kernel on libtorch's stream.
+    pub(super) fn launch(&self, kernel: Kernel, grid: Grid, arguments: &[Argument<'_>]) -> Result<()> {
+        self.start(kernel, grid, arguments, false)
+    }
+
+    /// Launches a kernel whose blocks are all resident at once, so that they can wait for each other.
+    pub(super) fn launch_cooperative(
+        &self,
+        kernel: Kernel,
+        grid: Grid,
+        arguments: &[Argument<'_>],
+    ) -> Result<()> {
+        self.start(kernel, grid, arguments, true)
+    }
+
+    fn start(
+        &self,
+        kernel: Kernel,
+        (blocks, threads, shared): Grid,
+        arguments: &[Argument<'_>],
+        cooperative: bool,
+    ) -> Result<()> {
+        let mut pointers: Vec<*mut c_void> = arguments.iter().map(|argument| argument.0).collect();
+        let (function, pointers, none) = (kernel.0, pointers.as_mut_ptr(), std::ptr::null_mut());
+        within(self.driver, self.context, || {
+            // SAFETY: the arguments are those that the kernel declares, and what they point to on the GPU is alive: libtorch
+            // frees memory in the order of this stream (the default one, which tch works on).
+            check("starting a kernel", unsafe {
+                if cooperative {
+                    (self.driver.launch_cooperative)(
+                        function, blocks, 1, 1, threads, 1, 1, shared, none, pointers,
+                    )
+                } else {
+                    (self.driver.launch)(
+                        function,
+                        blocks,
+                        1,
+                        1,
+                        threads,
+                        1,
+                        1,
+                        shared,
+                        none,
+                        pointers,
+                        std::ptr::null_mut(),
+                    )
+                }
+            })
+        })
+        .map_err(|reason| Error::Device(format!("{reason}; see what nvidia-smi says")))
+    }
+}
+
+/// The kernels for one GPU and one dtype.
+pub(super) struct Kernels {
+    pub(super) gpu: Gpu,
     pub(super) dequantize: Kernel,
     /// Kernels for 16-bit values.
     pub(super) half: Option<HalfKernels>,
-    /// Multiprocessors of the GPU.
-    pub(super) multiprocessors: u32,
-    /// Maximum shared memory per block.
-    pub(super) most_shared_bytes: u32,
 }
 
 /// Kernels for 16-bit values only.
@@ -121,16 +278,17 @@ pub(super) struct HalfKernels {
     pub(super) rotate: Kernel,
     pub(super) gated: Kernel,
     pub(super) gated_backward: Kernel,
+    pub(super) restore_tiles: Kernel,
 }
 
 /// A function on the GPU.
 #[derive(Clone, Copy)]
 pub(super) struct Kernel(Handle);
 
-// SAFETY: the handles belong to the process, not to a thread, and the driver's functions may be called from any.
-unsafe impl Send for Kernels {}
+// SAFETY: the handle belongs to the process, not to a thread, and the driver's functions may be called from any.
+unsafe impl Send for Kernel {}
 // SAFETY: as above.
-unsafe impl Sync for Kernels {}
+unsafe impl Sync for Kernel {}
 
 type Loaded = HashMap<(usize, &'static str), Option<Arc<Kernels>>>;
 
@@ -167,105 +325,38 @@ impl Kernels {
     }
 
     fn load(index: usize, value_type: &str) -> Result<Self, String> {
-        static DRIVER: OnceLock<Result<Driver, String>> = OnceLock::new();
-        let driver = DRIVER.get_or_init(Driver::load).as_ref().map_err(Clone::clone)?;
-        let ordinal = c_int::try_from(index).map_err(|error| error.to_string())?;
-        let mut device = 0;
-        // SAFETY: the pointer is valid for the call; an ordinal out of range is an error code.
-        check("finding the GPU", unsafe { (driver.get)(&mut device, ordinal) })?;
-        let attribute = |attribute| {
-            let mut value = 0;
-            // SAFETY: the pointer is valid for the call.
-            check("asking the GPU", unsafe {
-                (driver.attribute)(&mut value, attribute, device)
-            })
-            .map(|()| value)
-        };
-        let capability = (
-            attribute(COMPUTE_CAPABILITY_MAJOR)?,
-            attribute(COMPUTE_CAPABILITY_MINOR)?,
-        );
-        if capability < OLDEST {
-            return Err(format!(
-                "compute capability {}.{} is too old",
-                capability.0, capability.1
-            ));
+        let gpu = Gpu::find(index)?;
+        let code = compile(SOURCE, gpu.capability, &[format!("-DVALUE_TYPE={value_type}")])?;
+        if value_type == "0" {
+            let [dequantize] = gpu.load(&code, [c"dequantize"], STATIC_BYTES)?;
+            return Ok(Self {
+                gpu,
+                dequantize,
+                half: None,
+            });
         }
-        let most_shared = attribute(MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)?;
-        let code = compile(SOURCE, capability, &[format!("VALUE_TYPE={value_type}")])?;
-        let mut context = std::ptr::null_mut();
-        // SAFETY: the primary context is libtorch's; it is held as long as the process lives.
-        check("the GPU's context", unsafe {
-            (driver.retain_context)(&mut context, device)
-        })?;
-        let (dequantize, half) = within(driver, context, || {
-            let mut module = std::ptr::null_mut();
-            // SAFETY: the compiler's own ELF image, in a context; the module stays loaded as long as the process lives.
-            check("loading the kernels", unsafe {
-                (driver.load_module)(&mut module, code.as_ptr().cast())
-            })?;
-            let function = |name: &std::ffi::CStr| {
-                let mut function = std::ptr::null_mut();
-                // SAFETY: the module was just loaded; the name is terminated.
-                check("finding a kernel", unsafe {
-                    (driver.get_function)(&mut function, module, name.as_ptr())
-                })
-                .map(|()| Kernel(function))
-            };
-            let dequantize = function(c"dequantize")?;
-            if value_type == "0" {
-                return Ok((dequantize, None));
-            }
-            let half = HalfKernels {
-                product: function(c"product")?,
-                rotate: function(c"rotate")?,
-                gated: function(c"gated")?,
-                gated_backward: function(c"gated_backward")?,
-            };
-            // SAFETY: a function of this module, and a limit that the GPU named.
-            check("a kernel's shared memory", unsafe {
-                (driver.set_attribute)(half.product.0, MAX_DYNAMIC_SHARED_SIZE_BYTES, most_shared)
-            })?;
-            Ok((dequantize, Some(half)))
-        })?;
+        let names = [
+            c"dequantize",
+            c"product",
+            c"rotate",
+            c"gated",
+            c"gated_backward",
+            c"restore_tiles",
+        ];
+        let [dequantize, product, rotate, gated, gated_backward, restore_tiles] =
+            gpu.load(&code, names, STATIC_BYTES)?;
+        let half = Some(HalfKernels {
+            product,
+            rotate,
+            gated,
+            gated_backward,
+            restore_tiles,
+        });
         Ok(Self {
-            driver,
-            context,
+            gpu,
             dequantize,
             half,
-            multiprocessors: attribute(MULTIPROCESSOR_COUNT)?.unsigned_abs(),
-            most_shared_bytes: most_shared.unsigned_abs(),
         })
-    }
-
-    /// Launches a kernel on libtorch's stream; `(blocks, threads, shared memory in bytes)`.
-    pub(super) fn launch(
-        &self,
-        kernel: Kernel,
-        (blocks, threads, shared): (u32, u32, u32),
-        arguments: &[Argument<'_>],
-    ) -> Result<()> {
-        let mut pointers: Vec<*mut c_void> = arguments.iter().map(|argument| argument.0).collect();
-        within(self.driver, self.context, || {
-            // SAFETY: the arguments are those that the kernel declares, and what they point to on the GPU is alive: libtorch
-            // frees memory in the order of this stream (the default one, which tch works on).
-            check("starting a kernel", unsafe {
-                (self.driver.launch)(
-                    kernel.0,
-                    blocks,
-                    1,
-                    1,
-                    threads,
-                    1,
-                    1,
-                    shared,
-                    std::ptr::null_mut(),
-                    pointers.as_mut_ptr(),
-                    std::ptr::null_mut(),
-                )
-            })
-        })
-        .map_err(|reason| Error::Device(format!("{reason}; see what nvidia-smi says")))
     }
 }
 

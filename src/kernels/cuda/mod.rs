@@ -1,17 +1,23 @@
 //! Kernels for NVIDIA GPUs, compiled on first use.
 //!
 //! `nf4.cu` dequantizes NF4 and FP4 weights in one pass, and multiplies them with one row without dequantizing them first;
-//! `elementwise.cu` has rotary embeddings and gated activations. NVRTC, which comes with libtorch's CUDA libraries, compiles
+//! `elementwise.cu` has rotary embeddings and gated activations; `step.cu` runs a whole decode step. NVRTC, which comes with libtorch's CUDA libraries, compiles
 //! them for the GPU at hand, without nvcc or a list of GPUs. A failure is logged once, and libtorch's operations are used.
 
 mod compiler;
 mod elementwise;
 mod launch;
+mod step;
+mod tiles;
 
 use tch::{Device, Kind, Tensor};
 
 pub use self::elementwise::{Rotation, gated, gated_backward};
-use self::launch::{Argument, Kernels};
+use self::launch::{Argument, Kernels, STATIC_BYTES};
+pub use self::step::{
+    LayerPointers, MAX_SEQUENCES, SequencePointers, StepForm, StepKernel, StepShape, StepWeights,
+};
+pub use self::tiles::{TILE_BYTES, TilePart, TiledTensor};
 use crate::Result;
 
 /// Threads per block of `dequantize`; each dequantizes eight values.
@@ -94,7 +100,9 @@ impl CodedTensor<'_> {
         };
         let out = address(out);
         let arguments = [Argument::new(&coded), Argument::new(&out)];
-        kernels.launch(kernels.dequantize, (blocks, DEQUANTIZE_THREADS, 0), &arguments)?;
+        kernels
+            .gpu
+            .launch(kernels.dequantize, (blocks, DEQUANTIZE_THREADS, 0), &arguments)?;
         Ok(true)
     }
 
@@ -117,7 +125,7 @@ impl CodedTensor<'_> {
             return Ok(None);
         };
         let shared = TABLE_BYTES + (self.columns as u32).div_ceil(TILE) * TILE * 2;
-        if shared > kernels.most_shared_bytes {
+        if shared > kernels.gpu.most_shared_bytes - STATIC_BYTES {
             return Ok(None);
         }
         let mut shape = x.size();
@@ -126,11 +134,13 @@ impl CodedTensor<'_> {
         }
         let y = Tensor::f_empty(&shape, (x.kind(), x.device()))?;
         let wanted = (self.rows as u32).div_ceil(PRODUCT_THREADS / 32);
-        let blocks = wanted.min(2 * kernels.multiprocessors);
+        let blocks = wanted.min(2 * kernels.gpu.multiprocessors);
         let addresses = [address(x), bias.map_or(0, address), address(&y)];
         let [x, bias, to] = addresses.each_ref().map(Argument::new);
         let arguments = [Argument::new(&coded), x, bias, to];
-        kernels.launch(half.product, (blocks, PRODUCT_THREADS, shared), &arguments)?;
+        kernels
+            .gpu
+            .launch(half.product, (blocks, PRODUCT_THREADS, shared), &arguments)?;
         Ok(Some(y))
     }
 

@@ -75,7 +75,7 @@ impl QuantType {
     }
 
     /// The same for the CPU kernels.
-    pub(super) fn code_table(self) -> &'static CodeTable {
+    pub fn code_table(self) -> &'static CodeTable {
         static TABLES: LazyLock<[CodeTable; 2]> =
             LazyLock::new(|| [CodeTable::new(&NF4), CodeTable::new(&FP4)]);
         &TABLES[self as usize]

@@ -21,15 +21,15 @@ const TABLE_TOLERANCE: f32 = 1e-5;
 
 /// A weight `[rows, columns]` in the format of bitsandbytes.
 pub struct Nf4Weight {
-    quant_type: QuantType,
-    rows: usize,
-    columns: usize,
-    blocksize: usize,
+    pub(super) quant_type: QuantType,
+    pub(super) rows: usize,
+    pub(super) columns: usize,
+    pub(super) blocksize: usize,
     /// u8, two codes per byte.
-    packed: Tensor,
+    pub(super) packed: Tensor,
     scales: Scales,
     /// f32 `[256, 2]`, on the weight's device: values of the two codes of each byte.
-    pairs: Tensor,
+    pub(super) pairs: Tensor,
 }
 
 enum Scales {
@@ -96,6 +96,11 @@ impl Nf4Weight {
     /// `[rows, columns]`.
     pub fn shape(&self) -> (i64, i64) {
         (self.rows as i64, self.columns as i64)
+    }
+
+    /// The code table.
+    pub fn quant_type(&self) -> QuantType {
+        self.quant_type
     }
 
     /// A view for the CPU kernels; the weight must be on the CPU.
@@ -212,7 +217,7 @@ impl Nf4Weight {
     }
 
     /// f32, one per block.
-    fn scale_tensor(&self) -> Result<Tensor> {
+    pub(super) fn scale_tensor(&self) -> Result<Tensor> {
         match &self.scales {
             Scales::Plain(scales) => Ok(scales.shallow_clone()),
             Scales::Nested {

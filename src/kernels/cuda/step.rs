@@ -1,0 +1,557 @@
+//! One decode step of the language model as one kernel (`stream.cu`, `step.cu`): compilation for a shape, buffers, launch.
+
+use std::sync::{Mutex, OnceLock, PoisonError};
+
+use tch::{Device, Kind, Tensor};
+
+use super::compiler::compile;
+use super::launch::{Argument, Gpu, Kernel};
+use super::{TILE_BYTES, address};
+use crate::{Error, Result};
+
+/// Sources of the kernel.
+pub(super) const SOURCE: &str = concat!(
+    include_str!("values.cu"),
+    include_str!("stream.cu"),
+    include_str!("step.cu")
+);
+
+/// Sequences of a step, at most.
+pub const MAX_SEQUENCES: usize = 8;
+/// Numbers of sequences that the kernel is compiled for; others use the next larger one.
+const BATCHES: [usize; 4] = [1, 2, 4, MAX_SEQUENCES];
+
+const THREADS: usize = 512;
+const WARPS: usize = THREADS / 32;
+/// Positions per partial attention.
+const CHUNK: usize = 128;
+/// Columns of `down` that a block keeps as activations, at most.
+const MAX_SPLIT_COLUMNS: usize = 5632;
+/// Static shared memory of the kernel beside that of the layers.
+const STATIC_BYTES: usize = 2048;
+const LAYER_BYTES: usize = size_of::<LayerPointers>();
+/// Tiles of a warp under way, at least and at most.
+const STAGES: std::ops::RangeInclusive<usize> = 3..=6;
+
+/// How the linear layers' weights are stored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum StepForm {
+    /// In the tiles of `tiles.cu`.
+    Tiles,
+    /// `[out, in]` in the 16-bit type of the model.
+    Rows,
+}
+
+/// Sizes of the language model.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct StepShape {
+    /// Hidden width.
+    pub hidden: usize,
+    /// Width of the MLP.
+    pub intermediate: usize,
+    /// Query heads.
+    pub heads: usize,
+    /// Key and value heads.
+    pub kv_heads: usize,
+    /// Width of a head.
+    pub head_dim: usize,
+    /// Decoder layers.
+    pub layers: usize,
+    /// Rows of the output head.
+    pub vocab: usize,
+}
+
+impl StepShape {
+    /// Parts of the columns of the MLP's last matrix, each the work of a share of the blocks; `None` if it cannot be divided.
+    pub fn splits(&self, form: StepForm) -> Option<usize> {
+        let unit = form.columns();
+        let tiles = self.intermediate / unit;
+        (1..=tiles)
+            .find(|&splits| tiles.is_multiple_of(splits) && self.intermediate / splits <= MAX_SPLIT_COLUMNS)
+    }
+
+    /// Why the kernel does not support the shape.
+    fn unsupported(&self, form: StepForm) -> Option<String> {
+        let unit = form.columns();
+        let group = self.heads.checked_div(self.kv_heads).unwrap_or(0);
+        let reason = if !matches!(self.head_dim, 64 | 128) {
+            format!("heads of {} values: 64 and 128 are supported", self.head_dim)
+        } else if group == 0 || group > 8 || group * self.kv_heads != self.heads {
+            format!("{} query heads for {} key heads", self.heads, self.kv_heads)
+        } else if !self.hidden.is_multiple_of(unit) || !self.intermediate.is_multiple_of(unit) {
+            format!(
+                "{} x {} weights: multiples of {unit} are supported",
+                self.hidden, self.intermediate
+            )
+        } else if !(group * self.head_dim).is_multiple_of(unit) {
+            format!("{group} query heads of {} values for a key head", self.head_dim)
+        } else if !self.vocab.is_multiple_of(16) {
+            format!("{} output tokens: multiples of 16 are supported", self.vocab)
+        } else {
+            return None;
+        };
+        Some(reason)
+    }
+}
+
+impl StepForm {
+    /// Columns of a tile.
+    fn columns(self) -> usize {
+        match self {
+            Self::Tiles => 128,
+            Self::Rows => 64,
+        }
+    }
+}
+
+/// Layout of `Layer` in `stream.cu`: the weights of a decoder layer on the GPU.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct LayerPointers {
+    /// Queries, keys and values.
+    pub qkv: u64,
+    /// Attention's output.
+    pub o: u64,
+    /// Gate, and up in tiles.
+    pub gate_up: u64,
+    /// The MLP's output.
+    pub down: u64,
+    /// Up, where weights are rows.
+    pub up: u64,
+    /// f32, of queries, keys and values.
+    pub bias: u64,
+    /// f32.
+    pub input_norm: u64,
+    /// f32.
+    pub post_norm: u64,
+    /// Factors of the sums of `qkv`, `o`, `gate_up` and `down`.
+    pub units: [f32; 4],
+}
+
+/// Layout of `Sequence` in `stream.cu`.
+#[repr(C)]
+#[derive(Clone, Copy, Default)]
+pub struct SequencePointers {
+    /// `[layers, .., kv_heads, capacity, head_dim]`, 16 bits.
+    pub keys: u64,
+    /// As `keys`.
+    pub values: u64,
+    /// Values from layer to layer.
+    pub layer_stride: u64,
+    /// Tokens that fit.
+    pub capacity: i32,
+    /// Tokens held before the step.
+    pub length: i32,
+    /// Rotary position of the step's token.
+    pub position: i32,
+    /// Row of the embeddings.
+    pub row: i32,
+}
+
+/// Weights of the model beside its layers.
+pub struct StepWeights {
+    /// u8: [`LayerPointers`] of all layers.
+    pub layers: Tensor,
+    /// `[vocab, hidden]` in 16 bits.
+    pub head: Tensor,
+    /// f32 `[hidden]`.
+    pub norm: Tensor,
+    /// f32 `[head_dim / 2]`.
+    pub inverse: Tensor,
+    /// int `[256]`: both f16 values of a byte of codes.
+    pub pairs: Tensor,
+    /// Epsilon of the norms.
+    pub eps: f32,
+    /// Factor of the rotary cosines and sines.
+    pub rotary_factor: f32,
+}
+
+/// The kernel of one shape on one GPU.
+pub struct StepKernel {
+    gpu: Gpu,
+    shape: StepShape,
+    form: StepForm,
+    splits: usize,
+    kind: Kind,
+    device: Device,
+    /// Compiled at first use, for each of [`BATCHES`].
+    compiled: [OnceLock<std::result::Result<Kernel, String>>; BATCHES.len()],
+    buffers: Mutex<Vec<Buffers>>,
+}
+
+/// What the blocks of a step share.
+struct Buffers {
+    batch: usize,
+    chunks: usize,
+    tensors: Vec<Tensor>,
+    logits: Tensor,
+}
+
+/// Layout of `Step` in `stream.cu`.
+#[repr(C)]
+struct Arguments {
+    layers: u64,
+    embedding: u64,
+    head: u64,
+    norm: u64,
+    inverse: u64,
+    pairs: u64,
+    /// `x` to `down_parts`.
+    shared: [u64; 10],
+    logits: u64,
+    best: u64,
+    chosen: u64,
+    barrier: u64,
+    times: u64,
+    eps: f32,
+    rotary_factor: f32,
+    chunks: i32,
+    sequences: [SequencePointers; MAX_SEQUENCES],
+}
+
+impl StepKernel {
+    /// The kernel for a model in `kind` on `device`; the error says what does not fit, for a log.
+    pub fn new(
+        device: Device,
+        kind: Kind,
+        shape: StepShape,
+        form: StepForm,
+    ) -> std::result::Result<Self, String> {
+        let Device::Cuda(index) = device else {
+            return Err("the device is no GPU".into());
+        };
+        if !matches!(kind, Kind::BFloat16 | Kind::Half) {
+            return Err(format!("{kind:?} is not a 16-bit type"));
+        }
+        if let Some(reason) = shape.unsupported(form) {
+            return Err(reason);
+        }
+        let splits = shape.splits(form).ok_or("the MLP cannot be divided")?;
+        let kernel = Self {
+            gpu: Gpu::find(index)?,
+            shape,
+            form,
+            splits,
+            kind,
+            device,
+            compiled: [const { OnceLock::new() }; BATCHES.len()],
+            buffers: Mutex::default(),
+        };
+        if (kernel.gpu.multiprocessors as usize) < kernel.splits.max(shape.kv_heads) {
+            return Err(format!(
+                "{} multiprocessors are too few",
+                kernel.gpu.multiprocessors
+            ));
+        }
+        // Later a first step would wait for the compiler, or find out that there is none.
+        kernel.kernel(0).clone()?;
+        Ok(kernel)
+    }
+
+    /// Parts of the columns of the MLP's last matrix.
+    pub fn splits(&self) -> usize {
+        self.splits
+    }
+
+    /// Sequences that fit a step.
+    pub fn max_sequences(&self) -> usize {
+        let fits = BATCHES.iter().filter(|&&batch| self.stages(batch).is_some());
+        fits.max().copied().unwrap_or(0)
+    }
+
+    /// Tokens that a sequence can hold.
+    pub fn max_positions(&self) -> usize {
+        let group = self.shape.heads / self.shape.kv_heads;
+        let floats = |batch: usize| acc_floats(batch) / if gathers(batch) { WARPS } else { batch * group };
+        BATCHES.map(floats).into_iter().min().unwrap_or(0) * CHUNK
+    }
+
+    /// Runs one token of each sequence; logits `[sequences, vocab]` f32 on the GPU.
+    ///
+    /// `embedding`: `[rows, hidden]` in the model's type on the GPU, of which each sequence names a row.
+    ///
+    /// # Errors
+    /// [`Error::Device`] if the GPU does not start the kernel.
+    pub fn run(
+        &self,
+        weights: &StepWeights,
+        embedding: &Tensor,
+        sequences: &[SequencePointers],
+    ) -> Result<Tensor> {
+        let index = BATCHES.iter().position(|&batch| batch >= sequences.len());
+        let Some(index) = index.filter(|_| !sequences.is_empty()) else {
+            return Err(Error::Internal(format!(
+                "a step of {} sequences",
+                sequences.len()
+            )));
+        };
+        let batch = BATCHES[index];
+        let kernel = (self.kernel(index).clone())
+            .map_err(|reason| Error::Device(format!("the decode step: {reason}")))?;
+        let longest = sequences
+            .iter()
+            .map(|sequence| sequence.length)
+            .max()
+            .unwrap_or(0);
+        let chunks = longest as usize / CHUNK + 1;
+        let mut all = self.buffers.lock().unwrap_or_else(PoisonError::into_inner);
+        let found = all.iter().position(|buffers| buffers.batch == batch);
+        let index = match found {
+            Some(index) if all[index].chunks >= chunks => index,
+            _ => {
+                all.retain(|buffers| buffers.batch != batch);
+                all.push(self.buffers(batch, chunks.next_power_of_two())?);
+                all.len() - 1
+            }
+        };
+        let buffers = &all[index];
+        // Places beyond the last sequence repeat it: they write what it writes.
+        let last = sequences[sequences.len() - 1];
+        let mut padded = [last; MAX_SEQUENCES];
+        padded[..sequences.len()].copy_from_slice(sequences);
+        let mut shared = [0; 10];
+        for (address_of, tensor) in shared.iter_mut().zip(&buffers.tensors) {
+            *address_of = address(tensor);
+        }
+        let arguments = Arguments {
+            layers: address(&weights.layers),
+            embedding: address(embedding),
+            head: address(&weights.head),
+            norm: address(&weights.norm),
+            inverse: address(&weights.inverse),
+            pairs: address(&weights.pairs),
+            shared,
+            logits: address(&buffers.logits),
+            best: address(&buffers.tensors[10]),
+            chosen: address(&buffers.tensors[11]),
+            barrier: address(&buffers.tensors[12]),
+            times: 0,
+            eps: weights.eps,
+            rotary_factor: weights.rotary_factor,
+            chunks: buffers.chunks as i32,
+            sequences: padded,
+        };
+        let stages = self.stages(batch).unwrap_or(*STAGES.start());
+        let grid = (
+            self.gpu.multiprocessors,
+            THREADS as u32,
+            self.shared_bytes(batch, stages) as u32,
+        );
+        self.gpu
+            .launch_cooperative(kernel, grid, &[Argument::new(&arguments)])?;
+        let logits = buffers.logits.f_narrow(0, 0, sequences.len() as i64)?;
+        let mut copy = logits.f_empty_like()?;
+        let _ = copy.f_copy_(&logits)?;
+        Ok(copy)
+    }
+
+    fn buffers(&self, batch: usize, chunks: usize) -> Result<Buffers> {
+        let s = &self.shape;
+        let zeros = |sizes: &[usize], kind: Kind| {
+            let sizes: Vec<i64> = sizes.iter().map(|&n| n as i64).collect();
+            Tensor::f_zeros(&sizes, (kind, self.device))
+        };
+        let float = Kind::Float;
+        let width = s.heads * s.head_dim;
+        let qkv = width + 2 * s.kv_heads * s.head_dim;
+        let tensors = vec![
+            zeros(&[2, batch, s.hidden], float)?,
+            zeros(&[batch, qkv], float)?,
+            zeros(&[batch, chunks, s.heads, s.head_dim], float)?,
+            zeros(&[batch, chunks, s.heads, 2], float)?,
+            zeros(&[batch, width], float)?,
+            zeros(&[batch, s.hidden], self.kind)?,
+            zeros(&[batch], float)?,
+            zeros(&[s.kv_heads, batch, s.hidden], float)?,
+            zeros(&[batch, s.intermediate], float)?,
+            zeros(&[self.splits, batch, s.hidden], float)?,
+            zeros(&[self.gpu.multiprocessors as usize, batch, 2], float)?,
+            zeros(&[batch], Kind::Int)?,
+            zeros(&[2], Kind::Int)?,
+        ];
+        Ok(Buffers {
+            batch,
+            chunks,
+            tensors,
+            logits: zeros(&[batch, s.vocab], float)?,
+        })
+    }
+
+    fn kernel(&self, index: usize) -> &std::result::Result<Kernel, String> {
+        self.compiled[index].get_or_init(|| {
+            let batch = BATCHES[index];
+            let stages = self
+                .stages(batch)
+                .ok_or_else(|| format!("{batch} sequences need more shared memory than the GPU has"))?;
+            let options = self.options(batch, stages);
+            let code = compile(SOURCE, self.gpu.capability, &options)?;
+            let static_bytes = self.static_bytes() as u32;
+            let [kernel] = self.gpu.load(&code, [c"step"], static_bytes)?;
+            Ok(kernel)
+        })
+    }
+
+    fn options(&self, batch: usize, stages: usize) -> Vec<String> {
+        step_options(&self.shape, self.form, self.kind, self.splits, batch, stages)
+    }
+
+    fn static_bytes(&self) -> usize {
+        STATIC_BYTES + LAYER_BYTES * self.shape.layers
+    }
+
+    /// The most tiles under way per warp for which shared memory suffices.
+    fn stages(&self, batch: usize) -> Option<usize> {
+        let room = (self.gpu.most_shared_bytes as usize).saturating_sub(self.static_bytes());
+        STAGES
+            .rev()
+            .find(|&stages| self.shared_bytes(batch, stages) <= room)
+    }
+
+    /// Dynamic shared memory, as the kernel divides it.
+    fn shared_bytes(&self, batch: usize, stages: usize) -> usize {
+        let s = &self.shape;
+        let group = s.heads / s.kv_heads;
+        let (table, slot) = match self.form {
+            StepForm::Tiles => (256 * 32 * 4, TILE_BYTES as usize),
+            StepForm::Rows => (0, 2048),
+        };
+        let attention = 8 * (s.head_dim + 8) * 2 + 2 * 8 * 8 * 4 + 8 * group * s.head_dim * 4;
+        let widest = s.hidden.max(group * s.head_dim).max(s.intermediate / self.splits);
+        let inputs = ((widest + 8) * 2 * batch).max(2 * attention.next_multiple_of(128));
+        table + WARPS * stages * slot + acc_floats(batch) * 4 + 2 * batch * WARPS * 4 + 128 + inputs
+    }
+}
+
+/// Partial sums that a block keeps in shared memory.
+fn acc_floats(batch: usize) -> usize {
+    if batch == 1 { 4096 } else { 8192 }
+}
+
+/// As `GATHER` in `stream.cu`.
+fn gathers(batch: usize) -> bool {
+    batch >= 4
+}
+
+/// Options of the compiler.
+fn step_options(
+    shape: &StepShape,
+    form: StepForm,
+    kind: Kind,
+    splits: usize,
+    batch: usize,
+    stages: usize,
+) -> Vec<String> {
+    let value_type = if kind == Kind::BFloat16 { 1 } else { 2 };
+    let form = match form {
+        StepForm::Tiles => 0,
+        StepForm::Rows => 2,
+    };
+    let defines = [
+        ("HIDDEN", shape.hidden),
+        ("INTER", shape.intermediate),
+        ("HEADS", shape.heads),
+        ("KV_HEADS", shape.kv_heads),
+        ("DIM", shape.head_dim),
+        ("LAYERS", shape.layers),
+        ("VOCAB", shape.vocab),
+        ("SPLITS", splits),
+        ("BATCH", batch),
+        ("STAGES", stages),
+        ("ACC_FLOATS", acc_floats(batch)),
+        ("FORM", form),
+        ("VALUE_TYPE", value_type),
+    ];
+    let defines = defines.iter().map(|(name, value)| format!("-D{name}={value}"));
+    defines
+        .chain(["--device-as-default-execution-space".to_owned()])
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SHAPES: [(&str, StepShape); 5] = [
+        ("7B", shape(3584, 18944, 28, 4, 128, 28, 152_064)),
+        ("3B", shape(2048, 11008, 16, 2, 128, 36, 151_936)),
+        ("32B", shape(5120, 27648, 40, 8, 128, 64, 152_064)),
+        ("72B", shape(8192, 29568, 64, 8, 128, 80, 152_064)),
+        ("embedded", shape(256, 768, 4, 2, 64, 6, 8192)),
+    ];
+
+    const fn shape(
+        hidden: usize,
+        intermediate: usize,
+        heads: usize,
+        kv_heads: usize,
+        head_dim: usize,
+        layers: usize,
+        vocab: usize,
+    ) -> StepShape {
+        StepShape {
+            hidden,
+            intermediate,
+            heads,
+            kv_heads,
+            head_dim,
+            layers,
+            vocab,
+        }
+    }
+
+    #[test]
+    fn every_published_shape_is_supported() {
+        for (name, shape) in SHAPES {
+            for form in [StepForm::Tiles, StepForm::Rows] {
+                assert_eq!(shape.unsupported(form), None, "{name}");
+                let splits = shape.splits(form).unwrap();
+                assert!(
+                    (shape.intermediate / splits).is_multiple_of(form.columns()),
+                    "{name}"
+                );
+                assert!(shape.intermediate / splits <= MAX_SPLIT_COLUMNS, "{name}");
+            }
+        }
+        assert_eq!(SHAPES[0].1.splits(StepForm::Tiles), Some(4));
+    }
+
+    #[test]
+    fn other_shapes_are_refused_with_the_reason() {
+        let (_, good) = SHAPES[0];
+        let wrong = [
+            (StepShape { head_dim: 80, ..good }, "80 values"),
+            (StepShape { heads: 27, ..good }, "27 query heads"),
+            (StepShape { kv_heads: 0, ..good }, "0 key heads"),
+            (StepShape { kv_heads: 2, ..good }, "2 key heads"),
+            (StepShape { hidden: 3600, ..good }, "multiples of 128"),
+            (
+                StepShape {
+                    vocab: 152_063,
+                    ..good
+                },
+                "multiples of 16",
+            ),
+        ];
+        for (shape, reason) in wrong {
+            let found = shape.unsupported(StepForm::Tiles).unwrap();
+            assert!(found.contains(reason), "{found}");
+        }
+    }
+
+    /// Needs no GPU, but NVRTC, which a machine without one lacks as a rule.
+    #[test]
+    fn the_step_compiles_where_the_compiler_is_there() {
+        for (shape, batch) in [(SHAPES[0].1, 1), (SHAPES[4].1, 8)] {
+            for form in [StepForm::Tiles, StepForm::Rows] {
+                let splits = shape.splits(form).unwrap();
+                for (capability, kind) in [((8, 0), Kind::Half), ((9, 0), Kind::BFloat16)] {
+                    let options = step_options(&shape, form, kind, splits, batch, 3);
+                    match compile(SOURCE, capability, &options) {
+                        Ok(code) => assert!(code.starts_with(b"\x7fELF")),
+                        Err(reason) => assert!(reason.starts_with("libnvrtc cannot be loaded"), "{reason}"),
+                    }
+                }
+            }
+        }
+    }
+}
