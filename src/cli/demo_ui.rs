@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 
-use super::http_args::{HttpArgs, TlsArgs, host_name};
+use super::http_args::{HttpArgs, TlsArgs, host_name, listen_host};
 use super::{CommonArgs, fail};
 use crate::console::{Level, say, say_lines};
 use crate::server::demo::{self, DemoOptions};
@@ -44,7 +44,7 @@ struct DemoArgs {
     api_url: String,
 
     /// Address to listen on. Whoever reaches it can use an API that asks for no key.
-    #[arg(long, value_name = "ADDRESS", env = "MVP_HOST", hide_env_values = true, default_value = DemoOptions::HOST)]
+    #[arg(long, value_name = "ADDRESS", env = "MVP_HOST", hide_env_values = true, value_parser = listen_host, default_value = DemoOptions::HOST)]
     host: String,
 
     /// Port to listen on (0: any free port).
@@ -68,7 +68,7 @@ struct DemoArgs {
 
 /// Runs the program and returns its exit code.
 pub(super) fn main() -> ExitCode {
-    let arguments = Arguments::parse();
+    let (arguments, _) = super::parse::<Arguments>();
     arguments.common.start_logging(Level::INFO);
     server::forbid_core_dumps();
     let served = actix_web::rt::System::new().block_on(serve(arguments.demo, arguments.tls));

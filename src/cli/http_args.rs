@@ -1,6 +1,6 @@
 //! Limits and timeouts of the programs that serve HTTP.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv6Addr};
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -114,6 +114,18 @@ pub fn at_most<const MAX: u64>(min: u64) -> RangedU64ValueParser {
     RangedU64ValueParser::new().range(min..=MAX)
 }
 
+/// Parses an address to listen on; one of IPv6 may be in brackets, as in a URL.
+pub fn listen_host(text: &str) -> Result<String, String> {
+    let inside = text.strip_prefix('[').and_then(|rest| rest.strip_suffix(']'));
+    match inside {
+        Some(address) if address.parse::<Ipv6Addr>().is_ok() => Ok(address.to_owned()),
+        None if !text.is_empty() && !text.contains(['[', ']', '/']) => Ok(text.to_owned()),
+        _ => Err(
+            "expected an address or a name without scheme and port, as in 127.0.0.1, ::1 or 0.0.0.0".into(),
+        ),
+    }
+}
+
 /// Parses a host name, without scheme and port.
 pub fn host_name(text: &str) -> Result<String, String> {
     let is_allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '-');
@@ -136,6 +148,7 @@ impl From<HttpArgs> for HttpOptions {
             stall_seconds: args.stall_seconds,
             shutdown_seconds: args.shutdown_seconds,
             tls: None,
+            ..Self::default()
         }
     }
 }

@@ -1,16 +1,17 @@
 //! Who may use the server: keys, or everybody.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, ToSocketAddrs};
+use std::net::{IpAddr, ToSocketAddrs};
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use clap::CommandFactory;
 use clap::builder::FalseyValueParser;
 use clap::error::ErrorKind;
+use clap::parser::ValueSource;
+use clap::{ArgMatches, CommandFactory};
 
 use super::server::Arguments;
 use crate::console::{Level, say};
-use crate::server::{Access, ApiKeys, KeyScope, NewKey, Reloads};
+use crate::server::{Access, ApiKeys, KeyScope, NewKey, Reloads, loopback};
 
 /// Variable of a single key. There is no flag: arguments are visible to every user of the machine.
 const KEY_VARIABLE: &str = "MVP_API_KEY";
@@ -45,6 +46,16 @@ pub struct Admission {
 }
 
 impl KeyArgs {
+    /// Ends the program where the user asks for a key and for none. The image sets the variable of the first, which gives way.
+    pub fn check(&self, matches: &ArgMatches) {
+        let is_flag = matches.value_source("generate_api_key") == Some(ValueSource::CommandLine);
+        if self.compat && self.generate_api_key && is_flag {
+            usage_error(
+                "--compat (MVP_COMPAT) asks for no key, but --generate-api-key makes one: leave out one of the two",
+            );
+        }
+    }
+
     /// Reads the keys. Without one, `host` becomes a loopback address. Prints warnings, and has
     /// `reloads` read the file anew.
     ///
@@ -133,11 +144,8 @@ fn loopback_instead_of(host: &str) -> Option<String> {
     if addresses.iter().all(IpAddr::is_loopback) {
         return None;
     }
-    let only_v6 = addresses.iter().all(IpAddr::is_ipv6);
-    Some(match only_v6 {
-        true => Ipv6Addr::LOCALHOST.to_string(),
-        false => Ipv4Addr::LOCALHOST.to_string(),
-    })
+    let is_v6 = addresses.iter().all(IpAddr::is_ipv6);
+    Some(loopback(is_v6).to_string())
 }
 
 /// Prints a key that was made now, and the address of the page that carries it.

@@ -3,12 +3,14 @@
 //! Each flag has an environment variable (`MVP_*`), which the flag overrides. Library rooms have plain option structs; the
 //! flags are converted to them here, and take their defaults from them.
 
+use std::ffi::OsString;
 use std::io::{self, Write};
 use std::path::Path;
 use std::process::ExitCode;
 
 use anyhow::Context;
-use clap::{CommandFactory, Parser};
+use clap::error::{ContextKind, ContextValue};
+use clap::{Arg, ArgMatches, CommandFactory, Parser};
 
 use self::adapter::AdapterArgs;
 use self::common::CommonArgs;
@@ -134,9 +136,50 @@ pub fn main() -> ExitCode {
     program.map_or_else(medvision::main, |program| (program.main)())
 }
 
+/// Parses the command line. An error about the value of a variable names the variable.
+fn parse<A: Parser>() -> (A, ArgMatches) {
+    let words: Vec<OsString> = std::env::args_os().collect();
+    let parsed = A::command()
+        .try_get_matches_from(&words)
+        .and_then(|matches| Ok((A::from_arg_matches(&matches)?, matches)));
+    parsed.unwrap_or_else(|mut error| {
+        if let Some(variable) = variable_of(&error, &A::command(), &words) {
+            let tip = format!("the value is that of the variable {variable}: change it, or unset it");
+            let tip = ContextValue::StyledStrs(vec![tip.into()]);
+            error.insert(ContextKind::Suggested, tip);
+        }
+        error.format(&mut A::command()).exit()
+    })
+}
+
+/// The variable whose value an error is about, if it is not the command line's.
+fn variable_of(error: &clap::Error, command: &clap::Command, words: &[OsString]) -> Option<String> {
+    // `--port <N>`
+    let Some(ContextValue::String(shown)) = error.get(ContextKind::InvalidArg) else {
+        return None;
+    };
+    let name = shown.split([' ', '=']).next()?.strip_prefix("--")?;
+    let is_given = words.iter().filter_map(|word| word.to_str()).any(|word| {
+        let flag = word.strip_prefix("--").unwrap_or_default();
+        flag.split('=').next() == Some(name)
+    });
+    let mut commands = vec![command];
+    while let Some(command) = commands.pop().filter(|_| !is_given) {
+        let flag = command.get_arguments().find(|flag| flag.get_long() == Some(name));
+        let variable = flag
+            .and_then(Arg::get_env)
+            .filter(|name| std::env::var_os(name).is_some());
+        if let Some(variable) = variable {
+            return variable.to_str().map(str::to_owned);
+        }
+        commands.extend(command.get_subcommands());
+    }
+    None
+}
+
 /// Parses the command line, starts logging and signal handling, and runs a program; reports its failure.
 fn start<A: Parser>(common: fn(&A) -> &CommonArgs, run: fn(&A) -> anyhow::Result<ExitCode>) -> ExitCode {
-    let arguments = A::parse();
+    let (arguments, _) = parse::<A>();
     common(&arguments).start_logging(Level::WARN);
     // Whatever finishes a step first says so later.
     console::exit_on_signal("interrupted")

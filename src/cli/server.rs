@@ -8,7 +8,7 @@ use actix_web::web::Data;
 use clap::Parser;
 
 use super::audit_args::AuditArgs;
-use super::http_args::{HttpArgs, TlsArgs, at_most, host_name};
+use super::http_args::{HttpArgs, TlsArgs, at_most, host_name, listen_host};
 use super::key_args::{KeyArgs, print_new_key};
 use super::{CommonArgs, ResidentAdapterArgs, fail, print_warnings};
 use crate::console::{Level, say, say_lines};
@@ -57,6 +57,7 @@ struct ServerArgs {
         value_name = "ADDRESS",
         env = "MVP_HOST",
         hide_env_values = true,
+        value_parser = listen_host,
         default_value_t = defaults().host
     )]
     host: String,
@@ -181,7 +182,8 @@ impl From<ServerArgs> for ServerOptions {
 
 /// Runs the program and returns its exit code.
 pub(super) fn main() -> ExitCode {
-    let arguments = Arguments::parse();
+    let (arguments, matches) = super::parse::<Arguments>();
+    arguments.keys.check(&matches);
     arguments.common.start_logging(Level::INFO);
     server::forbid_core_dumps();
     share_freed_memory();

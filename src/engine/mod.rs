@@ -1,7 +1,7 @@
 //! Inference: a loaded model folder ([`Reader`]), and the thread with a queue that owns it ([`Engine`]).
 
+mod engine_metrics;
 mod folder_check;
-mod monitor;
 mod output_stream;
 mod queue;
 mod reader;
@@ -9,8 +9,8 @@ mod request;
 mod thread;
 mod warnings;
 
+pub use self::engine_metrics::EngineMetrics;
 pub use self::folder_check::FolderCheck;
-pub use self::monitor::Monitor;
 pub use self::queue::Client;
 pub use self::reader::{LoadOptions, MAX_PROMPT_CHARACTERS, Reader, UNSAVED_ADAPTER, page_bounds};
 pub use self::request::{
@@ -18,6 +18,6 @@ pub use self::request::{
     TokenLogprob, Variant,
 };
 pub use self::thread::{
-    Answer, Backend, Engine, EngineError, EngineOptions, EngineState, Load, Observer, QueueSlot, Ticket,
+    Answer, Backend, Engine, EngineError, EngineOptions, EngineState, Load, QueueSlot, StepHandler, Ticket,
 };
 pub use self::warnings::folder_warnings;

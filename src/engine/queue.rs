@@ -107,6 +107,7 @@ impl<T: Waiting> Queue<T> {
     }
 
     /// Number of waiting entries.
+    #[cfg(test)]
     pub(super) fn len(&self) -> usize {
         self.waiting.len()
     }

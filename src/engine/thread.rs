@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::{oneshot, watch};
 
-use super::monitor::{Monitor, Watch, log_figures};
+use super::engine_metrics::{EngineMetrics, Watch, log_figures};
 use super::queue::{Client, Queue, Refusal, Waiting};
 use super::{ModelInfo, OnStep, ReadRequest, Reader, Reading, Step, Variant};
 use crate::Result;
@@ -39,7 +39,7 @@ impl Backend for Reader {
 }
 
 /// Receives the progress of a request on the engine's thread, which it must not block; cancels with `Break`.
-pub type Observer = Box<dyn FnMut(Step<'_>) -> ControlFlow<()> + Send>;
+pub type StepHandler = Box<dyn FnMut(Step<'_>) -> ControlFlow<()> + Send>;
 
 /// Queue capacity and deadlines.
 #[derive(Debug, Clone, Copy)]
@@ -150,7 +150,7 @@ struct Shared {
     turns: watch::Sender<()>,
     /// Set once the model is loaded.
     variants: OnceLock<Vec<Variant>>,
-    monitor: OnceLock<Arc<dyn Monitor>>,
+    metrics: OnceLock<Arc<dyn EngineMetrics>>,
 }
 
 struct EngineQueue {
@@ -165,7 +165,7 @@ struct EngineQueue {
 struct Job {
     id: u64,
     request: ReadRequest,
-    observer: Option<Observer>,
+    on_step: Option<StepHandler>,
     submitted: Instant,
     cancelled: Arc<AtomicBool>,
     answer: oneshot::Sender<Result<Answer, EngineError>>,
@@ -188,6 +188,7 @@ impl Waiting for Job {
 pub struct QueueSlot {
     shared: Arc<Shared>,
     client: Client,
+    is_held: bool,
     began: Instant,
     expires: Instant,
 }
@@ -225,7 +226,7 @@ impl Engine {
             state: watch::Sender::new(EngineState::Loading),
             turns: watch::Sender::new(()),
             variants: OnceLock::new(),
-            monitor: OnceLock::new(),
+            metrics: OnceLock::new(),
         });
         let thread = std::thread::Builder::new().name("engine".into()).spawn({
             let shared = shared.clone();
@@ -237,9 +238,9 @@ impl Engine {
         })
     }
 
-    /// Tells `monitor` of all readings from now on. There is one: a later call has no effect.
-    pub fn report_to(&self, monitor: Arc<dyn Monitor>) {
-        let _ = self.shared.monitor.set(monitor);
+    /// Tells `metrics` of all readings from now on. There is one: a later call has no effect.
+    pub fn report_to(&self, metrics: Arc<dyn EngineMetrics>) {
+        let _ = self.shared.metrics.set(metrics);
     }
 
     /// The current state; never blocks.
@@ -293,14 +294,10 @@ impl Engine {
         Ok(QueueSlot {
             shared: self.shared.clone(),
             client,
+            is_held: true,
             began,
             expires: (began + deadline).max(now + deadline.min(LAST_CHANCE)),
         })
-    }
-
-    /// Whether a request is running.
-    pub fn is_reading(&self) -> bool {
-        self.shared.lock().running
     }
 
     /// Slots in use, queued and running.
@@ -323,11 +320,6 @@ impl Engine {
         self.shared.lock().jobs.is_full()
     }
 
-    /// Requests that wait for their turn.
-    pub fn waiting(&self) -> usize {
-        self.shared.lock().jobs.len()
-    }
-
     /// Rejects requests that begin to arrive from now on. All others are still answered.
     pub fn close(&self) {
         self.shared.lock().jobs.close();
@@ -348,7 +340,7 @@ impl Engine {
         };
         self.shared.wake.notify_all();
         for job in waiting {
-            job.finish(Err(EngineError::Stopping));
+            job.reject(EngineError::Stopping);
         }
     }
 
@@ -390,15 +382,15 @@ impl QueueSlot {
         self.enqueue(request, None)
     }
 
-    /// As [`QueueSlot::submit`]; `observer` receives the progress.
+    /// As [`QueueSlot::submit`]; `on_step` receives the progress.
     ///
     /// # Errors
     /// [`EngineError::Stopping`].
-    pub fn submit_observed(self, request: ReadRequest, observer: Observer) -> Result<Ticket, EngineError> {
-        self.enqueue(request, Some(observer))
+    pub fn submit_with(self, request: ReadRequest, on_step: StepHandler) -> Result<Ticket, EngineError> {
+        self.enqueue(request, Some(on_step))
     }
 
-    fn enqueue(self, request: ReadRequest, observer: Option<Observer>) -> Result<Ticket, EngineError> {
+    fn enqueue(self, request: ReadRequest, on_step: Option<StepHandler>) -> Result<Ticket, EngineError> {
         let shared = self.shared.clone();
         let (sender, receiver) = oneshot::channel();
         let cancelled = Arc::new(AtomicBool::new(false));
@@ -412,7 +404,7 @@ impl QueueSlot {
         queue.jobs.push(Job {
             id,
             request,
-            observer,
+            on_step,
             submitted,
             cancelled: cancelled.clone(),
             answer: sender,
@@ -431,9 +423,21 @@ impl QueueSlot {
     }
 }
 
+impl QueueSlot {
+    /// Releases the slot in `queue`, which is this slot's.
+    fn release(&mut self, queue: &mut EngineQueue) {
+        if std::mem::replace(&mut self.is_held, false) {
+            queue.jobs.release(&self.client);
+        }
+    }
+}
+
 impl Drop for QueueSlot {
     fn drop(&mut self) {
-        self.shared.lock().jobs.release(&self.client);
+        if self.is_held {
+            let shared = Arc::clone(&self.shared);
+            self.release(&mut shared.lock());
+        }
     }
 }
 
@@ -478,19 +482,19 @@ impl Drop for Ticket {
 }
 
 impl Job {
-    /// Releases the slot, then sends the answer, so that the slot is free once the answer arrives.
-    fn finish(self, answer: Result<Answer, EngineError>) {
+    /// Releases the slot, then tells that there will be no answer, so that the slot is free once the client knows.
+    fn reject(self, error: EngineError) {
         let Self {
             request,
-            observer,
+            on_step,
             answer: sender,
             slot,
             ..
         } = self;
-        drop((request, observer));
+        drop((request, on_step));
         drop(slot);
         // The receiver is gone when the client is.
-        let _ = sender.send(answer);
+        let _ = sender.send(Err(error));
     }
 }
 
@@ -559,7 +563,7 @@ impl Shared {
         tracing::debug!("reading begins");
         let queue_seconds = started.duration_since(job.submitted).as_secs_f64();
         let deadline = started + self.options.generation_deadline;
-        let mut watch = Watch::begin(self.monitor.get().cloned(), job.slot.began, started);
+        let mut watch = Watch::begin(self.metrics.get().cloned(), job.slot.began, started);
         let mut late = false;
         let outcome = catch_unwind(AssertUnwindSafe(|| {
             backend.read(&job.request, &mut |step| {
@@ -568,14 +572,14 @@ impl Shared {
                 if let Some(cache) = step.generated {
                     watch.token(now, cache);
                 }
-                let observed = match &mut job.observer {
-                    Some(observer) => observer(step),
+                let wish = match &mut job.on_step {
+                    Some(on_step) => on_step(step),
                     None => ControlFlow::Continue(()),
                 };
                 if late || job.cancelled.load(Ordering::Acquire) {
                     return ControlFlow::Break(());
                 }
-                observed
+                wish
             })
         }));
         watch.end(outcome.as_ref().ok().and_then(|reading| reading.as_ref().ok()));
@@ -598,17 +602,29 @@ impl Shared {
                 }
             }
         };
+        let Job {
+            request,
+            on_step,
+            cancelled,
+            answer: sender,
+            mut slot,
+            ..
+        } = job;
+        drop((request, on_step));
         {
             let mut queue = self.lock();
+            // At once, so that nobody sees a slot in use and no request that runs or waits.
             queue.running = false;
-            if answer.is_ok() && !late && !job.cancelled.load(Ordering::Acquire) {
+            slot.release(&mut queue);
+            if answer.is_ok() && !late && !cancelled.load(Ordering::Acquire) {
                 let seconds = started.elapsed().as_secs_f64();
                 let average = queue.service_seconds.unwrap_or(seconds);
                 queue.service_seconds = Some(0.7 * average + 0.3 * seconds);
             }
         }
         self.turns.send_replace(());
-        job.finish(answer);
+        // The receiver is gone when the client is.
+        let _ = sender.send(answer);
         return_freed_memory();
     }
 }

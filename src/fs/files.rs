@@ -61,10 +61,15 @@ pub(crate) fn readable_by_others(path: &Path) -> Option<String> {
     let file = fs::metadata(path).ok()?;
     // SAFETY: takes no argument and touches no memory of the process.
     let own_group = unsafe { libc::getegid() };
-    let by_group = file.mode() & 0o040 != 0 && (file.gid() != own_group || own_group == 0);
-    let by_all = file.mode() & 0o004 != 0;
     let mode = file.mode() & 0o777;
-    (by_group || by_all).then(|| format!("other users can read this file (mode {mode:o}); chmod 600 it"))
+    is_exposed(mode, file.gid(), own_group)
+        .then(|| format!("other users can read this file (mode {mode:o}); chmod 600 it"))
+}
+
+/// Whether others can read a file of the group `group`. The process's own group can be that of a service alone, root's cannot.
+fn is_exposed(mode: u32, group: u32, own_group: u32) -> bool {
+    let by_group = mode & 0o040 != 0 && (group != own_group || own_group == 0);
+    by_group || mode & 0o004 != 0
 }
 
 fn regular(kind: FileType) -> io::Result<()> {
@@ -131,6 +136,27 @@ mod tests {
         }
         let absent = read_bounded(&folder.path().join("absent"), 1).unwrap_err();
         assert_eq!(absent.kind(), io::ErrorKind::NotFound);
+    }
+
+    #[test]
+    fn files_that_others_can_read_are_told() {
+        for (mode, group, own_group, expected) in [
+            (0o600, 7, 7, false),
+            (0o644, 7, 7, true),
+            (0o604, 7, 7, true),
+            (0o640, 7, 8, true),
+            // The group of the service, as of a Secret in Kubernetes.
+            (0o640, 7, 7, false),
+            (0o440, 7, 7, false),
+            (0o640, 0, 0, true),
+            (0o620, 7, 8, false),
+        ] {
+            assert_eq!(
+                is_exposed(mode, group, own_group),
+                expected,
+                "{mode:o} {group} {own_group}"
+            );
+        }
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! Names and sums of the files of an offline folder, which may come from anybody.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::Path;
 
@@ -78,7 +78,7 @@ pub(super) fn verify(folder: &Path, watch: Watch<'_>) -> Result<Manifest> {
     finish(folder, faults)?;
     let mut there = Listing::default();
     there.add(folder, "", 0)?;
-    let mut faults = there.faults;
+    let mut faults = std::mem::take(&mut there.faults);
     for name in there.files.keys() {
         if name != MANIFEST && !manifest.files.contains_key(name) {
             faults.push(format!("{}: not in {MANIFEST}", excerpt(name)));
@@ -91,9 +91,7 @@ pub(super) fn verify(folder: &Path, watch: Watch<'_>) -> Result<Manifest> {
     watch.begin("checking every sum", Unit::Bytes, total)?;
     for (name, digest) in &manifest.files {
         match there.files.get(name) {
-            None if !faults.iter().any(|fault| fault.starts_with(&format!("{name}: "))) => {
-                faults.push(format!("{name}: missing"));
-            }
+            None if !there.irregular.contains(name) => faults.push(format!("{name}: missing")),
             Some(bytes) if *bytes != digest.bytes => {
                 faults.push(format!("{name}: {bytes} bytes, not {}", digest.bytes));
             }
@@ -141,6 +139,8 @@ fn finish(folder: &Path, mut faults: Vec<String>) -> Result<()> {
 struct Listing {
     /// Bytes by name.
     files: BTreeMap<String, u64>,
+    /// Names of what is no file.
+    irregular: BTreeSet<String>,
     faults: Vec<String>,
 }
 
@@ -156,11 +156,13 @@ impl Listing {
                 return Ok(());
             }
             if kind.is_symlink() {
-                self.faults.push(format!("{shown}: a link"));
+                self.faults.push(format!("{}: a link", excerpt(&shown)));
+                self.irregular.insert(shown);
             } else if kind.is_dir() && depth < MAX_DEPTH {
                 self.add(&entry.path(), &format!("{shown}/"), depth + 1)?;
             } else if let Some(what) = irregular(kind) {
                 self.faults.push(format!("{}: {what}", excerpt(&shown)));
+                self.irregular.insert(shown);
             } else if entry.file_name().to_str().is_none() {
                 self.faults
                     .push(format!("{}: not in {MANIFEST}", excerpt(&shown)));

@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io::{self, Read, Write};
 use std::os::unix::process::CommandExt;
 use std::path::Path;
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
 use std::sync::mpsc::{RecvTimeoutError, sync_channel};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -131,32 +131,55 @@ impl ContainerEngine {
         Ok(digest)
     }
 
-    /// Loads an image from `file`; returns what the engine printed.
-    pub(super) fn load(&self, mut file: File, watch: Watch<'_>) -> Result<String> {
+    /// Loads an image from `file`, whose digest must be `expected`; `path` is for errors. Returns what the engine printed.
+    pub(super) fn load(
+        &self,
+        file: &File,
+        path: &Path,
+        expected: &FileDigest,
+        watch: Watch<'_>,
+    ) -> Result<String> {
         let mut running = self.start(self.command(&["load"]).stdin(Stdio::piped()))?;
-        let (input, output) = (running.child.stdin.take(), running.child.stdout.take());
-        let status = thread::scope(|scope| {
-            scope.spawn(move || {
-                let mut chunk = vec![0; CHUNK];
-                while let (Some(mut input), Ok(count @ 1..)) = (input.as_ref(), file.read(&mut chunk)) {
-                    // The engine's exit code tells why it did not read on.
-                    if input.write_all(&chunk[..count]).is_err() {
-                        break;
-                    }
-                    (watch.progress)(count as u64);
-                }
-            });
+        let (mut input, output) = (running.child.stdin.take(), running.child.stdout.take());
+        let outcome = thread::scope(|scope| {
             let printed = scope.spawn(move || {
                 let mut text = Vec::new();
                 let _ = output.map(|output| output.take(1 << 16).read_to_end(&mut text));
                 String::from_utf8_lossy(&text).into_owned()
             });
-            let ended = running.wait(watch);
-            // On an error, too, so that neither thread waits for it.
+            let piped = scope.spawn(move || {
+                let sent = match &mut input {
+                    Some(input) => send(file, path, expected, input, watch),
+                    None => Ok(()),
+                };
+                // After an error it stays open: the engine must not take its end for that of the image.
+                sent.map_err(|error| (error, input))
+            });
+            let (mut piped, mut open) = (Some(piped), None);
+            let ended = loop {
+                match running.ended() {
+                    Ok(None) => {}
+                    Ok(Some(status)) => break Ok(status),
+                    Err(error) => break Err(error),
+                }
+                let sent = piped
+                    .take_if(|piped| piped.is_finished())
+                    .map(|piped| piped.join());
+                if let Some(Ok(Err((error, input)))) = sent {
+                    open = input;
+                    break Err(error);
+                }
+                if let Err(error) = watch.done(0) {
+                    break Err(error);
+                }
+                thread::sleep(EVERY);
+            };
+            // On an error, too, so that no thread waits for it.
             drop(running);
+            drop(open);
             ended.map(|status| (status, printed.join().unwrap_or_default()))
         });
-        let (status, printed) = status?;
+        let (status, printed) = outcome?;
         self.succeeded(status)?;
         Ok(printed.trim().to_owned())
     }
@@ -191,6 +214,47 @@ impl ContainerEngine {
     }
 }
 
+/// Writes `file` to an engine's `input`. The end is held back until the sum is known: no engine gets the whole of an image that
+/// was exchanged after it was checked.
+fn send(
+    mut file: &File,
+    path: &Path,
+    expected: &FileDigest,
+    input: &mut ChildStdin,
+    watch: Watch<'_>,
+) -> Result<()> {
+    let (mut hasher, mut bytes, mut held) = (Sha256::new(), 0u64, Vec::new());
+    let mut chunk = vec![0; CHUNK];
+    loop {
+        let count = match file.read(&mut chunk) {
+            Ok(0) => break,
+            Ok(count) => count,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+            Err(error) => return Err(Error::io(path, error)),
+        };
+        hasher.update(&chunk[..count]);
+        held.extend_from_slice(&chunk[..count]);
+        bytes += count as u64;
+        if bytes > expected.bytes {
+            break;
+        }
+        let ready = held.len().saturating_sub(CHUNK);
+        // The engine's exit code tells why it did not read on.
+        if input.write_all(&held[..ready]).is_err() {
+            return Ok(());
+        }
+        held.drain(..ready);
+        (watch.progress)(count as u64);
+    }
+    if bytes != expected.bytes || hex(&hasher.finalize()) != expected.sha256 {
+        let reason =
+            "was changed while it was loaded, and the engine did not get all of it; copy the folder again";
+        return Err(Error::invalid_file(path, reason));
+    }
+    let _ = input.write_all(&held);
+    Ok(())
+}
+
 /// A running engine; it is stopped on drop.
 struct Running {
     child: Child,
@@ -199,16 +263,17 @@ struct Running {
 impl Running {
     fn wait(&mut self, watch: Watch<'_>) -> Result<ExitStatus> {
         loop {
-            if let Some(status) = self
-                .child
-                .try_wait()
-                .map_err(|error| Error::io("container engine", error))?
-            {
+            if let Some(status) = self.ended()? {
                 return Ok(status);
             }
             watch.done(0)?;
             thread::sleep(EVERY);
         }
+    }
+
+    fn ended(&mut self) -> Result<Option<ExitStatus>> {
+        let ended = self.child.try_wait();
+        ended.map_err(|error| Error::io("container engine", error))
     }
 
     /// Sends a signal to the engine and what it started.

@@ -112,7 +112,7 @@ pub fn load(dir: &Path, into: &Path, options: &LoadOptions, watch: Watch<'_>) ->
         watch.begin("loading the image", Unit::Bytes, digest.bytes)?;
         let path = dir.join(IMAGE);
         let file = open_plain(&path).map_err(|error| Error::io(&path, error))?;
-        loaded.image = Some(engine.load(file, watch)?);
+        loaded.image = Some(engine.load(&file, &path, digest, watch)?);
     }
     Ok(loaded)
 }

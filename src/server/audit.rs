@@ -84,11 +84,12 @@ impl AuditLog {
                 path: path.to_owned(),
                 error,
             })?;
-            warnings.extend(readable_by_others(path).map(|found| format!("{}: {found}", path.display())));
+            warnings.extend(exposed(path));
             Ok(salt)
         });
         let salt = salt.transpose()?;
         let file = Mutex::new(append_to(&options.file)?);
+        warnings.extend(exposed(&options.file));
         let log = Self {
             options,
             salt,
@@ -98,14 +99,14 @@ impl AuditLog {
         Ok((log, warnings))
     }
 
-    /// Opens the file anew, after it was moved away. If that fails, the old one stays open.
+    /// Opens the file anew, after it was moved away. If that fails, the old one stays open. Returns warnings.
     ///
     /// # Errors
     /// The log cannot be written.
     pub fn reopen(&self) -> Result<Vec<String>, AuditError> {
         let file = append_to(&self.options.file)?;
         *self.file.lock().unwrap_or_else(PoisonError::into_inner) = file;
-        Ok(Vec::new())
+        Ok(exposed(&self.options.file).into_iter().collect())
     }
 
     /// Hashes a document.
@@ -189,6 +190,11 @@ fn append_whole(file: &mut File, line: &[u8]) -> io::Result<()> {
             false => file.write_all(b"\n"),
         };
     })
+}
+
+/// Warns of a file that other users can read.
+fn exposed(path: &Path) -> Option<String> {
+    readable_by_others(path).map(|found| format!("{}: {found}", path.display()))
 }
 
 fn append_to(path: &Path) -> Result<File, AuditError> {

@@ -1,6 +1,6 @@
 //! `GET /metrics`: counters and histograms for Prometheus.
 //!
-//! The HTTP layer ([`Observer`]) and the engine ([`Monitor`]) report what they do; what can be asked for at any time is set when the
+//! The HTTP layer ([`HttpMetrics`]) and the engine ([`EngineMetrics`]) report what they do; what can be asked for at any time is set when the
 //! metrics are read. No label holds a client's text: routes are patterns, everything else is one of a few words. `deploy/metrics.txt`
 //! lists names and labels.
 
@@ -20,9 +20,9 @@ use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::{Metric, Registry};
 
 use super::errors::{ApiError, REASONS, parser_reason};
-use super::http::Observer;
+use super::http::HttpMetrics;
 use super::state::ServerState;
-use crate::engine::{CacheUse, Monitor, Reading};
+use crate::engine::{CacheUse, EngineMetrics, Reading};
 use crate::processing::PICTURE_KINDS;
 use crate::version::{commit, package_version};
 
@@ -177,7 +177,7 @@ impl Adder<'_> {
     }
 }
 
-impl Observer for Metrics {
+impl HttpMetrics for Metrics {
     fn answered(&self, route: Option<&str>, status: u16) {
         let route = route.unwrap_or(NO_ROUTE).to_owned();
         self.requests.get_or_create(&Answered { route, status }).inc();
@@ -193,7 +193,7 @@ impl Observer for Metrics {
     }
 }
 
-impl Monitor for Metrics {
+impl EngineMetrics for Metrics {
     fn begun(&self, waited: Duration) {
         self.queue_seconds.observe(waited.as_secs_f64());
     }

@@ -24,6 +24,7 @@ mod openapi;
 pub mod options;
 mod reading;
 mod reload;
+mod route_table;
 mod routes;
 mod run;
 mod sse;
@@ -35,12 +36,13 @@ mod upload;
 pub use self::access::{Access, ApiKeys, KeyError, KeyScope, NewKey};
 pub use self::audit::{AuditError, AuditLog, AuditOptions};
 pub use self::errors::ApiError;
-pub use self::http::{BindError, HttpOptions, Tls, TlsError, TlsFiles, forbid_core_dumps};
+pub use self::http::{BindError, HttpOptions, Tls, TlsError, TlsFiles, TlsRefusal, forbid_core_dumps};
 pub use self::logprobs::{TokenChoice, TokenInfo};
 pub use self::openapi::ApiDoc;
 pub use self::options::ServerOptions;
 pub use self::reload::Reloads;
-pub use self::run::{Listeners, Readiness, RunError, bind, listen, reachable, run};
+pub use self::route_table::paths;
+pub use self::run::{Listeners, Readiness, RunError, bind, listen, loopback, reachable, run};
 pub use self::state::ServerState;
 pub use self::types::{
     Analysis, Benchmarks, DeltaEvent, ErrorBody, ErrorEvent, Extraction, Figures, GpuFigures, Health,

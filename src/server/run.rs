@@ -16,11 +16,9 @@ use super::{
     access::guard,
     audit::audit,
     demo::{self, Hosts},
-    docs,
-    http::{BindError, Listener, bind_port, drain_on_signal, exit_immediately, log_aborted, readable, serve},
-    metrics, openai,
+    http::{BindError, Listener, bind_port, drain_on_signal, exit_immediately, log_aborted, serve},
     options::ServerOptions,
-    routes,
+    route_table::{self, API_ONLY, SHARED},
     state::ServerState,
 };
 use crate::engine::{Engine, EngineState, ModelInfo};
@@ -111,12 +109,17 @@ impl fmt::Display for Readiness {
 /// `address` as a program on this machine reaches it.
 pub fn reachable(mut address: SocketAddr) -> SocketAddr {
     if address.ip().is_unspecified() {
-        address.set_ip(match address.ip() {
-            IpAddr::V4(_) => Ipv4Addr::LOCALHOST.into(),
-            IpAddr::V6(_) => Ipv6Addr::LOCALHOST.into(),
-        });
+        address.set_ip(loopback(address.is_ipv6()));
     }
     address
+}
+
+/// The usual loopback address, of IPv6 or of IPv4.
+pub fn loopback(is_v6: bool) -> IpAddr {
+    match is_v6 {
+        true => Ipv6Addr::LOCALHOST.into(),
+        false => Ipv4Addr::LOCALHOST.into(),
+    }
 }
 
 /// The listening sockets of a server.
@@ -150,7 +153,7 @@ pub fn bind(options: &ServerOptions) -> Result<Listeners, RunError> {
 pub fn listen(listeners: Listeners, state: Data<ServerState>) -> io::Result<Server> {
     let stopping = state.stopping.clone();
     let options = state.options.clone();
-    let observer = state.metrics.clone();
+    let metrics = state.metrics.clone();
     let Listeners { api, demo } = listeners;
     let mut all = Vec::new();
     if let Some(socket) = demo {
@@ -166,7 +169,7 @@ pub fn listen(listeners: Listeners, state: Data<ServerState>) -> io::Result<Serv
             add_routes: Arc::new(move |config| {
                 config.app_data(state.clone());
                 demo::add_routes(config, hosts.clone(), |config| {
-                    config.service(guarded(add_api));
+                    config.service(guarded(|config| route_table::add(config, SHARED)));
                 });
             }),
         });
@@ -176,14 +179,12 @@ pub fn listen(listeners: Listeners, state: Data<ServerState>) -> io::Result<Serv
         cors_origins: options.cors_origin,
         add_routes: Arc::new(move |config| {
             config.app_data(state.clone()).service(guarded(|config| {
-                config
-                    .configure(add_api)
-                    .configure(add_docs)
-                    .service(readable(metrics::ROUTE, metrics::metrics));
+                route_table::add(config, SHARED);
+                route_table::add(config, API_ONLY);
             }));
         }),
     });
-    serve(options.http, observer, stopping, all)
+    serve(options.http, metrics, stopping, all)
 }
 
 /// The routes that `add` adds, and all that are not there, behind the check of keys and the audit log.
@@ -193,25 +194,6 @@ fn guarded(add: impl FnOnce(&mut ServiceConfig)) -> impl HttpServiceFactory {
         .wrap(from_fn(audit))
         .configure(add)
         .default_service(web::to(|| async { HttpResponse::NotFound().finish() }))
-}
-
-/// The routes that the demo page has, too, below `/api`.
-fn add_api(config: &mut ServiceConfig) {
-    config
-        .service(readable("/health", routes::health))
-        .service(readable("/health/live", routes::live))
-        .service(readable("/health/ready", routes::ready))
-        .service(web::resource("/extract").post(routes::extract))
-        .service(web::resource("/analyze").post(routes::analyze))
-        .service(readable("/benchmark", routes::benchmark))
-        .configure(openai::add_routes);
-}
-
-fn add_docs(config: &mut ServiceConfig) {
-    config
-        .service(readable("/openapi.json", docs::description))
-        .service(web::redirect("/docs", "/docs/"))
-        .service(readable("/docs/{file:.*}", docs::page));
 }
 
 /// Serves until SIGTERM or SIGINT, then drains in-flight requests; a second signal exits immediately.

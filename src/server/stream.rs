@@ -60,11 +60,11 @@ impl Events {
         limit: usize,
     ) -> Result<Self, EngineError> {
         let waiting = Arc::new(Waiting::new(limit));
-        let observer = Box::new({
+        let on_step = Box::new({
             let waiting = Arc::clone(&waiting);
             move |step: Step<'_>| waiting.push(step)
         });
-        let ticket = slot.submit_observed(request, observer)?;
+        let ticket = slot.submit_with(request, on_step)?;
         Ok(Self {
             turns: ticket.turns(),
             ticket,

@@ -196,6 +196,14 @@ class Starting(unittest.TestCase):
         container = self.start("--entrypoint", "server", command=["--host", "0.0.0.0"])
         self.assertEqual(container.stop(), 0)
 
+    def test_compat_asks_for_no_key(self):
+        container = self.start("--env", "MVP_COMPAT=1")
+        self.assertEqual(container.key(), "")
+        self.assertIn("no key is asked for", container.notices())
+        for path in ("/v1/models", "/metrics", "/benchmark"):
+            self.assertEqual(container.get(path)[0], 200, path)
+        self.assertEqual(container.get("/api/v1/models", PAGE)[0], 200)
+
     def test_a_mounted_model_is_used(self):
         with tempfile.TemporaryDirectory() as folder:
             shutil.copytree(ROOT / "models/qwen25-vl-nano", pathlib.Path(folder, "mine"))

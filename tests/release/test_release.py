@@ -193,6 +193,23 @@ class Contents(unittest.TestCase):
             self.assertLessEqual(set(dependency.get("dependsOn", [])), set(references))
 
 
+class Installed(unittest.TestCase):
+    def test_cargo_install_makes_programs_that_run_elsewhere(self):
+        if "RELEASE" in os.environ:
+            self.skipTest("cargo's own folder has a developer's build: make release-test")
+        with tempfile.TemporaryDirectory() as root:
+            # Installs what is built in the target folder already. From the checkout, whose .cargo/config.toml names libtorch.
+            command = [os.environ.get("CARGO", "cargo"), "install", "--quiet", "--locked", "--offline", "--path", ".", "--root", root]
+            installed = run(*command, cwd=ROOT, env=os.environ)
+            self.assertEqual(installed.returncode, 0, installed.stderr)
+            programs = pathlib.Path(root, "bin")
+            self.assertEqual(sorted(file.name for file in programs.iterdir()), sorted(PROGRAMS))
+            read = run(programs / "medvision", "extract", SAMPLE, cwd=root)
+            self.assertIn(READ, read.stdout, read.stderr)
+            shown = run(programs / "server", "--version", cwd=root)
+            self.assertEqual(shown.returncode, 0, shown.stderr)
+
+
 class Running(unittest.TestCase):
     def test_reads_the_sample_page_from_any_folder(self):
         for program in ("medvision", "server"):

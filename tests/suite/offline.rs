@@ -88,7 +88,7 @@ case "$1 $2" in
 "info ") ;;
 "image inspect") [ "$5" = there ] || {{ echo "no such image: $5" >&2; exit 1; }}; echo 8 ;;
 "save there") echo an image ;;
-"load ") cat >"$home/loaded"; echo "Loaded image: there" ;;
+"load ") [ ! -f "$home/meanwhile" ] || sh "$home/meanwhile"; cat >"$home/loaded"; touch "$home/whole"; echo "Loaded image: there" ;;
 *) echo "cannot $*" >&2; exit 1 ;;
 esac
 "#,
@@ -404,6 +404,68 @@ fn the_image_goes_through_the_engine() {
             .iter()
             .any(|name| name == "other" || name.starts_with('.'))
     );
+}
+
+/// Exchanged after its sum was checked, while the engine already reads: it never gets the end.
+#[test]
+fn an_image_that_changes_meanwhile_is_refused() {
+    let home = tempfile::tempdir().unwrap();
+    let (folder, into) = (home.path().join("offline"), home.path().join("models"));
+    let works = engine(home.path(), "nowhere");
+    // More than what is sent before the engine reads.
+    let image = vec![b'i'; 6 << 20];
+    fs::write(home.path().join("image"), &image).unwrap();
+    let script = fs::read_to_string(&works).unwrap();
+    fs::write(&works, script.replace("echo an image", "cat \"$home/image\"")).unwrap();
+    let saved = run(&[
+        "save-offline",
+        text(&folder),
+        "--model",
+        MODEL,
+        "--engine",
+        text(&works),
+        "--image",
+        "there",
+    ]);
+    assert_eq!(code(&saved), 0, "{}", stderr(&saved));
+    let load = || {
+        let load = [
+            "load-offline",
+            text(&folder),
+            "--into",
+            text(&into),
+            "--engine",
+            text(&works),
+        ];
+        run(&load)
+    };
+    let tar = folder.join("image.tar");
+    let (loaded, whole) = (home.path().join("loaded"), home.path().join("whole"));
+    for change in [
+        format!(
+            "printf x | dd of={} bs=1 seek=6291455 conv=notrunc status=none",
+            tar.display()
+        ),
+        format!("printf x >>{}", tar.display()),
+        format!("truncate -s 6000000 {}", tar.display()),
+    ] {
+        fs::write(&tar, &image).unwrap();
+        fs::write(home.path().join("meanwhile"), &change).unwrap();
+        let refused = load();
+        assert_eq!(code(&refused), 1, "{change}: {}", stderr(&refused));
+        let error = stderr(&refused);
+        assert!(
+            error.contains("image.tar") && error.contains("was changed while it was loaded"),
+            "{error}"
+        );
+        assert!(!whole.exists(), "the engine took it for whole");
+        assert!(fs::metadata(&loaded).unwrap().len() < image.len() as u64);
+    }
+    fs::write(&tar, &image).unwrap();
+    fs::remove_file(home.path().join("meanwhile")).unwrap();
+    let whole_again = load();
+    assert_eq!(code(&whole_again), 0, "{}", stderr(&whole_again));
+    assert_eq!(fs::read(&loaded).unwrap(), image);
 }
 
 #[test]

@@ -33,7 +33,7 @@ pub(super) struct Arguments {
 
 /// Runs the program and returns its exit code.
 pub(super) fn main() -> ExitCode {
-    let mut arguments = Arguments::parse();
+    let (mut arguments, _) = super::parse::<Arguments>();
     let process = ProcessInfo::from_env();
     // Only the main process prints messages; every process prints its errors.
     let is_worker = matches!(&process, Ok(Some(process)) if !process.is_main_process());

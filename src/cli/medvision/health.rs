@@ -7,9 +7,10 @@ use std::time::Duration;
 use anyhow::Context;
 use reqwest::{Client, Url, redirect};
 
+use crate::cli::http_args::listen_host;
 use crate::cli::{self, EXIT_OK};
 use crate::server::demo::ApiUrl;
-use crate::server::{ErrorBody, ServerOptions, Status, reachable};
+use crate::server::{ErrorBody, ServerOptions, Status, TlsRefusal, reachable};
 
 /// Maximum time of the question.
 const PATIENCE: Duration = Duration::from_secs(3);
@@ -58,9 +59,12 @@ async fn ask(route: Url, own: bool) -> anyhow::Result<()> {
     let server = route.origin().ascii_serialization();
     let mut response = match client.get(route).send().await {
         Ok(response) => response,
-        // It answers, but tells only clients with a certificate, which this is not.
-        Err(error) if own && format!("{error:?}").contains("CertificateRequired") => return Ok(()),
-        Err(error) => return Err(error).with_context(|| format!("no answer from {server}")),
+        Err(error) => match TlsRefusal::of(&error) {
+            // It answers, but tells only clients with a certificate, which this is not.
+            Some(TlsRefusal::CertificateRequired) if own => return Ok(()),
+            Some(refusal) => anyhow::bail!("{server}: {refusal}"),
+            None => return Err(error).with_context(|| format!("no answer from {server}")),
+        },
     };
     let status = response.status();
     let mut body = Vec::new();
@@ -94,7 +98,10 @@ fn own_server() -> anyhow::Result<ApiUrl> {
         Ok(port) => port.parse().context("MVP_PORT is not a port")?,
         Err(_) => defaults.port,
     };
-    let host = std::env::var("MVP_HOST").unwrap_or(defaults.host);
+    let host = match std::env::var("MVP_HOST") {
+        Ok(host) => listen_host(&host).map_err(|reason| anyhow::anyhow!("MVP_HOST: {reason}"))?,
+        Err(_) => defaults.host,
+    };
     let address = (host.as_str(), port)
         .to_socket_addrs()
         .context("MVP_HOST")?

@@ -99,7 +99,7 @@ enum Command {
 
 /// Runs the program and returns its exit code.
 pub(super) fn main() -> ExitCode {
-    let command = Arguments::parse().command;
+    let (Arguments { command }, _) = cli::parse();
     if let Err(error) = console::exit_on_signal("interrupted") {
         return cli::fail(&error.into());
     }

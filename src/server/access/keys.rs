@@ -161,13 +161,7 @@ impl ApiKeys {
     /// Finds the entry of `key`. Takes the same time for every key of a length.
     pub(super) fn find(&self, key: &[u8]) -> Option<ApiKey> {
         let digest: [u8; 32] = Sha256::digest(key).into();
-        let keys = self.current();
-        let mut found = 0u32;
-        for (number, key) in (1u32..).zip(keys.iter()) {
-            let equal: Choice = key.digest.ct_eq(&digest);
-            found.conditional_assign(&number, equal);
-        }
-        keys.get(usize::try_from(found).ok()?.checked_sub(1)?).cloned()
+        find_by(&self.current(), |known| known.ct_eq(&digest)).cloned()
     }
 
     fn current(&self) -> Arc<[ApiKey]> {
@@ -196,6 +190,15 @@ impl NewKey {
         let line = format!("{name}:{digest}{scope}");
         Ok(Self { key, line })
     }
+}
+
+/// The entry whose digest `is_equal` accepts. It is asked for every one, wherever that is: the time must tell nothing.
+fn find_by(keys: &[ApiKey], mut is_equal: impl FnMut(&[u8; 32]) -> Choice) -> Option<&ApiKey> {
+    let mut found = 0u32;
+    for (number, key) in (1u32..).zip(keys) {
+        found.conditional_assign(&number, is_equal(&key.digest));
+    }
+    keys.get(usize::try_from(found).ok()?.checked_sub(1)?)
 }
 
 fn is_name(name: &str) -> bool {
@@ -381,6 +384,26 @@ mod tests {
         }
         for name in ["", "a b", "a:b", "é", &"n".repeat(65)] {
             assert!(matches!(NewKey::make(name, KeyScope::All), Err(KeyError::Name)));
+        }
+    }
+
+    #[test]
+    fn every_digest_is_compared_whether_the_key_is_known_or_not() {
+        let lines: Vec<_> = (0..100)
+            .map(|number| line(&format!("k{number}"), &number.to_string()))
+            .collect();
+        let keys = parse_text(&lines.join("\n")).expect("keys");
+        for sent in ["0", "50", "99", "unknown", ""] {
+            let digest: [u8; 32] = Sha256::digest(sent).into();
+            let mut compared = 0;
+            let found = find_by(&keys, |known| {
+                compared += 1;
+                known.ct_eq(&digest)
+            });
+            assert_eq!(compared, keys.len(), "{sent}");
+            let name = found.map(|key| key.name.to_string());
+            let is_known = sent.parse::<u32>().is_ok();
+            assert_eq!(name, is_known.then(|| format!("k{sent}")));
         }
     }
 

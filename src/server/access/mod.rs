@@ -2,9 +2,11 @@
 
 mod attempts;
 mod guard;
+mod in_address;
 mod keys;
 
 pub(super) use self::guard::{client, guard};
+pub(super) use self::in_address::refuse_key_in_address;
 pub use self::keys::{ApiKeys, KeyError, KeyScope, NewKey};
 
 use std::sync::Arc;

@@ -21,7 +21,7 @@ use tokio::sync::mpsc::{Receiver, Sender, channel};
 use super::api_url::ApiUrl;
 use super::errors::DemoError;
 use crate::console::RateLimit;
-use crate::server::http::{GuardedBody, HttpOptions, body_error, readable, request_id};
+use crate::server::http::{GuardedBody, HttpOptions, TlsRefusal, body_error, readable, request_id};
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// TCP keep-alive detects an API that vanished.
@@ -250,6 +250,9 @@ fn unreachable(api: &Api, error: reqwest::Error) -> DemoError {
     while let Some(cause) = source {
         reason = cause.to_string();
         source = cause.source();
+    }
+    if let Some(refusal) = TlsRefusal::of(&error) {
+        reason = refusal.to_string();
     }
     warn(api, &reason);
     DemoError::Unreachable

@@ -17,6 +17,7 @@ pub use self::api_url::ApiUrl;
 pub use self::run::{DemoOptions, bind, listen, run};
 
 pub(super) use self::hosts::Hosts;
+use super::access::refuse_key_in_address;
 use super::http::readable;
 
 /// Adds the page and, below `/api`, the routes that `add_api` adds.
@@ -29,6 +30,7 @@ pub(super) fn add_routes(
         .configure(add_api)
         .default_service(web::to(|| async { Err::<String, _>(errors::DemoError::NoRoute) }));
     let page = web::scope("")
+        .wrap(from_fn(refuse_key_in_address))
         .wrap(from_fn(hosts::check_host))
         .service(api)
         .service(readable("/{file:.*}", assets::asset));

@@ -20,8 +20,8 @@ use tokio::time::{Sleep, sleep};
 use super::connection_slots::{ConnectionSlot, ConnectionState};
 use super::framing::{Framing, HeadTooLarge};
 use super::handshake::Socket;
+use super::http_metrics::HttpMetrics;
 use super::logging::warn_of_rejected_request;
-use super::observer::Observer;
 use crate::server::errors::{parser_error, plain_http_error};
 
 /// Timeout for a request head.
@@ -45,7 +45,7 @@ pub(super) struct Connection {
     head_timer: Option<Pin<Box<Sleep>>>,
     write_timer: Option<Pin<Box<Sleep>>>,
     answer: Option<Replacement>,
-    observer: Arc<dyn Observer>,
+    metrics: Arc<dyn HttpMetrics>,
 }
 
 /// Replaces the parser's own response.
@@ -60,7 +60,7 @@ impl Connection {
         socket: Socket,
         slot: ConnectionSlot,
         stall: Duration,
-        observer: Arc<dyn Observer>,
+        metrics: Arc<dyn HttpMetrics>,
     ) -> Self {
         Self {
             socket,
@@ -71,7 +71,7 @@ impl Connection {
             head_timer: None,
             write_timer: None,
             answer: None,
-            observer,
+            metrics,
         }
     }
 
@@ -196,7 +196,7 @@ impl AsyncWrite for Connection {
             }
             let status = this.rejection.unwrap_or(status);
             warn_of_rejected_request(status);
-            this.observer.refused(status);
+            this.metrics.refused(status);
             this.answer = Some(Replacement {
                 bytes: match this.socket {
                     Socket::Mistaken(_) => plain_http_error(this.framing.path()),

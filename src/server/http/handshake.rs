@@ -17,9 +17,6 @@ use tokio_rustls::server::TlsStream;
 use super::connection_slots::ConnectionState;
 use crate::console::RateLimit;
 
-/// Timeout for the whole handshake, from the connection on.
-const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
-
 /// A client's socket: what HTTP is spoken over.
 pub(super) enum Socket {
     Plain(TcpStream),
@@ -71,7 +68,7 @@ impl Failure {
     fn reason(self) -> &'static str {
         match self {
             Self::Silent | Self::Left => "the client left",
-            Self::Late => "not finished within 10 s",
+            Self::Late => "not finished in time",
             Self::NoCertificate => "the client has no certificate",
             Self::CertificateExpired => "the client's certificate has expired, or is not valid yet",
             Self::CertificateUnknown => {
@@ -96,14 +93,15 @@ impl Failure {
 }
 
 /// Waits for the handshake of a new connection, whose slot is `state`'s. `None` if there is no connection: the handshake fails or
-/// takes too long, the slot is needed for another connection, or `stopping` is ready.
+/// takes longer than `limit`, the slot is needed for another connection, or `stopping` is ready.
 pub(super) async fn accept(
     stream: TcpStream,
     config: Arc<ServerConfig>,
+    limit: Duration,
     state: &ConnectionState,
     stopping: impl Future<Output = ()>,
 ) -> Option<Socket> {
-    let mut handshake = pin!(timeout(HANDSHAKE_TIMEOUT, shake_hands(stream, config)));
+    let mut handshake = pin!(timeout(limit, shake_hands(stream, config)));
     let mut stopping = pin!(stopping);
     let outcome = poll_fn(|context| {
         if state.is_evicted(context.waker()) || stopping.as_mut().poll(context).is_ready() {
@@ -137,11 +135,23 @@ async fn shake_hands(stream: TcpStream, config: Arc<ServerConfig>) -> Result<Soc
     Ok(Socket::Tls(Box::new(stream)))
 }
 
+/// What every socket can do.
+trait Stream: AsyncRead + AsyncWrite + Unpin {}
+
+impl<S: AsyncRead + AsyncWrite + Unpin> Stream for S {}
+
 impl Socket {
     /// Has the next flush tell a TLS client that nothing follows.
     pub(super) fn say_farewell(&mut self) {
         if let Self::Tls(stream) = self {
             stream.get_mut().1.send_close_notify();
+        }
+    }
+
+    fn stream(self: Pin<&mut Self>) -> Pin<&mut dyn Stream> {
+        match self.get_mut() {
+            Self::Plain(stream) | Self::Mistaken(stream) => Pin::new(stream),
+            Self::Tls(stream) => Pin::new(stream),
         }
     }
 }
@@ -152,32 +162,20 @@ impl AsyncRead for Socket {
         context: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        match self.get_mut() {
-            Self::Plain(stream) | Self::Mistaken(stream) => Pin::new(stream).poll_read(context, buffer),
-            Self::Tls(stream) => Pin::new(stream).poll_read(context, buffer),
-        }
+        self.stream().poll_read(context, buffer)
     }
 }
 
 impl AsyncWrite for Socket {
     fn poll_write(self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        match self.get_mut() {
-            Self::Plain(stream) | Self::Mistaken(stream) => Pin::new(stream).poll_write(context, bytes),
-            Self::Tls(stream) => Pin::new(stream).poll_write(context, bytes),
-        }
+        self.stream().poll_write(context, bytes)
     }
 
     fn poll_flush(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match self.get_mut() {
-            Self::Plain(stream) | Self::Mistaken(stream) => Pin::new(stream).poll_flush(context),
-            Self::Tls(stream) => Pin::new(stream).poll_flush(context),
-        }
+        self.stream().poll_flush(context)
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match self.get_mut() {
-            Self::Plain(stream) | Self::Mistaken(stream) => Pin::new(stream).poll_shutdown(context),
-            Self::Tls(stream) => Pin::new(stream).poll_shutdown(context),
-        }
+        self.stream().poll_shutdown(context)
     }
 }

@@ -21,9 +21,9 @@ use super::connection::{Connection, HEAD_TIMEOUT, enable_keep_alive};
 use super::connection_slots::{ConnectionSlots, SPARE_SLOTS};
 use super::handshake::{self, Socket};
 use super::headers::finish;
+use super::http_metrics::HttpMetrics;
 use super::limits::guard_body;
 use super::logging::access_log;
-use super::observer::Observer;
 use super::options::HttpOptions;
 
 /// Threads that serve connections; the model has its own.
@@ -47,10 +47,10 @@ pub(in crate::server) struct Listener {
 }
 
 /// Builds the server of all `listeners`, which share connection limits, worker threads and shutdown. It runs while it is polled, in
-/// a tokio or actix runtime. `observer` is told of all requests.
+/// a tokio or actix runtime. `metrics` is told of all requests.
 pub(in crate::server) fn serve(
     options: HttpOptions,
-    observer: Arc<dyn Observer>,
+    metrics: Arc<dyn HttpMetrics>,
     stopping: Stopping,
     listeners: Vec<Listener>,
 ) -> io::Result<Server> {
@@ -67,6 +67,7 @@ pub(in crate::server) fn serve(
     let slots = ConnectionSlots::new(&options);
     let stall = Duration::from_secs(options.stall_seconds);
     let tls = options.tls.clone();
+    let handshake = Duration::from_secs(options.handshake_seconds);
     let (options, about_to_stop) = (Data::new(options), Data::new(stopping));
     for listener in listeners {
         let Listener {
@@ -75,13 +76,13 @@ pub(in crate::server) fn serve(
             add_routes,
         } = listener;
         let (options, about_to_stop) = (options.clone(), about_to_stop.clone());
-        let (slots, tls, observer) = (Arc::clone(&slots), tls.clone(), observer.clone());
+        let (slots, tls, metrics) = (Arc::clone(&slots), tls.clone(), metrics.clone());
         let stopping = builder.graceful_shutdown_signal();
         let service = move || {
             let app = App::new()
                 .app_data(options.clone())
                 .app_data(about_to_stop.clone())
-                .app_data(observer.clone())
+                .app_data(metrics.clone())
                 .wrap(Condition::new(!cors_origins.is_empty(), cors(&cors_origins)))
                 .wrap(from_fn(admit))
                 .wrap(from_fn(finish))
@@ -104,22 +105,24 @@ pub(in crate::server) fn serve(
                 })
                 .h1(map_config(app.into_factory(), |()| AppConfig::default())
                     .map_err(|error: actix_web::Error| error.error_response()));
-            let (slots, tls, observer) = (Arc::clone(&slots), tls.clone(), observer.clone());
+            let (slots, tls, metrics) = (Arc::clone(&slots), tls.clone(), metrics.clone());
             let stopping = stopping.clone();
             fn_service(move |stream: TcpStream| {
                 let address = stream.peer_addr().ok();
                 let slot = slots.enter(address.map(|address| address.ip()));
                 enable_keep_alive(&stream, stall);
                 let tls = tls.as_ref().map(|tls| tls.current());
-                let (stopping, observer) = (stopping.clone(), observer.clone());
+                let (stopping, metrics) = (stopping.clone(), metrics.clone());
                 async move {
                     let socket = match tls {
                         None => Some(Socket::Plain(stream)),
-                        Some(tls) => handshake::accept(stream, tls, slot.state(), stopping.notified()).await,
+                        Some(tls) => {
+                            handshake::accept(stream, tls, handshake, slot.state(), stopping.notified()).await
+                        }
                     };
                     // The reason is in the log; what is left of the connection is closed.
                     let socket = socket.ok_or(DispatchError::SlowRequestTimeout)?;
-                    Ok((Connection::new(socket, slot, stall, observer), address))
+                    Ok((Connection::new(socket, slot, stall, metrics), address))
                 }
             })
             .and_then(http)

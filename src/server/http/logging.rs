@@ -15,7 +15,7 @@ use actix_web::middleware::Next;
 use actix_web::{Error, HttpMessage, HttpRequest};
 use tracing::{Instrument, Span};
 
-use super::observer::Observer;
+use super::http_metrics::HttpMetrics;
 use super::trace_parent::{TRACE_PARENT, TraceParent};
 use crate::console::RateLimit;
 use crate::server::errors::ApiError;
@@ -31,7 +31,7 @@ const MAX_REQUEST_ID_LENGTH: usize = 64;
 /// Of log and metrics only: the client disconnected before the response.
 pub(in crate::server) const CLIENT_LEFT: u16 = 499;
 
-/// Middleware: assigns the request id, logs the request and tells the observer.
+/// Middleware: assigns the request id, logs the request and tells the metrics.
 pub(super) async fn access_log<B: MessageBody>(
     request: ServiceRequest,
     next: Next<B>,
@@ -43,7 +43,7 @@ pub(super) async fn access_log<B: MessageBody>(
     if let Some(trace) = &trace {
         span.record("trace_id", trace.trace_id());
     }
-    let observer = request.app_data::<Arc<dyn Observer>>().cloned();
+    let metrics = request.app_data::<Arc<dyn HttpMetrics>>().cloned();
     let body_bytes = BodyBytes::default();
     request.extensions_mut().insert(body_bytes.clone());
     request.extensions_mut().insert(RequestId(id.clone()));
@@ -54,7 +54,7 @@ pub(super) async fn access_log<B: MessageBody>(
         status: CLIENT_LEFT,
         started: Instant::now(),
         body_bytes,
-        observer,
+        metrics,
     };
     let result = next.call(request).instrument(span).await;
     match result {
@@ -86,14 +86,14 @@ struct AccessLine {
     status: u16,
     started: Instant,
     body_bytes: BodyBytes,
-    observer: Option<Arc<dyn Observer>>,
+    metrics: Option<Arc<dyn HttpMetrics>>,
 }
 
 impl AccessLine {
     fn report(&self, error: Option<&Error>) {
         let error = error.and_then(|error| error.as_error::<ApiError>());
-        if let (Some(observer), Some(error)) = (&self.observer, error) {
-            observer.rejected(error);
+        if let (Some(metrics), Some(error)) = (&self.metrics, error) {
+            metrics.rejected(error);
         }
     }
 }
@@ -109,8 +109,8 @@ impl Drop for AccessLine {
             body_bytes = self.body_bytes.get(),
             "request",
         );
-        if let Some(observer) = &self.observer {
-            observer.answered(self.route.as_deref(), self.status);
+        if let Some(metrics) = &self.metrics {
+            metrics.answered(self.route.as_deref(), self.status);
         }
     }
 }

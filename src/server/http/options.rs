@@ -33,6 +33,8 @@ pub struct HttpOptions {
     pub connection_lifetime_seconds: u64,
     /// Time after which a client that reads nothing of its response is disconnected, which cancels its request.
     pub stall_seconds: u64,
+    /// Maximum time of a TLS handshake, from the connection on.
+    pub handshake_seconds: u64,
     /// Time to drain in-flight requests after SIGTERM.
     pub shutdown_seconds: u64,
     /// TLS of all ports; none: plain HTTP.
@@ -50,6 +52,7 @@ impl Default for HttpOptions {
             trusted_proxy: Vec::new(),
             connection_lifetime_seconds: 3600,
             stall_seconds: 30,
+            handshake_seconds: 10,
             shutdown_seconds: 60,
             tls: None,
         }

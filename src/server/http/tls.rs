@@ -16,6 +16,7 @@ use rustls::sign::{CertifiedKey, SingleCertAndKey};
 use rustls::version::{TLS12, TLS13};
 use rustls::{CertificateError, InconsistentKeys, RootCertStore, ServerConfig};
 
+use super::tls_refusal::TlsRefusal;
 use crate::fs::{CONFIG_BYTES, read_bounded, readable_by_others};
 
 /// The PEM files of a server that speaks TLS.
@@ -160,6 +161,13 @@ fn configure(files: &TlsFiles) -> Result<(ServerConfig, Vec<String>), TlsError> 
     let mut warnings = Vec::new();
 
     let chain = cert.certificates(&provider, &mut warnings)?;
+    if chain.first().is_some_and(|first| is_authority(first, &provider)) {
+        let path = files.cert.display();
+        warnings.push(format!(
+            "--tls-cert {path}: its first certificate is that of an authority (CA:TRUE), which demo_ui and other strict clients \
+             refuse as a server's; make one with CA:FALSE (openssl req -x509 -addext basicConstraints=critical,CA:FALSE)"
+        ));
+    }
     let signing_key = provider
         .key_provider
         .load_private_key(key.key(&mut warnings)?)
@@ -196,21 +204,32 @@ fn configure(files: &TlsFiles) -> Result<(ServerConfig, Vec<String>), TlsError> 
     Ok((config, warnings))
 }
 
-/// Why `certificate` is not valid now, if it is not. Anything else that a client could object to is not looked at.
-fn not_valid_now(certificate: &ParsedCertificate<'_>, provider: &CryptoProvider) -> Option<String> {
-    // The dates are checked first; whatever they are, without authorities the certificate is refused.
-    let refused = verify_server_cert_signed_by_trust_anchor(
+/// Why a client without authorities refuses `certificate`: first of all for its dates, then for its use, at last for its issuer.
+fn refusal(certificate: &ParsedCertificate<'_>, provider: &CryptoProvider) -> Option<rustls::Error> {
+    let verified = verify_server_cert_signed_by_trust_anchor(
         certificate,
         &RootCertStore::empty(),
         &[],
         UnixTime::now(),
         provider.signature_verification_algorithms.all,
     );
+    verified.err()
+}
+
+/// Whether `certificate` is an authority's, if it is valid now.
+fn is_authority(certificate: &CertificateDer<'_>, provider: &CryptoProvider) -> bool {
+    let parsed = ParsedCertificate::try_from(certificate).ok();
+    let refused = parsed.and_then(|parsed| refusal(&parsed, provider));
+    refused.is_some_and(|error| TlsRefusal::of_tls(&error) == Some(TlsRefusal::AuthorityAsServer))
+}
+
+/// Why `certificate` is not valid now, if it is not. Anything else that a client could object to is not looked at.
+fn not_valid_now(certificate: &ParsedCertificate<'_>, provider: &CryptoProvider) -> Option<String> {
     let date = |time: UnixTime| {
         let seconds = i64::try_from(time.as_secs()).ok()?;
         Some(DateTime::<Utc>::from_timestamp(seconds, 0)?.format("%Y-%m-%d"))
     };
-    let Err(rustls::Error::InvalidCertificate(error)) = refused else {
+    let Some(rustls::Error::InvalidCertificate(error)) = refusal(certificate, provider) else {
         return None;
     };
     match error {
@@ -266,6 +285,20 @@ mod tests {
             ["server.pem", "server.key"].map(|name| fs::read(folder.path().join(name)).expect(name));
         fs::write(folder.path().join("both"), [key, cert].concat()).expect("a file");
         Tls::load(files(folder.path(), "both", "both", None)).expect("both");
+    }
+
+    #[test]
+    fn an_authoritys_certificate_is_warned_of() {
+        let folder = folder();
+        let files = files(folder.path(), "self-signed.pem", "self-signed.key", None);
+        let (_, warnings) = Tls::load(files).expect("good files");
+        let [warning] = &warnings[..] else {
+            panic!("{warnings:?}");
+        };
+        assert!(
+            warning.contains("self-signed.pem") && warning.contains("CA:FALSE"),
+            "{warning}"
+        );
     }
 
     #[test]

@@ -5,23 +5,31 @@ use actix_web::http::header::{HeaderMap, HeaderName, HeaderValue};
 pub(super) const TRACE_PARENT: HeaderName = HeaderName::from_static("traceparent");
 
 /// A valid `traceparent`, as sent: `00-TRACE_ID-PARENT_ID-FLAGS`.
-pub(super) struct TraceParent(HeaderValue);
+pub(super) struct TraceParent {
+    header: HeaderValue,
+    trace_id: String,
+}
 
 impl TraceParent {
     /// The one of a request; `None` if there is none, several, or anything but version 00 in lower-case digits.
     pub(super) fn of(headers: &HeaderMap) -> Option<Self> {
         let mut values = headers.get_all(&TRACE_PARENT);
         let value = values.next()?;
-        let is_valid = values.next().is_none() && trace_id(value.as_bytes()).is_some();
-        is_valid.then(|| Self(value.clone()))
+        if values.next().is_some() {
+            return None;
+        }
+        Some(Self {
+            trace_id: trace_id(value.as_bytes())?.to_owned(),
+            header: value.clone(),
+        })
     }
 
     pub(super) fn trace_id(&self) -> &str {
-        trace_id(self.0.as_bytes()).unwrap_or_default()
+        &self.trace_id
     }
 
     pub(super) fn into_header(self) -> HeaderValue {
-        self.0
+        self.header
     }
 }
 

@@ -15,7 +15,7 @@ mod request;
 pub(super) mod schema;
 mod stream;
 
-use actix_web::web::{self, ServiceConfig};
+use actix_web::web;
 
 pub use self::answer::{
     AnswerMessage, ChatChoice, ChatChunk, ChatCompletion, ChatDetails, ChatLogprobs, ChunkChoice, ChunkDelta,
@@ -25,6 +25,7 @@ pub use self::errors::{ErrorObject, OpenAiError, RequestError};
 pub(super) use self::errors::{applies_to, with_openai_body};
 pub use self::models::{Model, ModelDetails, Models};
 use super::http::readable;
+use super::route_table::Route;
 
 /// The paths of these routes, for the OpenAPI document.
 pub(super) mod paths {
@@ -32,10 +33,8 @@ pub(super) mod paths {
     pub(in crate::server) use super::models::*;
 }
 
-/// Adds the routes.
-pub(super) fn add_routes(config: &mut ServiceConfig) {
-    config
-        .service(web::resource("/v1/chat/completions").post(chat::chat_completions))
-        .service(readable("/v1/models", models::list))
-        .service(readable("/v1/models/{id}", models::one));
-}
+pub(super) const CHAT: Route = Route::new("/v1/chat/completions", |path| {
+    web::resource(path).post(chat::chat_completions)
+});
+pub(super) const MODELS: Route = Route::new("/v1/models", |path| readable(path, models::list));
+pub(super) const MODEL: Route = Route::new("/v1/models/{id}", |path| readable(path, models::one));

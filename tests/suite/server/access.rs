@@ -16,6 +16,7 @@ use socket2::{Domain, Socket, Type};
 
 use super::binary::server as program;
 use super::embedded::Shipped;
+use super::streaming::events;
 use super::support::{PATIENCE, Stub, TestServer, assert_error, eventually, page_form, status_of};
 use crate::suite::program::without_variables;
 
@@ -69,21 +70,61 @@ fn raw(server: &TestServer, demo: bool, method: &str, path: &str, lines: &str) -
     answer
 }
 
-fn routes(server: &TestServer, key: &str) -> Vec<String> {
-    let document = server.client.get(server.url("/openapi.json")).bearer_auth(key);
-    let document: Value = document.send().expect("an answer").json().expect("JSON");
-    let described = document["paths"].as_object().expect("an object").keys();
-    let described = described.map(|path| path.replace("{id}", "default"));
-    let more = [
-        "/docs",
-        "/docs/",
-        "/docs/swagger-ui.css",
-        "/openapi.json",
-        "/metrics",
-        "/",
-        "/nothing",
+/// A path of every route: of the table from which the server is built.
+fn routes() -> Vec<String> {
+    let filled = |pattern: &str| {
+        let pattern = pattern.replace("{id}", "default");
+        pattern.replace("{file:.*}", "swagger-ui.css")
+    };
+    let more = ["/docs/", "/", "/nothing"];
+    let paths = medical_vision::server::paths().map(filled);
+    let all: Vec<_> = paths.chain(more.map(str::to_owned)).collect();
+    assert!(all.iter().all(|path| !path.contains('{')), "{all:?}");
+    all
+}
+
+/// Everything that could add a route stands where the check of keys is around it: the table, and the page's own server.
+#[test]
+fn no_route_is_added_beside_the_table() {
+    let server = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("src/server");
+    let (mut folders, mut found) = (vec![server.clone()], Vec::new());
+    while let Some(folder) = folders.pop() {
+        for entry in std::fs::read_dir(folder).expect("a folder") {
+            let path = entry.expect("an entry").path();
+            if path.is_dir() {
+                folders.push(path);
+                continue;
+            }
+            let text = std::fs::read_to_string(&path).expect("a source");
+            let adds = [
+                ".service(",
+                ".route(",
+                "web::resource(",
+                "web::scope(",
+                "#[get",
+                "#[post",
+                "#[route",
+            ];
+            if adds.iter().any(|add| text.contains(add)) {
+                let name = path.strip_prefix(&server).expect("below it");
+                found.push(name.to_str().expect("UTF-8").to_owned());
+            }
+        }
+    }
+    found.sort();
+    let expected = [
+        "demo/api_url.rs", // addresses of another server
+        "demo/forward.rs", // to another server, which has the check
+        "demo/mod.rs",     // the page's files
+        "http/listen.rs",  // methods of a route
+        "openai/mod.rs",   // entries of the table
+        "route_table.rs",
+        "run.rs", // the scope with the check
     ];
-    described.chain(more.map(str::to_owned)).collect()
+    assert_eq!(
+        found, expected,
+        "is the check of keys around what is added there?"
+    );
 }
 
 const HEALTH: [&str; 3] = ["/health", "/health/live", "/health/ready"];
@@ -91,8 +132,13 @@ const HEALTH: [&str; 3] = ["/health", "/health/live", "/health/ready"];
 #[test]
 fn every_route_in_every_spelling_needs_a_key() {
     let (server, key) = one();
-    let routes = routes(&server, &key);
-    assert!(routes.len() > 12, "{routes:?}");
+    let routes = routes();
+    // Those that are described are among them.
+    let document = server.client.get(server.url("/openapi.json")).bearer_auth(&key);
+    let document: Value = document.send().expect("an answer").json().expect("JSON");
+    for path in document["paths"].as_object().expect("an object").keys() {
+        assert!(routes.contains(&path.replace("{id}", "default")), "{path}");
+    }
     for route in &routes {
         let encoded: String = route
             .char_indices()
@@ -213,10 +259,21 @@ fn refusals_have_the_form_of_their_route_and_tell_nothing() {
     details.dedup();
     assert_eq!(details.len(), 1);
 
-    for query in ["api_key", "key", "Token"] {
-        let answer = get(&format!("/benchmark?{query}={key}"), Some(&key));
-        let detail = assert_error(answer, 400);
-        assert!(detail.contains("a key in the address"), "{detail}");
+    for (path, sent) in [
+        ("/benchmark", Some(key.as_str())),
+        ("/health", None),
+        ("/health/ready", None),
+    ] {
+        for query in ["api_key", "key", "Token"] {
+            let answer = get(&format!("{path}?{query}={key}"), sent);
+            let detail = assert_error(answer, 400);
+            assert!(detail.contains("a key in the address"), "{detail}");
+        }
+    }
+    for path in ["/", "/api/health", "/api/benchmark", "/api/nothing"] {
+        let answer = raw(&server, true, "GET", &format!("{path}?key={key}"), "");
+        assert_eq!(status_of(&answer), 400, "{path}: {answer}");
+        assert!(!answer.contains(&key), "{answer}");
     }
     let preflight = raw(
         &server,
@@ -291,8 +348,8 @@ fn keys_are_served_in_turn() {
         request.multipart(form).send().expect("an answer")
     };
     std::thread::scope(|scope| {
-        let send = |key: usize| {
-            let (sender, key) = (sender.clone(), keys[key].clone());
+        let send = || {
+            let (sender, key) = (sender.clone(), keys[0].clone());
             let post = &post;
             scope.spawn(move || {
                 let status = post(&key, "say x|WAIT").status();
@@ -300,7 +357,7 @@ fn keys_are_served_in_turn() {
             });
         };
         for _ in 0..50 {
-            send(0);
+            send();
         }
         eventually("the batch is admitted", || server.engine.admitted() == 50);
         eventually("its first runs", || {
@@ -320,8 +377,24 @@ fn keys_are_served_in_turn() {
         let chat: Value = chat.json().expect("JSON");
         assert_eq!(chat["error"]["type"], "rate_limit_error");
 
-        send(1);
-        eventually("the other key waits, too", || server.engine.waiting() == 50);
+        // Streamed, so that it tells when it waits.
+        let (waits, waiting) = mpsc::channel();
+        let form = page_form().text("prompt", "say x|WAIT").text("stream", "true");
+        let request = server.client.post(server.url("/analyze")).bearer_auth(&keys[1]);
+        let (sender, ward) = (sender.clone(), keys[1].clone());
+        scope.spawn(move || {
+            let mut stream = events(request.multipart(form).send().expect("an answer"));
+            stream.expect("queued");
+            waits.send(()).expect("the test waits");
+            let rest = stream.rest();
+            let status = if rest.iter().any(|(name, _)| name == "done") {
+                200
+            } else {
+                500
+            };
+            sender.send((ward, status)).expect("the test waits");
+        });
+        waiting.recv_timeout(PATIENCE).expect("the other key waits, too");
         let next = || {
             server.counts.signals.fetch_add(1, Ordering::SeqCst);
             answers.recv_timeout(PATIENCE).expect("an answer")
@@ -370,6 +443,14 @@ fn keys_are_made_used_and_exchanged_while_the_server_runs() {
         "{}",
         server.log()
     );
+    // Of a group: root's is nobody's own.
+    std::fs::set_permissions(&file, PermissionsExt::from_mode(0o640)).expect("a mode");
+    let warnings = || server.log().matches("(mode 640); chmod 600 it").count();
+    server.signal(libc::SIGHUP);
+    eventually("it is reloaded", || server.log().contains("reloaded: API keys"));
+    // SAFETY: takes no argument and touches no memory of the process.
+    let is_root = unsafe { libc::getegid() } == 0;
+    assert_eq!(warnings(), usize::from(is_root), "{}", server.log());
     let hang_up = |expected: &str| {
         let before = server.log().matches(expected).count();
         server.signal(libc::SIGHUP);

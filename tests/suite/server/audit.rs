@@ -1,6 +1,7 @@
 //! The audit log: a line before each answer, and nothing of a document in any.
 
 use std::io::BufRead;
+use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -301,6 +302,32 @@ fn readiness_returns_when_there_is_room_again() {
     assert_eq!(get("/health/ready").status(), 200);
     assert_eq!(get("/v1/models").status(), 200);
     assert_eq!(lines(&file).len(), answers + 1);
+}
+
+#[test]
+fn a_log_that_others_can_read_is_warned_of() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let file = folder.path().join("audit.jsonl");
+    std::fs::write(&file, "").expect("a file");
+    let path = file.to_str().expect("UTF-8");
+    std::fs::set_permissions(&file, PermissionsExt::from_mode(0o644)).expect("a mode");
+    let server = Shipped::start("models/qwen25-vl-nano", &["--audit-log", path]);
+    let warnings = || {
+        server
+            .log()
+            .matches("other users can read this file (mode 644)")
+            .count()
+    };
+    assert_eq!(warnings(), 1, "{}", server.log());
+    server.signal(libc::SIGHUP);
+    eventually("it is warned of again", || warnings() == 2);
+    // One of its own is its own.
+    std::fs::remove_file(&file).expect("gone");
+    server.signal(libc::SIGHUP);
+    eventually("it is there again", || {
+        server.log().matches("reloaded: audit log").count() == 2 && file.exists()
+    });
+    assert_eq!(warnings(), 2, "{}", server.log());
 }
 
 #[test]

@@ -41,6 +41,11 @@ impl Shipped {
         let fixed = "--port 0 --log-format json --queue-deadline-seconds 3600 \
                      --generation-deadline-seconds 3600 --shutdown-seconds 3600";
         let fixed: Vec<&str> = fixed.split_whitespace().chain(["--model", model]).collect();
+        let fixed = fixed
+            .chunks(2)
+            .filter(|flag| !arguments.contains(&flag[0]))
+            .flatten();
+        let fixed: Vec<&str> = fixed.copied().collect();
         let mut command = server(&[&fixed, arguments].concat());
         change(&mut command);
         let mut child = command
@@ -102,6 +107,10 @@ impl Shipped {
 
     pub fn url(&self, path: &str) -> String {
         format!("http://{}{path}", self.address)
+    }
+
+    pub fn address(&self) -> SocketAddr {
+        self.address
     }
 
     pub fn log(&self) -> String {

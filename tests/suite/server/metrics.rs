@@ -341,7 +341,7 @@ fn only_keys_for_it_may_read_the_metrics_and_refusals_are_counted() {
     };
     std::thread::scope(|scope| {
         let running = scope.spawn(|| post("say x|WAIT"));
-        eventually("it runs", || server.engine.is_reading());
+        eventually("it runs", || server.engine.load().running);
         assert_eq!(post("one more"), 429);
         server.counts.signals.fetch_add(1, Ordering::SeqCst);
         assert_eq!(running.join().expect("no panic"), 200);
@@ -372,7 +372,7 @@ fn refusals_of_a_busy_server_are_counted_by_reason() {
     let server = TestServer::start(options);
     std::thread::scope(|scope| {
         let running = scope.spawn(|| server.analyze("say x|WAIT").status());
-        eventually("it runs", || server.engine.is_reading());
+        eventually("it runs", || server.engine.load().running);
         let waiting = scope.spawn(|| server.analyze("waits").status());
         eventually("one waits", || scrape(&server).get("requests_waiting") == 1.0);
         assert_eq!(server.analyze("one more").status(), 503);

@@ -17,6 +17,7 @@ mod limits;
 mod memory;
 mod metrics;
 mod openai;
+mod operations;
 mod raw;
 mod streaming;
 mod support;

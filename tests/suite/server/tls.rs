@@ -156,8 +156,18 @@ fn plain_http_is_told_that_the_port_speaks_tls() {
 }
 
 #[test]
-fn half_a_handshake_is_closed_and_blocks_nobody() {
-    let server = TestServer::start(Folder::new("server").options());
+fn half_a_handshake_is_closed_in_time_and_blocks_nobody() {
+    assert_eq!(HttpOptions::default().handshake_seconds, 10);
+    let folder = Folder::new("server");
+    let start = |seconds| {
+        let mut options = folder.options();
+        options.http.handshake_seconds = seconds;
+        TestServer::start(options)
+    };
+    // That limit alone closes them: it does not come before its time, and without it they stay.
+    let (server, patient) = (start(2), start(3600));
+    let mut kept = patient.connect();
+    kept.write_all(&client_hello(3)[..9]).expect("written");
     let begin = Instant::now();
     let hello = client_hello(3);
     let mut halves: Vec<TcpStream> = (0..20).map(|_| server.connect()).collect();
@@ -185,8 +195,11 @@ fn half_a_handshake_is_closed_and_blocks_nobody() {
     for client in &mut halves {
         read_to_close(client).expect("closed");
     }
-    assert!(begin.elapsed() < PATIENCE / 2, "{:?}", begin.elapsed());
+    assert!(begin.elapsed() >= Duration::from_secs(2), "{:?}", begin.elapsed());
     server.is_well();
+    kept.set_nonblocking(true).expect("a socket");
+    let still = kept.read(&mut [0]).expect_err("neither an answer nor an end");
+    assert_eq!(still.kind(), std::io::ErrorKind::WouldBlock);
 }
 
 /// A connection has its slot while it shakes hands, and loses it to another one as an idle connection does.

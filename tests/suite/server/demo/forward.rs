@@ -126,6 +126,32 @@ fn keys_and_documents_are_not_logged() {
 }
 
 #[test]
+fn keys_in_the_address_are_refused() {
+    let api = FakeApi::new();
+    let mut demo_ui = DemoUi::start_with(api.address(), &["-vv"], &[("MVP_LOG", "trace")]);
+    for path in [
+        "/?key=CANARY",
+        "/api/health?api_key=CANARY",
+        "/api/nothing?a=1&TOKEN=CANARY",
+    ] {
+        let answer = read_to_end(&mut sent(demo_ui.address, &get(path)));
+        assert_eq!(status_of(&answer), 400, "{answer}");
+        assert!(
+            answer.contains("a key in the address") && !answer.contains("CANARY"),
+            "{answer}"
+        );
+    }
+    let answer = read_to_end(&mut sent(
+        demo_ui.address,
+        &post("/api/extract?key=CANARY", "Content-Length: 1\r\n", "x"),
+    ));
+    assert_eq!(status_of(&answer), 400, "{answer}");
+    demo_ui.child.kill().expect("it runs");
+    let log = demo_ui.log();
+    assert!(log.contains("status=400") && !log.contains("CANARY"), "{log}");
+}
+
+#[test]
 fn names_of_models_stay_one_segment() {
     let api = FakeApi::new();
     let demo_ui = DemoUi::start(api.address(), &[]);

@@ -1,4 +1,4 @@
-//! What the engine tells of its work: figures for a [`Monitor`], and a line in the log.
+//! What the engine tells of its work: figures for a [`EngineMetrics`], and a line in the log.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use super::{CacheUse, Reading};
 
 /// Is told what the engine does, on the engine's thread, which it must not block. Readings whose client has left count, too.
-pub trait Monitor: Send + Sync {
+pub trait EngineMetrics: Send + Sync {
     /// A request has its turn, `waited` after its first byte.
     fn begun(&self, waited: Duration);
 
@@ -17,21 +17,21 @@ pub trait Monitor: Send + Sync {
     fn ended(&self, since_turn: Duration, reading: Option<&Reading>);
 }
 
-/// Times of one reading, for the monitor, if there is one.
+/// Times of one reading, for the metrics, if there is one.
 pub(super) struct Watch {
-    monitor: Option<Arc<dyn Monitor>>,
+    metrics: Option<Arc<dyn EngineMetrics>>,
     turn: Instant,
     previous: Option<Instant>,
 }
 
 impl Watch {
     /// Begins at `turn` the reading of a request that began `arrival`.
-    pub(super) fn begin(monitor: Option<Arc<dyn Monitor>>, arrival: Instant, turn: Instant) -> Self {
-        if let Some(monitor) = &monitor {
-            monitor.begun(turn.saturating_duration_since(arrival));
+    pub(super) fn begin(metrics: Option<Arc<dyn EngineMetrics>>, arrival: Instant, turn: Instant) -> Self {
+        if let Some(metrics) = &metrics {
+            metrics.begun(turn.saturating_duration_since(arrival));
         }
         Self {
-            monitor,
+            metrics,
             turn,
             previous: None,
         }
@@ -39,17 +39,17 @@ impl Watch {
 
     /// A token was generated at `now`.
     pub(super) fn token(&mut self, now: Instant, cache: CacheUse) {
-        if let Some(monitor) = &self.monitor {
+        if let Some(metrics) = &self.metrics {
             let since = |earlier| now.saturating_duration_since(earlier);
-            monitor.token(since(self.turn), self.previous.map(since), cache);
+            metrics.token(since(self.turn), self.previous.map(since), cache);
             self.previous = Some(now);
         }
     }
 
     /// The reading has ended.
     pub(super) fn end(self, reading: Option<&Reading>) {
-        if let Some(monitor) = self.monitor {
-            monitor.ended(self.turn.elapsed(), reading);
+        if let Some(metrics) = self.metrics {
+            metrics.ended(self.turn.elapsed(), reading);
         }
     }
 }

@@ -5,7 +5,7 @@ use actix_web::http::StatusCode;
 use crate::server::errors::ApiError;
 
 /// Is told what became of requests.
-pub(in crate::server) trait Observer: Send + Sync {
+pub(in crate::server) trait HttpMetrics: Send + Sync {
     /// A request was answered; `route` is the pattern that its path matches, if any. Status 499: the client left before the answer.
     fn answered(&self, route: Option<&str>, status: u16);
 
@@ -17,7 +17,7 @@ pub(in crate::server) trait Observer: Send + Sync {
 }
 
 /// Nobody is told.
-impl Observer for () {
+impl HttpMetrics for () {
     fn answered(&self, _: Option<&str>, _: u16) {}
     fn rejected(&self, _: &ApiError) {}
     fn refused(&self, _: StatusCode) {}
