@@ -194,6 +194,7 @@ class Leaving(unittest.TestCase):
         last = self.server.log("page read")[-1]
         self.assertEqual(last["finish_reason"], "cancelled")
         self.assertLess(last["completion_tokens"], 3900)
+        self.assertLessEqual(last["wasted_tokens"], 2)
 
     def test_a_full_queue_is_an_internal_server_error(self):
         client = connect(self.server.url)

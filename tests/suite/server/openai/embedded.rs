@@ -1,6 +1,7 @@
 //! The embedded model through OpenAI's routes.
 
 use std::fs;
+use std::io::{BufRead, BufReader};
 
 use medical_vision::prompts::EXTRACTION_PROMPT;
 use reqwest::blocking::Response;
@@ -8,9 +9,10 @@ use serde_json::{Value, json};
 
 use super::super::embedded::Shipped;
 use super::super::memory::peak_mib;
+use super::super::support::eventually;
 use super::stub::{assert_refused, data_uri, picture};
 use crate::suite::processing::images::memory::tiff;
-use crate::suite::program::{TRAINED_PROMPT, golden_page};
+use crate::suite::program::{ModelCopy, TRAINED_PROMPT, golden_page};
 
 pub fn send(server: &Shipped, body: String) -> Response {
     let request = server.client.post(server.url("/v1/chat/completions"));
@@ -162,6 +164,80 @@ fn two_pictures_stop_strings_and_seeds_work() {
     let images = answer["medvision"]["images"].as_array().expect("a list");
     assert_eq!((images.len(), &images[0]), (2, &images[1]));
     assert!(answer["usage"]["prompt_tokens"].as_u64().expect("a number") > page.prompt_tokens);
+}
+
+/// The first token after the client has left ends the reading: one more would be the model working for nobody.
+#[test]
+fn a_stream_that_is_left_costs_two_tokens_at_most() {
+    let model = ModelCopy::new();
+    model.edit("generation_config.json", |config| {
+        config["eos_token_id"] = json!([8189])
+    });
+    let server = Shipped::start(model.folder(), &["--max-new-tokens", "3900"]).loaded();
+    let read = || {
+        let log = server.log();
+        let lines = log
+            .lines()
+            .map(|line| serde_json::from_str::<Value>(line).expect("JSON lines"));
+        lines
+            .filter(|line| line["message"] == "page read")
+            .collect::<Vec<_>>()
+    };
+    for (index, path) in ["/extract", "/analyze", "/v1/chat/completions"]
+        .into_iter()
+        .enumerate()
+    {
+        let response = if path.starts_with("/v1") {
+            let mut body = about("small_strip_rx.png", "ramble");
+            body["model"] = json!("default");
+            body["stream"] = json!(true);
+            body["temperature"] = json!(2);
+            send(&server, body.to_string())
+        } else {
+            let page = fs::read(golden_page("small_strip_rx.png").path).expect("a page");
+            let form = super::super::support::file_form(page).text("temperature", "2");
+            server.post(path, form.text("stream", "true"))
+        };
+        assert_eq!(response.status(), 200);
+        let lines = BufReader::new(response).lines().map_while(Result::ok);
+        let mut texts = lines.filter(|line| line.contains("\"text\":") || line.contains("\"content\":"));
+        for _ in 0..4 {
+            texts.next().expect("a delta");
+        }
+        drop(texts);
+        eventually("its reading has ended", || read().len() == index + 1);
+        let reading = &read()[index];
+        assert_eq!(reading["finish_reason"], "cancelled", "{reading}");
+        assert!(
+            reading["wasted_tokens"].as_u64().expect("a number") <= 2,
+            "{reading}"
+        );
+        // Nothing is generated for it any more.
+        eventually("its slot is free", || {
+            let health: Value = server
+                .client
+                .get(server.url("/health"))
+                .send()
+                .expect("an answer")
+                .json()
+                .expect("JSON");
+            health["requests_admitted"] == 0
+        });
+        let metrics = server
+            .client
+            .get(server.url("/metrics"))
+            .send()
+            .expect("an answer");
+        let metrics = metrics.text().expect("a text");
+        let generated = metrics
+            .lines()
+            .find_map(|line| line.strip_prefix("medvision_tokens_total{kind=\"generated\"} "));
+        let logged: u64 = read()
+            .iter()
+            .map(|reading| reading["completion_tokens"].as_u64().expect("a number"))
+            .sum();
+        assert_eq!(generated, Some(logged.to_string().as_str()));
+    }
 }
 
 #[test]
