@@ -104,14 +104,33 @@ fn an_answer_is_as_long_as_the_context_allows() {
         message.contains("100000") && message.contains(&page.prompt_tokens.to_string()),
         "{message}"
     );
+    // What is needed, and what there is.
+    let config = fs::read("models/qwen25-vl-nano/config.json").expect("a file");
+    let config: Value = serde_json::from_slice(&config).expect("JSON");
+    let context = config["max_position_embeddings"].as_u64().expect("a number");
+    let needed = page.prompt_tokens + 100_000;
+    assert!(
+        message.contains(&format!("needs {needed} tokens")) && message.contains(&format!("holds {context}")),
+        "{message}"
+    );
     // A prompt that leaves no room for one token.
     let long = json!({"model": "default", "messages": [{"role": "user", "content": "a b ".repeat(20_000)}]});
     for stream in [false, true] {
         let mut long = long.clone();
         long["stream"] = json!(stream);
-        assert_eq!(
-            assert_refused(send(&server, long.to_string()), 400)["code"],
-            "context_length_exceeded"
+        let error = assert_refused(send(&server, long.to_string()), 400);
+        assert_eq!(error["code"], "context_length_exceeded");
+        let message = error["message"].as_str().expect("a text");
+        let needed = message.strip_prefix("the request needs ").expect("a number");
+        let needed: u64 = needed
+            .trim_start_matches("at least ")
+            .split(' ')
+            .next()
+            .and_then(|needed| needed.parse().ok())
+            .expect("a number");
+        assert!(
+            needed > context && message.contains(&format!("holds {context}")),
+            "{message}"
         );
     }
 }
