@@ -157,7 +157,7 @@ fn framed<T: Serialize>(
             let text = delta.text;
             json_event("delta", &DeltaEvent { text, logprobs })
         }
-        Event::Answer(answer) => match answer.and_then(finish) {
+        Event::Answer(answer) => match answer.and_then(|answered| finish(*answered)) {
             Ok(answer) => json_event("done", &answer),
             Err(error) => {
                 metrics.rejected(&error);

@@ -54,7 +54,7 @@ pub(super) enum Event {
     /// New text.
     Delta(Delta),
     /// The whole answer. Its text is final: it can be shorter than the deltas where a repetition was cut.
-    Answer(Result<Answered, ApiError>),
+    Answer(Result<Box<Answered>, ApiError>),
 }
 
 /// Text since the last delta, which ends with a whole character, and the tokens that begin in it.
@@ -129,7 +129,7 @@ pub(super) struct Submitted {
     turns: watch::Receiver<()>,
     /// As last reported.
     before: Option<usize>,
-    answer: Option<Result<Answered, ApiError>>,
+    answer: Option<Result<Box<Answered>, ApiError>>,
     ended: bool,
     /// Taken by [`Self::first`], and not yet returned.
     first: Option<Event>,
@@ -216,7 +216,7 @@ impl Submitted {
                 Some(limit_kib) => Err(ApiError::SlowReader { limit_kib }),
                 None => self.span.in_scope(|| answer.map_err(ApiError::from)),
             };
-            self.answer = Some(answer.map(|answer| Answered { answer, warnings }));
+            self.answer = Some(answer.map(|answer| Box::new(Answered { answer, warnings })));
         }
     }
 }
