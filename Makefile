@@ -14,7 +14,7 @@ SAMPLE := datasets/sample/discharge_note.png
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help prerequisites setup build dist image image-test image-full release release-test release-check demo test page clients deploy-test check spelling audit hooks bench fmt clean
+.PHONY: help prerequisites setup build dist image image-test image-full release release-test release-check demo test page clients together browser strace deploy-test check spelling audit hooks bench fmt clean
 
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -62,23 +62,31 @@ test: setup ## Run all tests
 	$(CARGO) run --quiet --release --locked --example read_page | grep "DISCHARGE NOTE"
 	$(CARGO) run --quiet --release --locked --example quantize_and_compare | grep "top-1 token accuracy"
 
+page: browser ## Test the demo page in Chromium (MVP_BIN=folder adds the built demo_ui and server)
+	node tests/page/run.mjs
+
 # The browser is Debian's: its package is installed where it is missing and this is root, as in CI.
-page: ## Test the demo page in Chromium (MVP_BIN=folder adds the built demo_ui and server)
+browser:
 	@test -x /usr/bin/chromium || { \
 	    test "$$(id -u)" = 0 || { echo "/usr/bin/chromium is missing: install Debian's package chromium"; exit 1; }; \
 	    apt-get update -q && apt-get install -yq --no-install-recommends chromium; \
 	}
 	cd tests/page && npm ci --ignore-scripts --no-audit --no-fund
-	node tests/page/run.mjs
+
+clients: strace $(CLIENTS)/installed ## Test the server with the openai package and schemathesis, and that it opens no connection
+	@test -x $(BIN)/server || { echo "$(BIN)/server is missing: run make build first"; exit 1; }
+	MVP_BIN="$(abspath $(BIN))" $(CLIENTS)/bin/python -B -m unittest discover --start-directory tests/clients
+
+together: browser strace $(CLIENTS)/installed ## Test the built programs with all clients and the page in Chromium, on one running server
+	@test -x $(BIN)/server || { echo "$(BIN)/server is missing: run make build first"; exit 1; }
+	MVP_BIN="$(abspath $(BIN))" $(CLIENTS)/bin/python -B tests/clients/together.py
 
 # strace is Debian's: its package is installed where it is missing and this is root, as in CI.
-clients: $(CLIENTS)/installed ## Test the server with the openai package and schemathesis, and that it opens no connection
+strace:
 	@command -v strace >/dev/null || { \
 	    test "$$(id -u)" = 0 || { echo "strace is missing: install Debian's package strace"; exit 1; }; \
 	    apt-get update -q && apt-get install -yq --no-install-recommends strace; \
 	}
-	@test -x $(BIN)/server || { echo "$(BIN)/server is missing: run make build first"; exit 1; }
-	MVP_BIN="$(abspath $(BIN))" $(CLIENTS)/bin/python -B -m unittest discover --start-directory tests/clients
 
 $(CLIENTS)/installed: tests/clients/requirements.txt
 	python3 -m venv --clear $(CLIENTS)

@@ -2,11 +2,10 @@
 """The decode step's kernel (src/kernels/cuda/step.cu) on one GPU: its values against torch in f32, its values alone against those
 in a batch, and its time, as a whole and by stage, with random weights of a shape.
 
-    python benchmarks/gpu_step.py [--json FILE]
+    python benchmarks/gpu_step.py
 
 Needs torch with CUDA. `step.rs` chooses the same sizes of shared memory.
 """
-import argparse
 import ctypes
 import glob
 import json
@@ -104,7 +103,6 @@ def run(shape, form, layers, lengths, check, times=20, cap=2048, batches=(1, 2, 
     tokens = [(i * 977 + 5) % V for i in range(len(lengths))]
     logits_of = {}
     for batch in batches:
-        B = len(lengths[:batch])
         defs = dict(S, BATCH=batch, FORM=form, VALUE_TYPE=1, STAGES=(6 if batch == 1 else 4) if form == 0 else 3, ACC_FLOATS=4096 if batch == 1 else 8192)
         src_opts = [f'-D{k}={v}' for k, v in defs.items()] + ['--gpu-architecture=sm_90', '--std=c++17', '--device-as-default-execution-space']
         try: cub = build(src_opts)
@@ -119,7 +117,6 @@ def run(shape, form, layers, lengths, check, times=20, cap=2048, batches=(1, 2, 
         regs = ctypes.c_int(); cuda.cuFuncGetAttribute(ctypes.byref(regs), 4, f)
         seqs = np.zeros(batch, SEQ)
         for b in range(batch): seqs[b] = (kc[b].data_ptr(), vc[b].data_ptr(), KV * cap * D, cap, lengths[b], lengths[b] - 3, tokens[b])
-        sq = torch.from_numpy(seqs.view(np.uint8).copy()).to(dev)
         chunks = (max(lengths) // 128) + 1
         z = lambda *s: torch.zeros(*s, device=dev)
         bufs = dict(x=z(2, batch, H), qkv=z(batch, QKV), partials=z(batch, chunks, NH, D), statistics=z(batch, chunks, NH, 2), attended=z(batch, Q), activations=torch.zeros(batch, H, dtype=torch.int16, device=dev), factors=z(batch), o_parts=z(KV, batch, H), inner=z(batch, I), down_parts=z(SP, batch, H), logits=z(batch, V), best=z(SM, batch, 2), chosen=torch.zeros(batch, dtype=torch.int32, device=dev), barrier=torch.zeros(2, dtype=torch.int32, device=dev))
@@ -174,9 +171,6 @@ def run(shape, form, layers, lengths, check, times=20, cap=2048, batches=(1, 2, 
             a, e = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True); a.record(); launch(); launch(); launch(); launch(); e.record(); torch.cuda.synchronize(); ts.append(a.elapsed_time(e) / 4)
         t = statistics.median(ts); res.update(ms=round(t, 4), tokens_per_s=round(1000 * batch / t), TBs=round(wbytes / t / 1e9, 3)); say(**res)
 if __name__ == '__main__':
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--json', type=Path, help='write the record there')
-    arguments = parser.parse_args()
     a = torch.empty(2**31, dtype=torch.uint8, device=dev); b = torch.empty_like(a); b.copy_(a); torch.cuda.synchronize()
     start = time.time(); [b.copy_(a) for _ in range(10)]; torch.cuda.synchronize()
     say(copy_TBs=round(2 * 10 * 2**31 / (time.time() - start) / 1e12, 2)); del a, b
@@ -187,6 +181,5 @@ if __name__ == '__main__':
     for name, shape, form in (('embedded', NANO, 2), ('7B', S7, 0), ('7B', S7, 2)):
         torch.cuda.empty_cache()
         say(shape=name, layers=shape['LAYERS'], context=1313); run(shape, form, shape['LAYERS'], [1313] * 8, False)
-    if arguments.json:
-        made = {'forms': {'0': 'NF4', '2': 'bf16'}, 'measurements': lines}
-        record.write(arguments.json, 'gpu_step', made)
+    gpu = torch.cuda.get_device_name(0)
+    print('written:', record.save('gpu_step', {'gpu': gpu, 'forms': {'0': 'NF4', '2': 'bf16'}, 'measurements': lines}))

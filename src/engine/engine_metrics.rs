@@ -54,8 +54,8 @@ impl Watch {
     }
 }
 
-/// Logs token counts and times of a reading, without any content.
-pub(super) fn log_figures(reading: &Reading, queue_seconds: f64) {
+/// Logs token counts and times of a reading, without any content; `wasted_tokens` were generated after its client had left.
+pub(super) fn log_figures(reading: &Reading, queue_seconds: f64, wasted_tokens: usize) {
     tracing::info!(
         prompt_tokens = reading.prompt_tokens,
         completion_tokens = reading.completion_tokens,
@@ -63,6 +63,7 @@ pub(super) fn log_figures(reading: &Reading, queue_seconds: f64) {
         seconds = reading.latency_seconds,
         first_token_seconds = reading.time_to_first_token_seconds,
         queue_seconds,
+        wasted_tokens,
         "page read",
     );
 }

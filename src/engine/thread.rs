@@ -565,12 +565,14 @@ impl Shared {
         let deadline = started + self.options.generation_deadline;
         let mut watch = Watch::begin(self.metrics.get().cloned(), job.slot.began, started);
         let mut late = false;
+        let mut wasted_tokens = 0;
         let outcome = catch_unwind(AssertUnwindSafe(|| {
             backend.read(&job.request, &mut |step| {
                 let now = Instant::now();
                 late = now >= deadline;
                 if let Some(cache) = step.generated {
                     watch.token(now, cache);
+                    wasted_tokens += usize::from(job.cancelled.load(Ordering::Acquire));
                 }
                 let wish = match &mut job.on_step {
                     Some(on_step) => on_step(step),
@@ -590,7 +592,7 @@ impl Shared {
                 if late && reading.finish_reason == FinishReason::Cancelled {
                     reading.finish_reason = FinishReason::Deadline;
                 }
-                log_figures(&reading, queue_seconds);
+                log_figures(&reading, queue_seconds, wasted_tokens);
                 let variant = self.variants.get().and_then(|all| all.get(job.request.variant));
                 match variant {
                     Some(variant) => Ok(Answer {

@@ -94,3 +94,52 @@ impl MaskWorker {
 fn panicked() -> Error {
     Error::Internal("the token mask panicked".into())
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Mutex;
+    use std::time::Duration;
+
+    use super::*;
+
+    const PATIENCE: Duration = Duration::from_secs(120);
+
+    /// Allows token 0 once it was told to go on.
+    struct Held {
+        begun: Sender<()>,
+        go_on: Receiver<()>,
+    }
+
+    impl TokenMask for Held {
+        fn allowed(&mut self, bitmask: &mut [u32]) {
+            self.begun.send(()).expect("the test waits");
+            self.go_on
+                .recv_timeout(PATIENCE)
+                .expect("a caller that does not wait for the mask");
+            bitmask[0] = 1;
+        }
+
+        fn accept(&mut self, _: i64) {}
+    }
+
+    /// Each mask is held until its caller has gone on: a worker that computes it within `start` or `accept` fails here.
+    #[test]
+    fn a_mask_is_computed_while_its_caller_goes_on() {
+        let ((begins, begun), (go, go_on)) = (channel(), channel());
+        let held = Mutex::new(Some(Held { begun: begins, go_on }));
+        let source: MaskSource = Arc::new(move || {
+            let held = held.lock().expect("no panic").take();
+            Box::new(held.expect("one generation"))
+        });
+        let mut worker = MaskWorker::start(&source, 40).expect("a thread");
+        for token in 0..3 {
+            begun.recv_timeout(PATIENCE).expect("the mask is being computed");
+            // Here is the forward pass.
+            go.send(()).expect("the mask waits");
+            let mut logits = [0.0; 40];
+            worker.apply(&mut logits).expect("a mask");
+            assert_eq!(logits.iter().filter(|logit| logit.is_finite()).count(), 1);
+            worker.accept(token).expect("taken");
+        }
+    }
+}

@@ -1,7 +1,9 @@
 //! From a form to the answer about its page, whole or streamed: common to `/extract` and `/analyze`.
 
 use std::sync::Arc;
+use std::time::Instant;
 
+use actix_web::web::Data;
 use actix_web::{HttpRequest, HttpResponse, ResponseError};
 use serde::Serialize;
 
@@ -15,11 +17,11 @@ use super::{
     metrics::Metrics,
     sse::{self, frame},
     state::ServerState,
-    stream::{Event, Events},
+    stream::{Answered, Event, Events, Prepared},
     types::{DeltaEvent, ErrorEvent, Figures, QueuedEvent},
-    upload::Upload,
+    upload::{Upload, UploadMemory},
 };
-use crate::engine::{Answer, EngineError, ImageSize, ModelInfo, ReadRequest, Variant};
+use crate::engine::{EngineError, ImageSize, ModelInfo, ReadRequest, Variant};
 use crate::generation::FinishReason;
 use crate::processing::DecodedPage;
 use crate::records::timestamp;
@@ -38,10 +40,10 @@ pub(super) struct PageAnswer {
 }
 
 /// Reserves a queue slot, decodes the image, then reads it; `shape` makes the route's answer. Dropped when the client disconnects,
-/// which cancels each step.
+/// which cancels each step. A stream whose image is not decoded when its first comment is due begins before that.
 pub(super) async fn respond<T: Serialize>(
     http: &HttpRequest,
-    state: &ServerState,
+    state: &Data<ServerState>,
     upload: Upload,
     prompt: String,
     shape: impl Fn(PageAnswer) -> T + 'static,
@@ -53,38 +55,51 @@ pub(super) async fn respond<T: Serialize>(
     let asked = upload.min_pixels.or(upload.max_pixels).and(of_variant);
     let asked = asked.map(|bounds| bounds.overridden(upload.min_pixels, upload.max_pixels));
     let asked = asked.transpose().map_err(EngineError::Read)?;
-    let decoding = decode(state, upload.file, asked.or(of_variant), 0);
-    let decoded = tokio::time::timeout_at(slot.expires().into(), decoding).await;
-    let (DecodedPage { page, warnings }, memory) = decoded.map_err(|_| slot.expired())??;
-    let warnings: Vec<String> = warnings.iter().map(ToString::to_string).collect();
-    note(http, |facts| {
-        facts.pages = 1;
-        if let Some(variant) = variants.get(variant) {
-            facts.set_model(&variant.info);
-        }
-    });
-
-    let mut request = ReadRequest::page(prompt, page);
-    request.overrides = upload.overrides;
-    request.variant = variant;
-    request.logprobs = upload.logprobs.then_some(ALTERNATIVES);
-    for picture in &mut request.images {
-        picture.bounds = asked;
-    }
+    let note_page = || {
+        note(http, |facts| {
+            facts.pages = 1;
+            if let Some(variant) = variants.get(variant) {
+                facts.set_model(&variant.info);
+            }
+        });
+    };
     let deadline_seconds = state.options.generation_deadline_seconds;
-    let finish = move |answer| page_answer(answer, &warnings, upload.logprobs, deadline_seconds).map(&shape);
+    let finish = move |answered| page_answer(answered, upload.logprobs, deadline_seconds).map(&shape);
+    let prepare = {
+        let state = state.clone();
+        async move {
+            let decoding = decode(&state, upload.file, asked.or(of_variant), 0);
+            let decoded = tokio::time::timeout_at(slot.expires().into(), decoding).await;
+            let (DecodedPage { page, warnings }, memory) = decoded.map_err(|_| slot.expired())??;
+            let mut request = ReadRequest::page(prompt, page);
+            request.overrides = upload.overrides;
+            request.variant = variant;
+            request.logprobs = upload.logprobs.then_some(ALTERNATIVES);
+            for picture in &mut request.images {
+                picture.bounds = asked;
+            }
+            Ok(Prepared {
+                slot,
+                request,
+                warnings: warnings.iter().map(ToString::to_string).collect(),
+                memory: (Some(memory), UploadMemory::default()),
+            })
+        }
+    };
     if upload.stream {
+        let quiet = state.options.stream_keep_alive();
+        let limit = state.options.stream_buffer_bytes();
+        let comment_due = Instant::now() + quiet;
+        let events = Events::begin(prepare, comment_due, limit).await?;
+        note_page();
         let metrics = Arc::clone(&state.metrics);
-        let events = Events::submit(slot, request, Some(memory), state.options.stream_buffer_bytes())?;
-        return Ok(sse::response(
-            events,
-            state.options.stream_keep_alive(),
-            move |event| framed(event, upload.logprobs, &metrics, &finish),
-        ));
+        return Ok(sse::response(events, quiet, comment_due, move |event| {
+            framed(event, upload.logprobs, &metrics, &finish)
+        }));
     }
-    let answer = slot.submit(request)?.answer().await?;
-    drop(memory);
-    Ok(HttpResponse::Ok().json(finish(answer)?))
+    let prepared = prepare.await?;
+    note_page();
+    Ok(HttpResponse::Ok().json(finish(prepared.answer().await?)?))
 }
 
 /// Index of the variant with `adapter`: `none`, `default` or a name.
@@ -110,8 +125,7 @@ fn variant(variants: &[Variant], adapter: Option<&str>) -> Result<usize, ApiErro
 }
 
 fn page_answer(
-    answer: Answer,
-    warnings: &[String],
+    Answered { answer, warnings }: Answered,
     logprobs: bool,
     deadline_seconds: u64,
 ) -> Result<PageAnswer, ApiError> {
@@ -125,7 +139,7 @@ fn page_answer(
         image: answer.reading.images.first().copied(),
         logprobs: logprobs.then(|| token_infos(&answer.reading.logprobs)),
         text: answer.reading.text,
-        warnings: warnings.to_vec(),
+        warnings,
         model_info: answer.model_info,
     })
 }
@@ -134,7 +148,7 @@ fn framed<T: Serialize>(
     event: Event,
     logprobs: bool,
     metrics: &Metrics,
-    finish: impl Fn(Answer) -> Result<T, ApiError>,
+    finish: impl Fn(Answered) -> Result<T, ApiError>,
 ) -> String {
     match event {
         Event::Queued { before } => json_event("queued", &QueuedEvent { before }),
@@ -143,7 +157,7 @@ fn framed<T: Serialize>(
             let text = delta.text;
             json_event("delta", &DeltaEvent { text, logprobs })
         }
-        Event::Answer(answer) => match answer.and_then(finish) {
+        Event::Answer(answer) => match answer.and_then(|answered| finish(*answered)) {
             Ok(answer) => json_event("done", &answer),
             Err(error) => {
                 metrics.rejected(&error);

@@ -1,6 +1,6 @@
 //! Server-sent events: framing, and the response body.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use actix_web::HttpResponse;
 use actix_web::body::{BodyStream, BoxBody};
@@ -27,10 +27,12 @@ pub(super) fn frame(name: Option<&str>, data: &str) -> String {
     framed
 }
 
-/// The response that streams `events`, each as the bytes that `format` frames it with, and a comment after each `quiet` time.
+/// The response that streams `events`, each as the bytes that `format` frames it with, and a comment after each `quiet` time, the
+/// first at `comment_due` if nothing comes before.
 pub(super) fn response(
     events: Events,
     quiet: Duration,
+    comment_due: Instant,
     format: impl FnMut(Event) -> String + 'static,
 ) -> HttpResponse {
     let body = Body {
@@ -38,12 +40,12 @@ pub(super) fn response(
         format,
         left: Bytes::new(),
     };
-    let chunks = unfold(body, move |mut body| async move {
-        let chunk = match tokio::time::timeout(quiet, body.next()).await {
+    let chunks = unfold((body, comment_due), move |(mut body, comment_due)| async move {
+        let chunk = match tokio::time::timeout_at(comment_due.into(), body.next()).await {
             Ok(chunk) => chunk?,
             Err(_) => KEEP_ALIVE,
         };
-        Some((Ok::<_, actix_web::Error>(chunk), body))
+        Some((Ok::<_, actix_web::Error>(chunk), (body, Instant::now() + quiet)))
     });
     HttpResponse::Ok()
         .content_type("text/event-stream")

@@ -1,16 +1,50 @@
-//! The events of a request that is answered while it is generated.
+//! A request on its way through the queue: answered whole, or as events while the answer is generated.
 
 use std::ops::ControlFlow;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::Instant;
 
+use futures_util::FutureExt;
+use futures_util::future::LocalBoxFuture;
 use tokio::sync::{Notify, OwnedSemaphorePermit, watch};
-use tracing::Span;
+use tracing::{Instrument, Span};
 
 use super::errors::ApiError;
+use super::upload::UploadMemory;
 use crate::engine::{Answer, EngineError, GeneratedToken, QueueSlot, ReadRequest, Step, Ticket};
 
-/// What happens to a request, in this order: `Queued` at once and whenever the number changes, `Delta`s, one `Answer`.
+/// A request whose pictures are decoded, not yet in the queue.
+pub(super) struct Prepared {
+    pub slot: QueueSlot,
+    pub request: ReadRequest,
+    /// About its pictures.
+    pub warnings: Vec<String>,
+    /// Accounts for its pictures and its texts.
+    pub memory: (Option<OwnedSemaphorePermit>, UploadMemory),
+}
+
+/// An answer, and the warnings about the pictures of its request.
+pub(super) struct Answered {
+    pub answer: Answer,
+    pub warnings: Vec<String>,
+}
+
+impl Prepared {
+    /// Submits it, and waits for the whole answer.
+    pub(super) async fn answer(self) -> Result<Answered, ApiError> {
+        let Self {
+            slot,
+            request,
+            warnings,
+            memory: _memory,
+        } = self;
+        let answer = slot.submit(request)?.answer().await?;
+        Ok(Answered { answer, warnings })
+    }
+}
+
+/// What happens to a request, in this order: `Queued` once its pictures are decoded and whenever the number changes, `Delta`s, one
+/// `Answer`.
 pub(super) enum Event {
     /// Its place in the queue.
     Queued {
@@ -20,7 +54,7 @@ pub(super) enum Event {
     /// New text.
     Delta(Delta),
     /// The whole answer. Its text is final: it can be shorter than the deltas where a repetition was cut.
-    Answer(Result<Answer, ApiError>),
+    Answer(Result<Box<Answered>, ApiError>),
 }
 
 /// Text since the last delta, which ends with a whole character, and the tokens that begin in it.
@@ -31,40 +65,90 @@ pub(super) struct Delta {
     pub tokens: Vec<GeneratedToken>,
 }
 
-/// The events of a submitted request. Dropping them cancels it.
-pub(super) struct Events {
+/// The events of a request. Dropping them cancels it.
+pub(super) enum Events {
+    /// Its pictures are being decoded, or wait for the memory of others.
+    Preparing(LocalBoxFuture<'static, Result<Submitted, ApiError>>),
+    Submitted(Box<Submitted>),
+    Ended,
+}
+
+impl Events {
+    /// Waits until the request that `prepare` makes is in the queue, at most until `until`: from then on it is prepared as the events
+    /// are asked for. The request is cancelled when more than `limit` bytes wait for the client.
+    ///
+    /// # Errors
+    /// Of the preparation, if it ends in time; later ones are an event.
+    pub(super) async fn begin(
+        prepare: impl Future<Output = Result<Prepared, ApiError>> + 'static,
+        until: Instant,
+        limit: usize,
+    ) -> Result<Self, ApiError> {
+        let submit = async move { Ok(Submitted::new(prepare.await?, limit)?) };
+        // Polled by the response's body, too, which is outside of the request's span.
+        let mut submit = submit.in_current_span().boxed_local();
+        match tokio::time::timeout_at(until.into(), &mut submit).await {
+            Ok(submitted) => Ok(Self::Submitted(Box::new(submitted?))),
+            Err(_) => Ok(Self::Preparing(submit)),
+        }
+    }
+
+    /// Waits for the first event that is not about the queue, at most until `until`. It is still returned by [`Self::next`].
+    ///
+    /// # Errors
+    /// The answer, if it is an error and comes first.
+    pub(super) async fn first(&mut self, until: Instant) -> Result<(), ApiError> {
+        match self {
+            Self::Submitted(submitted) => submitted.first(until).await,
+            Self::Preparing(_) | Self::Ended => Ok(()),
+        }
+    }
+
+    /// The next event; `None` after the answer.
+    pub(super) async fn next(&mut self) -> Option<Event> {
+        if let Self::Preparing(submit) = self {
+            match submit.await {
+                Ok(submitted) => *self = Self::Submitted(Box::new(submitted)),
+                Err(error) => {
+                    *self = Self::Ended;
+                    return Some(Event::Answer(Err(error)));
+                }
+            }
+        }
+        match self {
+            Self::Submitted(submitted) => submitted.next().await,
+            Self::Preparing(_) | Self::Ended => None,
+        }
+    }
+}
+
+/// A request in the queue, or running. Dropping it cancels it.
+pub(super) struct Submitted {
     ticket: Ticket,
     waiting: Arc<Waiting>,
     turns: watch::Receiver<()>,
     /// As last reported.
     before: Option<usize>,
-    answer: Option<Result<Answer, ApiError>>,
+    answer: Option<Result<Box<Answered>, ApiError>>,
     ended: bool,
     /// Taken by [`Self::first`], and not yet returned.
     first: Option<Event>,
     /// Ended without having had its turn.
     rejected: bool,
-    /// Memory of the pictures.
-    memory: Option<OwnedSemaphorePermit>,
+    warnings: Vec<String>,
+    memory: (Option<OwnedSemaphorePermit>, UploadMemory),
     /// Of the request, so that errors are logged with its id.
     span: Span,
 }
 
-impl Events {
-    /// Submits `request`, whose pictures are accounted for by `memory`. The request is cancelled when more than `limit` bytes wait
-    /// for the client.
-    pub(super) fn submit(
-        slot: QueueSlot,
-        request: ReadRequest,
-        memory: Option<OwnedSemaphorePermit>,
-        limit: usize,
-    ) -> Result<Self, EngineError> {
+impl Submitted {
+    fn new(prepared: Prepared, limit: usize) -> Result<Self, EngineError> {
         let waiting = Arc::new(Waiting::new(limit));
         let on_step = Box::new({
             let waiting = Arc::clone(&waiting);
             move |step: Step<'_>| waiting.push(step)
         });
-        let ticket = slot.submit_with(request, on_step)?;
+        let ticket = prepared.slot.submit_with(prepared.request, on_step)?;
         Ok(Self {
             turns: ticket.turns(),
             ticket,
@@ -74,16 +158,13 @@ impl Events {
             ended: false,
             first: None,
             rejected: false,
-            memory,
+            warnings: prepared.warnings,
+            memory: prepared.memory,
             span: Span::current(),
         })
     }
 
-    /// Waits for the first event that is not about the queue, at most for `patience`. It is still returned by [`Self::next`].
-    ///
-    /// # Errors
-    /// The answer, if it is an error and comes first.
-    pub(super) async fn first(&mut self, patience: Duration) -> Result<(), ApiError> {
+    async fn first(&mut self, until: Instant) -> Result<(), ApiError> {
         let waiting = async {
             loop {
                 match self.next().await {
@@ -92,7 +173,7 @@ impl Events {
                 }
             }
         };
-        match tokio::time::timeout(patience, waiting).await {
+        match tokio::time::timeout_at(until.into(), waiting).await {
             Ok(Some(Event::Answer(Err(error)))) => return Err(error),
             Ok(event) => self.first = event,
             // Reported again.
@@ -101,8 +182,7 @@ impl Events {
         Ok(())
     }
 
-    /// The next event; `None` after the answer.
-    pub(super) async fn next(&mut self) -> Option<Event> {
+    async fn next(&mut self) -> Option<Event> {
         if let Some(event) = self.first.take() {
             return Some(event);
         }
@@ -130,11 +210,13 @@ impl Events {
                 answer,
                 Err(EngineError::QueueDeadline { .. } | EngineError::Stopping)
             );
-            self.memory = None;
-            self.answer = Some(match self.waiting.overflow() {
+            self.memory = Default::default();
+            let warnings = std::mem::take(&mut self.warnings);
+            let answer = match self.waiting.overflow() {
                 Some(limit_kib) => Err(ApiError::SlowReader { limit_kib }),
                 None => self.span.in_scope(|| answer.map_err(ApiError::from)),
-            });
+            };
+            self.answer = Some(answer.map(|answer| Box::new(Answered { answer, warnings })));
         }
     }
 }

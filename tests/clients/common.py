@@ -6,6 +6,7 @@ import os
 import pathlib
 import re
 import signal
+import socket
 import subprocess
 import tempfile
 import threading
@@ -42,6 +43,12 @@ def user(*parts):
     return {"role": "user", "content": content}
 
 
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
 def eventually(what, condition):
     end = time.monotonic() + PATIENCE
     while not condition():
@@ -51,15 +58,16 @@ def eventually(what, condition):
 
 
 class Server:
-    """A server process on a free port."""
+    """A server process on a free port. `context`: for TLS, whom to trust."""
 
-    def __init__(self, *flags, model=MODEL, around=()):
+    def __init__(self, *flags, model=MODEL, around=(), context=None):
         command = [*around, BIN / "server", "--port", "0", "--model", model, "--adapter", "none", "--log-format", "json"]
         environment = {name: value for name, value in os.environ.items() if not name.startswith("MVP_")}
         self.process = subprocess.Popen(
             [str(word) for word in [*command, *PATIENT, *flags]], stderr=subprocess.PIPE, text=True, env=environment
         )
         self.around = around
+        self.context = context
         self.lines = []
         self.url = None
         listening = threading.Event()
@@ -75,7 +83,7 @@ class Server:
     def _read(self, listening):
         for line in self.process.stderr:
             self.lines.append(line)
-            found = re.search(r"listening on (http://[^;]+);", line)
+            found = re.search(r"listening on (https?://[^;]+);", line)
             if found:
                 self.url = found[1]
                 listening.set()
@@ -87,7 +95,7 @@ class Server:
         return [line for line in lines if line.get("message") == message]
 
     def health(self):
-        with urllib.request.urlopen(self.url + "/health", timeout=PATIENCE) as answer:
+        with urllib.request.urlopen(self.url + "/health", timeout=PATIENCE, context=self.context) as answer:
             return json.load(answer)
 
     def close(self):
@@ -99,6 +107,22 @@ class Server:
         self.process.wait()
         self.reader.join()
         self.process.stderr.close()
+
+
+class Running:
+    """A server that somebody else started and ends."""
+
+    def __init__(self, url):
+        self.url = url
+
+    def close(self):
+        pass
+
+
+def server_for_all():
+    """The server at MVP_SERVER_URL, or a new one: for tests that need nothing special of it."""
+    url = os.environ.get("MVP_SERVER_URL")
+    return Running(url) if url else Server()
 
 
 class EndlessModel:

@@ -9,7 +9,7 @@ import subprocess
 import unittest
 
 import requests
-from common import PAGES, PATIENCE, Server, golden
+from common import PAGES, PATIENCE, golden, server_for_all
 
 PAGE = "small_strip_rx.png"
 MODEL_INFO = ["device", "lora_adapter", "model_name", "precision"]
@@ -19,7 +19,7 @@ ANSWER = {"inference_latency_seconds", "model_info", "timestamp"}
 class Original(unittest.TestCase):
     @classmethod
     def setUpClass(cls):
-        cls.server = Server()
+        cls.server = server_for_all()
         cls.addClassCleanup(cls.server.close)
 
     def check_timestamp(self, answer):

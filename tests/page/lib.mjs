@@ -11,6 +11,8 @@ import { ROOT, startStub } from "./stub.mjs";
 
 export const SAMPLE = join(ROOT, "datasets/sample/discharge_note.png");
 export const PROGRAMS = process.env.PAGE_BACKEND === "programs";
+/** Address of a page of a server that runs already, for all tests that need no server of their own. */
+export const RUNNING = process.env.PAGE_URL;
 /** A real model on two busy cores needs its time. */
 export const PATIENCE = PROGRAMS ? 180_000 : 10_000;
 
@@ -23,7 +25,8 @@ async function freePort() {
 }
 
 /** `{url, kill, restart, close, stub}`: the page and its API. `kill` ends the API, `restart` brings it back at the same address. */
-export async function startBackend(knobs = {}) {
+export async function startBackend(knobs = {}, { own = false } = {}) {
+	if (RUNNING && !own) return { url: RUNNING, stub: null, close: () => {} };
 	return PROGRAMS ? startPrograms() : startWithStub(knobs);
 }
 

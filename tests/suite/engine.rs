@@ -2,7 +2,8 @@
 
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use medical_vision::engine::{Engine, EngineOptions, LoadOptions, Picture, ReadRequest, Reader, Reading};
@@ -14,6 +15,9 @@ use medical_vision::random::StreamRng;
 use tch::{Device, Kind, Tensor};
 
 use super::program::{TRAINED_PROMPT, golden_page};
+
+/// How long something that must happen may take on a busy machine.
+const PATIENCE: Duration = Duration::from_secs(120);
 
 fn nano() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("models/qwen25-vl-nano")
@@ -311,6 +315,54 @@ impl TokenMask for Alternate {
         assert_eq!(token % 2, self.next);
         self.next = 1 - self.next;
     }
+}
+
+/// Tells when its first mask is begun, then waits until a forward pass has.
+struct Beside {
+    begun: Sender<()>,
+    forward: Receiver<()>,
+    is_first: bool,
+}
+
+impl TokenMask for Beside {
+    fn allowed(&mut self, bitmask: &mut [u32]) {
+        if std::mem::take(&mut self.is_first) {
+            self.begun.send(()).expect("the reader waits");
+            self.forward.recv_timeout(PATIENCE).expect("a forward pass");
+        }
+        bitmask.fill(u32::MAX);
+    }
+
+    fn accept(&mut self, _: i64) {}
+}
+
+/// Within the forward pass, between two of its layers, the reader waits for the mask to be begun; the mask waits for it to be there. One
+/// after the other, neither would go on.
+#[test]
+fn a_mask_is_computed_beside_the_forward_pass() {
+    let ((begins, begun), (enters, forward)) = (channel(), channel());
+    let beside = Mutex::new(Some(Beside {
+        begun: begins,
+        forward,
+        is_first: true,
+    }));
+    let mut reader = load(None, &[]).unwrap();
+    let mut request = page(4);
+    let free = read(&mut reader, &request);
+    request.mask = Some(Arc::new(move || {
+        Box::new(beside.lock().unwrap().take().expect("one generation"))
+    }));
+    let mut steps = 0;
+    let masked = reader.read(&request, &mut |step| {
+        if steps == 0 {
+            assert!(step.generated.is_none(), "no token yet: the page is looked at");
+            enters.send(()).expect("the mask waits");
+            begun.recv_timeout(PATIENCE).expect("a mask");
+        }
+        steps += 1;
+        ControlFlow::Continue(())
+    });
+    assert_eq!(masked.unwrap().tokens, free.tokens);
 }
 
 struct Faulty {

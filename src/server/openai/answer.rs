@@ -7,6 +7,7 @@ use crate::engine::{Answer, GeneratedToken, ImageSize, ModelInfo};
 use crate::generation::FinishReason;
 use crate::records::seconds;
 use crate::server::logprobs::{TokenInfo, token_infos};
+use crate::server::stream::Answered;
 use crate::version::version;
 
 /// Response of `/v1/chat/completions`.
@@ -149,14 +150,14 @@ pub(super) struct AnswerHead {
     pub created: i64,
     pub model: String,
     pub logprobs: bool,
-    pub warnings: Vec<String>,
 }
 
 impl AnswerHead {
     /// The whole answer.
-    pub(super) fn completion(self, answer: Answer) -> ChatCompletion {
-        let logprobs = self.logprobs(&answer.reading.logprobs);
-        let (details, usage) = (self.details(&answer), Usage::of(&answer));
+    pub(super) fn completion(self, answered: Answered) -> ChatCompletion {
+        let details = self.details(&answered);
+        let answer = answered.answer;
+        let (logprobs, usage) = (self.logprobs(&answer.reading.logprobs), Usage::of(&answer));
         let choice = ChatChoice {
             index: 0,
             logprobs,
@@ -191,19 +192,19 @@ impl AnswerHead {
     }
 
     /// The last chunk of the text.
-    pub(super) fn last_chunk(&self, answer: &Answer) -> ChatChunk {
+    pub(super) fn last_chunk(&self, answered: &Answered) -> ChatChunk {
         let mut chunk = self.chunk(ChunkDelta::default(), &[]);
         for choice in &mut chunk.choices {
-            choice.finish_reason = Some(finish_reason(answer));
+            choice.finish_reason = Some(finish_reason(&answered.answer));
         }
-        chunk.medvision = Some(self.details(answer));
+        chunk.medvision = Some(self.details(answered));
         chunk
     }
 
     /// The chunk that tells the numbers of tokens.
-    pub(super) fn usage_chunk(&self, answer: &Answer) -> ChatChunk {
+    pub(super) fn usage_chunk(&self, answered: &Answered) -> ChatChunk {
         ChatChunk {
-            usage: Some(Some(Usage::of(answer))),
+            usage: Some(Some(Usage::of(&answered.answer))),
             ..self.bare_chunk(Vec::new())
         }
     }
@@ -228,12 +229,12 @@ impl AnswerHead {
         })
     }
 
-    fn details(&self, answer: &Answer) -> ChatDetails {
+    fn details(&self, Answered { answer, warnings }: &Answered) -> ChatDetails {
         let reading = &answer.reading;
         ChatDetails {
             finish_reason: reading.finish_reason,
             images: reading.images.clone(),
-            warnings: self.warnings.clone(),
+            warnings: warnings.clone(),
             model_info: answer.model_info.clone(),
             queue_seconds: seconds(answer.queue_seconds),
             time_to_first_token_seconds: seconds(reading.time_to_first_token_seconds),

@@ -19,6 +19,7 @@ use crate::server::decoding::decode;
 use crate::server::errors::ApiError;
 use crate::server::http::{arrival, request_id};
 use crate::server::state::ServerState;
+use crate::server::stream::Prepared;
 
 /// Answers a conversation about pictures, in OpenAI's form.
 #[utoipa::path(
@@ -45,38 +46,50 @@ pub(in crate::server) async fn chat_completions(
     note(&http, |facts| facts.documents.extend(chat.digests));
     let slot = state.engine.reserve_for(client(&http), arrival(&http))?;
     let variant = &models::loaded(&state)?[chat.variant];
-    let pictures = decode_all(&state, chat.pictures, variant.bounds);
-    let decoded = tokio::time::timeout_at(slot.expires().into(), pictures).await;
-    let Pictures {
-        pictures,
-        warnings,
-        memory: of_pictures,
-    } = decoded.map_err(|_| slot.expired())??;
-    note(&http, |facts| {
-        facts.pages = pictures.len();
-        facts.set_model(&variant.info);
-    });
-    // The files are gone, the texts are not.
-    memory.shrink(chat.text_bytes);
-
+    let bounds = variant.bounds;
+    let pages = chat.pictures.len();
+    let note_pages = || {
+        note(&http, |facts| {
+            facts.pages = pages;
+            facts.set_model(&variant.info);
+        });
+    };
     let head = AnswerHead {
         id: format!("chatcmpl-{}", request_id(&http).unwrap_or_default()),
         created: chrono::Utc::now().timestamp(),
         model: models::name(variant).to_owned(),
         logprobs: chat.logprobs.is_some(),
-        warnings,
     };
-    let mut request = ReadRequest::new(chat.messages, pictures);
-    request.overrides = chat.overrides;
-    request.fit_context = chat.fit_context;
-    request.variant = chat.variant;
-    request.logprobs = chat.logprobs;
-    if let Some(options) = chat.stream {
-        return stream::respond(&state, slot, request, (of_pictures, memory), head, options).await;
+    let stream = chat.stream;
+    let prepare = {
+        let state = state.clone();
+        async move {
+            let pictures = decode_all(&state, chat.pictures, bounds);
+            let decoded = tokio::time::timeout_at(slot.expires().into(), pictures).await;
+            let decoded = decoded.map_err(|_| slot.expired())??;
+            // The files are gone, the texts are not.
+            memory.shrink(chat.text_bytes);
+            let mut request = ReadRequest::new(chat.messages, decoded.pictures);
+            request.overrides = chat.overrides;
+            request.fit_context = chat.fit_context;
+            request.variant = chat.variant;
+            request.logprobs = chat.logprobs;
+            Ok(Prepared {
+                slot,
+                request,
+                warnings: decoded.warnings,
+                memory: (decoded.memory, memory),
+            })
+        }
+    };
+    if let Some(options) = stream {
+        let response = stream::respond(&state, prepare, head, options).await?;
+        note_pages();
+        return Ok(response);
     }
-    let answer = slot.submit(request)?.answer().await?;
-    drop((of_pictures, memory));
-    Ok(HttpResponse::Ok().json(head.completion(answer)))
+    let prepared = prepare.await?;
+    note_pages();
+    Ok(HttpResponse::Ok().json(head.completion(prepared.answer().await?)))
 }
 
 /// Decoded pictures of a request.

@@ -1,44 +1,41 @@
 //! Streamed answers.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use actix_web::HttpResponse;
 use serde::Serialize;
-use tokio::sync::OwnedSemaphorePermit;
 
 use super::answer::{AnswerHead, ChatChunk, ChunkDelta};
 use super::request::StreamOptions;
-use crate::engine::{Answer, QueueSlot, ReadRequest};
 use crate::server::errors::ApiError;
 use crate::server::metrics::Metrics;
 use crate::server::sse::{self, frame};
 use crate::server::state::ServerState;
-use crate::server::stream::{Event, Events};
-use crate::server::upload::UploadMemory;
+use crate::server::stream::{Answered, Event, Events, Prepared};
 
-/// Streams the answer to `request`, whose pictures and texts are accounted for by `memory`.
+/// Streams the answer to the request that `prepare` makes.
 ///
-/// An error that comes before the first token, and soon, is an ordinary one, with its status.
+/// An error that comes before the first token, and before the first comment is due, is an ordinary one, with its status.
 pub(super) async fn respond(
     state: &ServerState,
-    slot: QueueSlot,
-    request: ReadRequest,
-    memory: (Option<OwnedSemaphorePermit>, UploadMemory),
+    prepare: impl Future<Output = Result<Prepared, ApiError>> + 'static,
     head: AnswerHead,
     options: StreamOptions,
 ) -> Result<HttpResponse, ApiError> {
-    let (of_pictures, of_texts) = memory;
-    let mut events = Events::submit(slot, request, of_pictures, state.options.stream_buffer_bytes())?;
     let quiet = state.options.stream_keep_alive();
-    events.first(quiet).await?;
+    let comment_due = Instant::now() + quiet;
+    let mut events = Events::begin(prepare, comment_due, state.options.stream_buffer_bytes()).await?;
+    events.first(comment_due).await?;
     let mut chunks = Chunks {
         head,
         options,
         begun: false,
         metrics: Arc::clone(&state.metrics),
-        _memory: of_texts,
     };
-    Ok(sse::response(events, quiet, move |event| chunks.framed(event)))
+    Ok(sse::response(events, quiet, comment_due, move |event| {
+        chunks.framed(event)
+    }))
 }
 
 /// Frames the chunks of one answer.
@@ -48,7 +45,6 @@ struct Chunks {
     /// Whether the role was sent.
     begun: bool,
     metrics: Arc<Metrics>,
-    _memory: UploadMemory,
 }
 
 impl Chunks {
@@ -89,7 +85,7 @@ impl Chunks {
         text.push_str(&data(&chunk));
     }
 
-    fn push_end(&self, text: &mut String, answer: &Answer) {
+    fn push_end(&self, text: &mut String, answer: &Answered) {
         self.push(text, self.head.last_chunk(answer));
         if self.options.include_usage {
             self.push(text, self.head.usage_chunk(answer));

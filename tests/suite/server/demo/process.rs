@@ -52,6 +52,32 @@ fn wrong_flags_are_usage_errors() {
     }
 }
 
+/// Whoever reaches the page can use an API that asks for no key.
+#[test]
+fn without_a_host_only_this_machine_reaches_the_page() {
+    let api = FakeApi::new();
+    let mut demo_ui = DemoUi::start(api.address(), &[]);
+    assert!(demo_ui.address.ip().is_loopback(), "{}", demo_ui.address);
+    // The kernel's word for it: local addresses and states of this network's sockets, `0A` being one that listens.
+    let port = format!(":{:04X}", demo_ui.address.port());
+    let sockets =
+        ["/proc/net/tcp", "/proc/net/tcp6"].map(|file| std::fs::read_to_string(file).unwrap_or_default());
+    let listening: Vec<&str> = sockets
+        .iter()
+        .flat_map(|table| table.lines())
+        .map(|line| line.split_whitespace().collect::<Vec<_>>())
+        .filter(|words| words.len() > 3 && words[1].ends_with(&port) && words[3] == "0A")
+        .map(|words| words[1])
+        .collect();
+    assert_eq!(listening, [format!("0100007F{port}")]);
+    // And with one, the one that is asked for.
+    signal(&demo_ui.child, libc::SIGTERM);
+    assert!(!demo_ui.log().contains("reachable from the network"));
+    let mut open = DemoUi::start(api.address(), &["--host", "0.0.0.0"]);
+    signal(&open.child, libc::SIGTERM);
+    assert!(open.log().contains("reachable from the network"));
+}
+
 #[test]
 fn a_port_in_use_is_an_error_that_names_the_flag() {
     let taken = TcpListener::bind("127.0.0.1:0").expect("a free port");

@@ -1,6 +1,7 @@
 //! The embedded model through OpenAI's routes.
 
 use std::fs;
+use std::io::{BufRead, BufReader};
 
 use medical_vision::prompts::EXTRACTION_PROMPT;
 use reqwest::blocking::Response;
@@ -8,9 +9,10 @@ use serde_json::{Value, json};
 
 use super::super::embedded::Shipped;
 use super::super::memory::peak_mib;
+use super::super::support::eventually;
 use super::stub::{assert_refused, data_uri, picture};
 use crate::suite::processing::images::memory::tiff;
-use crate::suite::program::{TRAINED_PROMPT, golden_page};
+use crate::suite::program::{ModelCopy, TRAINED_PROMPT, golden_page};
 
 pub fn send(server: &Shipped, body: String) -> Response {
     let request = server.client.post(server.url("/v1/chat/completions"));
@@ -102,14 +104,33 @@ fn an_answer_is_as_long_as_the_context_allows() {
         message.contains("100000") && message.contains(&page.prompt_tokens.to_string()),
         "{message}"
     );
+    // What is needed, and what there is.
+    let config = fs::read("models/qwen25-vl-nano/config.json").expect("a file");
+    let config: Value = serde_json::from_slice(&config).expect("JSON");
+    let context = config["max_position_embeddings"].as_u64().expect("a number");
+    let needed = page.prompt_tokens + 100_000;
+    assert!(
+        message.contains(&format!("needs {needed} tokens")) && message.contains(&format!("holds {context}")),
+        "{message}"
+    );
     // A prompt that leaves no room for one token.
     let long = json!({"model": "default", "messages": [{"role": "user", "content": "a b ".repeat(20_000)}]});
     for stream in [false, true] {
         let mut long = long.clone();
         long["stream"] = json!(stream);
-        assert_eq!(
-            assert_refused(send(&server, long.to_string()), 400)["code"],
-            "context_length_exceeded"
+        let error = assert_refused(send(&server, long.to_string()), 400);
+        assert_eq!(error["code"], "context_length_exceeded");
+        let message = error["message"].as_str().expect("a text");
+        let needed = message.strip_prefix("the request needs ").expect("a number");
+        let needed: u64 = needed
+            .trim_start_matches("at least ")
+            .split(' ')
+            .next()
+            .and_then(|needed| needed.parse().ok())
+            .expect("a number");
+        assert!(
+            needed > context && message.contains(&format!("holds {context}")),
+            "{message}"
         );
     }
 }
@@ -162,6 +183,80 @@ fn two_pictures_stop_strings_and_seeds_work() {
     let images = answer["medvision"]["images"].as_array().expect("a list");
     assert_eq!((images.len(), &images[0]), (2, &images[1]));
     assert!(answer["usage"]["prompt_tokens"].as_u64().expect("a number") > page.prompt_tokens);
+}
+
+/// The first token after the client has left ends the reading: one more would be the model working for nobody.
+#[test]
+fn a_stream_that_is_left_costs_two_tokens_at_most() {
+    let model = ModelCopy::new();
+    model.edit("generation_config.json", |config| {
+        config["eos_token_id"] = json!([8189])
+    });
+    let server = Shipped::start(model.folder(), &["--max-new-tokens", "3900"]).loaded();
+    let read = || {
+        let log = server.log();
+        let lines = log
+            .lines()
+            .map(|line| serde_json::from_str::<Value>(line).expect("JSON lines"));
+        lines
+            .filter(|line| line["message"] == "page read")
+            .collect::<Vec<_>>()
+    };
+    for (index, path) in ["/extract", "/analyze", "/v1/chat/completions"]
+        .into_iter()
+        .enumerate()
+    {
+        let response = if path.starts_with("/v1") {
+            let mut body = about("small_strip_rx.png", "ramble");
+            body["model"] = json!("default");
+            body["stream"] = json!(true);
+            body["temperature"] = json!(2);
+            send(&server, body.to_string())
+        } else {
+            let page = fs::read(golden_page("small_strip_rx.png").path).expect("a page");
+            let form = super::super::support::file_form(page).text("temperature", "2");
+            server.post(path, form.text("stream", "true"))
+        };
+        assert_eq!(response.status(), 200);
+        let lines = BufReader::new(response).lines().map_while(Result::ok);
+        let mut texts = lines.filter(|line| line.contains("\"text\":") || line.contains("\"content\":"));
+        for _ in 0..4 {
+            texts.next().expect("a delta");
+        }
+        drop(texts);
+        eventually("its reading has ended", || read().len() == index + 1);
+        let reading = &read()[index];
+        assert_eq!(reading["finish_reason"], "cancelled", "{reading}");
+        assert!(
+            reading["wasted_tokens"].as_u64().expect("a number") <= 2,
+            "{reading}"
+        );
+        // Nothing is generated for it any more.
+        eventually("its slot is free", || {
+            let health: Value = server
+                .client
+                .get(server.url("/health"))
+                .send()
+                .expect("an answer")
+                .json()
+                .expect("JSON");
+            health["requests_admitted"] == 0
+        });
+        let metrics = server
+            .client
+            .get(server.url("/metrics"))
+            .send()
+            .expect("an answer");
+        let metrics = metrics.text().expect("a text");
+        let generated = metrics
+            .lines()
+            .find_map(|line| line.strip_prefix("medvision_tokens_total{kind=\"generated\"} "));
+        let logged: u64 = read()
+            .iter()
+            .map(|reading| reading["completion_tokens"].as_u64().expect("a number"))
+            .sum();
+        assert_eq!(generated, Some(logged.to_string().as_str()));
+    }
 }
 
 #[test]
