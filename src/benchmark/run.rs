@@ -265,7 +265,7 @@ fn stage(device: Device) -> Stage {
 }
 
 /// Waits for all kernels on a GPU.
-fn synchronize(device: Device) {
+pub(super) fn synchronize(device: Device) {
     if let Device::Cuda(index) = device {
         tch::Cuda::synchronize(index as i64);
     }

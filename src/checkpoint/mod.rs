@@ -5,6 +5,7 @@
 
 pub(crate) mod config_defaults;
 mod folder;
+mod generated;
 mod header;
 mod model_folder;
 mod names;
@@ -20,6 +21,8 @@ use serde::Deserialize;
 use tch::{Device, Kind, Tensor};
 
 pub use self::folder::{FileFault, FolderFiles, Headers, LocalFolder, read_config, read_headers, read_small};
+use self::generated::Generated;
+pub use self::generated::TensorFill;
 pub(crate) use self::header::weight_kind;
 use self::header::{DistinctKeys, Header, LENGTH_BYTES};
 pub use self::model_folder::{JsonFile, ModelFolder};
@@ -41,12 +44,14 @@ const MISSING_TENSOR: &str =
     "is missing: the weights are incomplete, or not of the model that config.json describes";
 pub(crate) const MISSING_SHARD: &str = "this shard is missing: is the download complete?";
 
-/// The weights of one model folder.
+/// The weights of one model: of a folder, or made as they are read ([`Checkpoint::generated`]).
 pub struct Checkpoint {
     dir: PathBuf,
     shards: Vec<Arc<Shard>>,
     /// canonical name → (shard, name in the shard)
     tensors: HashMap<String, (usize, String)>,
+    /// Tensors of no file; a checkpoint has these or shards.
+    generated: Generated,
     warnings: Vec<String>,
 }
 
@@ -54,7 +59,8 @@ pub struct Checkpoint {
 pub struct MappedTensor {
     /// Stored dtype; read-only.
     pub tensor: Tensor,
-    _shard: Arc<Shard>,
+    /// `None` if the tensor has its own memory.
+    _shard: Option<Arc<Shard>>,
 }
 
 #[derive(Deserialize)]
@@ -117,6 +123,7 @@ impl Checkpoint {
             dir: dir.to_owned(),
             shards,
             tensors,
+            generated: Generated::default(),
             warnings: Vec::new(),
         })
     }
@@ -133,27 +140,38 @@ impl Checkpoint {
 
     /// Whether there is a tensor of this canonical (hub) name.
     pub fn contains(&self, name: &str) -> bool {
-        self.tensors.contains_key(name)
+        self.tensors.contains_key(name) || self.generated.plan(name).is_some()
     }
 
     /// Bytes of all tensors.
     pub fn total_bytes(&self) -> u64 {
-        self.shards.iter().map(|s| s.data_bytes()).sum()
+        let stored: u64 = self.shards.iter().map(|s| s.data_bytes()).sum();
+        stored + self.generated.plans().map(TensorPlan::bytes).sum::<u64>()
     }
 
     /// Number of values in all tensors.
     pub fn parameters(&self) -> u64 {
-        self.shards.iter().map(|shard| shard.parameters()).sum()
+        let stored: u64 = self.shards.iter().map(|shard| shard.parameters()).sum();
+        let generated = self.generated.plans();
+        stored
+            + generated
+                .map(|plan| plan.shape.iter().product::<usize>() as u64)
+                .sum::<u64>()
     }
 
     /// The tensors' dtypes, by their names in safetensors, sorted.
     pub fn dtypes(&self) -> Vec<String> {
-        let dtypes: BTreeSet<String> = self.shards.iter().flat_map(|shard| shard.dtypes()).collect();
+        let stored = self.shards.iter().flat_map(|shard| shard.dtypes());
+        let generated = self.generated.plans().map(|plan| format!("{:?}", plan.dtype));
+        let dtypes: BTreeSet<String> = stored.chain(generated).collect();
         dtypes.into_iter().collect()
     }
 
     /// The stored dtype of the weight of canonical (hub) `name`.
     pub fn kind(&self, name: &str) -> Result<Kind> {
+        if let Some(plan) = self.generated.plan(name) {
+            return self.generated.kind(plan);
+        }
         let (shard, stored) = self.place(name)?;
         shard.kind(stored)
     }
@@ -161,10 +179,16 @@ impl Checkpoint {
     /// Returns the weight of canonical (hub) `name`, which must have `shape`: on the CPU, in its stored dtype, sharing the
     /// mapped file's memory.
     pub fn mapped(&self, name: &str, shape: &[usize]) -> Result<MappedTensor> {
+        if let Some(plan) = self.generated.plan(name) {
+            return Ok(MappedTensor {
+                tensor: self.generated.tensor(plan, shape)?,
+                _shard: None,
+            });
+        }
         let (shard, stored) = self.place(name)?;
         Ok(MappedTensor {
             tensor: shard.tensor(stored, shape)?,
-            _shard: Arc::clone(shard),
+            _shard: Some(Arc::clone(shard)),
         })
     }
 

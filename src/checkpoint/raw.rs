@@ -27,23 +27,29 @@ pub struct StoredTensor {
     pub place: Range<usize>,
 }
 
-/// A tensor's bytes, shared with the mapped file.
+/// A tensor's bytes, shared with the mapped file; those of a generated tensor in memory of their own.
 #[derive(Clone)]
-pub struct MappedBytes {
-    shard: Arc<Shard>,
-    place: Range<usize>,
+pub struct MappedBytes(Bytes);
+
+#[derive(Clone)]
+enum Bytes {
+    Mapped { shard: Arc<Shard>, place: Range<usize> },
+    Generated(Arc<Vec<u8>>),
 }
 
 impl Deref for MappedBytes {
     type Target = [u8];
 
     fn deref(&self) -> &[u8] {
-        &self.shard.bytes()[self.place.clone()]
+        match &self.0 {
+            Bytes::Mapped { shard, place } => &shard.bytes()[place.clone()],
+            Bytes::Generated(bytes) => bytes,
+        }
     }
 }
 
 impl Checkpoint {
-    /// All tensors, in the order of the files and of their offsets.
+    /// All tensors of the files, in the order of the files and of their offsets.
     pub fn stored(&self) -> Vec<StoredTensor> {
         let mut all: Vec<StoredTensor> = self
             .shards
@@ -74,13 +80,17 @@ impl Checkpoint {
 
     /// The file of the tensor of canonical (hub) `name`, its dtype, shape and bytes.
     pub fn bytes(&self, name: &str) -> Result<(&Path, Dtype, Vec<usize>, MappedBytes)> {
+        if let Some(plan) = self.generated.plan(name) {
+            let bytes = MappedBytes(Bytes::Generated(Arc::new(self.generated.bytes(plan))));
+            return Ok((&self.dir, plan.dtype, plan.shape.clone(), bytes));
+        }
         let found = self.tensors.get(name).and_then(|(shard, stored)| {
             let shard = &self.shards[*shard];
             let (dtype, shape, place) = shard.place(stored)?;
-            let bytes = MappedBytes {
+            let bytes = MappedBytes(Bytes::Mapped {
                 shard: Arc::clone(shard),
                 place,
-            };
+            });
             Some((shard.path(), dtype, shape, bytes))
         });
         found.ok_or_else(|| Error::tensor(&self.dir, name, MISSING_TENSOR))

@@ -131,7 +131,8 @@ fn check_project(project: &Project, machine: &Machine, checks: &mut Checks) {
     }
 }
 
-fn os() -> String {
+/// Distribution, kernel and processor architecture.
+pub fn os() -> String {
     let release = fs::read_to_string("/etc/os-release").unwrap_or_default();
     let name = release.lines().find_map(|line| line.strip_prefix("PRETTY_NAME="));
     let name = name.map_or("unknown distribution", |name| name.trim_matches('"'));

@@ -13,10 +13,10 @@ use chrono::{SecondsFormat, Utc};
 use serde::Serialize;
 
 pub use self::adapters::AdapterReport;
-pub use self::machine::Machine;
+pub use self::machine::{Machine, os};
 pub(crate) use self::models::SECTION as MODELS;
 pub use self::models::{ModelReport, ModelSizes};
-pub use self::torch::{Accelerators, GpuReport, Libtorch};
+pub use self::torch::{Accelerators, GpuReport, Libtorch, libtorch_version};
 use crate::blackwell_compat;
 use crate::device::{DeviceChoice, Precision};
 use crate::project::Project;

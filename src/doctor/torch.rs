@@ -71,6 +71,11 @@ pub(super) fn examine_libtorch(checks: &mut Checks) -> Libtorch {
     }
 }
 
+/// Version of the libtorch in use, such as "2.11.0+cu130"; `None` if unknown.
+pub fn libtorch_version() -> Option<String> {
+    version(&device::libtorch_folder()?)
+}
+
 /// Version from the folder above the libraries: a Python wheel's `version.py`, a libtorch archive's `build-version`, or the name of
 /// the wheel's `.dist-info` folder, which `make setup` keeps.
 fn version(libraries: &Path) -> Option<String> {

@@ -7,7 +7,7 @@ mod storage;
 mod weight;
 
 pub use self::config::{Awq, BitsAndBytes, Quantization};
-pub(crate) use self::storage::{Storage, TensorSpec};
+pub(crate) use self::storage::{SizeSpec, Storage, TensorSpec};
 pub use self::weight::QuantizedWeight;
 
 use clap::ValueEnum;

@@ -83,6 +83,12 @@ impl Mlp {
         })
     }
 
+    /// Bytes of weights that a pass with `adapter` reads.
+    pub(super) fn weight_bytes(&self, adapter: AdapterIndex) -> usize {
+        let linears = [&self.gate, &self.up, &self.down];
+        linears.into_iter().map(|linear| linear.bytes(adapter)).sum()
+    }
+
     /// x: `[rows, hidden]` → same shape.
     pub(super) fn forward(&self, x: &Tensor, adapter: AdapterIndex) -> Result<Tensor> {
         let (gate, up) = (self.gate.forward(x, adapter)?, self.up.forward(x, adapter)?);

@@ -160,6 +160,19 @@ impl Linear {
         }
     }
 
+    /// Bytes of weight, bias and LoRA pair that a pass with `adapter` reads.
+    pub(super) fn bytes(&self, adapter: AdapterIndex) -> usize {
+        let weight = match &*self.weight {
+            LinearWeight::Dense(w) => tensor_bytes(w),
+            LinearWeight::Nf4(w) => w.bytes(),
+            LinearWeight::Tiled(w) => w.bytes(),
+            LinearWeight::Awq(w) => w.bytes(),
+        };
+        let lora = self.loras.of(adapter);
+        let lora = lora.map_or(0, |lora| tensor_bytes(&lora.a) + tensor_bytes(&lora.b));
+        weight + self.bias.as_ref().map_or(0, tensor_bytes) + lora
+    }
+
     /// LoRA rank of `adapter`; 0 if it does not have this layer.
     pub(super) fn rank(&self, adapter: AdapterIndex) -> usize {
         self.loras.of(adapter).map_or(0, |lora| lora.a.size()[0] as usize)
@@ -216,6 +229,11 @@ impl LinearRows<'_> {
             lora.add_b(lora_ax, rows.start, out);
         }
     }
+}
+
+/// Bytes of a tensor's values.
+pub(super) fn tensor_bytes(tensor: &Tensor) -> usize {
+    tensor.numel() * tensor.kind().elt_size_in_bytes()
 }
 
 /// A dense f32 or bf16 matrix, contiguous, on the CPU.

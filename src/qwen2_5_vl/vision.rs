@@ -7,7 +7,7 @@ use tch::{Device, Kind, Tensor};
 use super::{
     VisionConfig,
     layers::{Mlp, RmsNorm, apply_rotary},
-    linear::{Linear, LinearWeight},
+    linear::{Linear, LinearWeight, tensor_bytes},
     lora::AdapterIndex,
     model::{CancelCheck, check_cancelled},
     rope::inverse_frequencies,
@@ -239,6 +239,18 @@ impl VisionTower {
         let merged = self.merger_out.forward(&inner, adapter)?;
         let reverse = upload(&plan.reverse, self.device)?;
         Ok(merged.f_index_select(0, &reverse)?)
+    }
+
+    /// Bytes of all weights that a pass with `adapter` reads.
+    pub(super) fn weight_bytes(&self, adapter: AdapterIndex) -> usize {
+        let blocks = self.blocks.iter().map(|block| {
+            let mlp = block.mlp.weight_bytes(adapter);
+            let norms = tensor_bytes(&block.norm1.weight) + tensor_bytes(&block.norm2.weight);
+            block.qkv.bytes(adapter) + block.proj.bytes(adapter) + mlp + norms
+        });
+        let merger = self.merger_in.bytes(adapter) + self.merger_out.bytes(adapter);
+        let ends = self.patch_embed.bytes(adapter) + tensor_bytes(&self.merger_norm.weight);
+        blocks.sum::<usize>() + merger + ends
     }
 
     /// Rotary angles `[patches, head_dim]` f32 from (row, column) of each patch, in merge order.

@@ -21,6 +21,7 @@ mod file;
 mod final_report;
 mod nf4_config;
 mod quantization_info;
+mod speed;
 mod training_metrics;
 
 use serde_json::{Map, Value};
@@ -46,6 +47,7 @@ pub use self::final_report::{
 };
 pub use self::nf4_config::{Nf4Config, Nf4QuantizationConfig};
 pub use self::quantization_info::{AwqAttempt, BnbSetup, QuantizationInfo};
+pub use self::speed::{SequenceSpeed, Speed, SpeedMachine, SpeedModel, SpeedSettings, Spread, StageSpeed};
 pub use self::training_metrics::{LossPoint, TrainerMetrics, TrainingMetrics};
 
 /// Keys without a field, kept as they were read.

@@ -3,6 +3,7 @@
 mod allocation;
 mod bad_input;
 mod batch;
+mod bench;
 mod benchmarks;
 mod blackwell;
 mod cli;

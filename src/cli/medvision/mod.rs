@@ -1,6 +1,8 @@
 //! `medvision` and its subcommands.
 
 #[cfg(feature = "pipeline")]
+mod bench;
+#[cfg(feature = "pipeline")]
 mod completions;
 mod doctor;
 mod extract;
@@ -69,6 +71,9 @@ enum Command {
     Extract(Box<extract::ExtractArgs>),
     /// Dump the tensors of every stage, for comparison with another implementation
     Trace(Box<trace::TraceArgs>),
+    /// Measure load time, memory and speed of a model on this machine
+    #[cfg(feature = "pipeline")]
+    Bench(Box<bench::BenchArgs>),
     /// Merge an adapter into its base model, for programs without adapter support
     #[cfg(feature = "pipeline")]
     Merge(Box<merge::MergeArgs>),
@@ -107,6 +112,8 @@ pub(super) fn main() -> ExitCode {
         None => cli::print(&format!("{OVERVIEW}{PIPELINE_OVERVIEW}")).map(|()| ExitCode::from(EXIT_OK)),
         Some(Command::Extract(args)) => extract::run(&args),
         Some(Command::Trace(args)) => trace::run(&args),
+        #[cfg(feature = "pipeline")]
+        Some(Command::Bench(args)) => bench::run(&args),
         #[cfg(feature = "pipeline")]
         Some(Command::Merge(args)) => merge::run(&args),
         #[cfg(feature = "pipeline")]

@@ -91,6 +91,12 @@ impl AwqWeight {
         (self.rows as i64, self.columns as i64)
     }
 
+    /// Bytes of its codes, scales and zero points.
+    pub fn bytes(&self) -> usize {
+        let scales = self.scales.numel() * self.scales.kind().elt_size_in_bytes();
+        self.packed.numel() + scales + self.zeros.numel()
+    }
+
     /// A view for the CPU kernels; the weight must be on the CPU.
     pub fn matrix(&self) -> GroupedMatrix<'_> {
         GroupedMatrix {

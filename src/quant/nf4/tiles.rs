@@ -132,6 +132,11 @@ impl TiledWeight {
         (self.rows as i64, self.columns as i64)
     }
 
+    /// Bytes of its codes and scales.
+    pub fn bytes(&self) -> usize {
+        self.rows * self.columns / 2 + self.rows * self.columns / BLOCK * 2
+    }
+
     /// Dequantizes into `out`, contiguous `[rows, columns]` in 16 bits on the weight's GPU.
     pub fn dequantize_into(&self, out: &Tensor) -> Result<()> {
         let tiled = TiledTensor {

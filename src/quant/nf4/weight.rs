@@ -103,6 +103,15 @@ impl Nf4Weight {
         self.quant_type
     }
 
+    /// Bytes of its codes and scales.
+    pub fn bytes(&self) -> usize {
+        let scales = match &self.scales {
+            Scales::Plain(scales) => 4 * scales.numel(),
+            Scales::Nested { codes, absmax, .. } => codes.numel() + 4 * absmax.numel(),
+        };
+        self.packed.numel() + scales
+    }
+
     /// A view for the CPU kernels; the weight must be on the CPU.
     pub fn matrix(&self) -> CodedMatrix<'_> {
         CodedMatrix {
