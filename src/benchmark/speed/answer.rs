@@ -158,8 +158,7 @@ impl Answers<'_> {
         })
     }
 
-    /// Chooses the first token of every sequence, and decodes all others. The model runs one sequence at a time, so that each step
-    /// runs them in turn.
+    /// Chooses the first token of every sequence, and decodes all others together.
     fn decode(&self, sequences: &mut [Sequence], tokens: usize) -> Result<()> {
         for _ in 1..tokens {
             let tokens: Vec<i64> = sequences
