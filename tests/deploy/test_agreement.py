@@ -176,7 +176,7 @@ class Document(unittest.TestCase):
         routes = set()
         for source in (ROOT / "src/server").rglob("*.rs"):
             if "demo" not in source.parts:
-                routes |= set(re.findall(r'(?:readable|resource)\(\s*"(/[^"]*)"', source.read_text()))
+                routes |= set(re.findall(r'(?:Route::new\(|ROUTE: &str =)\s*"(/[^"]*)"', source.read_text()))
         documented = set(re.findall(r"`(?:GET|POST) (/[^`]*)`", " ".join(row[0] for row in table("Routes"))))
         self.assertGreater(len(routes), 8)
         self.assertLessEqual({re.sub(r"/\{file:.*\}", "", route) for route in routes}, documented)
