@@ -15,7 +15,7 @@ use crate::blackwell_compat::Reductions;
 use crate::checkpoint::{Checkpoint, ModelFolder};
 use crate::device::{Precision, device_name, kind_name};
 use crate::error::PromptError;
-use crate::generation::{GenerationOptions, MaskWorker, Sampler, best, log_sum_exp};
+use crate::generation::{DeviceGreedy, GenerationOptions, MaskWorker, Sampler, best, log_sum_exp};
 use crate::lora::Adapter;
 use crate::processing::{Content, Grid, ImageProcessor, PREPROCESSOR_CONFIG, PixelBounds, TextProcessor};
 use crate::project::model_folder_name;
@@ -225,18 +225,26 @@ impl Reader {
         // The raw logits, where log-probabilities are asked for: the sampler overwrites `scores`.
         let mut raw = Vec::new();
         let mut first = None;
+        let mut greedy = None;
+        if request.logprobs.is_none() && mask.is_none() {
+            greedy = DeviceGreedy::new(&options, &prepared.input_ids, vocab_size, logits.device())?;
+        }
         let finish_reason = loop {
-            logits
-                .f_to_device(Device::Cpu)?
-                .f_view([-1])?
-                .f_copy_data(&mut scores, logits.numel())?;
-            if request.logprobs.is_some() {
-                raw.clone_from(&scores);
-            }
-            if let Some(mask) = &mut mask {
-                mask.apply(&mut scores)?;
-            }
-            let token = sampler.next(&mut scores)?;
+            let token = if let Some(greedy) = &mut greedy {
+                greedy.next(&logits)?
+            } else {
+                logits
+                    .f_to_device(Device::Cpu)?
+                    .f_view([-1])?
+                    .f_copy_data(&mut scores, logits.numel())?;
+                if request.logprobs.is_some() {
+                    raw.clone_from(&scores);
+                }
+                if let Some(mask) = &mut mask {
+                    mask.apply(&mut scores)?;
+                }
+                sampler.next(&mut scores)?
+            };
             first.get_or_insert_with(|| start.elapsed());
             let ends = output.ends_with(token);
             let logprob = request.logprobs.filter(|_| !ends);

@@ -9,6 +9,11 @@ use crate::{Error, Result};
 /// Below this temperature decoding is greedy.
 const GREEDY_TEMPERATURE: f64 = 1e-5;
 
+/// Whether the most likely token is always taken.
+pub(super) fn is_greedy(options: &GenerationOptions) -> bool {
+    options.temperature < GREEDY_TEMPERATURE
+}
+
 /// Samples the tokens of one generation; holds the history for the repetition penalty and the random state.
 ///
 /// The order is transformers': repetition penalty, temperature, top-k, top-p, then one draw. Draws come from ChaCha12,
@@ -217,7 +222,7 @@ fn argmax(logits: &[f32]) -> Result<usize> {
     Ok(logits.iter().position(|&x| x == max).unwrap_or(0))
 }
 
-fn not_a_number(what: &str) -> Error {
+pub(super) fn not_a_number(what: &str) -> Error {
     Error::NonFinite(format!(
         "{what} is not a finite number: the weights are damaged, or too large for this precision"
     ))

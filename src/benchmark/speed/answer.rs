@@ -7,7 +7,7 @@ use tch::{Device, Tensor};
 
 use crate::Result;
 use crate::benchmark::synchronize;
-use crate::generation::{GenerationOptions, Sampler};
+use crate::generation::{DeviceGreedy, GenerationOptions, Sampler};
 use crate::processing::Grid;
 use crate::qwen2_5_vl::{AdapterIndex, Config, KvCache, LogitsToKeep, Model};
 use crate::random::SeededRng;
@@ -75,11 +75,16 @@ struct Sequence {
     /// The same on the host.
     scores: Vec<f32>,
     sampler: Sampler,
+    /// Chooses in the sampler's place where the logits are on a GPU.
+    greedy: Option<DeviceGreedy>,
 }
 
 impl Sequence {
-    /// Chooses the next token as the engine does: greedily, from the logits on the host.
+    /// Chooses the next token as the engine does.
     fn choose(&mut self) -> Result<i64> {
+        if let Some(greedy) = &mut self.greedy {
+            return greedy.next(&self.logits);
+        }
         let values = self.logits.numel();
         self.scores.resize(values, 0.0);
         self.logits
@@ -150,11 +155,14 @@ impl Answers<'_> {
     }
 
     fn sequence(&self, cache: KvCache, hidden: &Tensor) -> Result<Sequence> {
+        let (options, ids) = (greedy(), &self.prompt.input_ids);
+        let vocab_size = self.model.config().text.vocab_size;
         Ok(Sequence {
             logits: self.model.logits_with(hidden, self.adapter)?,
             cache,
             scores: Vec::new(),
-            sampler: Sampler::new(&greedy(), &self.prompt.input_ids),
+            sampler: Sampler::new(&options, ids),
+            greedy: DeviceGreedy::new(&options, ids, vocab_size, self.model.device())?,
         })
     }
 
