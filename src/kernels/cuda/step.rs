@@ -341,7 +341,7 @@ impl StepKernel {
             .launch_cooperative(kernel, grid, &[Argument::new(&arguments)])?;
         let logits = buffers.logits.f_narrow(0, 0, sequences.len() as i64)?;
         let mut copy = logits.f_empty_like()?;
-        let _ = copy.f_copy_(&logits)?;
+        copy.f_copy_(&logits)?;
         Ok(copy)
     }
 
