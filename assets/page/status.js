@@ -24,7 +24,11 @@ export class Status {
 	/** `changed` is called when the models or the state changed. */
 	constructor(changed) {
 		this.changed = changed;
-		$("retry").addEventListener("click", () => this.poll(true));
+		$("retry").addEventListener("click", async () => {
+			// A question that is under way asks for no key.
+			await this.#polling;
+			this.poll(true);
+		});
 		document.addEventListener("visibilitychange", () => {
 			if (!document.hidden) this.poll();
 		});
