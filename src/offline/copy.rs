@@ -13,7 +13,7 @@ use crate::quantize::Watch;
 use crate::{Error, Result};
 
 /// Bytes between two looks at the watch.
-const CHUNK: usize = 1 << 20;
+pub(super) const CHUNK: usize = 1 << 20;
 
 /// Opens a regular file that is no link, without blocking.
 pub(super) fn open_plain(path: &Path) -> io::Result<File> {
@@ -66,8 +66,8 @@ pub(super) fn check_written(file: &File, path: &Path, expected: &FileDigest, wat
 }
 
 /// Reads all of `file`, which `take` gets in chunks.
-fn each_chunk(
-    mut file: &File,
+pub(super) fn each_chunk(
+    mut file: impl Read,
     path: &Path,
     watch: Watch<'_>,
     mut take: impl FnMut(&[u8]) -> Result<()>,

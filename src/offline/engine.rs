@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use sha2::{Digest, Sha256};
 
-use super::copy::check_written;
+use super::copy::{CHUNK, check_written, each_chunk};
 use crate::error::excerpt;
 use crate::fs::{FileDigest, hex};
 use crate::quantize::Watch;
@@ -21,7 +21,6 @@ use crate::{Error, Result};
 const EVERY: Duration = Duration::from_millis(100);
 /// Time for an engine to end by itself before it is killed.
 const GRACE: Duration = Duration::from_secs(5);
-const CHUNK: usize = 1 << 20;
 
 /// A container engine's command line.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -217,36 +216,29 @@ impl ContainerEngine {
 /// Writes `file` to an engine's `input`. The end is held back until the sum is known: no engine gets the whole of an image that
 /// was exchanged after it was checked.
 fn send(
-    mut file: &File,
+    file: &File,
     path: &Path,
     expected: &FileDigest,
     input: &mut ChildStdin,
     watch: Watch<'_>,
 ) -> Result<()> {
-    let (mut hasher, mut bytes, mut held) = (Sha256::new(), 0u64, Vec::new());
-    let mut chunk = vec![0; CHUNK];
-    loop {
-        let count = match file.read(&mut chunk) {
-            Ok(0) => break,
-            Ok(count) => count,
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-            Err(error) => return Err(Error::io(path, error)),
-        };
-        hasher.update(&chunk[..count]);
-        held.extend_from_slice(&chunk[..count]);
-        bytes += count as u64;
-        if bytes > expected.bytes {
-            break;
-        }
+    let (mut held, mut is_closed) = (Vec::new(), false);
+    // A byte more, if there is one, tells as much as the whole of a file that grows.
+    let read = each_chunk(file.take(expected.bytes + 1), path, watch, |chunk| {
+        held.extend_from_slice(chunk);
         let ready = held.len().saturating_sub(CHUNK);
-        // The engine's exit code tells why it did not read on.
-        if input.write_all(&held[..ready]).is_err() {
-            return Ok(());
-        }
+        is_closed = input.write_all(&held[..ready]).is_err();
         held.drain(..ready);
-        (watch.progress)(count as u64);
+        match is_closed {
+            true => Err(Error::Cancelled),
+            false => Ok(()),
+        }
+    });
+    // The engine's exit code tells why it did not read on.
+    if is_closed {
+        return Ok(());
     }
-    if bytes != expected.bytes || hex(&hasher.finalize()) != expected.sha256 {
+    if read? != *expected {
         let reason =
             "was changed while it was loaded, and the engine did not get all of it; copy the folder again";
         return Err(Error::invalid_file(path, reason));
