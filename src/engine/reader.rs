@@ -15,7 +15,7 @@ use crate::blackwell_compat::Reductions;
 use crate::checkpoint::{Checkpoint, ModelFolder};
 use crate::device::{Precision, device_name, kind_name};
 use crate::error::PromptError;
-use crate::generation::{DeviceGreedy, GenerationOptions, MaskWorker, Sampler, best, log_sum_exp};
+use crate::generation::{GenerationOptions, MaskWorker, TokenChooser, best, log_sum_exp};
 use crate::lora::Adapter;
 use crate::processing::{Content, Grid, ImageProcessor, PREPROCESSOR_CONFIG, PixelBounds, TextProcessor};
 use crate::project::model_folder_name;
@@ -219,32 +219,29 @@ impl Reader {
         };
         let mut logits = self.model.logits_with(&prefill.hidden, adapter)?;
 
-        let mut sampler = Sampler::new(&options, &prepared.input_ids);
+        let on_host = request.logprobs.is_some() || mask.is_some();
+        let mut chooser = TokenChooser::new(
+            &options,
+            &prepared.input_ids,
+            vocab_size,
+            logits.device(),
+            on_host,
+        )?;
         let mut output = OutputStream::new(&self.text, &options, prompt_tokens, on_step);
-        let mut scores = vec![0f32; vocab_size];
-        // The raw logits, where log-probabilities are asked for: the sampler overwrites `scores`.
+        // The raw logits, where log-probabilities are asked for: the sampler overwrites its own.
         let mut raw = Vec::new();
         let mut first = None;
-        let mut greedy = None;
-        if request.logprobs.is_none() && mask.is_none() {
-            greedy = DeviceGreedy::new(&options, &prepared.input_ids, vocab_size, logits.device())?;
-        }
         let finish_reason = loop {
-            let token = if let Some(greedy) = &mut greedy {
-                greedy.next(&logits)?
-            } else {
-                logits
-                    .f_to_device(Device::Cpu)?
-                    .f_view([-1])?
-                    .f_copy_data(&mut scores, logits.numel())?;
+            let token = chooser.next(&logits, |scores| {
                 if request.logprobs.is_some() {
-                    raw.clone_from(&scores);
+                    raw.clear();
+                    raw.extend_from_slice(scores);
                 }
-                if let Some(mask) = &mut mask {
-                    mask.apply(&mut scores)?;
+                match &mut mask {
+                    Some(mask) => mask.apply(scores),
+                    None => Ok(()),
                 }
-                sampler.next(&mut scores)?
-            };
+            })?;
             first.get_or_insert_with(|| start.elapsed());
             let ends = output.ends_with(token);
             let logprob = request.logprobs.filter(|_| !ends);

@@ -1,5 +1,6 @@
 //! From logits to an answer: options, sampling, token masks, log-probabilities, stop rules, the guard against endless repetition.
 
+mod choice;
 mod device_greedy;
 mod logprobs;
 mod mask;
@@ -8,7 +9,7 @@ mod repetition;
 mod sampling;
 mod stop;
 
-pub use self::device_greedy::DeviceGreedy;
+pub use self::choice::TokenChooser;
 pub use self::logprobs::{best, log_sum_exp};
 pub use self::mask::{MaskSource, MaskWorker, TokenMask};
 pub use self::options::{FinishReason, GenerationOptions, GenerationOverrides, RepetitionDetection};

@@ -3,11 +3,11 @@
 use std::ops::ControlFlow;
 use std::time::Instant;
 
-use tch::{Device, Tensor};
+use tch::Tensor;
 
 use crate::Result;
 use crate::benchmark::synchronize;
-use crate::generation::{DeviceGreedy, GenerationOptions, Sampler};
+use crate::generation::{GenerationOptions, TokenChooser};
 use crate::processing::Grid;
 use crate::qwen2_5_vl::{AdapterIndex, Config, KvCache, LogitsToKeep, Model};
 use crate::random::SeededRng;
@@ -72,26 +72,13 @@ pub(super) struct StageTimes {
 struct Sequence {
     cache: KvCache,
     logits: Tensor,
-    /// The same on the host.
-    scores: Vec<f32>,
-    sampler: Sampler,
-    /// Chooses in the sampler's place where the logits are on a GPU.
-    greedy: Option<DeviceGreedy>,
+    chooser: TokenChooser,
 }
 
 impl Sequence {
     /// Chooses the next token as the engine does.
     fn choose(&mut self) -> Result<i64> {
-        if let Some(greedy) = &mut self.greedy {
-            return greedy.next(&self.logits);
-        }
-        let values = self.logits.numel();
-        self.scores.resize(values, 0.0);
-        self.logits
-            .f_to_device(Device::Cpu)?
-            .f_view([-1])?
-            .f_copy_data(&mut self.scores, values)?;
-        self.sampler.next(&mut self.scores)
+        self.chooser.next(&self.logits, |_| Ok(()))
     }
 }
 
@@ -155,14 +142,11 @@ impl Answers<'_> {
     }
 
     fn sequence(&self, cache: KvCache, hidden: &Tensor) -> Result<Sequence> {
-        let (options, ids) = (greedy(), &self.prompt.input_ids);
-        let vocab_size = self.model.config().text.vocab_size;
+        let (ids, vocab_size) = (&self.prompt.input_ids, self.model.config().text.vocab_size);
         Ok(Sequence {
             logits: self.model.logits_with(hidden, self.adapter)?,
             cache,
-            scores: Vec::new(),
-            sampler: Sampler::new(&options, ids),
-            greedy: DeviceGreedy::new(&options, ids, vocab_size, self.model.device())?,
+            chooser: TokenChooser::new(&greedy(), ids, vocab_size, self.model.device(), false)?,
         })
     }
 
