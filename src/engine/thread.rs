@@ -340,7 +340,7 @@ impl Engine {
         };
         self.shared.wake.notify_all();
         for job in waiting {
-            job.reject(EngineError::Stopping);
+            job.finish(Err(EngineError::Stopping), |_| ());
         }
     }
 
@@ -482,19 +482,24 @@ impl Drop for Ticket {
 }
 
 impl Job {
-    /// Releases the slot, then tells that there will be no answer, so that the slot is free once the client knows.
-    fn reject(self, error: EngineError) {
+    /// Releases the slot, with `change` in one critical section, then sends the answer: the slot is free once the answer arrives.
+    fn finish(self, answer: Result<Answer, EngineError>, change: impl FnOnce(&mut EngineQueue)) {
         let Self {
             request,
             on_step,
             answer: sender,
-            slot,
+            mut slot,
             ..
         } = self;
         drop((request, on_step));
-        drop(slot);
+        let shared = Arc::clone(&slot.shared);
+        {
+            let mut queue = shared.lock();
+            change(&mut queue);
+            slot.release(&mut queue);
+        }
         // The receiver is gone when the client is.
-        let _ = sender.send(Err(error));
+        let _ = sender.send(answer);
     }
 }
 
@@ -604,29 +609,17 @@ impl Shared {
                 }
             }
         };
-        let Job {
-            request,
-            on_step,
-            cancelled,
-            answer: sender,
-            mut slot,
-            ..
-        } = job;
-        drop((request, on_step));
-        {
-            let mut queue = self.lock();
-            // At once, so that nobody sees a slot in use and no request that runs or waits.
+        let counts = answer.is_ok() && !late && !job.cancelled.load(Ordering::Acquire);
+        job.finish(answer, |queue| {
+            // With the slot, so that nobody sees one in use and no request that runs or waits.
             queue.running = false;
-            slot.release(&mut queue);
-            if answer.is_ok() && !late && !cancelled.load(Ordering::Acquire) {
+            self.turns.send_replace(());
+            if counts {
                 let seconds = started.elapsed().as_secs_f64();
                 let average = queue.service_seconds.unwrap_or(seconds);
                 queue.service_seconds = Some(0.7 * average + 0.3 * seconds);
             }
-        }
-        self.turns.send_replace(());
-        // The receiver is gone when the client is.
-        let _ = sender.send(answer);
+        });
         return_freed_memory();
     }
 }
