@@ -228,21 +228,10 @@ fn arranged(
         at
     };
     let float = |tensor: &Tensor| -> Result<Tensor> { Ok(tensor.f_to_kind(Kind::Float)?.f_contiguous()?) };
-    let biases = [&layer.q, &layer.k, &layer.v].map(|linear| match &linear.bias {
-        Some(bias) => float(bias),
-        None => {
-            let rows = match &*linear.weight {
-                LinearWeight::Dense(weight) => weight.size()[0],
-                LinearWeight::Nf4(weight) => weight.shape().0,
-                _ => 0,
-            };
-            Ok(Tensor::f_zeros(
-                [rows],
-                (Kind::Float, layer.input_norm.weight.device()),
-            )?)
-        }
-    });
-    let biases = biases.into_iter().collect::<Result<Vec<_>>>()?;
+    let biases = [&layer.q, &layer.k, &layer.v]
+        .into_iter()
+        .flat_map(|linear| &linear.bias);
+    let biases = biases.map(float).collect::<Result<Vec<_>>>()?;
     let mut pointers = LayerPointers {
         qkv: 0,
         o: 0,

@@ -264,16 +264,17 @@ impl Model {
     /// Runs one more token of each sequence, `(token, cache)`; returns the next tokens' logits, `[sequences, vocab]` f32. A
     /// sequence gets what it gets alone; where a step serves several, the weights are read once for all of them.
     pub fn decode_together(&self, sequences: &mut [(i64, &mut KvCache)]) -> Result<Tensor> {
-        let served = sequences.iter().all(|(_, cache)| self.step_for(cache).is_some());
-        let most = self.sequences_per_step();
-        let mut logits = Vec::new();
-        for some in sequences.chunks_mut(if served { most } else { 1 }) {
-            logits.push(match (&self.language.cuda_step, some) {
-                (Some(step), some) if served => tch::no_grad(|| step.run(&self.language, some))?,
-                (_, [(token, cache)]) => self.decode(*token, cache)?,
-                _ => return Err(Error::Internal("sequences without a step".into())),
-            });
-        }
+        let alike = sequences.iter().all(|(_, cache)| self.step_for(cache).is_some());
+        let logits: Vec<Tensor> = match self.language.cuda_step.as_ref().filter(|_| alike) {
+            Some(step) => sequences
+                .chunks_mut(step.max_sequences())
+                .map(|some| tch::no_grad(|| step.run(&self.language, some)))
+                .collect::<Result<_>>()?,
+            None => sequences
+                .iter_mut()
+                .map(|(token, cache)| self.decode(*token, cache))
+                .collect::<Result<_>>()?,
+        };
         Ok(Tensor::f_cat(&logits, 0)?)
     }
 

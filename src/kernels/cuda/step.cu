@@ -36,13 +36,6 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) step(const __grid_const
   for (int i = 0; i < STAGES - 1; i++) producer.fetch(i);
   int slot = 0;
   u32 arrivals = 0;
-  float best_value[BATCH];
-  int best_index[BATCH];
-#pragma unroll
-  for (int b = 0; b < BATCH; b++) {
-    best_value[b] = -INFINITE;
-    best_index[b] = 0;
-  }
 
   // All blocks have written what others read next.
   auto barrier = [&]() {
@@ -86,7 +79,6 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) step(const __grid_const
     }
   };
 
-
   // The power of two that brings `largest` into f16's range; `factor` undoes it and multiplies by `by`.
   auto scale_of = [&](float largest, bool half, float by, float& factor) {
     float scale = 1.f;
@@ -100,10 +92,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) step(const __grid_const
     return scale;
   };
 
-  // Activations of a stage in the type of its products. f16 is scaled by a power of two; `factors` undoes it.
-  auto place = [&](int b, int pair, int stride, float2 value, bool half) {
-    *reinterpret_cast<u32*>(xs + b * stride + 2 * pair) = half ? two_f16(value.x, value.y) : two(value.x, value.y);
-  };
+  // Two activations in the type of a stage's products. f16 is scaled by a power of two; `factors` undoes it.
+  auto packed = [&](float x, float y, bool half) { return half ? two_f16(x, y) : two(x, y); };
 
   // Residual (`base`, or the token's embedding) + `count` parts of the previous stage -> `keep` (this block's slice) and, normed,
   // the activations.
@@ -170,9 +160,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) step(const __grid_const
       for (int i = 0; i < PAIRS; i++) {
         const int k = i * THREADS + threadIdx.x;
         if (k < HIDDEN / 2) {
-          const float x = values[m][i].x * scale, y = values[m][i].y * scale;
-          u32* to = GATHER ? reinterpret_cast<u32*>(step.activations + b * HIDDEN) : reinterpret_cast<u32*>(xs + b * (HIDDEN + 8));
-          to[k] = half ? two_f16(x, y) : two(x, y);
+          u16* to = GATHER ? step.activations + b * HIDDEN : xs + b * (HIDDEN + 8);
+          reinterpret_cast<u32*>(to)[k] = packed(values[m][i].x * scale, values[m][i].y * scale, half);
         }
       }
     }
@@ -204,7 +193,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) step(const __grid_const
 #pragma unroll
       for (int i = 0; i < PAIRS; i++) {
         const int k = i * THREADS + threadIdx.x;
-        if (k < WIDTH / 2) place(b, k, WIDTH + 8, make_float2(values[b][i].x * scale, values[b][i].y * scale), FORM == 0);
+        if (k < WIDTH / 2)
+          reinterpret_cast<u32*>(xs + b * (WIDTH + 8))[k] = packed(values[b][i].x * scale, values[b][i].y * scale, FORM == 0);
       }
     }
   };
@@ -229,12 +219,6 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) step(const __grid_const
         break;
       default:
         step.logits[(u64)b * VOCAB + row] = sum;
-#pragma unroll
-        for (int k = 0; k < BATCH; k++)
-          if (k == b && (sum > best_value[k] || (sum == best_value[k] && row < best_index[k]))) {
-            best_value[k] = sum;
-            best_index[k] = row;
-          }
     }
   };
 
@@ -332,6 +316,17 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) step(const __grid_const
   const int groups = 2, group = warp / 8, in_group = threadIdx.x % 256, group_warp = warp % 8;
   auto group_sync = [&]() { asm volatile("bar.sync %0, 256;" ::"r"(group + 1) : "memory"); };
 
+  // Values k and k + DIM / 2 of a head, turned to `position`.
+  auto turn = [&](const float* head, int k, int position, u16& first, u16& second) {
+    float sine, cosine;
+    sincosf((float)position * step.inverse[k], &sine, &cosine);
+    sine *= step.rotary_factor;
+    cosine *= step.rotary_factor;
+    const float u = __ldcg(head + k), v = __ldcg(head + k + DIM / 2);
+    first = (u16)two(u * cosine - v * sine, 0.f);
+    second = (u16)two(v * cosine + u * sine, 0.f);
+  };
+
   auto attention = [&](int layer) {
     // Shared memory of a group: queries, statistics of its warps, their outputs.
     constexpr int QUERY = DIM + 8;
@@ -362,30 +357,15 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) step(const __grid_const
       for (int i = in_group; i < 8 * DIM / 2; i += 256) {
         const int h = i / (DIM / 2), k = i % (DIM / 2);
         u16 first = 0, second = 0;
-        if (h < GROUP) {
-          float sine, cosine;
-          sincosf((float)sequence.position * step.inverse[k], &sine, &cosine);
-          sine *= step.rotary_factor;
-          cosine *= step.rotary_factor;
-          const float* q = qkv + (head * GROUP + h) * DIM;
-          const float u = __ldcg(q + k), v = __ldcg(q + k + DIM / 2);
-          first = (u16)two(u * cosine - v * sine, 0.f);
-          second = (u16)two(v * cosine + u * sine, 0.f);
-        }
+        if (h < GROUP) turn(qkv + (head * GROUP + h) * DIM, k, sequence.position, first, second);
         queries[h * QUERY + k] = first;
         queries[h * QUERY + k + DIM / 2] = second;
       }
       if (chunk == chunks - 1) {
         for (int i = in_group; i < DIM; i += 256) {
           if (i < DIM / 2) {
-            float sine, cosine;
-            sincosf((float)sequence.position * step.inverse[i], &sine, &cosine);
-            sine *= step.rotary_factor;
-            cosine *= step.rotary_factor;
-            const float* k = qkv + (HEADS + head) * DIM;
-            const float u = __ldcg(k + i), v = __ldcg(k + i + DIM / 2);
-            keys[(u64)length * DIM + i] = (u16)two(u * cosine - v * sine, 0.f);
-            keys[(u64)length * DIM + i + DIM / 2] = (u16)two(v * cosine + u * sine, 0.f);
+            u16* key = keys + (u64)length * DIM + i;
+            turn(qkv + (HEADS + head) * DIM, i, sequence.position, key[0], key[DIM / 2]);
           } else {
             const float* v = qkv + (HEADS + KV_HEADS + head) * DIM;
             for (int k = 2 * (i - DIM / 2); k < 2 * (i - DIM / 2) + 2; k++) values[(u64)length * DIM + k] = (u16)two(__ldcg(v + k), 0.f);
@@ -394,7 +374,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) step(const __grid_const
       }
       group_sync();
       const int start = chunk * CHUNK + group_warp * 16;
-    uint4 k[2][DIM / 32], rows[DIM / 64][4];
+      uint4 k[2][DIM / 32], rows[DIM / 64][4];
 #pragma unroll
       for (int j = 0; j < 2; j++) {
         const u16* key = keys + (u64)min(start + 8 * j + g, length) * DIM + 8 * t;
@@ -505,7 +485,6 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) step(const __grid_const
     for (int d = 16; d > 0; d /= 2) sum += __shfl_xor_sync(0xffffffffu, sum, d);
     for (int c = lane; c < chunks; c += 32) weights[c] /= sum;
   };
-
 
   // Columns k and k + 1 of the output of head `h`, by the chunks' weights.
   auto attended = [&](int b, int h, int k, const float* weights) {
@@ -622,44 +601,6 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) step(const __grid_const
       barrier();
       mark(stage * 5 + 4);
     }
-  }
-  __syncthreads();
-  // The largest logit, the first of equal ones.
-  float2* candidates = reinterpret_cast<float2*>(acc);
-#pragma unroll
-  for (int b = 0; b < BATCH; b++) {
-    for (int d = 16; d > 0; d /= 2) {
-      const float value = __shfl_xor_sync(0xffffffffu, best_value[b], d);
-      const int index = __shfl_xor_sync(0xffffffffu, best_index[b], d);
-      if (value > best_value[b] || (value == best_value[b] && index < best_index[b])) {
-        best_value[b] = value;
-        best_index[b] = index;
-      }
-    }
-    if (lane == 0) candidates[b * WARPS + warp] = make_float2(best_value[b], __int_as_float(best_index[b]));
-  }
-  __syncthreads();
-  if (threadIdx.x < BATCH) {
-    float2 best = make_float2(-INFINITE, __int_as_float(0));
-    for (int w = 0; w < WARPS; w++) {
-      const float2 other = candidates[threadIdx.x * WARPS + w];
-      if (other.x > best.x || (other.x == best.x && __float_as_int(other.y) < __float_as_int(best.y))) best = other;
-    }
-    step.best[blockIdx.x * BATCH + threadIdx.x] = best;
-  }
-  barrier();
-  if (blockIdx.x == 0 && warp < BATCH) {
-    float2 best = make_float2(-INFINITE, __int_as_float(0x7fffffff));
-    for (int i = lane; i < gridDim.x; i += 32) {
-      const float2 other = __ldcg(step.best + i * BATCH + warp);
-      if (other.x > best.x || (other.x == best.x && __float_as_int(other.y) < __float_as_int(best.y))) best = other;
-    }
-    for (int d = 16; d > 0; d /= 2) {
-      const float value = __shfl_xor_sync(0xffffffffu, best.x, d);
-      const int index = __shfl_xor_sync(0xffffffffu, __float_as_int(best.y), d);
-      if (value > best.x || (value == best.x && index < __float_as_int(best.y))) best = make_float2(value, __int_as_float(index));
-    }
-    if (lane == 0) step.chosen[warp] = __float_as_int(best.y);
   }
   asm volatile("cp.async.wait_all;" ::: "memory");
   // The last block to leave makes the barrier ready for the next step.

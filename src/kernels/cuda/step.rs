@@ -183,8 +183,10 @@ pub struct StepKernel {
 struct Buffers {
     batch: usize,
     chunks: usize,
-    tensors: Vec<Tensor>,
+    /// `x` to `down_parts` of `Step` in `stream.cu`, in its order.
+    shared: [Tensor; 10],
     logits: Tensor,
+    barrier: Tensor,
 }
 
 /// Layout of `Step` in `stream.cu`.
@@ -199,8 +201,6 @@ struct Arguments {
     /// `x` to `down_parts`.
     shared: [u64; 10],
     logits: u64,
-    best: u64,
-    chosen: u64,
     barrier: u64,
     times: u64,
     eps: f32,
@@ -309,10 +309,6 @@ impl StepKernel {
         let last = sequences[sequences.len() - 1];
         let mut padded = [last; MAX_SEQUENCES];
         padded[..sequences.len()].copy_from_slice(sequences);
-        let mut shared = [0; 10];
-        for (address_of, tensor) in shared.iter_mut().zip(&buffers.tensors) {
-            *address_of = address(tensor);
-        }
         let arguments = Arguments {
             layers: address(&weights.layers),
             embedding: address(embedding),
@@ -320,11 +316,9 @@ impl StepKernel {
             norm: address(&weights.norm),
             inverse: address(&weights.inverse),
             pairs: address(&weights.pairs),
-            shared,
+            shared: buffers.shared.each_ref().map(address),
             logits: address(&buffers.logits),
-            best: address(&buffers.tensors[10]),
-            chosen: address(&buffers.tensors[11]),
-            barrier: address(&buffers.tensors[12]),
+            barrier: address(&buffers.barrier),
             times: 0,
             eps: weights.eps,
             rotary_factor: weights.rotary_factor,
@@ -354,7 +348,7 @@ impl StepKernel {
         let float = Kind::Float;
         let width = s.heads * s.head_dim;
         let qkv = width + 2 * s.kv_heads * s.head_dim;
-        let tensors = vec![
+        let shared = [
             zeros(&[2, batch, s.hidden], float)?,
             zeros(&[batch, qkv], float)?,
             zeros(&[batch, chunks, s.heads, s.head_dim], float)?,
@@ -365,15 +359,13 @@ impl StepKernel {
             zeros(&[s.kv_heads, batch, s.hidden], float)?,
             zeros(&[batch, s.intermediate], float)?,
             zeros(&[self.splits, batch, s.hidden], float)?,
-            zeros(&[self.gpu.multiprocessors as usize, batch, 2], float)?,
-            zeros(&[batch], Kind::Int)?,
-            zeros(&[2], Kind::Int)?,
         ];
         Ok(Buffers {
             batch,
             chunks,
-            tensors,
+            shared,
             logits: zeros(&[batch, s.vocab], float)?,
+            barrier: zeros(&[2], Kind::Int)?,
         })
     }
 
@@ -383,16 +375,12 @@ impl StepKernel {
             let stages = self
                 .stages(batch)
                 .ok_or_else(|| format!("{batch} sequences need more shared memory than the GPU has"))?;
-            let options = self.options(batch, stages);
+            let options = step_options(&self.shape, self.form, self.kind, self.splits, batch, stages);
             let code = compile(SOURCE, self.gpu.capability, &options)?;
             let static_bytes = self.static_bytes() as u32;
             let [kernel] = self.gpu.load(&code, [c"step"], static_bytes)?;
             Ok(kernel)
         })
-    }
-
-    fn options(&self, batch: usize, stages: usize) -> Vec<String> {
-        step_options(&self.shape, self.form, self.kind, self.splits, batch, stages)
     }
 
     fn static_bytes(&self) -> usize {

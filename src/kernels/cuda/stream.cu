@@ -1,5 +1,4 @@
-// One decode step of the language model as one kernel: the rows of the embedding table to logits and the most likely token, for
-// up to BATCH sequences. The blocks stay resident and meet at barriers; each warp streams its weights through a ring in shared
+// One decode step of the language model as one kernel: the rows of the embedding table to logits, for up to BATCH sequences. The blocks stay resident and meet at barriers; each warp streams its weights through a ring in shared
 // memory, which runs ahead of the barriers, since weights do not depend on activations.
 //
 // Sums are grouped by the shape alone, never by the grid or the batch: a sequence gets the same values alone and beside others.
@@ -15,7 +14,7 @@
 // With several sequences it is cheaper to add up parts once, with a barrier more, than in every block.
 #define GATHER (BATCH >= 4)
 #define DENSE_COLUMNS (FORM == 0 ? 32 : 64)
-#define SLOT_BYTES (FORM == 0 ? 1088 : 2048)
+#define SLOT_BYTES (FORM == 0 ? TILE_BYTES : 2048)
 #ifndef STAGES
 #define STAGES 4
 #endif
@@ -63,8 +62,6 @@ struct Step {
   float* inner;             // [BATCH][INTER]
   float* down_parts;        // [SPLITS][BATCH][HIDDEN]
   float* logits;            // [BATCH][VOCAB]
-  float2* best;             // [blocks][BATCH]
-  int* chosen;              // [BATCH]
   u32* barrier;             // [2], zero before and after
   u64* times;               // null, or [4 * LAYERS + 1][5]: activations ready, products, barrier; attention, barrier
   float eps;
@@ -109,7 +106,6 @@ __device__ __forceinline__ uint4 load_cg(const void* p) {
 }
 
 __device__ __forceinline__ float power_of_two(int e) { return __int_as_float((e + 127) << 23); }
-
 
 // The stages of a step that multiply by weights: rows and columns of one split, in tiles of 16 rows; the groups in which a row's
 // products are summed.
@@ -208,7 +204,7 @@ struct Producer {
       if (FORM == 0 && kind != HEAD_STAGE) {
         const u8* base = kind == QKV_STAGE ? layer.qkv : kind == O_STAGE ? layer.o : kind == GATE_UP_STAGE ? layer.gate_up : layer.down;
         const int rows = kind == O_STAGE || kind == DOWN_STAGE ? HIDDEN / 16 : 0;
-        low = base + ((long long)(share.split * rows + share.first + row) * share.columns + next) * 1088 + lane * 16;
+        low = base + ((long long)(share.split * rows + share.first + row) * share.columns + next) * TILE_BYTES + lane * 16;
         continue;
       }
       columns = share.columns;
@@ -241,7 +237,7 @@ struct Producer {
       copy16(to, low);
       copy16(to + 512, low + 512);
       if (lane < 4) copy16(to + 1024, low + 1024);
-      low += 1088;
+      low += TILE_BYTES;
     } else {
 #pragma unroll
       for (int i = 0; i < DENSE_COLUMNS / 32; i++) {

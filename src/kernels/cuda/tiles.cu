@@ -1,7 +1,7 @@
 // NF4 and FP4 weights in tiles of 16 rows x 128 columns, as the decode step reads them: a lane's bytes are adjacent, in the order
 // of the tensor cores' fragments.
 //
-// A tile has 1088 bytes. Lane 4 g + t: 16 bytes of row g, then, 512 bytes on, 16 of row g + 8: codes of columns 16 t to
+// A tile has TILE_BYTES. Lane 4 g + t: 16 bytes of row g, then, 512 bytes on, 16 of row g + 8: codes of columns 16 t to
 // 16 t + 15, and of 64 + 16 t to 64 + 16 t + 15. From byte 1024 on, the f16 scales of both blocks of row g and of row g + 8, for
 // each g. Tiles follow each other along a row of tiles; `splits` parts of the columns lie one after the other.
 
@@ -28,7 +28,7 @@ extern "C" __global__ void __launch_bounds__(256) restore_tiles(Tiles w, u16* ou
   const u64 tile = (u64)blockIdx.x * 8 + threadIdx.x / 32;
   const int row = (int)(tile / across), column = (int)(tile % across);
   if (row >= w.rows / lines) return;
-  const u8* from = w.tiles + ((u64)(column / share * w.tile_rows + w.first + row) * share + column % share) * 1088;
+  const u8* from = w.tiles + ((u64)(column / share * w.tile_rows + w.first + row) * share + column % share) * TILE_BYTES;
 #pragma unroll
   for (int half = 0; half < 2; half++) {
     if (w.part == 2 - half) continue;

@@ -3,6 +3,9 @@
 // No header is included, so that the compiler needs no folder of them. VALUE_TYPE is the 16-bit or 32-bit type of values outside:
 // 0 f32, 1 bf16, 2 f16.
 
+// Of 16 rows x 128 columns in four bits, see tiles.cu.
+#define TILE_BYTES 1088
+
 typedef unsigned char u8;
 typedef unsigned short u16;
 typedef unsigned int u32;
