@@ -50,7 +50,7 @@ fn main() -> anyhow::Result<()> {
 }
 
 fn read(model: &Path, page: &RgbPage) -> anyhow::Result<String> {
-    let mut reader = Reader::load(model, &LoadOptions::default())?;
+    let reader = Reader::load(model, &LoadOptions::default())?;
     let request = ReadRequest::page(EXTRACTION_PROMPT, page.clone());
     let reading = reader.read(&request, &mut |_| ControlFlow::Continue(()))?;
     Ok(reading.text)

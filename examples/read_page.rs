@@ -24,7 +24,7 @@ fn main() -> anyhow::Result<()> {
     let page = decode(&bytes, &DecodeLimits::default()).with_context(|| path.clone())?;
 
     // The defaults load on the CPU in f32. A GPU: `device: tch::Device::Cuda(0)`; a LoRA adapter: `adapter: Some(folder)`.
-    let mut reader = Reader::load(Path::new(MODEL), &LoadOptions::default())?;
+    let reader = Reader::load(Path::new(MODEL), &LoadOptions::default())?;
 
     // A request is a conversation with images; `page` makes the common one: one image, one instruction.
     let request = ReadRequest::page(EXTRACTION_PROMPT, page);

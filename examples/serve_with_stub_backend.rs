@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use actix_web::web::Data;
 use anyhow::Context;
 use medical_vision::engine::{
-    Backend, CacheUse, Engine, ModelInfo, OnStep, ReadRequest, Reading, Step, Variant,
+    Answerer, CacheUse, Engine, ModelInfo, OnStep, OneByOne, ReadRequest, Reading, Step, Variant,
 };
 use medical_vision::generation::FinishReason;
 use medical_vision::server::{self, ServerOptions, ServerState};
@@ -24,12 +24,12 @@ const TOKEN_TIME: Duration = Duration::from_millis(50);
 
 struct Stub(Vec<Variant>);
 
-impl Backend for Stub {
+impl Answerer for Stub {
     fn variants(&self) -> &[Variant] {
         &self.0
     }
 
-    fn read(&mut self, _request: &ReadRequest, on_step: &mut OnStep<'_>) -> medical_vision::Result<Reading> {
+    fn read(&self, _request: &ReadRequest, on_step: &mut OnStep<'_>) -> medical_vision::Result<Reading> {
         let start = Instant::now();
         let mut words = Vec::new();
         let mut finish_reason = FinishReason::Stop;
@@ -78,7 +78,7 @@ fn main() -> anyhow::Result<ExitCode> {
     actix_web::rt::System::new().block_on(async {
         let listeners = server::bind(&options)?;
         // The engine runs the closure on its own thread; a real one calls `Reader::load` here.
-        let engine = Arc::new(Engine::start(move || Ok(stub), options.engine())?);
+        let engine = Arc::new(Engine::start(move || Ok(OneByOne(stub)), options.engine())?);
         let state = ServerState::new(engine, options, "benchmarks".into());
         Ok(server::run(listeners, Data::new(state), |ready| eprintln!("{ready}")).await?)
     })

@@ -28,7 +28,7 @@ fn main() -> anyhow::Result<()> {
         adapter: Some(ADAPTER.into()),
         ..LoadOptions::default()
     };
-    let mut reader = Reader::load(Path::new(MODEL), &options)?;
+    let reader = Reader::load(Path::new(MODEL), &options)?;
 
     let mut request = ReadRequest::page(prompt, page);
     // Everything that is not set here comes from the folder's generation_config.json.

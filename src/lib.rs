@@ -20,7 +20,7 @@
 //! use medical_vision::prompts::EXTRACTION_PROMPT;
 //!
 //! # fn main() -> Result<(), Box<dyn std::error::Error>> {
-//! let mut reader = Reader::load("models/qwen25-vl-nano".as_ref(), &LoadOptions::default())?;
+//! let reader = Reader::load("models/qwen25-vl-nano".as_ref(), &LoadOptions::default())?;
 //! let page = decode(&std::fs::read("page.png")?, &DecodeLimits::default())?;
 //! let reading = reader.read(&ReadRequest::page(EXTRACTION_PROMPT, page), &mut |_| std::ops::ControlFlow::Continue(()))?;
 //! println!("{}", reading.text);

@@ -12,6 +12,5 @@ pub use self::finetuned::finetuned_benchmark;
 pub use self::load::load_note;
 pub use self::options::{BenchmarkOptions, Pages};
 pub use self::quantized::{quantized_folder, quantized_record};
-use self::run::synchronize;
 pub use self::run::{BenchmarkRun, benchmark};
 pub use self::tables::{comparison_table, summary_table, three_way_table};

@@ -10,7 +10,7 @@ use tch::Device;
 
 use super::{BenchmarkOptions, Pages};
 use crate::device::{
-    Precision, ProcessorTimes, Selected, device_name, kind_name, load_average, process_memory,
+    Precision, ProcessorTimes, Selected, device_name, kind_name, load_average, process_memory, synchronize,
 };
 use crate::documents::Document;
 use crate::engine::{LoadOptions, ReadRequest, Reader, Reading};
@@ -68,14 +68,14 @@ pub fn benchmark(run: &BenchmarkRun<'_>) -> Result<Benchmark> {
         adapter: run.adapter.clone(),
         ..LoadOptions::default()
     };
-    let mut reader = Reader::load(&run.model, &options)?;
+    let reader = Reader::load(&run.model, &options)?;
     synchronize(device);
     let load_time = start.elapsed().as_secs_f64();
     let post_load = stage(device);
 
     let warm_up = match (documents.first(), pages.first()) {
         (Some(document), Some(page)) if run.options.warm_up => {
-            Some(read(&mut reader, document, page, WARM_UP_TOKENS, run.stop)?)
+            Some(read(&reader, document, page, WARM_UP_TOKENS, run.stop)?)
         }
         _ => None,
     };
@@ -84,7 +84,7 @@ pub fn benchmark(run: &BenchmarkRun<'_>) -> Result<Benchmark> {
     let mut results = Vec::new();
     for (document, page) in documents.iter().zip(&pages) {
         let limit = run.options.max_new_tokens;
-        let reading = read(&mut reader, document, page, limit, run.stop)?;
+        let reading = read(&reader, document, page, limit, run.stop)?;
         results.push(result(document, reading));
         (run.progress)(results.len(), documents.len());
     }
@@ -125,7 +125,7 @@ pub fn benchmark(run: &BenchmarkRun<'_>) -> Result<Benchmark> {
 }
 
 fn read(
-    reader: &mut Reader,
+    reader: &Reader,
     document: &Document,
     page: &RgbPage,
     max_new_tokens: usize,
@@ -261,12 +261,5 @@ fn stage(device: Device) -> Stage {
         gpu: GpuMemory::of(device),
         resident_mb: process.map(|memory| mib(memory.resident_bytes)),
         peak_resident_mb: process.map(|memory| mib(memory.peak_resident_bytes)),
-    }
-}
-
-/// Waits for all kernels on a GPU.
-pub(super) fn synchronize(device: Device) {
-    if let Device::Cuda(index) = device {
-        tch::Cuda::synchronize(index as i64);
     }
 }

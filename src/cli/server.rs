@@ -90,9 +90,13 @@ struct ServerArgs {
     #[command(flatten)]
     http: HttpArgs,
 
-    /// Queue capacity, excluding the running request (503 with Retry-After when full).
+    /// Queue capacity, excluding the running requests (503 with Retry-After when full).
     #[arg(long, value_name = "N", env = "MVP_QUEUE", hide_env_values = true, default_value_t = defaults().queue, value_parser = at_most::<1000>(0))]
     queue: u64,
+
+    /// Most requests that are answered together: tokens cost less, and each request takes longer [default: 8 on a GPU, 4 on a CPU]
+    #[arg(long, value_name = "N", env = "MVP_MAX_BATCH", hide_env_values = true, value_parser = at_most::<64>(1))]
+    max_batch: Option<u64>,
 
     /// Maximum requests of one API key in the queue, the running one included (429) [default: half of --queue]
     #[arg(long, value_name = "N", env = "MVP_MAX_PER_KEY", hide_env_values = true, value_parser = at_most::<1001>(1))]
@@ -165,6 +169,7 @@ impl From<ServerArgs> for ServerOptions {
             demo_allowed_hosts: args.demo_allowed_host,
             http: args.http.into(),
             queue: args.queue,
+            max_batch: args.max_batch,
             max_per_key: args.max_per_key,
             drain_delay_seconds: args.drain_delay,
             queue_deadline_seconds: args.queue_deadline_seconds,
@@ -280,6 +285,7 @@ mod tests {
         let options = options(&[
             "--port=0",
             "--queue=3",
+            "--max-batch=6",
             "--max-per-key=2",
             "--drain-delay=1",
             "--max-pictures=5",
@@ -292,6 +298,7 @@ mod tests {
             (options.port, options.queue, options.max_per_key),
             (0, 3, Some(2))
         );
+        assert_eq!(options.max_batch, Some(6));
         assert_eq!((options.drain_delay_seconds, options.max_pictures), (1, 5));
         let stream = (options.stream_keep_alive_seconds, options.stream_buffer_kib);
         assert_eq!((stream, options.http.stall_seconds), ((6, 7), 8));

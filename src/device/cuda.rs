@@ -76,6 +76,13 @@ pub struct GpuMemory {
     pub used_bytes: u64,
 }
 
+/// Waits until a GPU has done all that it was asked for; nothing for a CPU.
+pub fn synchronize(device: tch::Device) {
+    if let tch::Device::Cuda(index) = device {
+        tch::Cuda::synchronize(index as i64);
+    }
+}
+
 /// All GPUs visible to CUDA.
 pub fn gpus() -> Result<Vec<Gpu>, CudaUnavailable> {
     let driver = Driver::get()?;

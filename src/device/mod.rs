@@ -12,6 +12,7 @@ use std::str::FromStr;
 
 pub use self::cuda::{
     CudaUnavailable, Gpu, GpuMemory, driver_version, folder_in_use, gpu_memory, gpus, libtorch_folder,
+    synchronize,
 };
 pub use self::load::{ProcessorShares, ProcessorTimes, load_average};
 pub use self::memory::{

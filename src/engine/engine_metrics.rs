@@ -11,7 +11,10 @@ pub trait EngineMetrics: Send + Sync {
     fn begun(&self, waited: Duration);
 
     /// A token was generated; `since_previous` is `None` for the first one of a reading.
-    fn token(&self, since_turn: Duration, since_previous: Option<Duration>, cache: CacheUse);
+    fn token(&self, since_turn: Duration, since_previous: Option<Duration>);
+
+    /// How full the key-value caches of all running requests are together.
+    fn cache(&self, all: CacheUse);
 
     /// A reading has ended, `since_turn` after [`Self::begun`]; `None`: it failed.
     fn ended(&self, since_turn: Duration, reading: Option<&Reading>);
@@ -38,10 +41,10 @@ impl Watch {
     }
 
     /// A token was generated at `now`.
-    pub(super) fn token(&mut self, now: Instant, cache: CacheUse) {
+    pub(super) fn token(&mut self, now: Instant) {
         if let Some(metrics) = &self.metrics {
             let since = |earlier| now.saturating_duration_since(earlier);
-            metrics.token(since(self.turn), self.previous.map(since), cache);
+            metrics.token(since(self.turn), self.previous.map(since));
             self.previous = Some(now);
         }
     }

@@ -1,14 +1,18 @@
 //! Inference: a loaded model folder ([`Reader`]), and the thread with a queue that owns it ([`Engine`]).
 
+mod backend;
+mod batch;
 mod engine_metrics;
 mod folder_check;
 mod output_stream;
 mod queue;
 mod reader;
 mod request;
+mod sequence;
 mod thread;
 mod warnings;
 
+pub use self::backend::{Answerer, Backend, OneByOne};
 pub use self::engine_metrics::EngineMetrics;
 pub use self::folder_check::FolderCheck;
 pub use self::queue::Client;
@@ -18,6 +22,6 @@ pub use self::request::{
     TokenLogprob, Variant,
 };
 pub use self::thread::{
-    Answer, Backend, Engine, EngineError, EngineOptions, EngineState, Load, QueueSlot, StepHandler, Ticket,
+    Answer, Engine, EngineError, EngineOptions, EngineState, Load, QueueSlot, StepHandler, Ticket,
 };
 pub use self::warnings::folder_warnings;

@@ -23,21 +23,19 @@ pub(super) struct OutputStream<'a> {
     reported: usize,
     /// Bytes decoded so far, held back or not.
     decoded: usize,
-    options: &'a GenerationOptions,
+    options: GenerationOptions,
     processor: &'a TextProcessor,
     stream: TokenStream<'a>,
     stop: StopStrings,
     guard: Option<RepetitionGuard>,
-    on_step: &'a mut OnStep<'a>,
     cancelled: bool,
 }
 
 impl<'a> OutputStream<'a> {
     pub(super) fn new(
         processor: &'a TextProcessor,
-        options: &'a GenerationOptions,
+        options: GenerationOptions,
         prompt_tokens: usize,
-        on_step: &'a mut OnStep<'a>,
     ) -> Self {
         Self {
             text: String::new(),
@@ -48,12 +46,11 @@ impl<'a> OutputStream<'a> {
             starts: Vec::new(),
             reported: 0,
             decoded: 0,
-            options,
-            processor,
             stream: processor.stream(),
             stop: StopStrings::new(&options.stop),
             guard: options.repetition_detection.map(RepetitionGuard::new),
-            on_step,
+            options,
+            processor,
             cancelled: false,
         }
     }
@@ -68,6 +65,7 @@ impl<'a> OutputStream<'a> {
         &mut self,
         token: i64,
         logprob: Option<GeneratedToken>,
+        on_step: &mut OnStep<'_>,
     ) -> Result<Option<FinishReason>> {
         self.generated += 1;
         let generated = Some(CacheUse {
@@ -75,7 +73,7 @@ impl<'a> OutputStream<'a> {
             capacity: self.prompt_tokens + self.options.max_new_tokens,
         });
         if self.ends_with(token) {
-            self.emit("", generated);
+            self.emit("", generated, on_step);
             return Ok(Some(FinishReason::Stop));
         }
         self.tokens.push(token);
@@ -86,7 +84,7 @@ impl<'a> OutputStream<'a> {
         let piece = self.stream.push(token)?;
         self.decoded += piece.len();
         let released = self.stop.push(&piece);
-        self.emit(&released.text, generated);
+        self.emit(&released.text, generated, on_step);
         if released.stopped {
             return Ok(Some(FinishReason::Stop));
         }
@@ -103,16 +101,16 @@ impl<'a> OutputStream<'a> {
     }
 
     /// Emits the text held back, unless the output was truncated or cancelled, and drops the tokens of a stop string.
-    pub(super) fn finish(&mut self, reason: FinishReason) -> Result<()> {
+    pub(super) fn finish(&mut self, reason: FinishReason, on_step: &mut OnStep<'_>) -> Result<()> {
         if matches!(reason, FinishReason::Repetition | FinishReason::Cancelled) {
             return Ok(());
         }
         let tail = self.stream.finish()?;
         let released = self.stop.push(&tail);
-        self.emit(&released.text, None);
+        self.emit(&released.text, None, on_step);
         if !released.stopped {
             let held = self.stop.finish();
-            self.emit(&held, None);
+            self.emit(&held, None, on_step);
         }
         let kept = self.starts.partition_point(|&start| start < self.text.len());
         self.logprobs.truncate(kept);
@@ -120,7 +118,7 @@ impl<'a> OutputStream<'a> {
     }
 
     /// Calls `on_step` for every token, even with an empty text, so that the caller can cancel.
-    fn emit(&mut self, text: &str, generated: Option<CacheUse>) {
+    fn emit(&mut self, text: &str, generated: Option<CacheUse>, on_step: &mut OnStep<'_>) {
         self.text.push_str(text);
         let begun = self.starts.partition_point(|&start| start < self.text.len());
         let step = Step {
@@ -129,6 +127,6 @@ impl<'a> OutputStream<'a> {
             generated,
         };
         self.reported = self.reported.max(begun);
-        self.cancelled |= (self.on_step)(step).is_break();
+        self.cancelled |= on_step(step).is_break();
     }
 }

@@ -63,6 +63,11 @@ impl<T: Waiting> Queue<T> {
         }
     }
 
+    /// Changes the number of slots; those in use stay.
+    pub(super) fn set_slots(&mut self, slots: usize) {
+        self.slots = slots;
+    }
+
     /// Takes a slot for a request that began to arrive at `began`.
     pub(super) fn admit(&mut self, client: &Client, began: Instant) -> Result<(), Refusal> {
         if self.closed.is_some_and(|closed| began >= closed) {

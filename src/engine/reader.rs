@@ -3,26 +3,21 @@
 use std::borrow::Cow;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
-use std::time::Instant;
 
 use tch::{Device, Kind, Tensor};
 
-use super::output_stream::OutputStream;
-use super::request::{
-    GeneratedToken, ImageSize, ModelInfo, OnStep, ReadRequest, Reading, Step, TokenLogprob, Variant,
-};
+use super::backend::Backend;
+use super::request::{ImageSize, ModelInfo, OnStep, ReadRequest, Reading, Variant};
 use crate::blackwell_compat::Reductions;
 use crate::checkpoint::{Checkpoint, ModelFolder};
 use crate::device::{Precision, device_name, kind_name};
 use crate::error::PromptError;
-use crate::generation::{GenerationOptions, MaskWorker, TokenChooser, best, log_sum_exp};
+use crate::generation::GenerationOptions;
 use crate::lora::Adapter;
 use crate::processing::{Content, Grid, ImageProcessor, PREPROCESSOR_CONFIG, PixelBounds, TextProcessor};
 use crate::project::model_folder_name;
 use crate::quant::Quantization;
-use crate::qwen2_5_vl::{
-    AdapterIndex, CancelCheck, Config, FIRST_ADAPTER, KvCache, LogitsToKeep, Model, ModelOptions, Prefill,
-};
+use crate::qwen2_5_vl::{AdapterIndex, Config, FIRST_ADAPTER, LogitsToKeep, Model, ModelOptions};
 use crate::{Error, Result};
 
 /// How to load a model folder.
@@ -63,9 +58,9 @@ pub struct Reader {
     variants: Vec<Variant>,
     /// Adapter and image processor of each variant.
     parts: Vec<(AdapterIndex, ImageProcessor)>,
-    text: TextProcessor,
-    options: GenerationOptions,
-    model: Model,
+    pub(super) text: TextProcessor,
+    pub(super) options: GenerationOptions,
+    pub(super) model: Model,
     warnings: Vec<String>,
 }
 
@@ -73,15 +68,15 @@ pub struct Reader {
 pub const MAX_PROMPT_CHARACTERS: usize = 8192;
 
 /// A request after preprocessing: inputs of the model.
-struct Prepared {
-    input_ids: Vec<i64>,
+pub(super) struct ModelInputs {
+    pub(super) input_ids: Vec<i64>,
     /// Maximum number of generated tokens.
-    max_new_tokens: usize,
+    pub(super) max_new_tokens: usize,
     /// Patches of all images, concatenated.
-    pixel_values: Option<Tensor>,
-    grids: Vec<Grid>,
-    sizes: Vec<ImageSize>,
-    adapter: AdapterIndex,
+    pub(super) pixel_values: Option<Tensor>,
+    pub(super) grids: Vec<Grid>,
+    pub(super) sizes: Vec<ImageSize>,
+    pub(super) adapter: AdapterIndex,
 }
 
 impl Reader {
@@ -194,98 +189,25 @@ impl Reader {
     /// Answers one request; `on_step` receives the answer as it is generated and cancels with `Break`.
     ///
     /// It is called for every token, and without text between the layers of the prefill.
-    pub fn read(&mut self, request: &ReadRequest, on_step: &mut OnStep<'_>) -> Result<Reading> {
-        let start = Instant::now();
-        let mut options = self.options.with(&request.overrides)?;
-        let vocab_size = self.model.config().text.vocab_size;
-        let mask = request
-            .mask
-            .as_ref()
-            .map(|source| MaskWorker::start(source, vocab_size));
-        let mut mask = mask.transpose().map_err(|error| Error::System {
-            what: "a thread",
-            source: error,
-        })?;
-        let prepared = self.prepare(request, options.max_new_tokens)?;
-        let prompt_tokens = prepared.input_ids.len();
-        options.max_new_tokens = prepared.max_new_tokens;
-        let adapter = prepared.adapter;
-        let mut cache = self
-            .model
-            .cache_with(prompt_tokens + options.max_new_tokens, adapter)?;
-        let prefill = match self.prefill(&prepared, &mut cache, &mut || on_step(Step::NONE)) {
-            Err(Error::Cancelled) => return Ok(Reading::cancelled(prepared.sizes, prompt_tokens, start)),
-            other => other?,
+    pub fn read(&self, request: &ReadRequest, on_step: &mut OnStep<'_>) -> Result<Reading> {
+        let prompt = Backend::prepare(self, request)?;
+        let mut sequence = match self.begin(prompt, on_step)? {
+            ControlFlow::Continue(sequence) => sequence,
+            ControlFlow::Break(reading) => return Ok(reading),
         };
-        let mut logits = self.model.logits_with(&prefill.hidden, adapter)?;
-
-        let on_host = request.logprobs.is_some() || mask.is_some();
-        let mut chooser = TokenChooser::new(
-            &options,
-            &prepared.input_ids,
-            vocab_size,
-            logits.device(),
-            on_host,
-        )?;
-        let mut output = OutputStream::new(&self.text, &options, prompt_tokens, on_step);
-        // The raw logits, where log-probabilities are asked for: the sampler overwrites its own.
-        let mut raw = Vec::new();
-        let mut first = None;
-        let finish_reason = loop {
-            let token = chooser.next(&logits, |scores| {
-                if request.logprobs.is_some() {
-                    raw.clear();
-                    raw.extend_from_slice(scores);
-                }
-                match &mut mask {
-                    Some(mask) => mask.apply(scores),
-                    None => Ok(()),
-                }
-            })?;
-            first.get_or_insert_with(|| start.elapsed());
-            let ends = output.ends_with(token);
-            let logprob = request.logprobs.filter(|_| !ends);
-            let logprob = logprob.map(|top| self.logprob(token, &raw, top));
-            if let Some(reason) = output.push(token, logprob)? {
-                break reason;
+        loop {
+            for result in self.step(&mut [&mut sequence]) {
+                result?;
             }
-            if let Some(mask) = &mut mask {
-                mask.accept(token)?;
+            if let Some(reading) = self.push(&mut sequence, on_step)? {
+                return Ok(reading);
             }
-            logits = self.model.decode(token, &mut cache)?;
-        };
-        output.finish(finish_reason)?;
-        let latency_seconds = start.elapsed().as_secs_f64();
-        Ok(Reading {
-            text: output.text,
-            tokens: output.tokens,
-            logprobs: output.logprobs,
-            images: prepared.sizes,
-            prompt_tokens,
-            completion_tokens: output.generated,
-            finish_reason,
-            time_to_first_token_seconds: first.map_or(latency_seconds, |d| d.as_secs_f64()),
-            latency_seconds,
-        })
-    }
-
-    /// Log-probability of `token`, and the `top` most likely ones, by the raw `logits` `[vocab]`.
-    fn logprob(&self, token: i64, logits: &[f32], top: usize) -> GeneratedToken {
-        let total = log_sum_exp(logits);
-        let of = |index: usize| TokenLogprob {
-            id: index as i64,
-            bytes: self.text.token_bytes(index as i64).to_vec(),
-            logprob: logits[index] - total,
-        };
-        GeneratedToken {
-            token: of(token as usize),
-            top: best(logits, top).into_iter().map(of).collect(),
         }
     }
 
     /// Tensors of one request by stage, for parity checks: ids i64, the rest f32, all on the CPU.
-    pub fn trace(&mut self, request: &ReadRequest) -> Result<Vec<(String, Tensor)>> {
-        let prepared = self.prepare(request, 1)?;
+    pub fn trace(&self, request: &ReadRequest) -> Result<Vec<(String, Tensor)>> {
+        let prepared = self.inputs(request, 1)?;
         let ids = &prepared.input_ids;
         let mut stages = vec![("input_ids".to_owned(), Tensor::f_from_slice(ids)?)];
         let mut cache = self.model.cache_with(ids.len() + 1, prepared.adapter)?;
@@ -334,29 +256,8 @@ impl Reader {
             .collect()
     }
 
-    fn prefill(
-        &self,
-        prepared: &Prepared,
-        cache: &mut KvCache,
-        cancel: &mut CancelCheck<'_>,
-    ) -> Result<Prefill> {
-        let (ids, grids) = (&prepared.input_ids, &prepared.grids);
-        let features = match &prepared.pixel_values {
-            Some(pixels) => {
-                let adapter = prepared.adapter;
-                Some(
-                    self.model
-                        .image_features_cancellable(pixels, grids, adapter, cancel)?,
-                )
-            }
-            None => None,
-        };
-        self.model
-            .prefill_cancellable((ids, features.as_ref(), grids), cache, LogitsToKeep::Last, cancel)
-    }
-
     /// Checks that the request fits the context, then computes token ids and patches.
-    fn prepare(&self, request: &ReadRequest, new_tokens: usize) -> Result<Prepared> {
+    pub(super) fn inputs(&self, request: &ReadRequest, new_tokens: usize) -> Result<ModelInputs> {
         let Some((adapter, images)) = self.parts.get(request.variant) else {
             return Err(Error::Internal(format!(
                 "there is no variant {}",
@@ -418,7 +319,7 @@ impl Reader {
             0 => None,
             _ => Some(Tensor::f_cat(&patches, 0)?),
         };
-        Ok(Prepared {
+        Ok(ModelInputs {
             input_ids,
             max_new_tokens: new_tokens.min(room),
             pixel_values,

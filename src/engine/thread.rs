@@ -1,4 +1,4 @@
-//! The thread that owns the model: bounded queue, deadlines, cancellation, shutdown.
+//! The thread that owns the model: bounded queue, deadlines, cancellation, shutdown. What it does there is in `batch.rs`.
 
 use std::ops::ControlFlow;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -9,34 +9,11 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::{oneshot, watch};
 
-use super::engine_metrics::{EngineMetrics, Watch, log_figures};
+use super::batch::Batch;
+use super::engine_metrics::EngineMetrics;
 use super::queue::{Client, Queue, Refusal, Waiting};
-use super::{ModelInfo, OnStep, ReadRequest, Reader, Reading, Step, Variant};
+use super::{Backend, ModelInfo, ReadRequest, Reading, Step, Variant};
 use crate::Result;
-use crate::device::return_freed_memory;
-use crate::generation::FinishReason;
-
-/// A loaded model, driven by the engine thread. [`Reader`] in production; tests use stubs.
-pub trait Backend {
-    /// What a request can choose between with [`ReadRequest::variant`]: at least one, the default first.
-    fn variants(&self) -> &[Variant];
-
-    /// Answers one request; `on_step` is called for every token, and without text between the layers of the prefill; it
-    /// cancels with `Break`.
-    ///
-    /// A panic is caught and fails this request only, so the next call must not depend on state that this one leaves.
-    fn read(&mut self, request: &ReadRequest, on_step: &mut OnStep<'_>) -> Result<Reading>;
-}
-
-impl Backend for Reader {
-    fn variants(&self) -> &[Variant] {
-        Reader::variants(self)
-    }
-
-    fn read(&mut self, request: &ReadRequest, on_step: &mut OnStep<'_>) -> Result<Reading> {
-        Reader::read(self, request, on_step)
-    }
-}
 
 /// Receives the progress of a request on the engine's thread, which it must not block; cancels with `Break`.
 pub type StepHandler = Box<dyn FnMut(Step<'_>) -> ControlFlow<()> + Send>;
@@ -44,8 +21,10 @@ pub type StepHandler = Box<dyn FnMut(Step<'_>) -> ControlFlow<()> + Send>;
 /// Queue capacity and deadlines.
 #[derive(Debug, Clone, Copy)]
 pub struct EngineOptions {
-    /// Queue capacity, excluding the running request.
+    /// Queue capacity, excluding the running requests.
     pub queue: usize,
+    /// Most requests that are answered together; `None`: as [`Backend::max_batch`] says.
+    pub max_batch: Option<usize>,
     /// Maximum slots of one client, queued and running.
     pub slots_per_client: usize,
     /// Maximum time in the queue.
@@ -58,6 +37,7 @@ impl Default for EngineOptions {
     fn default() -> Self {
         Self {
             queue: 8,
+            max_batch: None,
             slots_per_client: usize::MAX,
             queue_deadline: Duration::from_secs(30),
             generation_deadline: Duration::from_secs(300),
@@ -79,8 +59,8 @@ pub enum EngineState {
 /// Requests in an engine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Load {
-    /// Whether one runs.
-    pub running: bool,
+    /// Those whose turn it is.
+    pub running: usize,
     /// Those that have a slot and not yet their turn; their pages may still be decoded.
     pub waiting: usize,
 }
@@ -141,37 +121,37 @@ pub struct Engine {
     thread: Mutex<Option<JoinHandle<()>>>,
 }
 
-struct Shared {
-    options: EngineOptions,
+pub(super) struct Shared {
+    pub(super) options: EngineOptions,
     queue: Mutex<EngineQueue>,
     wake: Condvar,
     state: watch::Sender<EngineState>,
     /// Signalled when a request begins, ends or is withdrawn.
-    turns: watch::Sender<()>,
+    pub(super) turns: watch::Sender<()>,
     /// Set once the model is loaded.
-    variants: OnceLock<Vec<Variant>>,
-    metrics: OnceLock<Arc<dyn EngineMetrics>>,
+    pub(super) variants: OnceLock<Vec<Variant>>,
+    pub(super) metrics: OnceLock<Arc<dyn EngineMetrics>>,
 }
 
-struct EngineQueue {
+pub(super) struct EngineQueue {
     jobs: Queue<Job>,
-    running: bool,
+    pub(super) running: usize,
     /// Whether requests that wait are rejected.
     rejecting: bool,
-    /// Moving average of the seconds per reading; `None` before the first.
-    service_seconds: Option<f64>,
+    /// Moving average of the seconds per reading, shared by those that ran together; `None` before the first.
+    pub(super) service_seconds: Option<f64>,
 }
 
-struct Job {
+pub(super) struct Job {
     id: u64,
-    request: ReadRequest,
-    on_step: Option<StepHandler>,
-    submitted: Instant,
-    cancelled: Arc<AtomicBool>,
+    pub(super) request: ReadRequest,
+    pub(super) on_step: Option<StepHandler>,
+    pub(super) submitted: Instant,
+    pub(super) cancelled: Arc<AtomicBool>,
     answer: oneshot::Sender<Result<Answer, EngineError>>,
     /// The caller's span, so that logs of the engine thread carry the request id.
-    span: tracing::Span,
-    slot: QueueSlot,
+    pub(super) span: tracing::Span,
+    pub(super) slot: QueueSlot,
 }
 
 impl Waiting for Job {
@@ -189,7 +169,7 @@ pub struct QueueSlot {
     shared: Arc<Shared>,
     client: Client,
     is_held: bool,
-    began: Instant,
+    pub(super) began: Instant,
     expires: Instant,
 }
 
@@ -217,8 +197,8 @@ impl Engine {
         let shared = Arc::new(Shared {
             options,
             queue: Mutex::new(EngineQueue {
-                jobs: Queue::new(options.queue.saturating_add(1), options.slots_per_client),
-                running: false,
+                jobs: Queue::new(0, options.slots_per_client),
+                running: 0,
                 rejecting: false,
                 service_seconds: None,
             }),
@@ -308,7 +288,7 @@ impl Engine {
     /// Requests that run and that wait, at one moment.
     pub fn load(&self) -> Load {
         let queue = self.shared.lock();
-        let waiting = queue.jobs.admitted().saturating_sub(usize::from(queue.running));
+        let waiting = queue.jobs.admitted().saturating_sub(queue.running);
         Load {
             running: queue.running,
             waiting,
@@ -446,7 +426,7 @@ impl Ticket {
     pub fn before(&self) -> Option<usize> {
         let queue = self.shared.lock();
         let before = queue.jobs.before(self.id)?;
-        Some(before + usize::from(queue.running))
+        Some(before + queue.running)
     }
 
     /// Changes when [`Self::before`] may have changed.
@@ -483,7 +463,7 @@ impl Drop for Ticket {
 
 impl Job {
     /// Releases the slot, with `change` in one critical section, then sends the answer: the slot is free once the answer arrives.
-    fn finish(self, answer: Result<Answer, EngineError>, change: impl FnOnce(&mut EngineQueue)) {
+    pub(super) fn finish(self, answer: Result<Answer, EngineError>, change: impl FnOnce(&mut EngineQueue)) {
         let Self {
             request,
             on_step,
@@ -527,16 +507,22 @@ impl Shared {
     /// The thread's main function: loads the model, then runs jobs until the engine is closed.
     fn run<B: Backend>(&self, load: impl FnOnce() -> Result<B>) {
         let state = match catch_unwind(AssertUnwindSafe(load)) {
-            Ok(Ok(mut backend)) => {
+            Ok(Ok(backend)) => {
+                let limit = self
+                    .options
+                    .max_batch
+                    .unwrap_or_else(|| backend.max_batch())
+                    .max(1);
+                self.lock()
+                    .jobs
+                    .set_slots(self.options.queue.saturating_add(limit));
                 let variants = self.variants.get_or_init(|| backend.variants().to_vec());
                 let state = match variants.first() {
                     Some(default) => EngineState::Ready(default.info.clone()),
                     None => EngineState::Failed("the model has no variants".into()),
                 };
                 self.state.send_replace(state);
-                while let Some(job) = self.next() {
-                    self.read(&mut backend, job);
-                }
+                Batch::new(self, &backend, limit).run();
                 return;
             }
             Ok(Err(error)) => EngineState::Failed(error.to_string()),
@@ -545,81 +531,22 @@ impl Shared {
         self.state.send_replace(state);
     }
 
-    /// Waits for the next job; `None` when the engine is closed.
-    fn next(&self) -> Option<Job> {
+    /// The next job; if there is none, waits for it, or is `None`. `Break` when the engine is closed.
+    pub(super) fn next(&self, waits: bool) -> ControlFlow<(), Option<Job>> {
         let mut queue = self.lock();
         loop {
             if queue.rejecting {
-                return None;
+                return ControlFlow::Break(());
             }
             if let Some(job) = queue.jobs.pop() {
-                queue.running = true;
+                queue.running += 1;
                 self.turns.send_replace(());
-                return Some(job);
+                return ControlFlow::Continue(Some(job));
+            }
+            if !waits {
+                return ControlFlow::Continue(None);
             }
             queue = self.wake.wait(queue).unwrap_or_else(PoisonError::into_inner);
         }
-    }
-
-    fn read<B: Backend>(&self, backend: &mut B, mut job: Job) {
-        let span = job.span.clone();
-        let _entered = span.enter();
-        let started = Instant::now();
-        tracing::debug!("reading begins");
-        let queue_seconds = started.duration_since(job.submitted).as_secs_f64();
-        let deadline = started + self.options.generation_deadline;
-        let mut watch = Watch::begin(self.metrics.get().cloned(), job.slot.began, started);
-        let mut late = false;
-        let mut wasted_tokens = 0;
-        let outcome = catch_unwind(AssertUnwindSafe(|| {
-            backend.read(&job.request, &mut |step| {
-                let now = Instant::now();
-                late = now >= deadline;
-                if let Some(cache) = step.generated {
-                    watch.token(now, cache);
-                    wasted_tokens += usize::from(job.cancelled.load(Ordering::Acquire));
-                }
-                let wish = match &mut job.on_step {
-                    Some(on_step) => on_step(step),
-                    None => ControlFlow::Continue(()),
-                };
-                if late || job.cancelled.load(Ordering::Acquire) {
-                    return ControlFlow::Break(());
-                }
-                wish
-            })
-        }));
-        watch.end(outcome.as_ref().ok().and_then(|reading| reading.as_ref().ok()));
-        let answer = match outcome {
-            Err(_) => Err(EngineError::Panicked),
-            Ok(Err(error)) => Err(EngineError::Read(error)),
-            Ok(Ok(mut reading)) => {
-                if late && reading.finish_reason == FinishReason::Cancelled {
-                    reading.finish_reason = FinishReason::Deadline;
-                }
-                log_figures(&reading, queue_seconds, wasted_tokens);
-                let variant = self.variants.get().and_then(|all| all.get(job.request.variant));
-                match variant {
-                    Some(variant) => Ok(Answer {
-                        reading,
-                        model_info: variant.info.clone(),
-                        queue_seconds,
-                    }),
-                    None => Err(EngineError::NotReady),
-                }
-            }
-        };
-        let counts = answer.is_ok() && !late && !job.cancelled.load(Ordering::Acquire);
-        job.finish(answer, |queue| {
-            // With the slot, so that nobody sees one in use and no request that runs or waits.
-            queue.running = false;
-            self.turns.send_replace(());
-            if counts {
-                let seconds = started.elapsed().as_secs_f64();
-                let average = queue.service_seconds.unwrap_or(seconds);
-                queue.service_seconds = Some(0.7 * average + 0.3 * seconds);
-            }
-        });
-        return_freed_memory();
     }
 }

@@ -142,7 +142,7 @@ fn examine(run: &FinetunedRun<'_>, adapter: Option<&Path>, step: &dyn Fn()) -> R
         adapter: adapter.map(Path::to_owned),
         ..LoadOptions::default()
     };
-    let mut reader = Reader::load(run.base, &options)?;
+    let reader = Reader::load(run.base, &options)?;
     let load_time = start.elapsed().as_secs_f64();
     let memory = || GpuMemory::of(device);
     let post_load = memory();
@@ -153,7 +153,7 @@ fn examine(run: &FinetunedRun<'_>, adapter: Option<&Path>, step: &dyn Fn()) -> R
     let mut eval_results = Vec::new();
     for case in run.cases {
         let page = case.page(EVALUATION_PAGE);
-        let reading = ask(&mut reader, &case.prompt, page, run.case_tokens(), run.stop)?;
+        let reading = ask(&reader, &case.prompt, page, run.case_tokens(), run.stop)?;
         let allocated = memory().map(|memory| MemoryFigure::Megabytes(memory.allocated_mb));
         eval_results.push(case_result(case, reading, allocated));
         step();
@@ -165,7 +165,7 @@ fn examine(run: &FinetunedRun<'_>, adapter: Option<&Path>, step: &dyn Fn()) -> R
         .unwrap_or_default()
     {
         let limit = run.max_new_tokens.unwrap_or(HELD_OUT_TOKENS);
-        let reading = ask(&mut reader, &question.prompt, question.image()?, limit, run.stop)?;
+        let reading = ask(&reader, &question.prompt, question.image()?, limit, run.stop)?;
         held_out.push(AnswerScore::of(question, &reading.text));
         step();
     }
@@ -196,7 +196,7 @@ fn examine(run: &FinetunedRun<'_>, adapter: Option<&Path>, step: &dyn Fn()) -> R
 }
 
 /// Answers one prompt greedily, so that runs are reproducible.
-fn ask(reader: &mut Reader, prompt: &str, page: RgbPage, limit: usize, stop: &AtomicBool) -> Result<Reading> {
+fn ask(reader: &Reader, prompt: &str, page: RgbPage, limit: usize, stop: &AtomicBool) -> Result<Reading> {
     let mut request = ReadRequest::page(prompt, page);
     request.overrides.max_new_tokens = Some(limit);
     request.overrides.temperature = Some(0.0);

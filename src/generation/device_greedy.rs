@@ -46,32 +46,54 @@ impl DeviceGreedy {
         })
     }
 
-    /// The next token by `logits`, f32 `[vocab]` or `[1, vocab]`.
+    /// The next tokens of several generations by `logits`, f32 `[generations, vocab]`; one is
+    /// [`Error::NonFinite`](crate::Error::NonFinite) for NaN or Inf.
     ///
     /// # Errors
-    /// [`Error::NonFinite`](crate::Error::NonFinite) for NaN or Inf.
-    pub fn next(&mut self, logits: &Tensor) -> Result<i64> {
-        let mut logits = logits.f_view([-1])?;
-        if let Some((penalty, seen)) = &self.penalty {
-            let less = logits
-                .f_div(penalty)?
-                .f_where_self(&logits.f_ge(0.0)?, &logits.f_mul(penalty)?)?;
-            logits = less.f_where_self(seen, &logits)?;
+    /// Those of libtorch.
+    pub(super) fn next_together(generations: &mut [&mut Self], logits: &Tensor) -> Result<Vec<Result<i64>>> {
+        let with_penalty: Vec<i64> = (0i64..)
+            .zip(&*generations)
+            .filter_map(|(row, generation)| generation.penalty.as_ref().map(|_| row))
+            .collect();
+        let penalties = || generations.iter().filter_map(|one| one.penalty.as_ref());
+        let mut logits = logits.shallow_clone();
+        if !with_penalty.is_empty() {
+            let (values, seen): (Vec<_>, Vec<_>) = penalties().map(|(value, seen)| (value, seen)).unzip();
+            let values = Tensor::f_stack(&values, 0)?.f_unsqueeze(1)?;
+            let seen = Tensor::f_stack(&seen, 0)?;
+            let penalized = |some: &Tensor| -> Result<Tensor> {
+                let less = some
+                    .f_div(&values)?
+                    .f_where_self(&some.f_ge(0.0)?, &some.f_mul(&values)?)?;
+                Ok(less.f_where_self(&seen, some)?)
+            };
+            logits = if with_penalty.len() == generations.len() {
+                penalized(&logits)?
+            } else {
+                let rows = Tensor::f_from_slice(&with_penalty)?.f_to_device(logits.device())?;
+                logits.f_index_copy(0, &rows, &penalized(&logits.f_index_select(0, &rows)?)?)?
+            };
         }
         // The first of equal ones; NaN counts as the largest.
-        let index = logits.f_argmax(0, true)?;
-        let value = logits.f_index_select(0, &index)?.f_to_kind(Kind::Double)?;
-        let both = Tensor::f_cat(&[value, index.f_to_kind(Kind::Double)?], 0)?;
-        let mut chosen = [0f64; 2];
-        both.f_to_device(Device::Cpu)?.f_copy_data(&mut chosen, 2)?;
-        let [value, index] = chosen;
-        if !value.is_finite() {
-            return Err(not_a_number("a logit"));
-        }
-        if let Some((_, seen)) = &mut self.penalty {
-            let _ = seen.f_narrow(0, index as i64, 1)?.f_fill_(1)?;
-        }
-        Ok(index as i64)
+        let index = logits.f_argmax(1, true)?;
+        let value = logits.f_gather(1, &index, false)?.f_to_kind(Kind::Double)?;
+        let both = Tensor::f_cat(&[value, index.f_to_kind(Kind::Double)?], 1)?;
+        let mut chosen = vec![0f64; 2 * generations.len()];
+        let values = chosen.len();
+        both.f_to_device(Device::Cpu)?.f_copy_data(&mut chosen, values)?;
+        let chosen = chosen.as_chunks::<2>().0.iter().zip(generations);
+        chosen
+            .map(|(&[value, index], generation)| {
+                if !value.is_finite() {
+                    return Ok(Err(not_a_number("a logit")));
+                }
+                if let Some((_, seen)) = &mut generation.penalty {
+                    let _ = seen.f_narrow(0, index as i64, 1)?.f_fill_(1)?;
+                }
+                Ok(Ok(index as i64))
+            })
+            .collect()
     }
 }
 
@@ -95,6 +117,36 @@ mod tests {
         }
     }
 
+    fn next(greedy: &mut DeviceGreedy, logits: &[f32]) -> Result<i64> {
+        let logits = Tensor::from_slice(logits).unsqueeze(0);
+        DeviceGreedy::next_together(&mut [greedy], &logits)?.remove(0)
+    }
+
+    #[test]
+    fn generations_together_choose_as_each_alone() {
+        let vocab = 499;
+        let of = |penalty: f64, prompt: &[i64]| {
+            DeviceGreedy::on(&options(penalty), prompt, vocab, Device::Cpu).unwrap()
+        };
+        let make = || [of(1.1, &[3, 7]), of(1.0, &[]), of(2.0, &[490]), of(1.0, &[1])];
+        let (mut alone, mut together) = (make(), make());
+        let mut random = SeededRng::from_seed(8);
+        for round in 0..100 {
+            let mut logits: Vec<Vec<f32>> = (0..4)
+                .map(|_| (0..vocab).map(|_| random.below(9) as f32 - 4.0).collect())
+                .collect();
+            if round == 50 {
+                logits[2][5] = f32::NAN;
+            }
+            let rows: Vec<Tensor> = logits.iter().map(|row| Tensor::from_slice(row)).collect();
+            let mut all: Vec<&mut DeviceGreedy> = together.iter_mut().collect();
+            let found = DeviceGreedy::next_together(&mut all, &Tensor::stack(&rows, 0)).unwrap();
+            for ((found, one), logits) in found.into_iter().zip(&mut alone).zip(&logits) {
+                assert_eq!(found.ok(), next(one, logits).ok(), "round {round}");
+            }
+        }
+    }
+
     #[test]
     fn it_chooses_what_the_sampler_chooses() {
         let vocab = 997;
@@ -107,7 +159,7 @@ mod tests {
             for _ in 0..200 {
                 // Few values, so that many are equal.
                 let mut logits: Vec<f32> = (0..vocab).map(|_| random.below(9) as f32 - 6.0).collect();
-                let found = greedy.next(&Tensor::from_slice(&logits)).unwrap();
+                let found = next(&mut greedy, &logits).unwrap();
                 assert_eq!(found, sampler.next(&mut logits).unwrap(), "penalty {penalty}");
             }
         }
@@ -117,7 +169,7 @@ mod tests {
     fn a_number_that_is_none_is_an_error() {
         for wrong in [f32::NAN, f32::INFINITY] {
             let mut greedy = DeviceGreedy::on(&options(1.0), &[], 3, Device::Cpu).unwrap();
-            let error = greedy.next(&Tensor::from_slice(&[0.0, wrong, 1.0])).unwrap_err();
+            let error = next(&mut greedy, &[0.0, wrong, 1.0]).unwrap_err();
             assert!(error.to_string().contains("not a finite number"), "{error}");
         }
         assert!(

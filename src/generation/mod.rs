@@ -9,7 +9,7 @@ mod repetition;
 mod sampling;
 mod stop;
 
-pub use self::choice::TokenChooser;
+pub use self::choice::{ChoiceExtras, TokenChooser};
 pub use self::logprobs::{best, log_sum_exp};
 pub use self::mask::{MaskSource, MaskWorker, TokenMask};
 pub use self::options::{FinishReason, GenerationOptions, GenerationOverrides, RepetitionDetection};

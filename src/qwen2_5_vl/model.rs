@@ -243,39 +243,43 @@ impl Model {
 
     /// Runs one more token; returns the next token's logits, `[1, vocab]` f32.
     pub fn decode(&self, token: i64, cache: &mut KvCache) -> Result<Tensor> {
-        tch::no_grad(|| {
-            if let Some(step) = self.step_for(cache) {
-                return step.run(&self.language, &mut [(token, cache)]);
-            }
-            let position = cache.next_position;
-            cache.next_position += 1;
-            if self.language.steps_on_cpu() {
-                return self.language.step(token, position, cache);
-            }
-            let x = self.language.embed(&[token], cache.adapter)?;
-            let at = [vec![position], vec![position], vec![position]];
-            let hidden = self
-                .language
-                .forward(x, &at, cache, LogitsToKeep::Last, &mut never_cancel)?;
-            self.language.logits(&hidden, cache.adapter)
-        })
+        self.decode_together(&mut [(token, cache)])
     }
 
     /// Runs one more token of each sequence, `(token, cache)`; returns the next tokens' logits, `[sequences, vocab]` f32. A
     /// sequence gets what it gets alone; where a step serves several, the weights are read once for all of them.
     pub fn decode_together(&self, sequences: &mut [(i64, &mut KvCache)]) -> Result<Tensor> {
-        let alike = sequences.iter().all(|(_, cache)| self.step_for(cache).is_some());
-        let logits: Vec<Tensor> = match self.language.cuda_step.as_ref().filter(|_| alike) {
-            Some(step) => sequences
-                .chunks_mut(step.max_sequences())
-                .map(|some| tch::no_grad(|| step.run(&self.language, some)))
-                .collect::<Result<_>>()?,
-            None => sequences
-                .iter_mut()
-                .map(|(token, cache)| self.decode(*token, cache))
-                .collect::<Result<_>>()?,
-        };
-        Ok(Tensor::f_cat(&logits, 0)?)
+        tch::no_grad(|| {
+            if self.language.steps_on_cpu() {
+                return self.language.step(sequences);
+            }
+            let alike = sequences.iter().all(|(_, cache)| self.step_for(cache).is_some());
+            let logits: Vec<Tensor> = match self.language.cuda_step.as_ref().filter(|_| alike) {
+                Some(step) => sequences
+                    .chunks_mut(step.max_sequences())
+                    .map(|some| step.run(&self.language, some))
+                    .collect::<Result<_>>()?,
+                None => sequences
+                    .iter_mut()
+                    .map(|(token, cache)| self.decode_alone(*token, cache))
+                    .collect::<Result<_>>()?,
+            };
+            Ok(Tensor::f_cat(&logits, 0)?)
+        })
+    }
+
+    fn decode_alone(&self, token: i64, cache: &mut KvCache) -> Result<Tensor> {
+        if let Some(step) = self.step_for(cache) {
+            return step.run(&self.language, &mut [(token, cache)]);
+        }
+        let position = cache.next_position;
+        cache.next_position += 1;
+        let x = self.language.embed(&[token], cache.adapter)?;
+        let at = [vec![position], vec![position], vec![position]];
+        let hidden = self
+            .language
+            .forward(x, &at, cache, LogitsToKeep::Last, &mut never_cancel)?;
+        self.language.logits(&hidden, cache.adapter)
     }
 
     /// Sequences that one step serves.

@@ -129,7 +129,7 @@ impl Metrics {
             gpu_memory: add.metric("gpu_memory_bytes", "Memory of the GPU", Family::default()),
             cache_use: add.metric(
                 "kv_cache_usage_ratio",
-                "Share of the running request's key-value cache in use",
+                "Share of the running requests' key-value caches in use",
                 Gauge::default(),
             ),
             registry,
@@ -198,19 +198,20 @@ impl EngineMetrics for Metrics {
         self.queue_seconds.observe(waited.as_secs_f64());
     }
 
-    fn token(&self, since_turn: Duration, since_previous: Option<Duration>, cache: CacheUse) {
+    fn token(&self, since_turn: Duration, since_previous: Option<Duration>) {
         match since_previous {
             None => self.first_token_seconds.observe(since_turn.as_secs_f64()),
             Some(time) => self.inter_token_seconds.observe(time.as_secs_f64()),
         }
         self.generated_tokens.inc();
-        self.cache_use
-            .set(cache.tokens as f64 / cache.capacity.max(1) as f64);
+    }
+
+    fn cache(&self, all: CacheUse) {
+        self.cache_use.set(all.tokens as f64 / all.capacity.max(1) as f64);
     }
 
     fn ended(&self, since_turn: Duration, reading: Option<&Reading>) {
         self.reading_seconds.observe(since_turn.as_secs_f64());
-        self.cache_use.set(0.0);
         if let Some(reading) = reading {
             let image: usize = reading.images.iter().map(|image| image.tokens).sum();
             self.image_tokens.inc_by(image as u64);
@@ -229,10 +230,9 @@ impl EngineMetrics for Metrics {
 pub(super) async fn metrics(state: Data<ServerState>) -> Result<HttpResponse, ApiError> {
     let metrics = &state.metrics;
     let load = state.engine.load();
-    metrics.running.set(i64::from(load.running));
-    metrics
-        .waiting
-        .set(i64::try_from(load.waiting).unwrap_or(i64::MAX));
+    let count = |requests| i64::try_from(requests).unwrap_or(i64::MAX);
+    metrics.running.set(count(load.running));
+    metrics.waiting.set(count(load.waiting));
     let gpu = (state.gpu)();
     if gpu.available {
         let bytes = |mib: f64| (mib * f64::from(1 << 20)).round() as i64;

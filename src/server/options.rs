@@ -29,6 +29,8 @@ pub struct ServerOptions {
     pub http: HttpOptions,
     /// Queue capacity, excluding the running request.
     pub queue: u64,
+    /// Most requests that are answered together; none: 8 on a GPU, 4 on a CPU.
+    pub max_batch: Option<u64>,
     /// Maximum requests of one key in the queue, the running one included; none: half of the queue.
     pub max_per_key: Option<u64>,
     /// Time after SIGTERM in which requests are still admitted, so that load balancers notice that the server is not ready.
@@ -62,6 +64,7 @@ impl Default for ServerOptions {
             demo_allowed_hosts: Vec::new(),
             http: HttpOptions::default(),
             queue: 8,
+            max_batch: None,
             max_per_key: None,
             drain_delay_seconds: 5,
             queue_deadline_seconds: 30,
@@ -83,6 +86,7 @@ impl ServerOptions {
         let per_key = self.max_per_key.unwrap_or(self.queue / 2).max(1);
         EngineOptions {
             queue: usize::try_from(self.queue).unwrap_or(usize::MAX - 1),
+            max_batch: self.max_batch.and_then(|max| usize::try_from(max).ok()),
             slots_per_client: usize::try_from(per_key).unwrap_or(usize::MAX),
             queue_deadline: Duration::from_secs(self.queue_deadline_seconds),
             generation_deadline: Duration::from_secs(self.generation_deadline_seconds),

@@ -58,7 +58,7 @@ impl From<[f64; 5]> for Sums {
 
 /// Computes this process's share of the sums over `samples`; greedy answers are generated for the first `documents` samples.
 pub(super) fn validate(
-    reader: &mut Reader,
+    reader: &Reader,
     images: &ImageProcessor,
     samples: &Samples,
     batching: &Batching,
@@ -121,7 +121,7 @@ impl Sums {
     }
 
     /// Character errors of a greedy answer.
-    fn add_answer(&mut self, reader: &mut Reader, sample: &Sample) -> Result<()> {
+    fn add_answer(&mut self, reader: &Reader, sample: &Sample) -> Result<()> {
         let bytes =
             read_bounded(&sample.image, PICTURE_BYTES).map_err(|error| Error::io(&sample.image, error))?;
         let page = decode(&bytes, &DecodeLimits::default())?;

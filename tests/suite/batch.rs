@@ -57,7 +57,7 @@ fn conversation(golden: &Golden) -> ReadRequest {
 #[test]
 fn requests_that_wait_together_are_answered_as_if_alone() {
     let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("models/qwen25-vl-nano");
-    let mut alone = Reader::load(&folder, &LoadOptions::default()).unwrap();
+    let alone = Reader::load(&folder, &LoadOptions::default()).unwrap();
     let mut batch: Vec<(ReadRequest, Vec<i64>)> = Vec::new();
     let mut add = |request: ReadRequest, text: Option<&str>| {
         let reading = alone.read(&request, &mut |_| ControlFlow::Continue(())).unwrap();

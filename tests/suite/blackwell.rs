@@ -22,7 +22,7 @@ fn a_page_is_read_alike_with_the_detour_and_without() {
             reductions,
             ..LoadOptions::default()
         };
-        let mut reader = Reader::load(&model, &options).unwrap();
+        let reader = Reader::load(&model, &options).unwrap();
         let before = detours();
         let mut request = ReadRequest::page(TRAINED_PROMPT, image.clone());
         request.overrides.max_new_tokens = Some(640);

@@ -52,7 +52,7 @@ fn load(adapter: Option<&Path>, named: &[(&str, &Path)]) -> medical_vision::Resu
     Reader::load(&nano(), &options)
 }
 
-fn read(reader: &mut Reader, request: &ReadRequest) -> Reading {
+fn read(reader: &Reader, request: &ReadRequest) -> Reading {
     reader.read(request, &mut |_| ControlFlow::Continue(())).unwrap()
 }
 
@@ -198,7 +198,7 @@ fn an_adapter_of_another_base_is_refused_by_key_and_shape() {
 fn log_probabilities_are_those_of_a_teacher_forced_pass() {
     let root = tempfile::tempdir().unwrap();
     let first = adapter(root.path(), "first", 1, 0.02);
-    let mut reader = load(Some(&first), &[]).unwrap();
+    let reader = load(Some(&first), &[]).unwrap();
     for variant in [0, 1] {
         let mut request = page(40);
         request.variant = variant;
@@ -207,7 +207,7 @@ fn log_probabilities_are_those_of_a_teacher_forced_pass() {
         request.overrides.temperature = Some(1.5);
         request.overrides.repetition_penalty = Some(1.3);
         request.overrides.seed = Some(3);
-        let reading = read(&mut reader, &request);
+        let reading = read(&reader, &request);
         assert!(reading.tokens.len() > 10);
         assert_eq!(reading.logprobs.len(), reading.tokens.len());
         let sum: f64 = reading
@@ -260,11 +260,11 @@ fn log_probabilities_are_those_of_a_teacher_forced_pass() {
 
 #[test]
 fn reported_tokens_spell_the_answer() {
-    let mut reader = load(None, &[]).unwrap();
+    let reader = load(None, &[]).unwrap();
     let mut request = page(200);
-    let plain = read(&mut reader, &request);
+    let plain = read(&reader, &request);
     request.logprobs = Some(0);
-    let whole = read(&mut reader, &request);
+    let whole = read(&reader, &request);
     assert_eq!((&whole.text, &whole.tokens), (&plain.text, &plain.tokens));
     let spelled: Vec<u8> = whole
         .logprobs
@@ -346,9 +346,9 @@ fn a_mask_is_computed_beside_the_forward_pass() {
         forward,
         is_first: true,
     }));
-    let mut reader = load(None, &[]).unwrap();
+    let reader = load(None, &[]).unwrap();
     let mut request = page(4);
-    let free = read(&mut reader, &request);
+    let free = read(&reader, &request);
     request.mask = Some(Arc::new(move || {
         Box::new(beside.lock().unwrap().take().expect("one generation"))
     }));
@@ -379,14 +379,14 @@ impl TokenMask for Faulty {
 
 #[test]
 fn a_mask_restricts_tokens_but_not_log_probabilities() {
-    let mut reader = load(None, &[]).unwrap();
+    let reader = load(None, &[]).unwrap();
     let mut request = page(12);
     request.logprobs = Some(1);
-    let free = read(&mut reader, &request);
+    let free = read(&reader, &request);
     request.mask = Some(Arc::new(|| Box::new(Alternate { next: 0 })));
     for temperature in [None, Some(1.0)] {
         request.overrides.temperature = temperature;
-        let masked = read(&mut reader, &request);
+        let masked = read(&reader, &request);
         let parities: Vec<i64> = masked.tokens.iter().map(|id| id % 2).collect();
         assert!(
             parities
@@ -409,12 +409,12 @@ fn a_mask_restricts_tokens_but_not_log_probabilities() {
     }
     request.mask = None;
     request.overrides.temperature = None;
-    assert_eq!(read(&mut reader, &request).tokens, free.tokens);
+    assert_eq!(read(&reader, &request).tokens, free.tokens);
 }
 
 #[test]
 fn each_picture_can_have_a_size_of_its_own() {
-    let mut reader = load(None, &[]).unwrap();
+    let reader = load(None, &[]).unwrap();
     let bounds = reader.variants()[0].bounds.unwrap();
     let page = RgbPage::new(600, 800, vec![255; 600 * 800 * 3]);
     let small = bounds.overridden(None, Some(28 * 28 * 64)).unwrap();
@@ -432,7 +432,7 @@ fn each_picture_can_have_a_size_of_its_own() {
     ];
     let mut request = ReadRequest::new(vec![message], pictures);
     request.overrides.max_new_tokens = Some(1);
-    let sizes = read(&mut reader, &request).images;
+    let sizes = read(&reader, &request).images;
     for (size, bounds) in sizes.iter().zip([bounds, small]) {
         assert_eq!((size.width, size.height), (600, 800));
         let scaled = bounds.scaled(800, 600).unwrap();
@@ -461,7 +461,7 @@ fn each_picture_can_have_a_size_of_its_own() {
 
 #[test]
 fn a_text_that_cannot_fit_the_context_is_refused_with_both_numbers() {
-    let mut reader = load(None, &[]).unwrap();
+    let reader = load(None, &[]).unwrap();
     let context = reader.model().config().text.max_position_embeddings;
     for length in [8 * context, 64 << 20] {
         let request = question(&"x ".repeat(length / 2), 5);

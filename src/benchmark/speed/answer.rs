@@ -6,8 +6,8 @@ use std::time::Instant;
 use tch::Tensor;
 
 use crate::Result;
-use crate::benchmark::synchronize;
-use crate::generation::{GenerationOptions, TokenChooser};
+use crate::device::synchronize;
+use crate::generation::{ChoiceExtras, GenerationOptions, TokenChooser};
 use crate::processing::Grid;
 use crate::qwen2_5_vl::{AdapterIndex, Config, KvCache, LogitsToKeep, Model};
 use crate::random::SeededRng;
@@ -71,15 +71,9 @@ pub(super) struct StageTimes {
 /// One sequence: its cache, and the logits of its next token.
 struct Sequence {
     cache: KvCache,
+    /// `[1, vocab]`.
     logits: Tensor,
     chooser: TokenChooser,
-}
-
-impl Sequence {
-    /// Chooses the next token as the engine does.
-    fn choose(&mut self) -> Result<i64> {
-        self.chooser.next(&self.logits, |_| Ok(()))
-    }
 }
 
 /// Options without a sampler's work beyond the largest logit.
@@ -146,28 +140,37 @@ impl Answers<'_> {
         Ok(Sequence {
             logits: self.model.logits_with(hidden, self.adapter)?,
             cache,
-            chooser: TokenChooser::new(&greedy(), ids, vocab_size, self.model.device(), false)?,
+            chooser: TokenChooser::new(
+                &greedy(),
+                ids,
+                vocab_size,
+                self.model.device(),
+                ChoiceExtras::default(),
+            )?,
         })
     }
 
-    /// Chooses the first token of every sequence, and decodes all others together.
+    /// Chooses the first token of every sequence, and decodes all others together, as the engine does.
     fn decode(&self, sequences: &mut [Sequence], tokens: usize) -> Result<()> {
-        for _ in 1..tokens {
-            let tokens: Vec<i64> = sequences
+        let rows: Vec<&Tensor> = sequences.iter().map(|sequence| &sequence.logits).collect();
+        let mut logits = Tensor::f_cat(&rows, 0)?;
+        for left in (0..tokens).rev() {
+            let mut choosers: Vec<_> = sequences
                 .iter_mut()
-                .map(Sequence::choose)
-                .collect::<Result<_>>()?;
-            let mut step: Vec<_> = tokens
-                .into_iter()
-                .zip(sequences.iter_mut().map(|sequence| &mut sequence.cache))
+                .map(|sequence| &mut sequence.chooser)
                 .collect();
-            let logits = self.model.decode_together(&mut step)?;
-            for (row, sequence) in sequences.iter_mut().enumerate() {
-                sequence.logits = logits.f_narrow(0, row as i64, 1)?;
+            let chosen = TokenChooser::next_together(&mut choosers, &logits)?;
+            if left == 0 {
+                return chosen.into_iter().try_for_each(|token| token.map(drop));
             }
-        }
-        for sequence in sequences {
-            sequence.choose()?;
+            let caches = sequences.iter_mut().map(|sequence| &mut sequence.cache);
+            let mut step = chosen
+                .into_iter()
+                .zip(caches)
+                .map(|(token, cache)| Ok((token?, cache)));
+            logits = self
+                .model
+                .decode_together(&mut step.by_ref().collect::<Result<Vec<_>>>()?)?;
         }
         Ok(())
     }
@@ -186,7 +189,7 @@ impl Answers<'_> {
         synchronize(device);
         let start = Instant::now();
         let mut sequence = self.start()?;
-        let token = sequence.choose()?;
+        let token = sequence.chooser.next(&sequence.logits)?;
         let first_token = start.elapsed().as_secs_f64();
         sequence.logits = self.model.decode(token, &mut sequence.cache)?;
         self.decode(&mut [sequence], self.tokens - 1)?;
@@ -225,7 +228,7 @@ impl Answers<'_> {
         let hidden = self.prefill(features.as_ref(), &mut cache)?;
         let prefill = lap();
         let mut sequence = self.sequence(cache, &hidden)?;
-        let token = sequence.choose()?;
+        let token = sequence.chooser.next(&sequence.logits)?;
         let first_token = lap();
         sequence.logits = self.model.decode(token, &mut sequence.cache)?;
         self.decode(&mut [sequence], self.tokens - 1)?;

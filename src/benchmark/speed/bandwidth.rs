@@ -5,7 +5,7 @@ use std::time::Instant;
 use tch::{Device, Kind, Tensor};
 
 use crate::Result;
-use crate::benchmark::synchronize;
+use crate::device::synchronize;
 
 /// Bytes of the copied tensor: more than any cache holds.
 const GPU_BYTES: i64 = 1 << 30;

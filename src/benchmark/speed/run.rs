@@ -9,8 +9,8 @@ use super::answer::{AnswerTimes, Answers, Prompt, StageTimes};
 use super::bandwidth::copy_bandwidth;
 use super::random_weights::random_checkpoint;
 use super::shapes::{Form, Shape};
-use crate::benchmark::synchronize;
 use crate::checkpoint::{Checkpoint, JsonFile, ModelFolder};
+use crate::device::synchronize;
 use crate::device::{
     ModelMemory, Precision, Selected, cpu_name, device_name, host_memory, kind_name, load_average,
     model_memory, physical_cores,

@@ -149,7 +149,7 @@ fn prompt_or_default(prompt: Option<&str>) -> Result<String> {
 }
 
 /// Reads one page. A panic becomes an error, so that the next page can be read.
-fn read_safely(reader: &mut Reader, request: &ReadRequest, on_step: &mut OnStep<'_>) -> Result<Reading> {
+fn read_safely(reader: &Reader, request: &ReadRequest, on_step: &mut OnStep<'_>) -> Result<Reading> {
     // Unwind safe: the reader resets its state at the start of each page.
     catch_unwind(AssertUnwindSafe(|| reader.read(request, on_step)))
         .unwrap_or_else(|_| Err(Error::Internal("this page was skipped".to_owned())))

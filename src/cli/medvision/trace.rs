@@ -79,7 +79,7 @@ pub(super) fn run(args: &TraceArgs) -> anyhow::Result<ExitCode> {
         .iter()
         .map(|path| page(path, args.files.limit()))
         .collect::<anyhow::Result<Vec<_>>>()?;
-    let mut reader = load_model(&model.path, adapter.as_deref(), &args.common, &args.pixels)?;
+    let reader = load_model(&model.path, adapter.as_deref(), &args.common, &args.pixels)?;
     let tensors = reader.trace(&request(prompt, images))?;
     write(&args.out, &tensors)?;
     let names: Vec<String> = tensors

@@ -147,7 +147,7 @@ fn greedy_text_of_twenty_pages_equals_transformers() {
     let list: serde_json::Value = serde_json::from_str(&list).unwrap();
     let pages = list.as_array().or_else(|| list["pages"].as_array()).unwrap();
     assert!(pages.len() >= 20);
-    let mut reader = Reader::load(&model_dir("nano"), &LoadOptions::default()).unwrap();
+    let reader = Reader::load(&model_dir("nano"), &LoadOptions::default()).unwrap();
     for page in pages {
         let file = page["file"].as_str().unwrap();
         let base = root().join("tests/fixtures");
@@ -176,7 +176,7 @@ fn greedy_text_of_twenty_pages_equals_transformers() {
 /// A pass is asked before every block and layer whether it shall go on, and ends where it is told to.
 #[test]
 fn a_prompts_reading_ends_between_layers() {
-    let mut reader = Reader::load(&model_dir("nano"), &LoadOptions::default()).unwrap();
+    let reader = Reader::load(&model_dir("nano"), &LoadOptions::default()).unwrap();
     let config = reader.model().config().clone();
     let page = std::fs::read(root().join("tests/fixtures/pages/small_strip_rx.png")).unwrap();
     let page = decode(&page, &DecodeLimits::default()).unwrap();

@@ -11,8 +11,8 @@ use reqwest::blocking::multipart::Form;
 use serde_json::{Value, json};
 
 use super::support::{
-    PATIENCE, Stub, TestServer, assert_error, assert_utc, engine_options, eventually, file_form, page_form,
-    png,
+    PATIENCE, StubAnswerer, TestServer, assert_error, assert_utc, engine_options, eventually, file_form,
+    page_form, png,
 };
 
 fn assert_model_info(value: &Value) {
@@ -45,7 +45,7 @@ fn while_the_model_loads_health_is_served_and_pages_are_503() {
     let (go, gate) = mpsc::channel::<()>();
     let load = move || {
         gate.recv_timeout(PATIENCE).expect("a word");
-        Ok(Stub::new(Arc::default()))
+        Ok(StubAnswerer::backend(Arc::default()))
     };
     let engine = Engine::start(load, engine_options()).expect("a thread");
     let server = TestServer::around(ServerOptions::default(), engine, Arc::default());

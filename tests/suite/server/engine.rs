@@ -8,11 +8,11 @@ use medical_vision::engine::{Answer, Engine, EngineError, EngineOptions, EngineS
 use medical_vision::generation::FinishReason;
 use medical_vision::processing::RgbPage;
 
-use super::support::{Counts, PATIENCE, Stub, engine_options, eventually};
+use super::support::{Counts, PATIENCE, Stub, StubAnswerer, engine_options, eventually};
 
 fn start(options: EngineOptions) -> (Engine, Arc<Counts>) {
     let counts = Arc::new(Counts::default());
-    let stub = Stub::new(counts.clone());
+    let stub = StubAnswerer::backend(counts.clone());
     let engine = Engine::start(move || Ok(stub), options).expect("a thread");
     eventually("the stub is loaded", || {
         matches!(engine.state(), EngineState::Ready(_))
@@ -251,7 +251,7 @@ fn nothing_is_admitted_while_the_model_loads() {
     let (go, gate) = mpsc::channel::<()>();
     let load = move || {
         gate.recv_timeout(PATIENCE).expect("a word");
-        Ok(Stub::new(Arc::default()))
+        Ok(StubAnswerer::backend(Arc::default()))
     };
     let engine = Engine::start(load, engine_options()).expect("a thread");
     assert_eq!(engine.state(), EngineState::Loading);

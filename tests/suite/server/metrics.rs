@@ -14,8 +14,8 @@ use serde_json::{Value, json};
 
 use super::embedded::Shipped;
 use super::support::{
-    Counts, FILE_PART, PATIENCE, PROMPT_PART, Stub, TestServer, engine_options, eventually, file_form,
-    page_form, png, raw_post, read_to_close, status_of,
+    Counts, FILE_PART, PATIENCE, PROMPT_PART, StubAnswerer, TestServer, engine_options, eventually,
+    file_form, page_form, png, raw_post, read_to_close, status_of,
 };
 use crate::suite::program::{TRAINED_PROMPT, golden_page};
 
@@ -341,7 +341,7 @@ fn only_keys_for_it_may_read_the_metrics_and_refusals_are_counted() {
     };
     std::thread::scope(|scope| {
         let running = scope.spawn(|| post("say x|WAIT"));
-        eventually("it runs", || server.engine.load().running);
+        eventually("it runs", || server.engine.load().running == 1);
         assert_eq!(post("one more"), 429);
         server.counts.signals.fetch_add(1, Ordering::SeqCst);
         assert_eq!(running.join().expect("no panic"), 200);
@@ -372,7 +372,7 @@ fn refusals_of_a_busy_server_are_counted_by_reason() {
     let server = TestServer::start(options);
     std::thread::scope(|scope| {
         let running = scope.spawn(|| server.analyze("say x|WAIT").status());
-        eventually("it runs", || server.engine.load().running);
+        eventually("it runs", || server.engine.load().running == 1);
         let waiting = scope.spawn(|| server.analyze("waits").status());
         eventually("one waits", || scrape(&server).get("requests_waiting") == 1.0);
         assert_eq!(server.analyze("one more").status(), 503);
@@ -458,7 +458,7 @@ fn the_metrics_can_be_read_while_the_model_loads() {
     let (go, gate) = mpsc::channel::<()>();
     let load = move || {
         gate.recv_timeout(PATIENCE).expect("a word");
-        Ok(Stub::new(Arc::default()))
+        Ok(StubAnswerer::backend(Arc::default()))
     };
     let engine = Engine::start(load, engine_options()).expect("a thread");
     let server = TestServer::around(ServerOptions::default(), engine, Arc::<Counts>::default());

@@ -12,8 +12,8 @@ use actix_web::dev::ServerHandle;
 use actix_web::web::Data;
 use medical_vision::Result;
 use medical_vision::engine::{
-    Backend, CacheUse, Engine, EngineOptions, GeneratedToken, ImageSize, ModelInfo, OnStep, Picture,
-    ReadRequest, Reading, Step, TokenLogprob, Variant,
+    Answerer, CacheUse, Engine, EngineOptions, GeneratedToken, ImageSize, ModelInfo, OnStep, OneByOne,
+    Picture, ReadRequest, Reading, Step, TokenLogprob, Variant,
 };
 use medical_vision::generation::FinishReason;
 use medical_vision::processing::{Content, PixelBounds};
@@ -48,13 +48,16 @@ pub struct Counts {
 /// (text without an end), `pour MEBIBYTES` of text, `say TEXT`. `say` and `pour` take pieces separated by `|`, each a token;
 /// `WAIT` is none but waits for a signal, `PANIC` panics, `ERROR` fails. Anything else is answered at once with
 /// `PROMPT|WIDTHxHEIGHT|MAX_NEW_TOKENS|TEMPERATURE|SEED`.
-pub struct Stub {
+pub struct StubAnswerer {
     variants: Vec<Variant>,
     counts: Arc<Counts>,
 }
 
-impl Stub {
-    pub fn new(counts: Arc<Counts>) -> Self {
+/// The stub as a backend.
+pub type Stub = OneByOne<StubAnswerer>;
+
+impl StubAnswerer {
+    pub fn backend(counts: Arc<Counts>) -> Stub {
         let info = ModelInfo {
             model_name: "stub".into(),
             precision: "FP32".into(),
@@ -74,7 +77,7 @@ impl Stub {
             }),
         };
         let variants = vec![Variant { info, bounds: None }, ward];
-        Self { variants, counts }
+        OneByOne(Self { variants, counts })
     }
 
     /// Sizes of `picture` as a model with bounds sees it.
@@ -148,12 +151,12 @@ fn token(text: &str, top: usize) -> GeneratedToken {
     }
 }
 
-impl Backend for Stub {
+impl Answerer for StubAnswerer {
     fn variants(&self) -> &[Variant] {
         &self.variants
     }
 
-    fn read(&mut self, request: &ReadRequest, on_step: &mut OnStep<'_>) -> Result<Reading> {
+    fn read(&self, request: &ReadRequest, on_step: &mut OnStep<'_>) -> Result<Reading> {
         self.counts.started.fetch_add(1, Ordering::SeqCst);
         let begin = Instant::now();
         let prompt = prompt_of(request);
@@ -254,7 +257,7 @@ impl TestServer {
     /// As [`Self::start`], after `change` of the state.
     pub fn start_with(options: ServerOptions, change: impl FnOnce(ServerState) -> ServerState) -> Self {
         let counts = Arc::new(Counts::default());
-        let stub = Stub::new(counts.clone());
+        let stub = StubAnswerer::backend(counts.clone());
         let engine = Engine::start(move || Ok(stub), options.engine()).expect("a thread");
         let server = Self::serve(options, engine, counts, change);
         eventually("the stub is loaded", || server.health()["model_loaded"] == true);

@@ -197,11 +197,11 @@ impl Extraction<'_> {
         if self.interrupt.stop_requested() {
             return Ok(PageStatus::Interrupted);
         }
-        let mut reader = match self.reader.take() {
+        let reader = match self.reader.take() {
             Some(reader) => reader,
             None => self.load()?,
         };
-        let status = self.read(&mut reader, &name, &request, &warnings, out);
+        let status = self.read(&reader, &name, &request, &warnings, out);
         self.reader = Some(reader);
         status
     }
@@ -218,7 +218,7 @@ impl Extraction<'_> {
 
     fn read(
         &self,
-        reader: &mut Reader,
+        reader: &Reader,
         name: &str,
         request: &ReadRequest,
         warnings: &[PageWarning],

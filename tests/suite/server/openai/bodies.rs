@@ -277,7 +277,7 @@ fn the_models_and_the_queues_errors_have_openais_form() {
     });
     std::thread::scope(|scope| {
         let running = scope.spawn(|| post(&full, &request("sleep 600000", json!({"stream": true}))));
-        eventually("it runs", || full.engine.load().running);
+        eventually("it runs", || full.engine.load().running == 1);
         for stream in [false, true] {
             let response = post(&full, &request("hello", json!({"stream": stream})));
             assert!(response.headers().contains_key("retry-after"));

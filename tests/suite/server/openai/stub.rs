@@ -8,8 +8,8 @@ use std::time::Duration;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use medical_vision::engine::{
-    Backend, CacheUse, Engine, GeneratedToken, ImageSize, ModelInfo, OnStep, ReadRequest, Reading, Step,
-    TokenLogprob, Variant,
+    Answerer, CacheUse, Engine, GeneratedToken, ImageSize, ModelInfo, OnStep, OneByOne, ReadRequest, Reading,
+    Step, TokenLogprob, Variant,
 };
 use medical_vision::error::PromptError;
 use medical_vision::generation::FinishReason;
@@ -51,22 +51,22 @@ pub fn start(options: ServerOptions) -> TestServer {
         },
         bounds: Some(BOUNDS),
     };
-    let stub = Stub {
+    let stub = OneByOne(Stub {
         variants: vec![variant(Some("notes")), variant(None), variant(Some("labs"))],
         counts: counts.clone(),
-    };
+    });
     let engine = Engine::start(move || Ok(stub), options.engine()).expect("a thread");
     let server = TestServer::around(options, engine, counts);
     eventually("the stub is loaded", || server.health()["model_loaded"] == true);
     server
 }
 
-impl Backend for Stub {
+impl Answerer for Stub {
     fn variants(&self) -> &[Variant] {
         &self.variants
     }
 
-    fn read(&mut self, request: &ReadRequest, on_step: &mut OnStep<'_>) -> Result<Reading> {
+    fn read(&self, request: &ReadRequest, on_step: &mut OnStep<'_>) -> Result<Reading> {
         self.counts.started.fetch_add(1, Ordering::SeqCst);
         let images: Vec<ImageSize> = request.images.iter().map(size).collect();
         let last = request.messages.last().expect("a message");
