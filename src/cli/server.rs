@@ -98,6 +98,14 @@ struct ServerArgs {
     #[arg(long, value_name = "N", env = "MVP_MAX_BATCH", hide_env_values = true, value_parser = at_most::<64>(1))]
     max_batch: Option<u64>,
 
+    /// Memory in MiB for keys and values of the requests that are answered together [default: half of what is free once the model is loaded]
+    #[arg(long, value_name = "MIB", env = "MVP_KV_CACHE_MIB", hide_env_values = true, value_parser = at_most::<1_048_576>(1))]
+    kv_cache_mib: Option<u64>,
+
+    /// Do not keep the keys and values of pages that were read, which make further questions about them faster.
+    #[arg(long, env = "MVP_NO_PREFIX_CACHE", hide_env_values = true)]
+    no_prefix_cache: bool,
+
     /// Maximum requests of one API key in the queue, the running one included (429) [default: half of --queue]
     #[arg(long, value_name = "N", env = "MVP_MAX_PER_KEY", hide_env_values = true, value_parser = at_most::<1001>(1))]
     max_per_key: Option<u64>,
@@ -205,6 +213,7 @@ async fn serve(arguments: Arguments) -> anyhow::Result<ExitCode> {
         adapter,
         common,
     } = arguments;
+    let (kv_cache_mib, prefix_cache) = (server.kv_cache_mib, !server.no_prefix_cache);
     let mut options = ServerOptions::from(server);
     let mut reloads = Reloads::new(say);
     options.http.tls = tls.load(&mut reloads)?;
@@ -228,6 +237,8 @@ async fn serve(arguments: Arguments) -> anyhow::Result<ExitCode> {
         precision: common.precision,
         adapter,
         named_adapters,
+        kv_cache_bytes: kv_cache_mib.map(|mib| mib << 20),
+        prefix_cache,
         ..LoadOptions::default()
     };
     let address = listeners.api.local_addr()?;

@@ -4,14 +4,14 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use serde::Serialize;
-use tch::Device;
+use tch::{Device, Kind};
 
 use super::Choices;
 use super::{Accelerators, Checks, Machine, Status, gib};
 use crate::Result;
 use crate::checkpoint::{Checkpoint, ModelFolder};
 use crate::device::{DeviceChoice, device_name};
-use crate::engine::folder_warnings;
+use crate::engine::{folder_warnings, kv_budget_bytes, kv_bytes_per_token};
 use crate::generation::GenerationOptions;
 use crate::processing::{ImageProcessor, TextProcessor};
 use crate::project::{BASE_MODEL, GET_BASE_MODEL, Project, require_model};
@@ -53,13 +53,15 @@ pub struct ModelSizes {
     pub needed_bytes: u64,
     /// Free device memory, bytes.
     pub available_bytes: Option<u64>,
+    /// Tokens of all requests together whose keys and values the server has memory for.
+    pub kv_cache_tokens: u64,
 }
 
 /// The device that the model would run on.
 struct Target {
     name: String,
     available_bytes: Option<u64>,
-    bytes_per_value: u64,
+    kind: Kind,
 }
 
 impl Target {
@@ -79,20 +81,31 @@ impl Target {
             None => (device_name(Device::Cpu), machine.memory_available_bytes),
         };
         let device = gpu.map_or(Device::Cpu, |gpu| Device::Cuda(gpu.index));
-        let bytes_per_value = choices.precision.kind(device).elt_size_in_bytes() as u64;
         Self {
             name,
             available_bytes,
-            bytes_per_value,
+            kind: choices.precision.kind(device),
         }
     }
 
-    /// Estimated bytes: weights plus a fifth for loading, KV cache, and everything else.
+    /// Estimated bytes of weights plus a fifth for loading, and of everything but the KV cache.
+    fn loaded_bytes(&self, parameters: u64) -> u64 {
+        parameters * self.kind.elt_size_in_bytes() as u64 * 6 / 5 + OVERHEAD_BYTES
+    }
+
+    /// Estimated bytes with the KV cache of a page.
     fn needed_bytes(&self, parameters: u64, config: &Config) -> u64 {
-        let text = &config.text;
-        let positions = text.max_position_embeddings.min(CACHED_POSITIONS);
-        let cached = 2 * text.num_hidden_layers * text.num_key_value_heads * text.head_dim * positions;
-        parameters * self.bytes_per_value * 6 / 5 + cached as u64 * self.bytes_per_value + OVERHEAD_BYTES
+        let positions = config.text.max_position_embeddings.min(CACHED_POSITIONS);
+        self.loaded_bytes(parameters) + positions as u64 * kv_bytes_per_token(&config.text, self.kind)
+    }
+
+    /// Tokens that the server has room for, all requests together.
+    fn kv_cache_tokens(&self, parameters: u64, config: &Config) -> u64 {
+        let per_token = kv_bytes_per_token(&config.text, self.kind).max(1);
+        let free = self
+            .available_bytes
+            .map(|free| free.saturating_sub(self.loaded_bytes(parameters)));
+        kv_budget_bytes(free, per_token) / per_token
     }
 }
 
@@ -188,6 +201,7 @@ fn sizes(path: &Path, target: &Target) -> Result<ModelSizes> {
         context_tokens: config.text.max_position_embeddings,
         needed_bytes: target.needed_bytes(parameters, &config),
         available_bytes: target.available_bytes,
+        kv_cache_tokens: target.kv_cache_tokens(parameters, &config),
     })
 }
 
@@ -198,16 +212,17 @@ fn check_sizes(path: &Path, selected: bool, target: &Target, sizes: &ModelSizes,
         ""
     };
     let message = format!(
-        "{}: {} parameters in {}, complete; takes about {} on {}{used}",
+        "{}: {} parameters in {}, complete; takes about {} on {}, and the server has room for {} tokens at a time{used}",
         path.display(),
         count(sizes.parameters),
         sizes.dtypes.join("+"),
         gib(sizes.needed_bytes),
         target.name,
+        sizes.kv_cache_tokens,
     );
     match sizes.available_bytes {
         Some(available) if sizes.needed_bytes > available => {
-            let half = if target.bytes_per_value == 4 {
+            let half = if target.kind == Kind::Float {
                 "; --precision bf16 takes about half"
             } else {
                 ""

@@ -13,7 +13,7 @@ use crate::device::return_freed_memory;
 use crate::generation::FinishReason;
 
 /// Time without a token for the running answers after which the prefill of another request is interrupted, between two layers.
-const STALL: Duration = Duration::from_millis(12);
+pub const PREFILL_SLICE: Duration = Duration::from_millis(12);
 
 /// The answers that are generated together.
 pub(super) struct Batch<'m, B: Backend> {
@@ -120,7 +120,7 @@ impl<'m, B: Backend> Batch<'m, B> {
     fn step_others(&mut self) {
         if !self.running.is_empty() {
             self.backend.wait();
-            if self.last_step.elapsed() >= STALL {
+            if self.last_step.elapsed() >= PREFILL_SLICE {
                 self.step();
             }
         }

@@ -61,6 +61,7 @@ impl Watch {
 pub(super) fn log_figures(reading: &Reading, queue_seconds: f64, wasted_tokens: usize) {
     tracing::info!(
         prompt_tokens = reading.prompt_tokens,
+        cached_tokens = reading.cached_tokens,
         completion_tokens = reading.completion_tokens,
         finish_reason = reading.finish_reason.name(),
         seconds = reading.latency_seconds,

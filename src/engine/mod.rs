@@ -4,7 +4,9 @@ mod backend;
 mod batch;
 mod engine_metrics;
 mod folder_check;
+mod kv_budget;
 mod output_stream;
+mod prefix_cache;
 mod queue;
 mod reader;
 mod request;
@@ -13,8 +15,10 @@ mod thread;
 mod warnings;
 
 pub use self::backend::{Answerer, Backend, OneByOne};
+pub use self::batch::PREFILL_SLICE;
 pub use self::engine_metrics::EngineMetrics;
 pub use self::folder_check::FolderCheck;
+pub use self::kv_budget::{kv_budget_bytes, kv_bytes_per_token};
 pub use self::queue::Client;
 pub use self::reader::{LoadOptions, MAX_PROMPT_CHARACTERS, Reader, UNSAVED_ADAPTER, page_bounds};
 pub use self::request::{

@@ -3,10 +3,13 @@
 use std::borrow::Cow;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use tch::{Device, Kind, Tensor};
 
 use super::backend::Backend;
+use super::kv_budget::{KvBudget, free_bytes, kv_budget_bytes, kv_bytes_per_token};
+use super::prefix_cache::{PrefixCache, PrefixKey};
 use super::request::{ImageSize, ModelInfo, OnStep, ReadRequest, Reading, Variant};
 use crate::blackwell_compat::Reductions;
 use crate::checkpoint::{Checkpoint, ModelFolder};
@@ -17,7 +20,7 @@ use crate::lora::Adapter;
 use crate::processing::{Content, Grid, ImageProcessor, PREPROCESSOR_CONFIG, PixelBounds, TextProcessor};
 use crate::project::model_folder_name;
 use crate::quant::Quantization;
-use crate::qwen2_5_vl::{AdapterIndex, Config, FIRST_ADAPTER, LogitsToKeep, Model, ModelOptions};
+use crate::qwen2_5_vl::{AdapterIndex, Config, FIRST_ADAPTER, KvPrefix, LogitsToKeep, Model, ModelOptions};
 use crate::{Error, Result};
 
 /// How to load a model folder.
@@ -37,6 +40,10 @@ pub struct LoadOptions {
     pub named_adapters: Vec<(String, PathBuf)>,
     /// How integer products are computed; `None`: by the device.
     pub reductions: Option<Reductions>,
+    /// Memory for keys and values of all answers that run, bytes; `None`: [`kv_budget_bytes`] of what is free once the model is loaded.
+    pub kv_cache_bytes: Option<u64>,
+    /// Whether keys and values of pages are kept for further questions about them, in an eighth of that memory.
+    pub prefix_cache: bool,
 }
 
 impl Default for LoadOptions {
@@ -49,6 +56,8 @@ impl Default for LoadOptions {
             adapter: None,
             named_adapters: Vec::new(),
             reductions: None,
+            kv_cache_bytes: None,
+            prefix_cache: false,
         }
     }
 }
@@ -61,6 +70,8 @@ pub struct Reader {
     pub(super) text: TextProcessor,
     pub(super) options: GenerationOptions,
     pub(super) model: Model,
+    pub(super) kv: Arc<KvBudget>,
+    pub(super) prefixes: Option<PrefixCache>,
     warnings: Vec<String>,
 }
 
@@ -77,6 +88,17 @@ pub(super) struct ModelInputs {
     pub(super) grids: Vec<Grid>,
     pub(super) sizes: Vec<ImageSize>,
     pub(super) adapter: AdapterIndex,
+    /// What the prompt begins with, if prefixes are kept.
+    pub(super) prefix: Option<PrefixKey>,
+    /// Its keys and values, if they are kept; there are no patches then.
+    pub(super) kept: Option<Arc<KvPrefix>>,
+}
+
+impl ModelInputs {
+    /// Tokens of prompt and answer.
+    pub(super) fn tokens(&self) -> usize {
+        self.input_ids.len() + self.max_new_tokens
+    }
 }
 
 impl Reader {
@@ -128,6 +150,17 @@ impl Reader {
             ..ModelOptions::new(kind, device)
         };
         let model = Model::load(&Checkpoint::open(dir)?, &config, &quantization, &model_options)?;
+        let per_token = kv_bytes_per_token(&config.text, kind);
+        let kv_bytes = options
+            .kv_cache_bytes
+            .unwrap_or_else(|| kv_budget_bytes(free_bytes(device), per_token));
+        let kept_bytes = if options.prefix_cache { kv_bytes / 8 } else { 0 };
+        let kv = KvBudget::new(kv_bytes - kept_bytes, per_token);
+        tracing::info!(
+            tokens = kv.tokens(),
+            mib = kv_bytes >> 20,
+            "memory for keys and values"
+        );
         let mut warnings = model.warnings().to_vec();
         warnings.extend(GenerationOptions::warnings(&folder)?);
         let names: Vec<String> = adapter
@@ -152,6 +185,8 @@ impl Reader {
             text,
             options: generation,
             model,
+            kv,
+            prefixes: options.prefix_cache.then(|| PrefixCache::new(kept_bytes)),
             warnings,
         })
     }
@@ -269,11 +304,11 @@ impl Reader {
                 Some(bounds) => Cow::Owned(images.clone().with_bounds(bounds)),
                 None => Cow::Borrowed(images),
             };
-            (&picture.page, processor)
+            (picture, processor)
         });
         let images: Vec<_> = images.collect();
-        let sizes = images.iter().map(|(page, processor)| {
-            let (height, width) = page.original_size();
+        let sizes = images.iter().map(|(picture, processor)| {
+            let (height, width) = picture.page.original_size();
             let grid = processor.grid(height, width)?;
             let (patch, merge) = (processor.patch_size(), processor.merge_size());
             let size = ImageSize {
@@ -311,9 +346,31 @@ impl Reader {
         if room == 0 || new_tokens > room && !request.fit_context {
             return Err(overflow(input_ids.len(), true).into());
         }
+        let max_new_tokens = new_tokens.min(room);
+        let memory = self.kv.tokens();
+        let fits = memory.saturating_sub(input_ids.len());
+        if fits == 0 || max_new_tokens > fits && !request.fit_context {
+            let prompt_tokens = input_ids.len();
+            return Err(PromptError::MemoryOverflow {
+                needed: prompt_tokens + max_new_tokens,
+                prompt_tokens,
+                new_tokens: max_new_tokens,
+                memory,
+            }
+            .into());
+        }
+        let prefix = self.prefixes.as_ref().and_then(|_| {
+            let images = images
+                .iter()
+                .map(|(picture, _)| *picture)
+                .zip(grids.iter().copied());
+            PrefixKey::new(&input_ids, self.model.config().image_token_id, *adapter, images)
+        });
+        let kept = prefix.and_then(|key| self.prefixes.as_ref()?.find(&key));
         let patches = images
             .iter()
-            .map(|(page, processor)| Ok(processor.process(page)?.pixel_values));
+            .filter(|_| kept.is_none())
+            .map(|(picture, processor)| Ok(processor.process(&picture.page)?.pixel_values));
         let patches = patches.collect::<Result<Vec<_>>>()?;
         let pixel_values = match patches.len() {
             0 => None,
@@ -321,11 +378,13 @@ impl Reader {
         };
         Ok(ModelInputs {
             input_ids,
-            max_new_tokens: new_tokens.min(room),
+            max_new_tokens: max_new_tokens.min(fits),
             pixel_values,
             grids,
             sizes,
             adapter: *adapter,
+            prefix,
+            kept,
         })
     }
 }

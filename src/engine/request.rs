@@ -179,6 +179,8 @@ pub struct Reading {
     pub images: Vec<ImageSize>,
     /// Number of tokens of prompt and images.
     pub prompt_tokens: usize,
+    /// Number of these whose keys and values were kept from an earlier request.
+    pub cached_tokens: usize,
     /// Number of generated tokens, including the end token.
     pub completion_tokens: usize,
     /// Why the answer ended.
@@ -199,6 +201,7 @@ impl Reading {
             logprobs: Vec::new(),
             images,
             prompt_tokens,
+            cached_tokens: 0,
             completion_tokens: 0,
             finish_reason: FinishReason::Cancelled,
             time_to_first_token_seconds: seconds,

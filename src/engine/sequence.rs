@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use tch::Device;
 
 use super::backend::Backend;
+use super::kv_budget::KvShare;
 use super::output_stream::OutputStream;
 use super::reader::{ModelInputs, Reader};
 use super::request::{GeneratedToken, ImageSize, OnStep, ReadRequest, Reading, Step, TokenLogprob, Variant};
@@ -31,9 +32,11 @@ pub struct Sequence<'m> {
     start: Instant,
     sizes: Vec<ImageSize>,
     prompt_tokens: usize,
+    cached_tokens: usize,
     /// Number of most likely tokens whose log-probabilities are told.
     logprobs: Option<usize>,
     cache: KvCache,
+    _share: KvShare,
     chooser: TokenChooser,
     /// Chosen last; not in the output before [`Backend::push`].
     token: i64,
@@ -79,6 +82,10 @@ impl Backend for Reader {
         })
     }
 
+    fn has_room(&self, prompt: &Prompt) -> bool {
+        self.kv.has_room(prompt.inputs.tokens())
+    }
+
     fn begin<'m>(
         &'m self,
         prompt: Prompt,
@@ -92,9 +99,8 @@ impl Backend for Reader {
             mask,
         } = prompt;
         let (ids, adapter) = (&inputs.input_ids, inputs.adapter);
-        let mut cache = self
-            .model
-            .cache_with(ids.len() + options.max_new_tokens, adapter)?;
+        let share = self.kv.take(inputs.tokens());
+        let mut cache = self.model.cache_with(inputs.tokens(), adapter)?;
         let prefill = match self.prefill(&inputs, &mut cache, &mut || on_step(Step::NONE)) {
             Err(Error::Cancelled) => {
                 return Ok(ControlFlow::Break(Reading::cancelled(
@@ -116,9 +122,11 @@ impl Backend for Reader {
         let mut sequence = Sequence {
             start,
             prompt_tokens: ids.len(),
+            cached_tokens: inputs.kept.as_ref().map_or(0, |kept| kept.tokens()),
             sizes: inputs.sizes,
             logprobs,
             cache,
+            _share: share,
             chooser,
             token,
             output: OutputStream::new(&self.text, options, inputs.input_ids.len()),
@@ -172,6 +180,9 @@ impl Reader {
         cancel: &mut CancelCheck<'_>,
     ) -> Result<Prefill> {
         let (ids, grids) = (&inputs.input_ids, &inputs.grids);
+        if let Some(kept) = &inputs.kept {
+            cache.restore(kept)?;
+        }
         let features = match &inputs.pixel_values {
             Some(pixels) => {
                 let adapter = inputs.adapter;
@@ -182,8 +193,16 @@ impl Reader {
             }
             None => None,
         };
-        self.model
-            .prefill_cancellable((ids, features.as_ref(), grids), cache, LogitsToKeep::Last, cancel)
+        let read = (ids.as_slice(), features.as_ref(), grids.as_slice());
+        let prefill = self
+            .model
+            .prefill_cancellable(read, cache, LogitsToKeep::Last, cancel)?;
+        if let (Some(key), None, Some(prefixes)) = (inputs.prefix, &inputs.kept, &self.prefixes)
+            && prefixes.takes(cache.bytes_of(key.tokens))
+        {
+            prefixes.keep(key, cache.prefix(key.tokens)?);
+        }
+        Ok(prefill)
     }
 
     fn step_together(&self, sequences: &mut [&mut Sequence<'_>]) -> Result<Vec<Result<()>>> {
@@ -215,6 +234,7 @@ impl Sequence<'_> {
             logprobs: std::mem::take(&mut output.logprobs),
             images: std::mem::take(&mut self.sizes),
             prompt_tokens: self.prompt_tokens,
+            cached_tokens: self.cached_tokens,
             completion_tokens: output.generated,
             finish_reason,
             time_to_first_token_seconds: self.first.as_secs_f64(),

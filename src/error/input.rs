@@ -65,6 +65,20 @@ pub enum PromptError {
         /// `max_position_embeddings` of the model.
         context: usize,
     },
+    /// Keys and values of prompt, image and answer together do not fit the memory for them.
+    #[error(
+        "the request needs {needed} tokens ({prompt_tokens} of prompt and images, {new_tokens} for the answer); this machine has memory for the keys and values of {memory}: ask for a shorter answer or give a smaller image"
+    )]
+    MemoryOverflow {
+        /// prompt_tokens + new_tokens.
+        needed: usize,
+        /// Tokens of the prompt, image pads among them.
+        prompt_tokens: usize,
+        /// `max_new_tokens` of the answer.
+        new_tokens: usize,
+        /// Tokens that there is memory for.
+        memory: usize,
+    },
     /// The numbers of images and of image placeholders in the messages differ.
     #[error("the messages have {placeholders} image placeholders, but {images} images were given")]
     ImageCount {

@@ -3,7 +3,7 @@
 use tch::{Device, Kind, Tensor};
 
 use super::{TextConfig, decode_cpu::DecodeScratch, lora::AdapterIndex};
-use crate::Result;
+use crate::{Error, Result};
 
 /// Keys and values of one sequence, allocated once for all its tokens.
 pub struct KvCache {
@@ -62,6 +62,64 @@ impl KvCache {
         ))
     }
 
+    /// Memory of the keys and values of `tokens`, bytes.
+    pub fn bytes_of(&self, tokens: usize) -> u64 {
+        let of = |tensor: &Tensor| tensor.numel() as u64 * tensor.kind().elt_size_in_bytes() as u64;
+        let all: u64 = self
+            .layers
+            .iter()
+            .map(|(keys, values)| of(keys) + of(values))
+            .sum();
+        all / self.capacity.max(1) as u64 * tokens as u64
+    }
+
+    /// Copies of the first `tokens` keys and values.
+    ///
+    /// # Errors
+    /// [`Error::Internal`] if it does not hold as many.
+    pub fn prefix(&self, tokens: usize) -> Result<KvPrefix> {
+        let count = tokens as i64;
+        if count > self.length {
+            return Err(Error::Internal(format!(
+                "{tokens} tokens of a cache of {}",
+                self.length
+            )));
+        }
+        let copy = |tensor: &Tensor| -> Result<Tensor> {
+            let part = tensor.f_narrow(2, 0, count)?;
+            let mut whole = Tensor::f_empty(part.size(), (part.kind(), part.device()))?;
+            whole.f_copy_(&part)?;
+            Ok(whole)
+        };
+        let layers = self.layers.iter();
+        Ok(KvPrefix {
+            layers: layers
+                .map(|(keys, values)| Ok((copy(keys)?, copy(values)?)))
+                .collect::<Result<_>>()?,
+            tokens,
+        })
+    }
+
+    /// Begins this empty cache, of the same model and adapter, with `prefix`.
+    ///
+    /// # Errors
+    /// [`Error::Internal`] if it is not empty, or too small.
+    pub fn restore(&mut self, prefix: &KvPrefix) -> Result<()> {
+        if self.length != 0
+            || self.capacity < prefix.tokens as i64
+            || self.layers.len() != prefix.layers.len()
+        {
+            return Err(Error::Internal("a prefix of another key-value cache".into()));
+        }
+        for ((keys, values), (kept_keys, kept_values)) in self.layers.iter().zip(&prefix.layers) {
+            let count = prefix.tokens as i64;
+            keys.f_narrow(2, 0, count)?.f_copy_(kept_keys)?;
+            values.f_narrow(2, 0, count)?.f_copy_(kept_values)?;
+        }
+        self.length = prefix.tokens as i64;
+        Ok(())
+    }
+
     /// Tokens held.
     pub fn len(&self) -> usize {
         self.length as usize
@@ -75,5 +133,31 @@ impl KvCache {
     /// Maximum number of tokens.
     pub fn capacity(&self) -> usize {
         self.capacity as usize
+    }
+}
+
+/// Keys and values of the first tokens of a sequence.
+pub struct KvPrefix {
+    /// As of [`KvCache`], with `tokens` in place of its capacity.
+    layers: Vec<(Tensor, Tensor)>,
+    tokens: usize,
+}
+
+// SAFETY: written once; libtorch's reference counts are atomic.
+unsafe impl Sync for KvPrefix {}
+
+impl KvPrefix {
+    /// Number of tokens.
+    pub fn tokens(&self) -> usize {
+        self.tokens
+    }
+
+    /// Its memory.
+    pub fn bytes(&self) -> u64 {
+        let of = |tensor: &Tensor| tensor.numel() as u64 * tensor.kind().elt_size_in_bytes() as u64;
+        self.layers
+            .iter()
+            .map(|(keys, values)| of(keys) + of(values))
+            .sum()
     }
 }

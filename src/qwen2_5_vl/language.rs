@@ -150,8 +150,8 @@ impl LanguageModel {
         Ok(rows.f_add(&part.f_mul_scalar(lora.scale)?)?)
     }
 
-    /// x: `[rows, hidden]` at `positions` (three axes) → hidden states `[rows or 1, hidden]` before the final norm; appends to
-    /// the cache. `cancel` is polled before every layer.
+    /// x: `[rows, hidden]` at `positions` (three axes), after the tokens of the cache → hidden states `[rows or 1, hidden]` before
+    /// the final norm; appends to the cache. `cancel` is polled before every layer.
     pub(super) fn forward(
         &self,
         mut x: Tensor,
@@ -219,18 +219,46 @@ impl LanguageModel {
         let v = layer.v.forward(x, adapter)?;
         let (k, v) = cache.append(i, &by_head(&k, rows)?, &by_head(&v, rows)?)?;
         let grouped = c.num_attention_heads != c.num_key_value_heads;
-        let causal = queries > 1; // a prompt is run at once, on an empty cache
-        let y = Tensor::f_scaled_dot_product_attention(
-            &by_head(&q, queries)?,
-            &k,
-            &v,
-            None::<Tensor>,
-            0.0,
-            causal,
-            None,
-            grouped,
-        )?;
+        let q = by_head(&q, queries)?;
+        let y = match cache.length {
+            past @ 1.. if queries > 1 => attend_after(&q, (&k, &v), past, grouped)?,
+            _ => attend(&q, (&k, &v), None, queries > 1, grouped)?,
+        };
         let y = y.f_squeeze_dim(0)?.f_transpose(0, 1)?;
         layer.o.forward(&y.f_reshape([queries, -1])?, adapter)
     }
+}
+
+/// `[1, heads, rows, head_dim]` of queries over `[1, kv_heads, tokens, head_dim]` of keys and values.
+fn attend(
+    q: &Tensor,
+    (k, v): (&Tensor, &Tensor),
+    mask: Option<&Tensor>,
+    causal: bool,
+    grouped: bool,
+) -> Result<Tensor> {
+    Ok(Tensor::f_scaled_dot_product_attention(
+        q, k, v, mask, 0.0, causal, None, grouped,
+    )?)
+}
+
+/// As [`attend`], causal, of queries that follow `past` tokens: in parts, so that no mask is quadratic.
+fn attend_after(q: &Tensor, (k, v): (&Tensor, &Tensor), past: i64, grouped: bool) -> Result<Tensor> {
+    /// Queries of a part.
+    const PART: i64 = 128;
+    let rows = q.size()[2];
+    let parts = (0..rows).step_by(PART as usize).map(|start| {
+        let count = PART.min(rows - start);
+        let tokens = past + start + count;
+        let mask = Tensor::f_ones([count, tokens], (Kind::Bool, q.device()))?.f_tril(past + start)?;
+        let (k, v) = (k.f_narrow(2, 0, tokens)?, v.f_narrow(2, 0, tokens)?);
+        attend(
+            &q.f_narrow(2, start, count)?,
+            (&k, &v),
+            Some(&mask),
+            false,
+            grouped,
+        )
+    });
+    Ok(Tensor::f_cat(&parts.collect::<Result<Vec<_>>>()?, 2)?)
 }

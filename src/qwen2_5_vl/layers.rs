@@ -91,11 +91,31 @@ impl Mlp {
 
     /// x: `[rows, hidden]` → same shape.
     pub(super) fn forward(&self, x: &Tensor, adapter: AdapterIndex) -> Result<Tensor> {
+        if let Some(width) = self.padded_width(x, adapter) {
+            let wide = |linear: &Linear| linear.base_padded(x, [width, x.size()[1]]);
+            let inner = self.gated(wide(&self.gate)?, &wide(&self.up)?)?;
+            return self.down.base_padded(&inner, [x.size()[1], width]);
+        }
         let (gate, up) = (self.gate.forward(x, adapter)?, self.up.forward(x, adapter)?);
         if self.activation == Activation::Silu && autograd::tracks(&[&gate, &up]) {
             return self.down.forward_gated_tracked(&gate, &up, adapter);
         }
         self.down.forward(&self.gated(gate, &up)?, adapter)
+    }
+
+    /// Width at which a GPU's 16-bit products are fast, where the intermediate one is not: their rows must begin at multiples of 16 bytes.
+    /// The vision tower of the published models has 3420, which triples the time of its products.
+    fn padded_width(&self, x: &Tensor, adapter: AdapterIndex) -> Option<i64> {
+        /// Values of 16 bytes.
+        const ALIGNED: i64 = 8;
+        let linears = [&self.gate, &self.up, &self.down];
+        let width = self.gate.rows_and_columns().0;
+        let pads = x.device().is_cuda()
+            && matches!(x.kind(), Kind::BFloat16 | Kind::Half)
+            && width % ALIGNED != 0
+            && !autograd::tracks(&[x])
+            && linears.iter().all(|linear| linear.is_plain(adapter));
+        pads.then(|| (width + ALIGNED - 1) / ALIGNED * ALIGNED)
     }
 
     /// act(gate) · up: `[rows, intermediate]`.

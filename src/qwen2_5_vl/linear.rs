@@ -146,6 +146,34 @@ impl Linear {
             .values(&self.scratch, x.kind(), |w| Ok(x.f_linear(w, bias)?))
     }
 
+    /// W x + b with zeros beside W, up to `[out, in]`: x has zeros in its further columns, and the result in its.
+    pub(super) fn base_padded(&self, x: &Tensor, [out, columns]: [i64; 2]) -> Result<Tensor> {
+        let (rows, own) = self.rows_and_columns();
+        let bias = self.bias.as_ref();
+        let bias = bias
+            .map(|bias| bias.f_constant_pad_nd([0, out - rows]))
+            .transpose()?;
+        self.weight.values(&self.scratch, x.kind(), |w| {
+            let w = w.f_constant_pad_nd([0, columns - own, 0, out - rows])?;
+            Ok(x.f_linear(&w, bias.as_ref())?)
+        })
+    }
+
+    /// Shape of the weight, `(out, in)`.
+    pub(super) fn rows_and_columns(&self) -> (i64, i64) {
+        match &*self.weight {
+            LinearWeight::Dense(w) => (w.size()[0], w.size()[1]),
+            LinearWeight::Nf4(w) => w.shape(),
+            LinearWeight::Tiled(w) => w.shape(),
+            LinearWeight::Awq(w) => w.shape(),
+        }
+    }
+
+    /// Whether a pass with `adapter` is W x + b alone, of which nothing is recorded.
+    pub(super) fn is_plain(&self, adapter: AdapterIndex) -> bool {
+        self.samples.is_none() && self.loras.of(adapter).is_none()
+    }
+
     /// A view for one f32 row at a time on the CPU, shared by threads.
     pub(super) fn rows(&self, adapter: AdapterIndex) -> LinearRows<'_> {
         LinearRows {

@@ -49,7 +49,7 @@ pub use self::config::{Activation, Config, TextConfig, VisionConfig};
 pub use self::expected_tensors::ExpectedTensor;
 pub use self::input_samples::InputSamples;
 pub use self::inputs::InputEmbedder;
-pub use self::kv_cache::KvCache;
+pub use self::kv_cache::{KvCache, KvPrefix};
 pub use self::language::LogitsToKeep;
 pub use self::lora::{AdapterIndex, FIRST_ADAPTER};
 pub use self::model::{CancelCheck, Model, ModelOptions, Prefill};

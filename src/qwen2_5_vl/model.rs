@@ -208,8 +208,8 @@ impl Model {
         self.prefill_cancellable((input_ids, image_features, grids), cache, keep, &mut never_cancel)
     }
 
-    /// As [`Model::prefill`] of (ids, image features, grids); `cancel` is polled before every layer. A cancelled pass leaves
-    /// the cache unusable.
+    /// As [`Model::prefill`] of (ids, image features, grids), on a cache that is empty or holds the first of the ids, up to all images;
+    /// `cancel` is polled before every layer. A cancelled pass leaves the cache unusable.
     ///
     /// # Errors
     /// [`Error::Cancelled`] if `cancel` breaks.
@@ -222,10 +222,16 @@ impl Model {
     ) -> Result<Prefill> {
         let image = self.config.image_token_id;
         let positions = rope_positions(input_ids, image, &self.vision.token_grids.of(grids)?)?;
+        let left = cache.len()..input_ids.len();
+        let left_ids = input_ids.get(left.clone()).unwrap_or_default();
+        if left_ids.is_empty() {
+            return Err(Error::Internal("a prompt without a token to read".into()));
+        }
         tch::no_grad(|| {
-            let embeddings = self.language.embed(input_ids, cache.adapter)?;
-            let x = scatter_images(embeddings, &image_rows(input_ids, image), image_features)?;
-            let hidden = self.language.forward(x, &positions.ids, cache, keep, cancel)?;
+            let embeddings = self.language.embed(left_ids, cache.adapter)?;
+            let x = scatter_images(embeddings, &image_rows(left_ids, image), image_features)?;
+            let at = positions.ids.each_ref().map(|axis| axis[left.clone()].to_vec());
+            let hidden = self.language.forward(x, &at, cache, keep, cancel)?;
             cache.next_position = positions.next;
             Ok(Prefill { hidden, positions })
         })

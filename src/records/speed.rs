@@ -40,6 +40,9 @@ pub struct Speed {
     pub adapter: Option<SequenceSpeed>,
     /// Tokens per second of all sequences together, without an adapter; `None` for one sequence.
     pub sequences_tokens_per_second: Option<Spread>,
+    /// Longest wait for a token of a sequence while another prompt is read, seconds; `None` for one sequence.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stall_seconds: Option<Spread>,
     /// Time by stage; only with `--profile`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub profile: Option<Vec<StageSpeed>>,

@@ -194,7 +194,7 @@ class Leaving(unittest.TestCase):
     def setUpClass(cls):
         endless = EndlessModel()
         cls.addClassCleanup(endless.__exit__)
-        cls.server = Server("--queue", "0", "--max-new-tokens", "3900", model=endless.__enter__())
+        cls.server = Server("--queue", "0", "--max-batch", "1", "--max-new-tokens", "3900", model=endless.__enter__())
         cls.addClassCleanup(cls.server.close)
         cls.recorder = None
         cls.url = cls.server.url

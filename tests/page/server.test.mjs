@@ -110,7 +110,7 @@ test("asks for a key, refuses a wrong one and takes the right one, on every size
 });
 
 test("waits where the queue is full, and says where a text ends at the length limit, on every size and theme", async () => {
-	const server = await startServer("--queue", "0");
+	const server = await startServer("--queue", "0", "--max-batch", "1");
 	try {
 		const [, address] = await server.printed(/^ {2}page {2}(http:\S+)$/m);
 		for (const size of SIZES) {

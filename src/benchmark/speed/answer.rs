@@ -7,6 +7,7 @@ use tch::Tensor;
 
 use crate::Result;
 use crate::device::synchronize;
+use crate::engine::PREFILL_SLICE;
 use crate::generation::{ChoiceExtras, GenerationOptions, TokenChooser};
 use crate::processing::Grid;
 use crate::qwen2_5_vl::{AdapterIndex, Config, KvCache, LogitsToKeep, Model};
@@ -14,6 +15,9 @@ use crate::random::SeededRng;
 
 /// Text tokens before the image, as in a chat.
 const BEFORE_IMAGE: usize = 4;
+
+/// Most tokens of a sequence while another prompt is read: as many as the vision tower and the language model have layers, and more.
+const EXTRA_TOKENS: usize = 256;
 
 /// A prompt as the model gets it.
 pub(super) struct Prompt {
@@ -112,10 +116,12 @@ impl Answers<'_> {
         Ok(Some(features))
     }
 
-    /// An empty cache with room for prompt and answer.
+    /// An empty cache with room for prompt and answer, and for [`Self::stall`].
     fn cache(&self) -> Result<KvCache> {
-        self.model
-            .cache_with(self.prompt.input_ids.len() + self.tokens, self.adapter)
+        self.model.cache_with(
+            self.prompt.input_ids.len() + self.tokens + EXTRA_TOKENS,
+            self.adapter,
+        )
     }
 
     fn prefill(&self, features: Option<&Tensor>, cache: &mut KvCache) -> Result<Tensor> {
@@ -209,6 +215,48 @@ impl Answers<'_> {
         self.decode(&mut sequences, self.tokens)?;
         synchronize(device);
         Ok(start.elapsed().as_secs_f64())
+    }
+
+    /// Longest wait of a sequence for a token while another prompt is read, seconds: the prefill is interrupted as the engine does.
+    pub(super) fn stall(&self) -> Result<f64> {
+        let device = self.model.device();
+        let mut running = [self.start()?];
+        self.decode(&mut running, 2)?;
+        synchronize(device);
+        let (mut last, mut longest) = (Instant::now(), 0f64);
+        let mut failed = None;
+        let mut step = || {
+            synchronize(device);
+            if last.elapsed() >= PREFILL_SLICE {
+                failed = self.decode(&mut running, 2).err();
+                longest = longest.max(last.elapsed().as_secs_f64());
+                last = Instant::now();
+            }
+            match failed {
+                None => ControlFlow::Continue(()),
+                Some(_) => ControlFlow::Break(()),
+            }
+        };
+        let mut cache = self.cache()?;
+        let prompt = self.prompt;
+        let features = match &prompt.pixel_values {
+            Some(pixels) => {
+                Some(
+                    self.model
+                        .image_features_cancellable(pixels, &prompt.grids, self.adapter, &mut step)?,
+                )
+            }
+            None => None,
+        };
+        let read = (
+            prompt.input_ids.as_slice(),
+            features.as_ref(),
+            prompt.grids.as_slice(),
+        );
+        self.model
+            .prefill_cancellable(read, &mut cache, LogitsToKeep::Last, &mut step)?;
+        synchronize(device);
+        Ok(longest.max(last.elapsed().as_secs_f64()))
     }
 
     /// One answer, whose stages are waited for.

@@ -179,6 +179,7 @@ pub fn speed_benchmark(run: &SpeedRun<'_>) -> Result<Speed> {
         base: speed(&measured.base)?,
         adapter: measured.adapter.as_ref().map(speed).transpose()?,
         sequences_tokens_per_second: measured.sequences,
+        stall_seconds: measured.stalls,
         profile: measured
             .stages
             .map(|times| stage_speeds(&times, &measured.base, grid, bandwidth))
@@ -193,6 +194,8 @@ struct Measured {
     adapter: Option<Alone>,
     /// Tokens per second of several sequences.
     sequences: Option<Spread>,
+    /// Longest waits for a token beside a prefill, seconds.
+    stalls: Option<Spread>,
     /// Seconds of each of [`STAGES`].
     stages: Option<[Vec<f64>; 4]>,
 }
@@ -238,6 +241,13 @@ fn measure(run: &SpeedRun<'_>, model: &Model, prompt: &Prompt) -> Result<Measure
             Some(spread(&speeds, 2)?)
         }
     };
+    let stalls = match options.sequences {
+        1 => None,
+        _ => {
+            let waits = repeated(run, "a token beside a prefill", || answers.stall())?;
+            Some(spread(&waits, 6)?)
+        }
+    };
     let stages = match options.profile {
         true => {
             let times = repeated(run, "by stage", || answers.by_stage())?;
@@ -259,6 +269,7 @@ fn measure(run: &SpeedRun<'_>, model: &Model, prompt: &Prompt) -> Result<Measure
         base,
         adapter,
         sequences,
+        stalls,
         stages,
     })
 }

@@ -39,6 +39,10 @@ pub fn speed_table(record: &Speed) -> String {
         let name = format!("decode, {} sequences, tokens/s", settings.sequences);
         row(&name, Some(together.median), 1);
     }
+    if let Some(stall) = record.stall_seconds {
+        let name = "longest wait for a token beside a prefill, s";
+        row(name, Some(stall.median), 3);
+    }
     let answer = format!("answer of {} tokens, s", settings.answer_tokens);
     row(&answer, Some(base.answer_seconds.median), 3);
     if let (Some(adapter), Some(rank)) = (&record.adapter, settings.adapter_rank) {
@@ -167,6 +171,7 @@ mod tests {
             base: sequence(80.0),
             adapter: Some(sequence(70.0)),
             sequences_tokens_per_second: Some(spread(640.0)),
+            stall_seconds: Some(spread(0.016)),
             profile: Some(vec![StageSpeed {
                 stage: "prefill".to_owned(),
                 seconds: 0.05,
@@ -197,6 +202,7 @@ mod tests {
             ("decode, one sequence", "80.0"),
             ("share of the bandwidth", "11.3"),
             ("decode, 8 sequences", "640.0"),
+            ("longest wait for a token", "0.016"),
             ("answer of 512 tokens", "6.500"),
             ("slower than without", "12.5"),
             ("weights read per token", "4096.0"),
@@ -219,6 +225,7 @@ mod tests {
         let table = speed_table(&Speed {
             adapter: None,
             sequences_tokens_per_second: None,
+            stall_seconds: None,
             profile: None,
             machine: SpeedMachine {
                 gpu: Some("H100".to_owned()),

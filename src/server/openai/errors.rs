@@ -111,7 +111,9 @@ impl ApiError {
             Self::Request(error) => (error.status, error.param.clone(), error.code),
             Self::Prompt(error) => {
                 let code = match error {
-                    PromptError::ContextOverflow { .. } => "context_length_exceeded",
+                    PromptError::ContextOverflow { .. } | PromptError::MemoryOverflow { .. } => {
+                        "context_length_exceeded"
+                    }
                     PromptError::TooLong { .. } => "string_above_max_length",
                     PromptError::ImageCount { .. } => "invalid_value",
                 };

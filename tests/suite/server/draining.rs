@@ -16,9 +16,13 @@ struct Seen {
 
 /// Starts a server, stops it in the middle of its work, and returns what its clients saw and how many pages it read.
 fn drain(delay: &str, pages_before: usize) -> (Seen, usize) {
-    let server = Shipped::launch("models/qwen25-vl-nano", &["--queue", "3"], |command| {
-        command.env("MVP_DRAIN_DELAY", delay);
-    });
+    let server = Shipped::launch(
+        "models/qwen25-vl-nano",
+        &["--queue", "2", "--max-batch", "2"],
+        |command| {
+            command.env("MVP_DRAIN_DELAY", delay);
+        },
+    );
     let mut server = server.loaded();
     let extract = server.url("/extract");
     let (seen, stopped) = (Seen::default(), AtomicBool::new(false));

@@ -25,4 +25,5 @@ mod streaming;
 mod support;
 mod tls;
 mod tls_programs;
+mod together;
 mod tracing;

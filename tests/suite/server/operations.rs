@@ -37,7 +37,11 @@ fn breaking_off(api: SocketAddr, after: usize) -> SocketAddr {
 
 #[test]
 fn a_proxy_that_breaks_off_an_upload_takes_nothing_with_it() {
-    let server = Shipped::start(NANO, &["--queue", "1", "--max-upload-mib", "1"]).loaded();
+    let server = Shipped::start(
+        NANO,
+        &["--queue", "1", "--max-batch", "1", "--max-upload-mib", "1"],
+    )
+    .loaded();
     // A picture, and zeros that belong to none: nearly the largest file.
     let mut page = png(56, 84);
     page.resize(1_000_000, 0);

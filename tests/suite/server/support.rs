@@ -214,6 +214,7 @@ impl Answerer for StubAnswerer {
             logprobs: logprobs.into_iter().flatten().collect(),
             images: vec![self.size(picture, request.variant)],
             prompt_tokens: 100,
+            cached_tokens: 0,
             completion_tokens: 4,
             finish_reason: if cancelled {
                 FinishReason::Cancelled

@@ -93,7 +93,12 @@ fn recorded_exchanges_with_a_busy_server_are_answered_the_same() {
     model.edit("generation_config.json", |config| {
         config["eos_token_id"] = json!([8189])
     });
-    let flags = ["--adapter", "none", "--queue", "0", "--max-new-tokens", "3900"];
+    let flags = [
+        "--adapter=none",
+        "--queue=0",
+        "--max-batch=1",
+        "--max-new-tokens=3900",
+    ];
     let server = Shipped::start(model.folder(), &flags).loaded();
     let cancelled = || {
         let log = server.log();
