@@ -67,6 +67,9 @@ class Reading(unittest.TestCase):
         self.assertEqual(answer.choices[0].message.content, golden(PAGE)["text"])
         self.assertEqual(answer.choices[0].finish_reason, "stop")
         self.assertEqual(answer.usage.prompt_tokens, golden(PAGE)["prompt_tokens"])
+        again = self.ask(PAGE, PROMPT)
+        self.assertEqual(again.choices[0].message.content, answer.choices[0].message.content)
+        self.assertGreater(again.usage.prompt_tokens_details.cached_tokens, 0)
         self.assertEqual(len(answer.medvision["images"]), 1)
 
     def test_conversation(self):

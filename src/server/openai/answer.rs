@@ -73,6 +73,16 @@ pub struct Usage {
     pub completion_tokens: usize,
     /// Of both.
     pub total_tokens: usize,
+    /// Only where some were kept.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub prompt_tokens_details: Option<PromptTokensDetails>,
+}
+
+/// What became of the prompt's tokens.
+#[derive(Debug, Clone, Copy, Serialize, Deserialize, ToSchema)]
+pub struct PromptTokensDetails {
+    /// Those whose keys and values were kept from an earlier request about the same page.
+    pub cached_tokens: usize,
 }
 
 /// What OpenAI's form has no place for.
@@ -251,6 +261,10 @@ impl Usage {
             prompt_tokens,
             completion_tokens,
             total_tokens: prompt_tokens + completion_tokens,
+            prompt_tokens_details: match answer.reading.cached_tokens {
+                0 => None,
+                cached_tokens => Some(PromptTokensDetails { cached_tokens }),
+            },
         }
     }
 }

@@ -19,7 +19,7 @@ use actix_web::web;
 
 pub use self::answer::{
     AnswerMessage, ChatChoice, ChatChunk, ChatCompletion, ChatDetails, ChatLogprobs, ChunkChoice, ChunkDelta,
-    Usage,
+    PromptTokensDetails, Usage,
 };
 pub use self::errors::{ErrorObject, OpenAiError, RequestError};
 pub(super) use self::errors::{applies_to, with_openai_body};

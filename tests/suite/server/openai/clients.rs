@@ -189,7 +189,9 @@ fn steady(value: Value) -> Value {
     match value {
         Value::Array(list) => list.into_iter().map(steady).collect(),
         Value::Object(keys) => {
-            let keys = keys.into_iter().map(|(key, value)| {
+            // Depends on what was asked before.
+            let keys = keys.into_iter().filter(|(key, _)| key != "prompt_tokens_details");
+            let keys = keys.map(|(key, value)| {
                 let volatile = ["id", "created", "system_fingerprint"].contains(&key.as_str());
                 let value = if volatile || key.ends_with("_seconds") {
                     Value::Null
