@@ -15,7 +15,8 @@ use tch::{Device, Kind, Tensor};
 pub use self::elementwise::{Rotation, gated, gated_backward};
 use self::launch::{Argument, Kernels, STATIC_BYTES};
 pub use self::step::{
-    LayerPointers, MAX_SEQUENCES, SequencePointers, StepForm, StepKernel, StepShape, StepWeights,
+    LAYER_PAIRS, LayerPointers, MAX_RANK, MAX_SEQUENCES, PairPointers, RANK_UNIT, SequencePointers,
+    StepAdapters, StepForm, StepKernel, StepShape, StepWeights,
 };
 pub use self::tiles::{TILE_BYTES, TilePart, TiledTensor};
 use crate::Result;

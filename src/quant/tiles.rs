@@ -1,16 +1,15 @@
-//! NF4 and FP4 weights rearranged for the GPU's decode step (`kernels/cuda/tiles.cu`). The bytes change places; only the scales
-//! lose precision, to f16.
+//! Four-bit weights rearranged for the GPU's decode step (`kernels/cuda/tiles.cu`). The bytes change places; only scales that are
+//! not f16 lose precision, to f16.
 
 use tch::{Kind, Tensor};
 
-use super::Nf4Weight;
 use crate::kernels::cuda::{TILE_BYTES, TilePart, TiledTensor};
 use crate::{Error, Result};
 
 /// Rows and columns of a tile.
-const TILE: (usize, usize) = (16, 128);
-/// Values per scale.
-const BLOCK: usize = 64;
+pub(super) const TILE: (usize, usize) = (16, 128);
+/// What AWQ's zero points are stored with: f16 holds the sums exactly, and a code is in the lowest bits of such a number.
+const ZERO_OFFSET: i64 = 1024;
 
 /// How the rows of several matrices share tiles.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -29,10 +28,28 @@ pub struct Tiles {
     pub unit: f32,
 }
 
+/// A weight `[rows, columns]` as [`arrange`] takes it.
+pub struct TileSource {
+    /// u8 `[rows, columns / 2]`: two codes each, the first in the high half.
+    pub(super) packed: Tensor,
+    /// f32 or f16, `[rows, columns / 64]` with a table, `[rows, columns / 128]` with zero points.
+    pub(super) scales: Tensor,
+    pub(super) coding: Coding,
+}
+
+/// What codes stand for.
+pub(super) enum Coding {
+    /// f32 `[256, 2]`: values of the two codes of each byte.
+    Table(Tensor),
+    /// u8, as the scales.
+    Zeros(Tensor),
+}
+
 /// One of the matrices of [`Tiles`], `[rows, columns]`.
 pub struct TiledWeight {
     tiles: Tensor,
-    pairs: Tensor,
+    /// As [`Coding::Table`]; `None` with zero points.
+    pairs: Option<Tensor>,
     unit: f32,
     rows: usize,
     columns: usize,
@@ -40,27 +57,18 @@ pub struct TiledWeight {
     part: TilePart,
 }
 
-impl Nf4Weight {
-    /// Whether the weight fits tiles whose columns are in `splits` parts.
-    pub fn fits_tiles(&self, splits: usize) -> bool {
-        self.blocksize == BLOCK
-            && self.rows.is_multiple_of(TILE.0)
-            && self.columns.is_multiple_of(TILE.1 * splits)
-            && self.packed.device().is_cuda()
-    }
-}
-
-/// Rearranges `weights`, which have the same columns and code table; each must fit ([`Nf4Weight::fits_tiles`]).
-pub fn arrange(weights: &[&Nf4Weight], arrangement: Arrangement) -> Result<(Tiles, Vec<TiledWeight>)> {
+/// Rearranges `weights`, which have the same columns and coding; their rows and columns must be whole tiles.
+pub fn arrange(weights: &[TileSource], arrangement: Arrangement) -> Result<(Tiles, Vec<TiledWeight>)> {
     let [first, ..] = weights else {
         return Err(Error::Internal("no weights to arrange".into()));
     };
-    let columns = first.columns as i64;
+    let columns = 2 * first.packed.size()[1];
     let splits = match arrangement {
         Arrangement::Stacked(splits) => splits as i64,
         Arrangement::Interleaved => 1,
     };
-    let join = |parts: Vec<Tensor>| -> Result<Tensor> {
+    let join = |part: &dyn Fn(&TileSource) -> Result<Tensor>| -> Result<Tensor> {
+        let parts = weights.iter().map(part).collect::<Result<Vec<_>>>()?;
         match arrangement {
             Arrangement::Stacked(_) => Ok(Tensor::f_cat(&parts, 0)?),
             Arrangement::Interleaved => {
@@ -70,17 +78,30 @@ pub fn arrange(weights: &[&Nf4Weight], arrangement: Arrangement) -> Result<(Tile
             }
         }
     };
-    let of = |part: &dyn Fn(&Nf4Weight) -> Result<Tensor>| -> Result<Vec<Tensor>> {
-        weights.iter().map(|weight| part(weight)).collect()
+    let packed = join(&|weight| match weight.coding {
+        Coding::Table(_) => Ok(weight.packed.shallow_clone()),
+        Coding::Zeros(_) => apart(&weight.packed),
+    })?;
+    let scales = join(&|weight| Ok(weight.scales.shallow_clone()))?;
+    let (scales, unit) = match scales.kind() {
+        Kind::Half => (scales, 1.0),
+        _ => {
+            let unit = unit_of(&scales)?;
+            (scales.f_div_scalar(f64::from(unit))?.f_to_kind(Kind::Half)?, unit)
+        }
     };
-    let packed = join(of(&|w| Ok(w.packed.f_view([w.rows as i64, columns / 2])?))?)?;
-    let scales = join(of(&|w| {
-        Ok(w.scale_tensor()?.f_view([w.rows as i64, columns / 64])?)
-    })?)?;
-    let unit = unit_of(&scales)?;
-    let scales = scales.f_div_scalar(f64::from(unit))?.f_to_kind(Kind::Half)?;
+    let scales = match first.coding {
+        Coding::Table(_) => scales,
+        Coding::Zeros(_) => {
+            let zeros = join(&|weight| match &weight.coding {
+                Coding::Zeros(zeros) => Ok(zeros.f_to_kind(Kind::Half)?.f_add_scalar(ZERO_OFFSET)?),
+                Coding::Table(_) => Err(Error::Internal("weights of two codings".into())),
+            })?;
+            Tensor::f_stack(&[scales, zeros], -1)?
+        }
+    };
     let (tile_rows, across) = (packed.size()[0] / 16, columns / 128);
-    // Row r of a tile is 8 h + g; a row's 64 bytes are those of both blocks, each of the four lanes of g.
+    // Row r of a tile is 8 h + g; a row's 64 bytes are those of both halves of the columns, each of the four lanes of g.
     let codes = packed
         .f_view(&[tile_rows, 2, 8, across, 2, 4, 8][..])?
         .f_permute(&[0i64, 3, 1, 2, 5, 4, 6][..])?
@@ -101,19 +122,37 @@ pub fn arrange(weights: &[&Nf4Weight], arrangement: Arrangement) -> Result<(Tile
             (Arrangement::Interleaved, 0) => (0, TilePart::Low),
             (Arrangement::Interleaved, _) => (0, TilePart::High),
         };
-        start += weight.rows / TILE.0;
+        let rows = weight.packed.size()[0] as usize;
+        start += rows / TILE.0;
         TiledWeight {
             tiles: tensor.shallow_clone(),
-            pairs: weight.pairs.shallow_clone(),
+            pairs: match &weight.coding {
+                Coding::Table(pairs) => Some(pairs.shallow_clone()),
+                Coding::Zeros(_) => None,
+            },
             unit,
-            rows: weight.rows,
-            columns: weight.columns,
+            rows,
+            columns: columns as usize,
             first,
             part,
         }
     });
     let tiled = tiled.collect();
     Ok((Tiles { tensor, unit }, tiled))
+}
+
+/// Four bytes of codes with those of even columns in the first two, those of odd columns in the others, from the lowest bits on:
+/// both codes of a pair are at the same bits of both halves.
+fn apart(packed: &Tensor) -> Result<Tensor> {
+    let bytes = packed.f_view([packed.size()[0], -1, 2, 2])?;
+    let (first, second) = (bytes.f_select(-1, 0)?, bytes.f_select(-1, 1)?);
+    let even = first
+        .f_bitwise_right_shift_tensor_scalar(4)?
+        .f_bitwise_or_tensor(&second.f_bitwise_and(0xF0)?)?;
+    let odd = first
+        .f_bitwise_and(0x0F)?
+        .f_bitwise_or_tensor(&second.f_bitwise_left_shift_tensor_scalar(4)?)?;
+    Ok(Tensor::f_cat(&[even, odd], -1)?.f_view_as(packed)?)
 }
 
 /// The power of two that brings the largest scale into [2^14, 2^15): f16 then keeps 11 bits of all scales down to 2^-28 of it.
@@ -134,14 +173,14 @@ impl TiledWeight {
 
     /// Bytes of its codes and scales.
     pub fn bytes(&self) -> usize {
-        self.rows * self.columns / 2 + self.rows * self.columns / BLOCK * 2
+        self.rows * self.columns / (TILE.0 * TILE.1) * TILE_BYTES as usize
     }
 
     /// Dequantizes into `out`, contiguous `[rows, columns]` in 16 bits on the weight's GPU.
     pub fn dequantize_into(&self, out: &Tensor) -> Result<()> {
         let tiled = TiledTensor {
             tiles: &self.tiles,
-            pairs: &self.pairs,
+            pairs: self.pairs.as_ref(),
             unit: self.unit,
             rows: self.rows,
             columns: self.columns,
