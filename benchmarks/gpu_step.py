@@ -9,6 +9,7 @@ Needs torch with CUDA. `step.rs` chooses the same sizes of shared memory.
 import ctypes
 import glob
 import json
+import os
 import statistics
 import sys
 import time
@@ -33,13 +34,12 @@ lines = []
 def say(**k):
     lines.append(k)
     print(json.dumps(k), flush=True)
-SRC = ''.join((CUDA / f'{name}.cu').read_text() for name in ('values', 'stream', 'lora', 'producer', 'attention', 'step'))
-MORE = sys.argv[1:]  # further options of the compiler
+SRC = ''.join((CUDA / f'{name}.cu').read_text() for name in ('values', 'stream', 'lora', 'producer', 'attention', 'products', 'step'))
 def nvrtc():
     nvidia = Path(torch.__path__[0]).parent / 'nvidia'
     found = sorted(f for f in glob.glob(f'{nvidia}/*/lib/libnvrtc.so.*') if '.alt.' not in f)
     return ctypes.CDLL(found[0] if found else 'libnvrtc.so')
-compilers, built = ThreadPoolExecutor(8), {}
+compilers, built = ThreadPoolExecutor(os.cpu_count()), {}
 def build(opts):  # the compiled kernel, later
     if (key := tuple(opts)) not in built: built[key] = compilers.submit(compiled, opts)
     return built[key]
@@ -146,8 +146,8 @@ def run(shape, form, layers, lengths, check, times=20, cap=2048, batches=(1, 2, 
     adapter_of = [0, -1, 1, 0, 1, 1, -1, 0] if check else [0] * 8
     logits_of, alone_ms = {}, {}
     def options(batch, lora):
-        defs = dict(S, BATCH=batch, FORM=form, VALUE_TYPE=1, STAGES=(6 if batch == 1 else 4) if form != 2 else 3, ACC_FLOATS=4096 if batch == 1 else 8192, LORA=(lora + 63) // 64 * 64, ADAPTERS=min(batch, len(adapters)))
-        return defs, [f'-D{k}={v}' for k, v in defs.items()] + ['--gpu-architecture=sm_90', '--std=c++17', '--device-as-default-execution-space'] + MORE
+        defs = dict(S, BATCH=batch, FORM=form, VALUE_TYPE=1, STAGES=(6 if batch == 1 else 4) if form != 2 else 3, ACC_FLOATS=4096 if batch == 1 else 8192, LORA=(lora + 63) // 64 * 64, ADAPTERS=min(batch, len(adapters)), TIMES=1)
+        return defs, [f'-D{k}={v}' for k, v in defs.items()] + ['--gpu-architecture=sm_90', '--std=c++17', '--device-as-default-execution-space']
     variants = [(batch, lora) for lora in ranks for batch in batches]
     for variant in variants: build(options(*variant)[1])
     for batch, lora in variants:

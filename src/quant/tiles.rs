@@ -197,3 +197,128 @@ impl TiledWeight {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use tch::Device;
+
+    use super::*;
+    use crate::kernels::cuda::TILE_BYTES;
+
+    const COLUMNS: usize = 512;
+
+    /// Codes, f16 scales and zero points of `rows` rows, none like another's.
+    fn weight(seed: i64, rows: usize, table: Option<&Tensor>) -> TileSource {
+        tch::manual_seed(seed);
+        let (rows, columns) = (rows as i64, COLUMNS as i64);
+        let bytes = |high, size: [i64; 2]| Tensor::randint(high, size, (Kind::Uint8, Device::Cpu));
+        let blocks = columns / if table.is_some() { 64 } else { 128 };
+        TileSource {
+            packed: bytes(256, [rows, columns / 2]),
+            scales: (Tensor::rand([rows, blocks], (Kind::Float, Device::Cpu)) + 0.5).to_kind(Kind::Half),
+            coding: match table {
+                Some(pairs) => Coding::Table(pairs.shallow_clone()),
+                None => Coding::Zeros(bytes(16, [rows, blocks])),
+            },
+        }
+    }
+
+    /// What the weight stands for, row by row.
+    fn values(weight: &TileSource) -> Vec<f32> {
+        let (high, low) = (
+            weight.packed.bitwise_right_shift_tensor_scalar(4),
+            weight.packed.bitwise_and(15),
+        );
+        let codes = Tensor::stack(&[high, low], -1)
+            .view([-1, COLUMNS as i64])
+            .to_kind(Kind::Int64);
+        let width = COLUMNS as i64 / weight.scales.size()[1];
+        let wide = |t: &Tensor| t.to_kind(Kind::Float).repeat_interleave_self_int(width, 1, None);
+        let numbers = match &weight.coding {
+            Coding::Table(pairs) => pairs
+                .select(1, 1)
+                .index_select(0, &codes.flatten(0, -1))
+                .view_as(&codes),
+            Coding::Zeros(zeros) => codes.to_kind(Kind::Float) - wide(zeros),
+        };
+        Vec::try_from((numbers * wide(&weight.scales)).flatten(0, -1)).unwrap()
+    }
+
+    /// The value of a tile's row and column, as `tiles.cu` describes tiles.
+    fn value(tile: &[u8], row: usize, column: usize, table: Option<&[f32]>) -> f32 {
+        let (g, half, block, t, at) = (row % 8, row / 8, column / 64, column % 64 / 16, column % 16);
+        let lane = &tile[512 * half + 16 * (4 * g + t)..][..16];
+        let number = |i: usize| {
+            let at = 1024 + 8 * g + 4 * half + 2 * i;
+            half::f16::from_le_bytes([tile[at], tile[at + 1]]).to_f32()
+        };
+        match table {
+            Some(table) => {
+                let byte = lane[8 * block + at / 2];
+                table[usize::from(if at % 2 == 0 { byte >> 4 } else { byte & 15 })] * number(block)
+            }
+            None => {
+                let word = &lane[8 * block + at / 8 * 4..][..4];
+                let word = u32::from_le_bytes(word.try_into().unwrap());
+                let code = word >> (4 * (at % 8 / 2) + 16 * (at % 2)) & 15;
+                (code as f32 - (number(1) - 1024.0)) * number(0)
+            }
+        }
+    }
+
+    #[test]
+    fn tiles_hold_every_value_where_the_kernels_read_it() {
+        let code_table: Vec<f32> = (0..16).map(|code| (code as f32 - 7.0) / 8.0).collect();
+        let pairs: Vec<f32> = (0..256)
+            .flat_map(|byte| [code_table[byte >> 4], code_table[byte & 15]])
+            .collect();
+        let pairs = Tensor::from_slice(&pairs).view([256, 2]);
+        for table in [None, Some(&pairs)] {
+            let numbers = table.map(|_| code_table.as_slice());
+            for (arrangement, rows) in [
+                (Arrangement::Stacked(1), &[32, 16, 48][..]),
+                (Arrangement::Stacked(2), &[32]),
+                (Arrangement::Interleaved, &[32, 32]),
+            ] {
+                let weights: Vec<TileSource> = (1i64..)
+                    .zip(rows)
+                    .map(|(seed, &rows)| weight(seed, rows, table))
+                    .collect();
+                let (tiles, parts) = arrange(&weights, arrangement).unwrap();
+                assert_eq!(tiles.unit, 1.0);
+                let size: Vec<usize> = tiles.tensor.size().iter().map(|&n| n as usize).collect();
+                let (tile_rows, across) = (size[1], size[2]);
+                let bytes: Vec<u8> = Vec::try_from(tiles.tensor.flatten(0, -1)).unwrap();
+                for (weight, part) in weights.iter().zip(&parts) {
+                    let expected = values(weight);
+                    for row in 0..part.rows {
+                        let (tile_row, line) = match part.part {
+                            TilePart::Whole => (part.first + row / 16, row % 16),
+                            TilePart::Low => (row / 8, row % 8),
+                            TilePart::High => (row / 8, 8 + row % 8),
+                        };
+                        for column in 0..COLUMNS {
+                            let (split, tile) = (column / 128 / across, column / 128 % across);
+                            let start =
+                                ((split * tile_rows + tile_row) * across + tile) * TILE_BYTES as usize;
+                            let found = value(&bytes[start..], line, column % 128, numbers);
+                            assert_eq!(
+                                found,
+                                expected[row * COLUMNS + column],
+                                "{arrangement:?} {row} {column}"
+                            );
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn scales_beyond_f16_are_kept_by_a_unit() {
+        let mut one = weight(1, 16, None);
+        one.scales = one.scales.to_kind(Kind::Float) * 2f64.powi(40);
+        let (tiles, _) = arrange(&[one], Arrangement::Stacked(1)).unwrap();
+        assert!(tiles.unit >= 2f32.powi(20), "{}", tiles.unit);
+    }
+}

@@ -162,10 +162,12 @@ __device__ __forceinline__ void chunk_weights(const Step& step, const int* lengt
   const int chunks = lengths[b] / CHUNK + 1;
   const float2* statistics = step.statistics + (u64)b * step.chunks * HEADS + h;
   float most = -INFINITE;
+#pragma unroll 1
   for (int c = lane; c < chunks; c += 32) most = fmaxf(most, __ldcg(statistics + (u64)c * HEADS).x);
 #pragma unroll
   for (int d = 16; d > 0; d /= 2) most = fmaxf(most, __shfl_xor_sync(0xffffffffu, most, d));
   float sum = 0;
+#pragma unroll 1
   for (int c = lane; c < chunks; c += 32) {
     const float2 s = __ldcg(statistics + (u64)c * HEADS);
     const float weight = exp2f(s.x - most);
@@ -174,6 +176,7 @@ __device__ __forceinline__ void chunk_weights(const Step& step, const int* lengt
   }
 #pragma unroll
   for (int d = 16; d > 0; d /= 2) sum += __shfl_xor_sync(0xffffffffu, sum, d);
+#pragma unroll 1
   for (int c = lane; c < chunks; c += 32) weights[c] /= sum;
 }
 

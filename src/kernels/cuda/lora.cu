@@ -4,9 +4,8 @@
 
 #if LORA > 0
 // `pairs`: [ADAPTERS][ADAPTER_PAIRS]; those of a stage.
-__device__ __forceinline__ const Pair* pairs_of(const Pair* pairs, int adapter, int stage) {
-  const int kind = kind_of(stage), first = kind == HEAD_STAGE || kind == QKV_STAGE ? 0 : kind == O_STAGE ? 3 : kind == GATE_UP_STAGE ? 4 : 6;
-  return pairs + adapter * ADAPTER_PAIRS + stage / 4 * LAYER_PAIRS + first;
+__device__ __forceinline__ const Pair* pairs_of(const Pair* pairs, const Share& share, int adapter, int stage) {
+  return pairs + adapter * ADAPTER_PAIRS + stage / 4 * LAYER_PAIRS + share.first_pair;
 }
 
 // Of all stages, the most parts of all splits.
@@ -20,10 +19,12 @@ constexpr __device__ int most_parts() {
 __device__ __forceinline__ int inner_tiles(const Pair& pair) { return (pair.rank + 15) / 16; }
 
 // Those of all pairs of a stage.
-__device__ __forceinline__ int all_inner_tiles(const Pair* pairs, int adapters, int stage, int count) {
+__device__ __forceinline__ int all_inner_tiles(const Pair* pairs, const Share& share, int adapters, int stage) {
   int tiles = 0;
+#pragma unroll 1
   for (int a = 0; a < adapters; a++)
-    for (int i = 0; i < count; i++) tiles += inner_tiles(pairs_of(pairs, a, stage)[i]);
+#pragma unroll 1
+    for (int i = 0; i < share.pairs; i++) tiles += inner_tiles(pairs_of(pairs, share, a, stage)[i]);
   return tiles;
 }
 
@@ -34,15 +35,16 @@ struct InnerUnit {
 };
 
 // The pair of tile `tile` of all.
-__device__ __forceinline__ InnerUnit find_inner(const Pair* pairs, int stage, int count, int tile) {
+__device__ __forceinline__ InnerUnit find_inner(const Pair* pairs, const Share& share, int stage, int tile) {
   int a = 0, i = 0;
-  const Pair* pair = pairs_of(pairs, 0, stage);
+  const Pair* pair = pairs_of(pairs, share, 0, stage);
+#pragma unroll 1
   while (tile >= inner_tiles(*pair)) {
     tile -= inner_tiles(*pair);
     pair++;
-    if (++i == count) {
+    if (++i == share.pairs) {
       i = 0;
-      pair = pairs_of(pairs, ++a, stage);
+      pair = pairs_of(pairs, share, ++a, stage);
     }
   }
   return {pair, a, i, tile};

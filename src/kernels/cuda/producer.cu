@@ -98,7 +98,7 @@ struct Producer {
     const int tile = share.tile[group] + item++ * share.tile_step;
     if (tile >= inner_counts[stage]) return false;
     if (member >= share.part_tiles[group]) return true;
-    const InnerUnit unit = find_inner(pairs, stage, share.pairs, tile);
+    const InnerUnit unit = find_inner(pairs, share, stage, tile);
     const int row = unit.tile * 16 + lane / 4, width = share.width * share.splits;
     const int first = share.split * share.width + (share.part_first[group] + member) * DENSE_COLUMNS;
     low = reinterpret_cast<const u8*>(unit.pair->a + (u64)row * width + first) + lane % 4 * 16;
@@ -112,11 +112,12 @@ struct Producer {
 
   // The warp's next row tile, of one adapter after the other; false if there are none.
   __device__ __forceinline__ bool outer(int kind, const Share& share) {
+    if (inner_counts[stage] == 0) return false;
     const int end = share.first + min(row + share.round, share.rows);
     int tile = first_outer(kind, share.split, share.first + row) + (item * WARPS + warp) * share.splits;
     if (tile >= end) return false;
     const int index = outer_pair(kind, tile), g = lane / 4, t = lane % 4;
-    const Pair* all = pairs_of(pairs, adapter, stage);
+    const Pair* all = pairs_of(pairs, share, adapter, stage);
     left = outer_tiles(all, kind, index) * DENSE_SLOTS;
     const Pair &one = all[index], &other = all[kind == GATE_UP_STAGE ? 1 : index];
     const u64 first = kind == GATE_UP_STAGE ? tile * 8 + g : tile * 16 + g, second = kind == GATE_UP_STAGE ? first : first + 8;

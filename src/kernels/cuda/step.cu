@@ -37,7 +37,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) step(const __grid_const
   }
   __syncthreads();
 #if LORA > 0
-  for (int i = threadIdx.x; i <= 4 * LAYERS; i += THREADS) inner_counts[i] = all_inner_tiles(pairs, step.adapter_count, i, shares[kind_of(i)].pairs);
+  for (int i = threadIdx.x; i <= 4 * LAYERS; i += THREADS) inner_counts[i] = all_inner_tiles(pairs, shares[kind_of(i)], step.adapter_count, i);
   __syncthreads();
 #endif
   Producer producer(step, layers, shares, pairs, inner_counts, my_ring);
@@ -59,50 +59,6 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) step(const __grid_const
     }
     __syncthreads();
   };
-
-  // Sums over the block, in fixed order: the two values of each sequence.
-  auto reduce = [&](auto& sum, auto& largest) {
-    constexpr int COUNT = sizeof(sum) / sizeof(float);
-#pragma unroll
-    for (int b = 0; b < COUNT; b++) {
-#pragma unroll
-      for (int d = 16; d > 0; d /= 2) {
-        sum[b] += __shfl_xor_sync(0xffffffffu, sum[b], d);
-        largest[b] = fmaxf(largest[b], __shfl_xor_sync(0xffffffffu, largest[b], d));
-      }
-      if (lane == 0) {
-        reduced[b * WARPS + warp] = sum[b];
-        reduced[(BATCH + b) * WARPS + warp] = largest[b];
-      }
-    }
-    __syncthreads();
-#pragma unroll
-    for (int b = 0; b < COUNT; b++) {
-      sum[b] = 0;
-      largest[b] = 0;
-#pragma unroll
-      for (int w = 0; w < WARPS; w++) {
-        sum[b] += reduced[b * WARPS + w];
-        largest[b] = fmaxf(largest[b], reduced[(BATCH + b) * WARPS + w]);
-      }
-    }
-  };
-
-  // The power of two that brings `largest` into f16's range; `factor` undoes it and multiplies by `by`.
-  auto scale_of = [&](float largest, bool half, float by, float& factor) {
-    float scale = 1.f;
-    factor = by;
-    if (half && largest > 0.f) {
-      int e = (__float_as_int(largest) >> 23) - 127;
-      e = max(-100, min(100, e - 14));
-      scale = power_of_two(-e);
-      factor *= power_of_two(e);
-    }
-    return scale;
-  };
-
-  // Two activations in the type of a stage's products. f16 is scaled by a power of two; `factors` undoes it.
-  auto packed = [&](float x, float y, bool half) { return half ? two_f16(x, y) : two(x, y); };
 
   // Residual (`base`, or the token's embedding) + `count` parts of the previous stage -> `keep` (this block's slice) and, normed,
   // the activations.
@@ -156,7 +112,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) step(const __grid_const
         }
       }
     }
-    reduce(sum, largest);
+    reduce(sum, largest, reduced);
 #pragma unroll
     for (int m = 0; m < MINE; m++) {
       const int b = GATHER ? blockIdx.x : m;
@@ -193,7 +149,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) step(const __grid_const
         largest[b] = fmaxf(largest[b], fmaxf(fabsf(values[b][i].x), fabsf(values[b][i].y)));
       }
     }
-    reduce(sum, largest);
+    reduce(sum, largest, reduced);
 #pragma unroll
     for (int b = 0; b < BATCH; b++) {
       float factor;
@@ -240,60 +196,12 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) step(const __grid_const
     if (++slot == STAGES) slot = 0;
   };
 
-  // The ring's next tile of codes times x, of which `x` points to this lane's row and columns.
+  // The ring's next tile of codes, see multiply_tile.
   auto take_tile = [&](float* s, const u16* x) {
     asm volatile("cp.async.wait_group %0;" ::"n"(STAGES - 2) : "memory");
     __syncwarp();
-    const uint4* data = reinterpret_cast<const uint4*>(my_slots + slot * SLOT_BYTES);
-    const uint4 A = data[lane], B = data[32 + lane];
-    const uint2 S = reinterpret_cast<const uint2*>(data + 64)[g];
-    const u32 a[4] = {A.x, A.y, A.z, A.w}, b[4] = {B.x, B.y, B.z, B.w};
-#if FORM == 0
-    // Two values of a byte of codes; each lane has a bank of its own.
-    auto value = [&](u32 bits) { return *reinterpret_cast<const u32*>(memory + ((bits & 0x7f80) | lane * 4)); };
-    // Scales of both blocks of row g, of row g + 8.
-    const float f[4] = {half_to_float((u16)S.x), half_to_float((u16)(S.x >> 16)), half_to_float((u16)S.y), half_to_float((u16)(S.y >> 16))};
-#else
-    // Scale and 1024 + zero of row g, of row g + 8.
-    const u32 zero = __byte_perm(S.x, S.x, 0x3232), other_zero = __byte_perm(S.y, S.y, 0x3232);
-    float c[4] = {0, 0, 0, 0};
-#endif
-#pragma unroll
-    for (int block = 0; block < 2; block++) {
-      uint4 x0 = {0, 0, 0, 0}, x1 = {0, 0, 0, 0};
-      if (BATCH == 8 || g < BATCH) {
-        const uint4* from = reinterpret_cast<const uint4*>(x + block * 64);
-        x0 = from[0];
-        x1 = from[1];
-      }
-      const u32 v[8] = {x0.x, x0.y, x0.z, x0.w, x1.x, x1.y, x1.z, x1.w};
-#if FORM == 0
-      float c[4] = {0, 0, 0, 0};
-#pragma unroll
-      for (int j = 0; j < 4; j++) {
-        // The bytes come to the place of an offset of the table: 32 times 4 bytes each.
-        const u32 p = a[block * 2 + (j >> 1)], q = b[block * 2 + (j >> 1)];
-        if (j & 1) mma_f16(c, value(p >> 9), value(q >> 9), value(p >> 17), value(q >> 17), v[2 * j], v[2 * j + 1]);
-        else mma_f16(c, value(p << 7), value(q << 7), value(p >> 1), value(q >> 1), v[2 * j], v[2 * j + 1]);
-      }
-      s[0] += c[0] * f[block];
-      s[1] += c[1] * f[block];
-      s[2] += c[2] * f[2 + block];
-      s[3] += c[3] * f[2 + block];
-#else
-#pragma unroll
-      for (int j = 0; j < 4; j++) {
-        const u32 p = a[block * 2 + (j >> 1)] >> (8 * (j & 1)), q = b[block * 2 + (j >> 1)] >> (8 * (j & 1));
-        mma_f16(c, less(p, zero), less(q, other_zero), less(p >> 4, zero), less(q >> 4, other_zero), v[2 * j], v[2 * j + 1]);
-      }
-#endif
-    }
-#if FORM != 0
-    const float scale = half_to_float((u16)S.x), other_scale = half_to_float((u16)S.y);
-    s[0] += c[0] * scale;
-    s[1] += c[1] * scale;
-    s[2] += c[2] * other_scale;
-    s[3] += c[3] * other_scale;
+#if CODED
+    multiply_tile(s, reinterpret_cast<const uint4*>(my_slots + slot * SLOT_BYTES), x, memory);
 #endif
     __syncwarp();
     next_slot();
@@ -312,36 +220,21 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) step(const __grid_const
     }
   };
 
+  // Fetches into its slots again.
   auto free_rows = [&]() {
     __syncwarp();
 #pragma unroll 1
     for (int i = 0; i < DENSE_SLOTS; i++) next_slot();
   };
 
-  // 16 rows x 32 columns.
-  auto multiply_rows = [&](float* s, const uint4& p, const uint4& q, const uint4& x) {
-    mma(s, p.x, q.x, p.y, q.y, x.x, x.y);
-    mma(s, p.z, q.z, p.w, q.w, x.z, x.w);
-  };
-
-  // 8 values, of a sequence that is there.
-  auto values_at = [&](const u16* from, bool there) { return there ? *reinterpret_cast<const uint4*>(from) : make_uint4(0, 0, 0, 0); };
   const bool is_there = BATCH == 8 || g < BATCH;
-
-  // A warp's sums of 16 rows.
-  auto keep = [&](float* out, const float* s) {
-    if (2 * t < BATCH) {
-      out[2 * t * 16 + g] = s[0];
-      out[2 * t * 16 + g + 8] = s[2];
-    }
-    if (2 * t + 1 < BATCH) {
-      out[(2 * t + 1) * 16 + g] = s[1];
-      out[(2 * t + 1) * 16 + g + 8] = s[3];
-    }
-  };
 
 #if LORA > 0
   const int group = warp / INNER_WARPS, member = warp % INNER_WARPS;
+  // Tasks of collect_inner that the block's warps have done and will have done, since the beginning.
+  __shared__ u32 collected;
+  if (threadIdx.x == 0) collected = 0;
+  u32 expected = 0;
 
   // This block's share of a x of the stage, for all to read.
   auto multiply_inner = [&](int stage, u32 tag) {
@@ -364,7 +257,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) step(const __grid_const
       sync_group(group);
       // The waiting blocks first.
       if (member == 0) {
-        const InnerUnit unit = find_inner(pairs, stage, share.pairs, tile);
+        const InnerUnit unit = find_inner(pairs, share, stage, tile);
         const int part = share.split * inner_parts(share.width) + share.part[group];
 #pragma unroll
         for (int i = lane; i < 16 * BATCH; i += 32) {
@@ -381,17 +274,17 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) step(const __grid_const
     }
   };
 
-  // scale * a x of the pairs `index` to `last` of the stage, as soon as all blocks have written their parts. Some lanes add the
-  // parts of one value; the last warps begin, as the first ones have the tiles of multiply_outer.
-  auto collect_inner = [&](auto stage_tag, int stage, u32 tag, int index, int last) {
-    using S = Shape<decltype(stage_tag)::kind>;
-    constexpr int parts = inner_parts(S::width) * S::splits, lanes = parts <= 10 ? 1 : parts <= 20 ? 2 : parts <= 40 ? 4 : 8;
-    constexpr int loads = (parts + lanes - 1) / lanes, ranks = 32 / lanes;
+  // scale * a x of the pairs `index` to `last` of the stage, as soon as all blocks have written their `parts`, at most MOST. Some
+  // lanes add the parts of one value; the last warps begin, as the first ones have the tiles of multiply_outer.
+  auto collect_inner = [&](auto most, int parts, int stage, u32 tag, int index, int last) {
+    constexpr int MOST = decltype(most)::kind, lanes = MOST <= 10 ? 1 : MOST <= 20 ? 2 : MOST <= 40 ? 4 : 8;
+    constexpr int loads = (MOST + lanes - 1) / lanes, ranks = 32 / lanes;
     const int tasks = (last + 1 - index) * BATCH * (LORA / ranks);
+    expected += tasks;
 #pragma unroll 1
     for (int task = WARPS - 1 - warp; task < tasks; task += WARPS) {
       const int rank = task % (LORA / ranks) * ranks + lane % ranks, rest = task / (LORA / ranks), b = rest % BATCH, i = index + rest / BATCH;
-      const Pair* pair = pairs_of(pairs, max(adapters[b], 0), stage) + i;
+      const Pair* pair = pairs_of(pairs, shares[kind_of(stage)], max(adapters[b], 0), stage) + i;
       const bool there = adapters[b] >= 0 && rank < pair->rank;
       const u64* from = step.inner_parts + ((u64)(b * 3 + i) * most_parts() + lane / ranks) * LORA + rank;
       u64 part[loads];
@@ -407,6 +300,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) step(const __grid_const
 #pragma unroll
       for (int d = 16; d >= ranks; d /= 2) sum += __shfl_xor_sync(0xffffffffu, sum, d);
       if (lane < ranks) inner_xs[b * INNER_STRIDE + i * LORA + rank] = (u16)two(there ? sum * pair->scale : 0.f, 0.f);
+      __syncwarp();
+      if (lane == 0) asm volatile("red.release.cta.shared.add.u32 [%0], 1;" ::"r"(shared_address(&collected)) : "memory");
     }
   };
 
@@ -415,14 +310,18 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) step(const __grid_const
     const int kind = kind_of(stage);
     const Share& share = shares[kind];
     const int start = share.first + row, end = share.first + min(row + share.round, share.rows);
+    u32 seen = expected - 1;
 #pragma unroll 1
     for (int tile = first_outer(kind, share.split, start) + warp * share.splits; tile < end; tile += WARPS * share.splits) {
+      while ((int)(seen - expected) < 0) asm volatile("ld.acquire.cta.shared.u32 %0, [%1];" : "=r"(seen) : "r"(shared_address(&collected)) : "memory");
+      __syncwarp();
       int of_pair = tile;
       const int index = outer_pair(kind, of_pair);
       float s[4] = {0, 0, 0, 0};
+      keep(sums + (tile - start) * 16 * BATCH, s);
 #pragma unroll 1
       for (int a = 0; a < step.adapter_count; a++) {
-        const int tiles = outer_tiles(pairs_of(pairs, a, stage), kind, index);
+        const int tiles = outer_tiles(pairs_of(pairs, share, a, stage), kind, index);
         const bool mine = is_there && adapters[g % BATCH] == a;
         const u16* x = inner_xs + g * INNER_STRIDE + index * LORA + 8 * t;
 #pragma unroll 1
@@ -433,17 +332,16 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) step(const __grid_const
             multiply_rows(s, p, none, v);
             multiply_rows(s, none, q, values_at(x + LORA + 32 * i, mine));
           });
+          keep(sums + (tile - start) * 16 * BATCH, s);
           free_rows();
         }
       }
-      keep(sums + (tile - start) * 16 * BATCH, s);
     }
-    __syncthreads();
   };
 #endif
 
   // The sums of a round's rows, from `acc`.
-  auto add_up = [&](auto stage_tag, int row, const Layer& layer) {
+  auto add_up = [&](auto stage_tag, int stage, int row, const Layer& layer) {
     constexpr int kind = decltype(stage_tag)::kind, lines = kind == GATE_UP_STAGE ? 8 : 16;
     using S = Shape<kind>;
     const Share& share = shares[kind];
@@ -453,7 +351,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) step(const __grid_const
       const int line = i % lines, rest = i / lines, b = rest % BATCH, r = rest / BATCH, tile = share.first + row + r;
       const float* from = acc + r * S::chunks * 16 * BATCH + b * 16 + line;
       const float* lora = loras + (r * BATCH + b) * 16 + line;
-      const bool adds = LORA > 0 && tile % S::splits == share.split;
+      const bool adds = LORA > 0 && inner_counts[stage] > 0 && tile % S::splits == share.split;
       float2 sums = make_float2(0, 0), other = make_float2(0, 0);
 #pragma unroll
       for (int c = 0; c < S::chunks; c++) sums.x += from[c * 16 * BATCH];
@@ -487,8 +385,9 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) step(const __grid_const
     const u16* x = xs + g * (share.width + 8) + (coded ? 16 : 8) * t;
 #if LORA > 0
     const u32 tag = step.epoch * (4 * LAYERS + 1) + stage;
-    bool collected = false;
-    multiply_inner(stage, tag);
+    const bool adapted = inner_counts[stage] > 0;
+    bool done = !adapted;
+    if (adapted) multiply_inner(stage, tag);
 #endif
 #pragma unroll 1
     for (int row = 0; row < share.rows; row += share.round) {
@@ -500,11 +399,14 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) step(const __grid_const
 #pragma unroll 1
       for (;; unit++) {
 #if LORA > 0
-        if (!collected && unit >= middle) {
+        if (!done && unit >= middle) {
           int first = share.first, end = share.first + share.rows - 1;
           const int index = outer_pair(kind, first), last_index = kind == GATE_UP_STAGE ? 1 : outer_pair(kind, end);
-          by_kind(kind, [&](auto stage_tag) { collect_inner(stage_tag, stage, tag, index, last_index); });
-          collected = true;
+          constexpr int wide = inner_parts(HIDDEN), o = KV_HEADS * inner_parts(GROUP * DIM);
+          const int parts = share.splits * inner_parts(share.width);
+          if (kind == DOWN_STAGE) collect_inner(Tag<SPLITS * inner_parts(INTER / SPLITS)>(), parts, stage, tag, index, last_index);
+          else collect_inner(Tag<(wide > o ? wide : o)>(), parts, stage, tag, index, last_index);
+          done = true;
         }
 #endif
         if (unit >= last_unit) break;
@@ -523,11 +425,11 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) step(const __grid_const
         keep(acc + unit * 16 * BATCH, s);
         if (++chunk == chunks) chunk = column = 0;
       }
-      __syncthreads();
 #if LORA > 0
-      multiply_outer(stage, row, acc + share.round * chunks * 16 * BATCH);
+      if (adapted) multiply_outer(stage, row, acc + share.round * chunks * 16 * BATCH);
 #endif
-      by_kind(kind, [&](auto stage_tag) { add_up(stage_tag, row, layer); });
+      __syncthreads();
+      by_kind(kind, [&](auto stage_tag) { add_up(stage_tag, stage, row, layer); });
       if (row + share.round < share.rows) __syncthreads();
     }
   };
@@ -565,7 +467,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) step(const __grid_const
   };
 
   auto mark = [&](int i) {
-    if (step.times != nullptr && blockIdx.x == 0 && threadIdx.x == 0) {
+    if (TIMES && step.times != nullptr && blockIdx.x == 0 && threadIdx.x == 0) {
       u64 now;
       asm volatile("mov.u64 %0, %%globaltimer;" : "=l"(now));
       step.times[i] = now;

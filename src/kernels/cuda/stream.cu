@@ -21,6 +21,10 @@
 #define DENSE_COLUMNS 64
 #define DENSE_SLOTS (CODED ? 2 : 1)
 #define SLOT_COLUMNS (DENSE_COLUMNS / DENSE_SLOTS)
+// Whether the kernel can write `times`.
+#ifndef TIMES
+#define TIMES 0
+#endif
 #ifndef STAGES
 #define STAGES 4
 #endif
@@ -91,7 +95,7 @@ struct Step {
   float* down_parts;        // [SPLITS][BATCH][HIDDEN]
   float* logits;            // [BATCH][VOCAB]
   u32* barrier;             // [2], zero before and after
-  u64* times;               // null, or [4 * LAYERS + 1][5]: activations ready, products, barrier; attention, barrier
+  u64* times;               // null, or, where TIMES, [4 * LAYERS + 1][5]: activations ready, products, barrier; attention, barrier
   u64* inner_parts;         // [BATCH][3][most_parts()][LORA]: a x, tagged; where LORA
   const Pair* adapters[8];  // of the step's adapters: [LAYERS][LAYER_PAIRS], and the head's
   float eps;
@@ -218,7 +222,7 @@ struct Share {
   int units[2][WARPS + 1];
   int at_chunk[2][WARPS + 1];
 #if LORA > 0
-  int pairs;
+  int pairs, first_pair;  // of the layer's
   // Of each group of warps: its part of the columns, and which of the rows' tiles it takes.
   int part[WARPS / INNER_WARPS], part_first[WARPS / INNER_WARPS], part_tiles[WARPS / INNER_WARPS], tile[WARPS / INNER_WARPS];
   int tile_step;
@@ -250,9 +254,8 @@ template <int KIND> __device__ void set_share(Share* shares) {
   }
   if (w <= WARPS) {
     for (int last = 0; last < 2; last++) {
-      const int count = last ? (rows + round - 1) % round + 1 : round;
-      const int units = (rows == 0 ? 0 : count) * S::chunks;
-      const int unit = units * w / WARPS, row = unit / S::chunks, chunk = unit - row * S::chunks;
+      const int count = rows == 0 ? 0 : last ? (rows + round - 1) % round + 1 : round;
+      const int units = count * S::chunks, unit = units * w / WARPS, row = unit / S::chunks, chunk = unit - row * S::chunks;
       share.units[last][w] = unit;
       share.at_chunk[last][w] = chunk;
       share.tiles[last][w] = row * S::columns + chunk * S::columns / S::chunks;
@@ -264,6 +267,7 @@ template <int KIND> __device__ void set_share(Share* shares) {
     constexpr int parts = inner_parts(S::width), tiles = S::width / DENSE_COLUMNS;
     const int step = max(1, blocks * (WARPS / INNER_WARPS) / parts), at = index + group * blocks, part = at % parts;
     share.pairs = S::pairs;
+    share.first_pair = KIND == O_STAGE ? 3 : KIND == GATE_UP_STAGE ? 4 : KIND == DOWN_STAGE ? 6 : 0;
     share.tile_step = step;
     share.part[group] = part;
     share.part_first[group] = part * tiles / parts;
