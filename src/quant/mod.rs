@@ -4,6 +4,7 @@ pub mod awq;
 mod config;
 pub mod nf4;
 mod storage;
+pub mod tiles;
 mod weight;
 
 pub use self::config::{Awq, BitsAndBytes, Quantization};

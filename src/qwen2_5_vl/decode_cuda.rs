@@ -9,24 +9,37 @@ use tch::{Device, Kind, Tensor};
 use super::kv_cache::KvCache;
 use super::language::{LanguageModel, Layer};
 use super::linear::{Linear, LinearWeight};
-use super::lora::AdapterIndex;
+use super::lora::{AdapterIndex, Lora};
 use super::{Activation, TextConfig};
-use crate::kernels::cuda::{LayerPointers, SequencePointers, StepForm, StepKernel, StepShape, StepWeights};
-use crate::quant::nf4::{Arrangement, QuantType, Tiles, arrange};
+use crate::kernels::cuda::{
+    LayerPointers, MAX_RANK, PairPointers, RANK_UNIT, SequencePointers, StepAdapters, StepForm, StepKernel,
+    StepShape, StepWeights,
+};
+use crate::quant::nf4::QuantType;
+use crate::quant::tiles::{Arrangement, Tiles, arrange};
 use crate::{Error, Result};
 
 /// The kernel and its weights.
 pub(super) struct CudaStep {
     kernel: StepKernel,
     weights: StepWeights,
-    /// Whether each adapter leaves the language model as it is.
-    plain: Vec<bool>,
-    /// What the layers' pointers point to beside the layers' own tensors.
+    adapters: Vec<StepAdapter>,
+    /// What the pointers of layers and adapters point to beside the model's own tensors.
     _tensors: Vec<Tensor>,
 }
 
 // SAFETY: weights are only read, which libtorch allows on any thread; the kernel locks its buffers.
 unsafe impl Sync for CudaStep {}
+
+/// How the step applies an adapter.
+enum StepAdapter {
+    /// It leaves the layers and the output head as they are.
+    Plain,
+    /// u8: [`PairPointers`] of all layers and the head.
+    Pairs(Tensor),
+    /// It does not.
+    Refused,
+}
 
 impl TextConfig {
     fn step_shape(&self) -> StepShape {
@@ -53,7 +66,9 @@ impl CudaStep {
             Ok(form) => form,
             Err(reason) => return Ok(Err(reason)),
         };
-        let kernel = match StepKernel::new(model.device, model.kind, config.step_shape(), form) {
+        let mut tensors = Vec::new();
+        let (adapters, sizes) = adapters(model, &mut tensors)?;
+        let kernel = match StepKernel::new(model.device, model.kind, config.step_shape(), form, sizes) {
             Ok(kernel) => kernel,
             Err(reason) => return Ok(Err(reason)),
         };
@@ -66,7 +81,6 @@ impl CudaStep {
         if (model.layers.iter()).any(|layer| !fits(layer, form, &config, kernel.splits())) {
             return Ok(Err("weights that do not fit the kernel's tiles".into()));
         }
-        let mut tensors = Vec::new();
         let mut pointers = Vec::with_capacity(model.layers.len());
         let mut table = QuantType::Nf4;
         for layer in &mut model.layers {
@@ -83,17 +97,11 @@ impl CudaStep {
                 &mut tensors,
             )?);
         }
-        let plain = (0..model.adapters())
-            .map(|adapter| model.is_plain(Some(adapter)))
-            .collect();
         let float =
             |tensor: &Tensor| -> Result<Tensor> { Ok(tensor.f_to_kind(Kind::Float)?.f_contiguous()?) };
-        // SAFETY: plain values without padding (8-byte fields, then four f32), of as many bytes as the slice has.
-        let bytes = unsafe {
-            std::slice::from_raw_parts(pointers.as_ptr().cast::<u8>(), size_of_val(pointers.as_slice()))
-        };
         let weights = StepWeights {
-            layers: Tensor::f_from_slice(bytes)?.f_to_device(model.device)?,
+            // SAFETY: no padding: 8-byte fields, then four f32.
+            layers: unsafe { uploaded(&pointers, model.device) }?,
             head,
             norm: float(&model.norm.weight)?,
             inverse: float(&model.inverse)?,
@@ -104,15 +112,16 @@ impl CudaStep {
         Ok(Ok(Self {
             kernel,
             weights,
-            plain,
+            adapters,
             _tensors: tensors,
         }))
     }
 
     /// Whether the step serves sequences with `adapter` and room for `capacity` tokens.
     pub(super) fn serves(&self, adapter: AdapterIndex, capacity: usize) -> bool {
-        let plain = adapter.is_none_or(|index| self.plain.get(index).copied().unwrap_or(true));
-        plain && capacity <= self.kernel.max_positions()
+        let refused =
+            adapter.is_some_and(|index| matches!(self.adapters.get(index), Some(StepAdapter::Refused)));
+        !refused && capacity <= self.kernel.max_positions()
     }
 
     /// Sequences that fit a step.
@@ -122,15 +131,30 @@ impl CudaStep {
 
     /// Runs one token of each sequence: `(token, cache)`; logits `[sequences, vocab]` f32.
     pub(super) fn run(&self, model: &LanguageModel, sequences: &mut [(i64, &mut KvCache)]) -> Result<Tensor> {
-        let tokens: Vec<i64> = sequences.iter().map(|(token, _)| *token).collect();
-        // The base's embeddings: an adapter that changes them is not plain.
-        let embedding = model.embed(&tokens, None)?;
+        let embedding = embeddings(model, sequences)?;
+        // The adapters of this step, and the place of each sequence's among them.
+        let mut used: Vec<(usize, &Tensor)> = Vec::new();
         let pointers: Vec<SequencePointers> = sequences
             .iter()
             .enumerate()
-            .map(|(row, (_, cache))| cache.pointers(row))
+            .map(|(row, (_, cache))| {
+                let found = cache.adapter.and_then(|index| match self.adapters.get(index)? {
+                    StepAdapter::Pairs(pairs) => Some((index, pairs)),
+                    _ => None,
+                });
+                let place = found.map(|(index, pairs)| {
+                    used.iter()
+                        .position(|&(other, _)| other == index)
+                        .unwrap_or_else(|| {
+                            used.push((index, pairs));
+                            used.len() - 1
+                        })
+                });
+                cache.pointers(row, place)
+            })
             .collect();
-        let logits = self.kernel.run(&self.weights, &embedding, &pointers)?;
+        let adapters: Vec<&Tensor> = used.iter().map(|&(_, pairs)| pairs).collect();
+        let logits = self.kernel.run(&self.weights, &embedding, &pointers, &adapters)?;
         for (_, cache) in sequences {
             cache.length += 1;
             cache.next_position += 1;
@@ -140,7 +164,7 @@ impl CudaStep {
 }
 
 impl KvCache {
-    fn pointers(&self, row: usize) -> SequencePointers {
+    fn pointers(&self, row: usize, adapter: Option<usize>) -> SequencePointers {
         let (keys, values) = &self.layers[0];
         SequencePointers {
             keys: keys.data_ptr() as u64,
@@ -150,24 +174,93 @@ impl KvCache {
             length: self.length as i32,
             position: self.next_position as i32,
             row: row as i32,
+            adapter: adapter.map_or(-1, |place| place as i64),
         }
     }
 }
 
-impl LanguageModel {
-    /// Number of adapters.
-    fn adapters(&self) -> usize {
-        self.head.loras.0.len()
+/// `[sequences, hidden]`.
+fn embeddings(model: &LanguageModel, sequences: &[(i64, &mut KvCache)]) -> Result<Tensor> {
+    if sequences
+        .iter()
+        .any(|(_, cache)| model.embeds_with(cache.adapter))
+    {
+        let rows = sequences
+            .iter()
+            .map(|(token, cache)| model.embed(&[*token], cache.adapter));
+        return Ok(Tensor::f_cat(&rows.collect::<Result<Vec<_>>>()?, 0)?);
     }
+    let tokens: Vec<i64> = sequences.iter().map(|(token, _)| *token).collect();
+    model.embed(&tokens, None)
+}
 
-    /// Whether `adapter` leaves the language model as it is.
-    fn is_plain(&self, adapter: AdapterIndex) -> bool {
-        let linears = self.layers.iter().flat_map(|layer| linears(layer));
-        linears
-            .chain([&self.head])
-            .all(|linear| linear.loras.of(adapter).is_none())
-            && !self.embeds_with(adapter)
+/// How the step applies each of the model's adapters; what their pointers point to is kept in `tensors`.
+fn adapters(model: &LanguageModel, tensors: &mut Vec<Tensor>) -> Result<(Vec<StepAdapter>, StepAdapters)> {
+    let linears = || {
+        let layers = model.layers.iter().flat_map(|layer| linears(layer));
+        layers.chain([&model.head])
+    };
+    let mut sizes = StepAdapters::default();
+    let mut made = Vec::new();
+    for index in 0..model.head.loras.0.len() {
+        let rank = linears()
+            .map(|linear| linear.rank(Some(index)))
+            .max()
+            .unwrap_or(0);
+        made.push(match rank {
+            0 => StepAdapter::Plain,
+            1..=MAX_RANK => {
+                let pairs = linears().map(|linear| match linear.loras.of(Some(index)) {
+                    Some(lora) => pair(lora, model.kind, tensors),
+                    None => Ok(PairPointers::default()),
+                });
+                let pairs = pairs.collect::<Result<Vec<_>>>()?;
+                sizes.count += 1;
+                sizes.rank = sizes.rank.max(rank);
+                // SAFETY: no padding: two 8-byte fields and two of 4 bytes.
+                StepAdapter::Pairs(unsafe { uploaded(&pairs, model.device) }?)
+            }
+            _ => {
+                tracing::info!(
+                    "decoding with adapter {index} layer by layer: rank {rank}, the kernel has room for {MAX_RANK}"
+                );
+                StepAdapter::Refused
+            }
+        });
     }
+    Ok((made, sizes))
+}
+
+/// The pair's tensors, or copies that fit the kernel.
+fn pair(lora: &Lora, kind: Kind, tensors: &mut Vec<Tensor>) -> Result<PairPointers> {
+    let rank = lora.a.size()[0];
+    let more = (rank as usize).next_multiple_of(RANK_UNIT) as i64 - rank;
+    let mut at = |tensor: &Tensor, pad: [i64; 4]| -> Result<u64> {
+        let fits = more == 0 && (tensor.data_ptr() as u64).is_multiple_of(16);
+        let fitting = match fits {
+            true => tensor.f_to_kind(kind)?.f_contiguous()?,
+            false => tensor.f_to_kind(kind)?.f_constant_pad_nd(pad)?.f_contiguous()?,
+        };
+        let at = fitting.data_ptr() as u64;
+        tensors.push(fitting);
+        Ok(at)
+    };
+    Ok(PairPointers {
+        a: at(&lora.a, [0, 0, 0, more])?,
+        b: at(&lora.b, [0, more, 0, 0])?,
+        rank: (rank + more) as i32,
+        scale: lora.scale as f32,
+    })
+}
+
+/// The bytes of `values` on `device`.
+///
+/// # Safety
+/// `T` has no padding.
+unsafe fn uploaded<T: Copy>(values: &[T], device: Device) -> Result<Tensor> {
+    // SAFETY: as many initialized bytes as the slice has.
+    let bytes = unsafe { std::slice::from_raw_parts(values.as_ptr().cast::<u8>(), size_of_val(values)) };
+    Ok(Tensor::f_from_slice(bytes)?.f_to_device(device)?)
 }
 
 fn linears(layer: &Layer) -> [&Linear; 7] {
@@ -185,15 +278,20 @@ fn form_of(model: &LanguageModel) -> std::result::Result<StepForm, String> {
             LinearWeight::Dense(weight) if weight.kind() == model.kind => (StepForm::Rows, None),
             LinearWeight::Nf4(weight) => (StepForm::Tiles, Some(weight.quant_type())),
             LinearWeight::Dense(weight) => return Err(format!("{:?} weights", weight.kind())),
-            LinearWeight::Awq(_) => return Err("AWQ weights".into()),
+            LinearWeight::Awq(_) => (StepForm::GroupedTiles, None),
             LinearWeight::Tiled(_) => return Err("weights that are arranged already".into()),
         };
         if *form.get_or_insert(found) != found {
             return Err("weights in several forms".into());
         }
-        if linear.loras.all().any(super::lora::Lora::is_trained) {
-            return Err("an adapter that is being trained".into());
-        }
+    }
+    let all = model
+        .layers
+        .iter()
+        .flat_map(|layer| linears(layer))
+        .chain([&model.head]);
+    if all.flat_map(|linear| linear.loras.all()).any(Lora::is_trained) {
+        return Err("an adapter that is being trained".into());
     }
     form.map(|(form, _)| form)
         .ok_or_else(|| "a model without layers".into())
@@ -207,6 +305,7 @@ fn fits(layer: &Layer, form: StepForm, config: &TextConfig, splits: usize) -> bo
         .zip([1, 1, 1, kv_heads, 1, 1, splits])
         .all(|(linear, splits)| match &*linear.weight {
             LinearWeight::Nf4(weight) => weight.fits_tiles(splits),
+            LinearWeight::Awq(weight) => weight.fits_tiles(splits),
             LinearWeight::Dense(weight) => form == StepForm::Rows && weight.is_contiguous(),
             _ => false,
         })
@@ -244,7 +343,7 @@ fn arranged(
         units: [1.0; 4],
     };
     match form {
-        StepForm::Tiles => {
+        StepForm::Tiles | StepForm::GroupedTiles => {
             let mlp = &mut layer.mlp;
             let made = [
                 tiled(
@@ -297,14 +396,13 @@ fn arranged(
 
 /// Replaces the layers' weights by views of common tiles.
 fn tiled<const N: usize>(linears: [&mut Linear; N], arrangement: Arrangement) -> Result<Tiles> {
-    let weights: Vec<_> = linears
-        .iter()
-        .filter_map(|linear| match &*linear.weight {
-            LinearWeight::Nf4(weight) => Some(weight),
-            _ => None,
-        })
-        .collect();
-    let (tiles, parts) = arrange(&weights, arrangement)?;
+    let sources = linears.iter().map(|linear| match &*linear.weight {
+        LinearWeight::Nf4(weight) => weight.tile_source(),
+        LinearWeight::Awq(weight) => weight.tile_source(),
+        _ => Err(Error::Internal("a weight that does not fit tiles".into())),
+    });
+    let sources = sources.collect::<Result<Vec<_>>>()?;
+    let (tiles, parts) = arrange(&sources, arrangement)?;
     for (linear, part) in linears.into_iter().zip(parts) {
         linear.weight = Arc::new(LinearWeight::Tiled(part));
     }

@@ -11,7 +11,8 @@ use super::lora::{AdapterIndex, Lora, LoraRows, Loras};
 use crate::Result;
 use crate::kernels::cpu::{CodedMatrix, GroupedMatrix, Matrix, RowProduct};
 use crate::quant::awq::AwqWeight;
-use crate::quant::nf4::{Nf4Weight, TiledWeight};
+use crate::quant::nf4::Nf4Weight;
+use crate::quant::tiles::TiledWeight;
 use crate::torch::autograd;
 
 /// A weight matrix `[out, in]` in its storage format.
@@ -20,7 +21,7 @@ pub(super) enum LinearWeight {
     Dense(Tensor),
     /// NF4 or FP4 of bitsandbytes.
     Nf4(Nf4Weight),
-    /// NF4 or FP4 in the tiles of the GPU's decode step.
+    /// Any of the four-bit formats in the tiles of the GPU's decode step.
     Tiled(TiledWeight),
     /// AWQ.
     Awq(AwqWeight),

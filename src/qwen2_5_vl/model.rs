@@ -296,6 +296,11 @@ impl Model {
             .map_or(1, CudaStep::max_sequences)
     }
 
+    /// Whether one kernel of a GPU decodes a token of the sequence.
+    pub fn steps_in_one_kernel(&self, cache: &KvCache) -> bool {
+        self.step_for(cache).is_some()
+    }
+
     fn step_for(&self, cache: &KvCache) -> Option<&CudaStep> {
         let step = self.language.cuda_step.as_ref()?;
         step.serves(cache.adapter, cache.capacity()).then_some(step)

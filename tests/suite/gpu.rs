@@ -1,26 +1,38 @@
 //! What only a GPU computes: each test passes without one, where there is nothing to compute.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 
 use medical_vision::blackwell_compat::{Reductions, check};
 use medical_vision::checkpoint::Checkpoint;
+use medical_vision::data::CalibrationPage;
 use medical_vision::device::{DeviceChoice, select};
 use medical_vision::kernels::{cpu::Heads, cuda};
-use medical_vision::processing::Grid;
+use medical_vision::lora::{Adapter, LoraConfig, LoraPair};
+use medical_vision::processing::{DecodeLimits, Grid, decode};
 use medical_vision::quant::Quantization;
+use medical_vision::quant::awq::AwqWeight;
 use medical_vision::quant::nf4::{Nf4Weight, QuantType};
+use medical_vision::quant::tiles::{Arrangement, arrange};
 use medical_vision::quantize::{
     Watch,
+    awq::{AwqOptions, quantize_folder as quantize_awq},
     nf4::{Nf4Options, quantize_folder},
 };
-use medical_vision::qwen2_5_vl::{Config, LogitsToKeep, Model, ModelOptions, Packed, Sequence, TokenGrids};
+use medical_vision::qwen2_5_vl::{
+    AdapterIndex, Config, LogitsToKeep, Model, ModelOptions, Packed, Sequence, TokenGrids,
+};
 use tch::{Device, Kind, Tensor};
 
+use super::fixtures;
 use super::qwen2_5_vl::{
     folders::yarn_folder,
     goldens::{ids, max_abs, tensors},
 };
+
+fn nano() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("models/qwen25-vl-nano")
+}
 
 fn gpu() -> Option<Device> {
     let device = select(DeviceChoice::Auto).unwrap().device;
@@ -30,7 +42,7 @@ fn gpu() -> Option<Device> {
 /// The embedded model, quantized with `options`.
 fn quantized(options: &Nf4Options) -> (tempfile::TempDir, Checkpoint) {
     let home = tempfile::tempdir().unwrap();
-    let model = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/qwen25-vl-nano");
+    let model = nano();
     let target = home.path().join("made");
     let watch = Watch {
         stage: &|_, _, _| {},
@@ -177,7 +189,7 @@ fn load(checkpoint: &Checkpoint, config: &Config, kind: Kind, device: Device) ->
 #[test]
 fn sequences_with_a_shared_prefix_are_computed_as_alone() {
     let Some(device) = gpu() else { return };
-    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/qwen25-vl-nano");
+    let dir = nano();
     let config = Config::from_dir(&dir).unwrap();
     let checkpoint = Checkpoint::open(&dir).unwrap();
     let model = load(&checkpoint, &config, Kind::BFloat16, device);
@@ -236,7 +248,6 @@ fn yarn_on_a_gpu_computes_what_transformers_computes() {
     }
 }
 
-/// What `doctor` tries, and the sizes of a page by both ways.
 /// Tokens that are no image's, `count` of them.
 fn text_ids(seed: usize, count: usize) -> Vec<i64> {
     (0..count)
@@ -244,72 +255,202 @@ fn text_ids(seed: usize, count: usize) -> Vec<i64> {
         .collect()
 }
 
-/// One kernel a token: alone, beside others, and in the prompt's pass, in each form of the weights.
+/// The embedded model in AWQ.
+fn awq() -> (tempfile::TempDir, PathBuf) {
+    let home = tempfile::tempdir().unwrap();
+    let target = home.path().join("made");
+    let bytes = std::fs::read(fixtures().join("pages/small_meds.png")).unwrap();
+    let page = CalibrationPage {
+        image: decode(&bytes, &DecodeLimits::default()).unwrap(),
+        prompt: "Read the page.".to_owned(),
+        text: "Medication".to_owned(),
+    };
+    let options = AwqOptions {
+        rows: 64,
+        ..AwqOptions::default()
+    };
+    quantize_awq(&nano(), &target, &options, &[page], Device::Cpu, Watch::none()).unwrap();
+    (home, target)
+}
+
+/// Two adapters of the embedded model: its own, of rank 64, and one of rank 12 that leaves some layers out and changes the
+/// output head and the embeddings.
+fn two_adapters() -> [Adapter; 2] {
+    let own =
+        Adapter::read(&Path::new(env!("CARGO_MANIFEST_DIR")).join("models/qwen25-vl-nano-medical-lora"));
+    let config = LoraConfig {
+        r: 12,
+        ..LoraConfig::default()
+    };
+    let modules = Config::from_dir(&nano()).unwrap().linear_modules();
+    let mut made = Adapter::initial(config, &modules, 5).unwrap();
+    made.pairs
+        .retain(|name, _| !name.contains("k_proj") && !name.contains("layers.2.mlp.up"));
+    for (name, size) in [("lm_head", 0.2), ("model.embed_tokens", 0.05)] {
+        let random = |rows, columns| Tensor::randn([rows, columns], (Kind::Float, Device::Cpu)) * size;
+        let pair = LoraPair {
+            a: random(12, 256),
+            b: random(8192, 12),
+            scale: 0.5,
+        };
+        made.pairs.insert(name.to_owned(), pair);
+    }
+    for pair in made.pairs.values_mut() {
+        let random = Tensor::randn(pair.b.size(), (Kind::Float, Device::Cpu)) * 0.02;
+        pair.b = random.set_requires_grad(false);
+        pair.a = pair.a.detach();
+    }
+    [own.unwrap(), made]
+}
+
 #[test]
 fn a_decode_step_gives_a_sequence_what_it_gets_alone_and_in_a_prompt() {
     let Some(device) = gpu() else { return };
-    let nano = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/qwen25-vl-nano");
+    steps_of(&nano(), device);
+}
+
+#[test]
+fn a_decode_step_in_nf4_gives_a_sequence_what_it_gets_alone_and_in_a_prompt() {
+    let Some(device) = gpu() else { return };
+    let (_home, checkpoint) = quantized(&Nf4Options::default());
+    steps_of(checkpoint.dir(), device);
+}
+
+#[test]
+fn a_decode_step_in_fp4_gives_a_sequence_what_it_gets_alone_and_in_a_prompt() {
+    let Some(device) = gpu() else { return };
     let fp4 = Nf4Options {
         quant_type: QuantType::Fp4,
         ..Nf4Options::default()
     };
-    let made = [quantized(&Nf4Options::default()), quantized(&fp4)];
-    let folders = [nano.as_path(), made[0].1.dir(), made[1].1.dir()];
-    for (folder, kind) in folders
-        .iter()
-        .flat_map(|&folder| [(folder, Kind::BFloat16), (folder, Kind::Half)])
-    {
-        let config = Config::from_dir(folder).unwrap();
-        let quantization = Quantization::from_dir(folder).unwrap();
-        let checkpoint = Checkpoint::open(folder).unwrap();
-        let model = Model::load(
-            &checkpoint,
-            &config,
-            &quantization,
-            &ModelOptions::new(kind, device),
-        )
-        .unwrap();
-        assert_eq!(
-            model.sequences_per_step(),
-            8,
-            "{} has no step in {kind:?}",
-            folder.display()
-        );
-        let lengths = [1, 5, 127, 128, 129, 300, 40, 77];
-        let prompts: Vec<Vec<i64>> = lengths.iter().enumerate().map(|(i, &n)| text_ids(i, n)).collect();
-        let (steps, room) = (6, 320);
-        let prefilled = |ids: &[i64]| {
-            let mut cache = model.cache(room).unwrap();
-            let done = model
-                .prefill(ids, None, &[], &mut cache, LogitsToKeep::Last)
-                .unwrap();
-            (cache, model.logits(&done.hidden).unwrap())
+    let (_home, checkpoint) = quantized(&fp4);
+    steps_of(checkpoint.dir(), device);
+}
+
+#[test]
+fn a_decode_step_in_awq_gives_a_sequence_what_it_gets_alone_and_in_a_prompt() {
+    let Some(device) = gpu() else { return };
+    let (_home, folder) = awq();
+    steps_of(&folder, device);
+}
+
+/// One kernel a token: alone, beside others, and in the prompt's pass, with and without adapters.
+fn steps_of(folder: &Path, device: Device) {
+    let adapters = two_adapters();
+    let adapters: Vec<&Adapter> = adapters.iter().collect();
+    let config = Config::from_dir(folder).unwrap();
+    let quantization = Quantization::from_dir(folder).unwrap();
+    let checkpoint = Checkpoint::open(folder).unwrap();
+    for kind in [Kind::BFloat16, Kind::Half] {
+        let load = |adapters| {
+            let options = ModelOptions {
+                adapters,
+                ..ModelOptions::new(kind, device)
+            };
+            Model::load(&checkpoint, &config, &quantization, &options).unwrap()
         };
-        let mut caches: Vec<_> = prompts.iter().map(|ids| prefilled(ids).0).collect();
-        let mut together = Vec::new();
-        for step in 0..steps {
-            let mut all: Vec<_> = caches
-                .iter_mut()
-                .enumerate()
-                .map(|(i, cache)| (text_ids(i + step, 1)[0], cache))
-                .collect();
-            together.push(model.decode_together(&mut all).unwrap());
+        let what = format!("{kind:?}");
+        // The prompt's pass rounds activations, and four-bit weights, to the model's type.
+        let tolerance = if kind == Kind::BFloat16 { 0.06 } else { 0.03 };
+        let base = steps_agree(&load(&[]), &[None], (&what, tolerance));
+        let mixed = steps_agree(&load(&adapters), &[Some(0), None, Some(1)], (&what, tolerance));
+        // Sequences without an adapter are those of a model without any.
+        for i in [1, 4, 7] {
+            assert!(mixed[i].equal(&base[i]), "{what}: sequence {i}");
         }
-        for (i, prompt) in prompts.iter().enumerate() {
-            let (mut cache, _) = prefilled(prompt);
-            let mut ids = prompt.clone();
-            for (step, together) in together.iter().enumerate() {
-                let token = text_ids(i + step, 1)[0];
-                ids.push(token);
-                let alone = model.decode(token, &mut cache).unwrap();
-                assert!(
-                    alone.equal(&together.narrow(0, i as i64, 1)),
-                    "sequence {i}, step {step}"
-                );
-                let (_, whole) = prefilled(&ids);
-                let off =
-                    (&alone - &whole).abs().max().double_value(&[]) / whole.abs().max().double_value(&[]);
-                assert!(off < 0.03, "{kind:?}, sequence {i}, step {step}: {off}");
+        for i in [0, 2] {
+            let off = relative(&mixed[i], &base[i]);
+            assert!(off > 0.05, "{what}: the adapter of sequence {i} changes {off}");
+        }
+    }
+}
+
+/// Decodes eight sequences with `adapters` in turn; their logits after some tokens.
+fn steps_agree(model: &Model, adapters: &[AdapterIndex], (what, tolerance): (&str, f64)) -> Vec<Tensor> {
+    assert_eq!(model.sequences_per_step(), 8, "{what} has no step");
+    let lengths = [1, 5, 127, 128, 129, 300, 40, 77];
+    let prompts: Vec<Vec<i64>> = lengths.iter().enumerate().map(|(i, &n)| text_ids(i, n)).collect();
+    let (steps, room) = (6, 320);
+    let prefilled = |i: usize, ids: &[i64]| {
+        let adapter = adapters[i % adapters.len()];
+        let mut cache = model.cache_with(room, adapter).unwrap();
+        assert!(
+            model.steps_in_one_kernel(&cache),
+            "{what}: no step for {adapter:?}"
+        );
+        let done = model
+            .prefill(ids, None, &[], &mut cache, LogitsToKeep::Last)
+            .unwrap();
+        (cache, model.logits_with(&done.hidden, adapter).unwrap())
+    };
+    let mut caches: Vec<_> = prompts
+        .iter()
+        .enumerate()
+        .map(|(i, ids)| prefilled(i, ids).0)
+        .collect();
+    let mut together = Vec::new();
+    for step in 0..steps {
+        let mut all: Vec<_> = caches
+            .iter_mut()
+            .enumerate()
+            .map(|(i, cache)| (text_ids(i + step, 1)[0], cache))
+            .collect();
+        together.push(model.decode_together(&mut all).unwrap());
+    }
+    for (i, prompt) in prompts.iter().enumerate() {
+        let (mut cache, _) = prefilled(i, prompt);
+        let mut ids = prompt.clone();
+        for (step, together) in together.iter().enumerate() {
+            let token = text_ids(i + step, 1)[0];
+            ids.push(token);
+            let alone = model.decode(token, &mut cache).unwrap();
+            assert!(
+                alone.equal(&together.narrow(0, i as i64, 1)),
+                "{what}: sequence {i}, step {step}"
+            );
+            let off = relative(&alone, &prefilled(i, &ids).1);
+            assert!(off < tolerance, "{what}: sequence {i}, step {step}: {off}");
+        }
+    }
+    let last = &together[steps - 1];
+    (0..8).map(|i| last.narrow(0, i, 1)).collect()
+}
+
+/// The largest difference, as a share of the largest value.
+fn relative(found: &Tensor, expected: &Tensor) -> f64 {
+    (found - expected).abs().max().double_value(&[]) / expected.abs().max().double_value(&[])
+}
+
+#[test]
+fn awq_tiles_are_dequantized_as_the_weights_are() {
+    let Some(device) = gpu() else { return };
+    let (_home, folder) = awq();
+    let checkpoint = Checkpoint::open(&folder).unwrap();
+    let Quantization::Awq(settings) = Quantization::from_dir(&folder).unwrap() else {
+        panic!("no AWQ folder");
+    };
+    let load = |name: &str, shape| {
+        let name = format!("model.layers.1.mlp.{name}_proj.weight");
+        AwqWeight::load(&checkpoint, &settings, &name, shape, device)
+            .unwrap()
+            .unwrap()
+    };
+    let down = vec![load("down", [256, 768])];
+    let both = vec![load("gate", [768, 256]), load("up", [768, 256])];
+    for (weights, arrangement) in [(down, Arrangement::Stacked(2)), (both, Arrangement::Interleaved)] {
+        assert!(weights.iter().all(|weight| weight.fits_tiles(2)));
+        let sources: Vec<_> = weights
+            .iter()
+            .map(|weight| weight.tile_source().unwrap())
+            .collect();
+        let (_, tiled) = arrange(&sources, arrangement).unwrap();
+        for (weight, tiled) in weights.iter().zip(&tiled) {
+            for kind in [Kind::BFloat16, Kind::Half] {
+                let mut expected = Tensor::empty([weight.shape().0, weight.shape().1], (kind, device));
+                let restored = expected.empty_like();
+                weight.dequantize_into(&mut expected).unwrap();
+                tiled.dequantize_into(&restored).unwrap();
+                assert!(restored.equal(&expected), "{arrangement:?} {kind:?}");
             }
         }
     }
@@ -360,6 +501,7 @@ fn pages_look_the_same_on_a_gpu() {
     assert!(padded >= 3, "nothing is padded");
 }
 
+/// What `doctor` tries, and the sizes of a page by both ways.
 #[test]
 fn integer_products_on_a_gpu_are_the_cpus() {
     let Some(device) = gpu() else { return };

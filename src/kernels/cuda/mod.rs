@@ -1,13 +1,14 @@
 //! Kernels for NVIDIA GPUs, compiled on first use.
 //!
 //! `nf4.cu` dequantizes NF4 and FP4 weights in one pass, and multiplies them with one row without dequantizing them first;
-//! `elementwise.cu` has rotary embeddings and gated activations; `step.cu` runs a whole decode step. NVRTC, which comes with libtorch's CUDA libraries, compiles
-//! them for the GPU at hand, without nvcc or a list of GPUs. A failure is logged once, and libtorch's operations are used.
+//! `elementwise.cu` has rotary embeddings and gated activations; `tiles.cu` dequantizes the decode step's tiles. `step.cu` runs a
+//! whole decode step, with `stream.cu` (shapes, shared sizes), `producer.cu` (loads), `attention.cu` and `lora.cu`. NVRTC, which comes with libtorch's CUDA libraries, compiles them for the GPU at hand, without nvcc or a list of GPUs. A failure is logged once, and libtorch's operations are used.
 
 mod compiler;
 mod elementwise;
 mod launch;
 mod step;
+mod step_shape;
 mod tiles;
 
 use tch::{Device, Kind, Tensor};
@@ -15,8 +16,10 @@ use tch::{Device, Kind, Tensor};
 pub use self::elementwise::{Rotation, gated, gated_backward};
 use self::launch::{Argument, Kernels, STATIC_BYTES};
 pub use self::step::{
-    LayerPointers, MAX_SEQUENCES, SequencePointers, StepForm, StepKernel, StepShape, StepWeights,
+    LAYER_PAIRS, LayerPointers, MAX_RANK, MAX_SEQUENCES, PairPointers, RANK_UNIT, SequencePointers,
+    StepKernel, StepWeights,
 };
+pub use self::step_shape::{StepAdapters, StepForm, StepShape};
 pub use self::tiles::{TILE_BYTES, TilePart, TiledTensor};
 use crate::Result;
 

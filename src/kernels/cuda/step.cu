@@ -7,13 +7,13 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) step(const __grid_const
   float* acc = reinterpret_cast<float*>(ring + WARPS * STAGES * SLOT_BYTES);
   float* reduced = acc + ACC_FLOATS;                       // [2][BATCH][WARPS]
   float* factors = reduced + 2 * BATCH * WARPS;            // [BATCH]
-  u8* inputs = reinterpret_cast<u8*>(factors + 32);        // activations of the stage, 16 bits; attention: its own use
+  u16* inner_xs = reinterpret_cast<u16*>(factors + 32);    // [BATCH][INNER_STRIDE], a x; where LORA
+  Pair* pairs = reinterpret_cast<Pair*>(inner_xs + (LORA > 0 ? BATCH * INNER_STRIDE : 0));
+  u8* inputs = reinterpret_cast<u8*>(pairs) + PAIRS_BYTES;  // activations of the stage, 16 bits; attention: its own use
   u16* xs = reinterpret_cast<u16*>(inputs);
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = lane / 4, t = lane % 4;
   if (FORM == 0)
     for (int i = threadIdx.x; i < 256 * 32; i += THREADS) table[i] = step.pairs[i / 32];
-  // Two values of a byte of codes; each lane has a bank of its own.
-  auto value = [&](u32 byte) { return table[(byte & 255) * 32 + lane]; };
   const u32 my_ring = shared_address(ring + warp * STAGES * SLOT_BYTES);
   const u8* my_slots = ring + warp * STAGES * SLOT_BYTES;
   __shared__ Share shares[KINDS];
@@ -25,13 +25,22 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) step(const __grid_const
   __shared__ Layer layers[LAYERS];
   for (int i = threadIdx.x; i < (int)(sizeof(Layer) / 8 * LAYERS); i += THREADS)
     reinterpret_cast<u64*>(layers)[i] = reinterpret_cast<const u64*>(step.layers)[i];
-  __shared__ int lengths[BATCH], tokens[BATCH];
+  for (int a = 0; a < (LORA > 0 ? step.adapter_count : 0); a++)
+    for (int i = threadIdx.x; i < (int)(sizeof(Pair) / 8 * ADAPTER_PAIRS); i += THREADS)
+      reinterpret_cast<u64*>(pairs + a * ADAPTER_PAIRS)[i] = reinterpret_cast<const u64*>(step.adapters[a])[i];
+  __shared__ u16 inner_counts[4 * LAYERS + 1];  // all_inner_tiles; where LORA
+  __shared__ int lengths[BATCH], tokens[BATCH], adapters[BATCH];
   if (threadIdx.x < BATCH) {
     lengths[threadIdx.x] = step.sequences[threadIdx.x].length;
     tokens[threadIdx.x] = step.sequences[threadIdx.x].token;
+    adapters[threadIdx.x] = (int)step.sequences[threadIdx.x].adapter;
   }
   __syncthreads();
-  Producer producer(step.head, layers, shares, my_ring);
+#if LORA > 0
+  for (int i = threadIdx.x; i <= 4 * LAYERS; i += THREADS) inner_counts[i] = all_inner_tiles(pairs, shares[kind_of(i)], step.adapter_count, i);
+  __syncthreads();
+#endif
+  Producer producer(step, layers, shares, pairs, inner_counts, my_ring);
 #pragma unroll 1
   for (int i = 0; i < STAGES - 1; i++) producer.fetch(i);
   int slot = 0;
@@ -50,50 +59,6 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) step(const __grid_const
     }
     __syncthreads();
   };
-
-  // Sums over the block, in fixed order: the two values of each sequence.
-  auto reduce = [&](auto& sum, auto& largest) {
-    constexpr int COUNT = sizeof(sum) / sizeof(float);
-#pragma unroll
-    for (int b = 0; b < COUNT; b++) {
-#pragma unroll
-      for (int d = 16; d > 0; d /= 2) {
-        sum[b] += __shfl_xor_sync(0xffffffffu, sum[b], d);
-        largest[b] = fmaxf(largest[b], __shfl_xor_sync(0xffffffffu, largest[b], d));
-      }
-      if (lane == 0) {
-        reduced[b * WARPS + warp] = sum[b];
-        reduced[(BATCH + b) * WARPS + warp] = largest[b];
-      }
-    }
-    __syncthreads();
-#pragma unroll
-    for (int b = 0; b < COUNT; b++) {
-      sum[b] = 0;
-      largest[b] = 0;
-#pragma unroll
-      for (int w = 0; w < WARPS; w++) {
-        sum[b] += reduced[b * WARPS + w];
-        largest[b] = fmaxf(largest[b], reduced[(BATCH + b) * WARPS + w]);
-      }
-    }
-  };
-
-  // The power of two that brings `largest` into f16's range; `factor` undoes it and multiplies by `by`.
-  auto scale_of = [&](float largest, bool half, float by, float& factor) {
-    float scale = 1.f;
-    factor = by;
-    if (half && largest > 0.f) {
-      int e = (__float_as_int(largest) >> 23) - 127;
-      e = max(-100, min(100, e - 14));
-      scale = power_of_two(-e);
-      factor *= power_of_two(e);
-    }
-    return scale;
-  };
-
-  // Two activations in the type of a stage's products. f16 is scaled by a power of two; `factors` undoes it.
-  auto packed = [&](float x, float y, bool half) { return half ? two_f16(x, y) : two(x, y); };
 
   // Residual (`base`, or the token's embedding) + `count` parts of the previous stage -> `keep` (this block's slice) and, normed,
   // the activations.
@@ -147,7 +112,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) step(const __grid_const
         }
       }
     }
-    reduce(sum, largest);
+    reduce(sum, largest, reduced);
 #pragma unroll
     for (int m = 0; m < MINE; m++) {
       const int b = GATHER ? blockIdx.x : m;
@@ -184,320 +149,289 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) step(const __grid_const
         largest[b] = fmaxf(largest[b], fmaxf(fabsf(values[b][i].x), fabsf(values[b][i].y)));
       }
     }
-    reduce(sum, largest);
+    reduce(sum, largest, reduced);
 #pragma unroll
     for (int b = 0; b < BATCH; b++) {
       float factor;
-      const float scale = scale_of(largest[b], FORM == 0, 1.f, factor);
+      const float scale = scale_of(largest[b], CODED, 1.f, factor);
       if (threadIdx.x == 0) factors[b] = factor;
 #pragma unroll
       for (int i = 0; i < PAIRS; i++) {
         const int k = i * THREADS + threadIdx.x;
         if (k < WIDTH / 2)
-          reinterpret_cast<u32*>(xs + b * (WIDTH + 8))[k] = packed(values[b][i].x * scale, values[b][i].y * scale, FORM == 0);
+          reinterpret_cast<u32*>(xs + b * (WIDTH + 8))[k] = packed(values[b][i].x * scale, values[b][i].y * scale, CODED);
       }
     }
   };
 
-  // The sums of one output row, scaled, to where the next stage reads them.
-  auto finish = [&](int kind, const Layer& layer, const Share& share, int tile, int line, int b, float sum, float other) {
+  // The sums of one output row, scaled, and what LoRA adds, to where the next stage reads them.
+  auto finish = [&](int kind, const Layer& layer, const Share& share, int tile, int line, int b, float2 sums, float2 loras) {
     const int row = tile * 16 + line;
+    auto plus = [](float sum, float lora) { return LORA > 0 ? sum + lora : sum; };
     switch (kind) {
       case QKV_STAGE:
-        step.qkv[(u64)b * QKV + row] = sum * layer.units[0] + layer.bias[row];
+        step.qkv[(u64)b * QKV + row] = plus(sums.x * layer.units[0] + layer.bias[row], loras.x);
         break;
       case O_STAGE:
-        step.o_parts[(u64)(share.split * BATCH + b) * HIDDEN + row] = sum * layer.units[1];
+        step.o_parts[(u64)(share.split * BATCH + b) * HIDDEN + row] = plus(sums.x * layer.units[1], loras.x);
         break;
       case GATE_UP_STAGE: {
-        const float gate = sum * layer.units[2], up = other * layer.units[2];
+        const float gate = plus(sums.x * layer.units[2], loras.x), up = plus(sums.y * layer.units[2], loras.y);
         step.inner[(u64)b * INTER + tile * 8 + line] = gate / (1.f + __expf(-gate)) * up;
         break;
       }
       case DOWN_STAGE:
-        step.down_parts[(u64)(share.split * BATCH + b) * HIDDEN + row] = sum * layer.units[3];
+        step.down_parts[(u64)(share.split * BATCH + b) * HIDDEN + row] = plus(sums.x * layer.units[3], loras.x);
         break;
       default:
-        step.logits[(u64)b * VOCAB + row] = sum;
+        step.logits[(u64)b * VOCAB + row] = plus(sums.x, loras.x);
     }
   };
 
-  // The products of a stage, by rounds of row tiles whose sums fit `acc`.
-  auto products = [&](auto tag, const Layer& layer) {
-    constexpr int kind = decltype(tag)::kind;
-    using S = Shape<kind>;
-    const Share& share = shares[kind];
-    constexpr bool coded = FORM == 0 && kind != HEAD_STAGE;
-    constexpr int columns = S::columns, chunks = S::chunks, stride = S::columns * (coded ? 128 : DENSE_COLUMNS) + 8;
-    for (int row = 0; row < share.rows; row += share.round) {
-      const int last = share.rows - row <= share.round, last_unit = share.units[last][warp + 1];
-      int unit = share.units[last][warp], chunk = unit % chunks, column = chunk * columns / chunks;
-      for (; unit < last_unit; unit++) {
-        const int stop = (chunk + 1) * columns / chunks;
-        float s[4] = {0, 0, 0, 0};
+  // Frees the ring's first slot.
+  auto next_slot = [&]() {
+    int to = slot + STAGES - 1;
+    if (to >= STAGES) to -= STAGES;
+    producer.fetch(to);
+    if (++slot == STAGES) slot = 0;
+  };
+
+  // The ring's next tile of codes, see multiply_tile.
+  auto take_tile = [&](float* s, const u16* x) {
+    asm volatile("cp.async.wait_group %0;" ::"n"(STAGES - 2) : "memory");
+    __syncwarp();
+#if CODED
+    multiply_tile(s, reinterpret_cast<const uint4*>(my_slots + slot * SLOT_BYTES), x, memory);
+#endif
+    __syncwarp();
+    next_slot();
+  };
+
+  // The ring's next tile of 16-bit rows: `multiply(i, p, q)` with the values of its rows g and g + 8 from column 32 i + 8 t on.
+  auto read_rows = [&](auto&& multiply) {
+    asm volatile("cp.async.wait_group %0;" ::"n"(STAGES - 1 - DENSE_SLOTS) : "memory");
+    __syncwarp();
+#pragma unroll
+    for (int i = 0; i < 2; i++) {
+      int at = slot + i * (DENSE_SLOTS - 1);
+      if (at >= STAGES) at -= STAGES;
+      const uint4* data = reinterpret_cast<const uint4*>(my_slots + at * SLOT_BYTES + i * (2 - DENSE_SLOTS) * 1024);
+      multiply(i, data[lane], data[32 + lane]);
+    }
+  };
+
+  // Fetches into its slots again.
+  auto free_rows = [&]() {
+    __syncwarp();
 #pragma unroll 1
-        for (; column < stop; column++) {
-          asm volatile("cp.async.wait_group %0;" ::"n"(STAGES - 2) : "memory");
-          __syncwarp();
-          const uint4* data = reinterpret_cast<const uint4*>(my_slots + slot * SLOT_BYTES);
-          if (coded) {
-            const uint4 A = data[lane], B = data[32 + lane];
-            const uint2 S = reinterpret_cast<const uint2*>(data + 64)[g];
-            const u32 a[4] = {A.x, A.y, A.z, A.w}, b[4] = {B.x, B.y, B.z, B.w};
-            float f[4];
-            asm("{.reg .f16 a,b; mov.b32 {a,b}, %2; cvt.f32.f16 %0, a; cvt.f32.f16 %1, b;}" : "=f"(f[0]), "=f"(f[1]) : "r"(S.x));
-            asm("{.reg .f16 a,b; mov.b32 {a,b}, %2; cvt.f32.f16 %0, a; cvt.f32.f16 %1, b;}" : "=f"(f[2]), "=f"(f[3]) : "r"(S.y));
-#pragma unroll
-            for (int block = 0; block < 2; block++) {
-              uint4 x0 = {0, 0, 0, 0}, x1 = {0, 0, 0, 0};
-              if (BATCH == 8 || g < BATCH) {
-                const uint4* x = reinterpret_cast<const uint4*>(xs + g * stride + column * 128 + block * 64 + 16 * t);
-                x0 = x[0];
-                x1 = x[1];
-              }
-              const u32 v[8] = {x0.x, x0.y, x0.z, x0.w, x1.x, x1.y, x1.z, x1.w};
-              float c[4] = {0, 0, 0, 0};
-#pragma unroll
-              for (int j = 0; j < 4; j++) {
-                const u32 p = a[block * 2 + (j >> 1)] >> (16 * (j & 1)), q = b[block * 2 + (j >> 1)] >> (16 * (j & 1));
-                mma_f16(c, value(p), value(q), value(p >> 8), value(q >> 8), v[2 * j], v[2 * j + 1]);
-              }
-              s[0] += c[0] * f[block];
-              s[1] += c[1] * f[block];
-              s[2] += c[2] * f[2 + block];
-              s[3] += c[3] * f[2 + block];
-            }
-          } else {
-#pragma unroll
-            for (int i = 0; i < DENSE_COLUMNS / 32; i++) {
-              const uint4 p = data[2 * i * 32 + lane], q = data[(2 * i + 1) * 32 + lane];
-              uint4 x = {0, 0, 0, 0};
-              if (BATCH == 8 || g < BATCH) x = *reinterpret_cast<const uint4*>(xs + g * stride + column * DENSE_COLUMNS + i * 32 + 8 * t);
-              mma(s, p.x, q.x, p.y, q.y, x.x, x.y);
-              mma(s, p.z, q.z, p.w, q.w, x.z, x.w);
-            }
-          }
-          __syncwarp();
-          int to = slot + STAGES - 1;
-          if (to >= STAGES) to -= STAGES;
-          producer.fetch(to);
-          if (++slot == STAGES) slot = 0;
-        }
-        float* out = acc + unit * 16 * BATCH;
-        if (2 * t < BATCH) {
-          out[2 * t * 16 + g] = s[0];
-          out[2 * t * 16 + g + 8] = s[2];
-        }
-        if (2 * t + 1 < BATCH) {
-          out[(2 * t + 1) * 16 + g] = s[1];
-          out[(2 * t + 1) * 16 + g + 8] = s[3];
-        }
-        if (++chunk == chunks) chunk = column = 0;
+    for (int i = 0; i < DENSE_SLOTS; i++) next_slot();
+  };
+
+  const bool is_there = BATCH == 8 || g < BATCH;
+
+#if LORA > 0
+  const int group = warp / INNER_WARPS, member = warp % INNER_WARPS;
+  // Tasks of collect_inner that the block's warps have done and will have done, since the beginning.
+  __shared__ u32 collected;
+  if (threadIdx.x == 0) collected = 0;
+  u32 expected = 0;
+
+  // This block's share of a x of the stage, for all to read.
+  auto multiply_inner = [&](int stage, u32 tag) {
+    const int kind = kind_of(stage);
+    const Share& share = shares[kind];
+    float* sums = acc + ROUND_FLOATS + group * INNER_WARPS * 16 * BATCH;
+#pragma unroll 1
+    for (int tile = share.tile[group]; tile < inner_counts[stage]; tile += share.tile_step) {
+      const bool works = member < share.part_tiles[group];
+      const u16* x = xs + g * (share.width + 8) + (share.part_first[group] + member) * DENSE_COLUMNS + 8 * t;
+      float s[4] = {0, 0, 0, 0};
+      if (works) {
+        read_rows([&](int i, const uint4& p, const uint4& q) {
+          uint4 v = values_at(x + 32 * i, is_there);
+          if (CODED && kind != HEAD_STAGE) v = make_uint4(from_f16(v.x), from_f16(v.y), from_f16(v.z), from_f16(v.w));
+          multiply_rows(s, p, q, v);
+        });
       }
-      __syncthreads();
-      const int rows = min(share.round, share.rows - row);
-      const int lines = kind == GATE_UP_STAGE ? 8 : 16;
-      for (int i = threadIdx.x; i < rows * BATCH * lines; i += THREADS) {
-        const int line = i & (lines - 1), rest = kind == GATE_UP_STAGE ? i >> 3 : i >> 4, b = rest % BATCH, r = rest / BATCH;
-        const float* from = acc + r * chunks * 16 * BATCH + b * 16 + line;
-        float sum = 0, other = 0;
+      keep(sums + member * 16 * BATCH, s);
+      sync_group(group);
+      // The waiting blocks first.
+      if (member == 0) {
+        const InnerUnit unit = find_inner(pairs, share, stage, tile);
+        const int part = share.split * inner_parts(share.width) + share.part[group];
 #pragma unroll
-        for (int c = 0; c < chunks; c++) sum += from[c * 16 * BATCH];
-        if (kind == GATE_UP_STAGE) {
+        for (int i = lane; i < 16 * BATCH; i += 32) {
+          const int b = i / 16, rank = unit.tile * 16 + i % 16;
+          if (adapters[b] != unit.adapter || rank >= LORA) continue;
+          float sum = 0;
 #pragma unroll
-          for (int c = 0; c < chunks; c++) other += from[c * 16 * BATCH + 8];
+          for (int m = 0; m < INNER_WARPS; m++) sum += sums[m * 16 * BATCH + i];
+          store_tagged(step.inner_parts + ((u64)(b * 3 + unit.index) * most_parts() + part) * LORA + rank, sum * factors[b], tag);
         }
-        finish(kind, layer, share, share.first + row + r, line, b, sum * factors[b], other * factors[b]);
       }
-      if (row + share.round < share.rows) __syncthreads();
+      if (works) free_rows();
+      if (tile + share.tile_step < inner_counts[stage]) sync_group(group);
     }
   };
 
-  const int groups = 2, group = warp / 8, in_group = threadIdx.x % 256, group_warp = warp % 8;
-  auto group_sync = [&]() { asm volatile("bar.sync %0, 256;" ::"r"(group + 1) : "memory"); };
-
-  // Values k and k + DIM / 2 of a head, turned to `position`.
-  auto turn = [&](const float* head, int k, int position, u16& first, u16& second) {
-    float sine, cosine;
-    sincosf((float)position * step.inverse[k], &sine, &cosine);
-    sine *= step.rotary_factor;
-    cosine *= step.rotary_factor;
-    const float u = __ldcg(head + k), v = __ldcg(head + k + DIM / 2);
-    first = (u16)two(u * cosine - v * sine, 0.f);
-    second = (u16)two(v * cosine + u * sine, 0.f);
-  };
-
-  auto attention = [&](int layer) {
-    // Shared memory of a group: queries, statistics of its warps, their outputs.
-    constexpr int QUERY = DIM + 8;
-    constexpr int GROUP_BYTES = 8 * QUERY * 2 + 2 * 8 * 8 * 4 + 8 * GROUP * DIM * 4;
-    u8* mine = inputs + group * ((GROUP_BYTES + 127) / 128 * 128);
-    u16* queries = reinterpret_cast<u16*>(mine);
-    float* maxima = reinterpret_cast<float*>(mine + 8 * QUERY * 2);   // [8 warps][8 heads]
-    float* sums = maxima + 64;
-    float* outputs = sums + 64;                                       // [8 warps][GROUP][DIM]
-    const float by = 1.4426950408889634f * rsqrtf((float)DIM);
-    int total = 0;
+  // scale * a x of the pairs `index` to `last` of the stage, as soon as all blocks have written their `parts`, at most MOST. Some
+  // lanes add the parts of one value; the last warps begin, as the first ones have the tiles of multiply_outer.
+  auto collect_inner = [&](auto most, int parts, int stage, u32 tag, int index, int last) {
+    constexpr int MOST = decltype(most)::kind, lanes = MOST <= 10 ? 1 : MOST <= 20 ? 2 : MOST <= 40 ? 4 : 8;
+    constexpr int loads = (MOST + lanes - 1) / lanes, ranks = 32 / lanes;
+    const int tasks = (last + 1 - index) * BATCH * (LORA / ranks);
+    expected += tasks;
+#pragma unroll 1
+    for (int task = WARPS - 1 - warp; task < tasks; task += WARPS) {
+      const int rank = task % (LORA / ranks) * ranks + lane % ranks, rest = task / (LORA / ranks), b = rest % BATCH, i = index + rest / BATCH;
+      const Pair* pair = pairs_of(pairs, shares[kind_of(stage)], max(adapters[b], 0), stage) + i;
+      const bool there = adapters[b] >= 0 && rank < pair->rank;
+      const u64* from = step.inner_parts + ((u64)(b * 3 + i) * most_parts() + lane / ranks) * LORA + rank;
+      u64 part[loads];
 #pragma unroll
-    for (int b = 0; b < BATCH; b++) total += (lengths[b] / CHUNK + 1) * KV_HEADS;
-    for (int unit = blockIdx.x + group * gridDim.x; unit < total; unit += groups * gridDim.x) {
-      int b = 0, rest = unit, chunks = lengths[0] / CHUNK + 1;
-      while (rest >= chunks * KV_HEADS) {
-        rest -= chunks * KV_HEADS;
-        b++;
-        chunks = lengths[b] / CHUNK + 1;
-      }
-      const int head = rest % KV_HEADS, chunk = rest / KV_HEADS;
-      const Sequence& sequence = step.sequences[b];
-      const int length = sequence.length;
-      u16* keys = sequence.keys + layer * sequence.layer_stride + (u64)head * sequence.capacity * DIM;
-      u16* values = sequence.values + layer * sequence.layer_stride + (u64)head * sequence.capacity * DIM;
-      const float* qkv = step.qkv + (u64)b * QKV;
-      group_sync();
-      for (int i = in_group; i < 8 * DIM / 2; i += 256) {
-        const int h = i / (DIM / 2), k = i % (DIM / 2);
-        u16 first = 0, second = 0;
-        if (h < GROUP) turn(qkv + (head * GROUP + h) * DIM, k, sequence.position, first, second);
-        queries[h * QUERY + k] = first;
-        queries[h * QUERY + k + DIM / 2] = second;
-      }
-      if (chunk == chunks - 1) {
-        for (int i = in_group; i < DIM; i += 256) {
-          if (i < DIM / 2) {
-            u16* key = keys + (u64)length * DIM + i;
-            turn(qkv + (HEADS + head) * DIM, i, sequence.position, key[0], key[DIM / 2]);
-          } else {
-            const float* v = qkv + (HEADS + KV_HEADS + head) * DIM;
-            for (int k = 2 * (i - DIM / 2); k < 2 * (i - DIM / 2) + 2; k++) values[(u64)length * DIM + k] = (u16)two(__ldcg(v + k), 0.f);
-          }
-        }
-      }
-      group_sync();
-      const int start = chunk * CHUNK + group_warp * 16;
-      uint4 k[2][DIM / 32], rows[DIM / 64][4];
-#pragma unroll
-      for (int j = 0; j < 2; j++) {
-        const u16* key = keys + (u64)min(start + 8 * j + g, length) * DIM + 8 * t;
-#pragma unroll
-        for (int i = 0; i < DIM / 32; i++) k[j][i] = load_cg(key + 32 * i);
-      }
-#pragma unroll
-      for (int half = 0; half < DIM / 64; half++)
-#pragma unroll
-        for (int r = 0; r < 4; r++) {
-          const int position = min(start + (r / 2) * 8 + 2 * t + r % 2, length);
-          rows[half][r] = load_cg(values + (u64)position * DIM + half * 64 + 8 * g);
-        }
-      // Scores of 16 positions: rows are heads, columns positions.
-      float c[2][4] = {{0, 0, 0, 0}, {0, 0, 0, 0}};
-#pragma unroll
-      for (int j = 0; j < 2; j++)
-#pragma unroll
-        for (int i = 0; i < DIM / 32; i++) {
-          const uint4 q = *reinterpret_cast<const uint4*>(queries + g * QUERY + 32 * i + 8 * t);
-          mma(c[j], q.x, 0, q.y, 0, k[j][i].x, k[j][i].y);
-          mma(c[j], q.z, 0, q.w, 0, k[j][i].z, k[j][i].w);
-        }
-      float largest = -INFINITE;
-#pragma unroll
-      for (int j = 0; j < 2; j++)
-#pragma unroll
-        for (int e = 0; e < 2; e++) {
-          c[j][e] = start + 8 * j + 2 * t + e <= length ? c[j][e] * by : -INFINITE;
-          largest = fmaxf(largest, c[j][e]);
-        }
-      largest = fmaxf(largest, __shfl_xor_sync(0xffffffffu, largest, 1));
-      largest = fmaxf(largest, __shfl_xor_sync(0xffffffffu, largest, 2));
-      if (t == 0) maxima[group_warp * 8 + g] = largest;
-      group_sync();
-      float most = -INFINITE;
-#pragma unroll
-      for (int w = 0; w < 8; w++) most = fmaxf(most, maxima[w * 8 + g]);
+      for (int p = 0; p < loads; p++) part[p] = there && p * lanes + lane / ranks < parts ? load_tagged(from + p * lanes * LORA) : (u64)tag << 32;
       float sum = 0;
 #pragma unroll
-      for (int j = 0; j < 2; j++)
-#pragma unroll
-        for (int e = 0; e < 2; e++) {
-          c[j][e] = exp2f(c[j][e] - most);
-          sum += c[j][e];
-        }
-      sum += __shfl_xor_sync(0xffffffffu, sum, 1);
-      sum += __shfl_xor_sync(0xffffffffu, sum, 2);
-      if (t == 0) sums[group_warp * 8 + g] = sum;
-      const u32 p0 = two(c[0][0], c[0][1]), p1 = two(c[1][0], c[1][1]);
-#pragma unroll
-      for (int half = 0; half < DIM / 64; half++) {
-        float o[8][4];
-#pragma unroll
-        for (int j = 0; j < 8; j++) {
-          const u32 r[4] = {j / 2 == 0 ? rows[half][0].x : j / 2 == 1 ? rows[half][0].y : j / 2 == 2 ? rows[half][0].z : rows[half][0].w,
-                            j / 2 == 0 ? rows[half][1].x : j / 2 == 1 ? rows[half][1].y : j / 2 == 2 ? rows[half][1].z : rows[half][1].w,
-                            j / 2 == 0 ? rows[half][2].x : j / 2 == 1 ? rows[half][2].y : j / 2 == 2 ? rows[half][2].z : rows[half][2].w,
-                            j / 2 == 0 ? rows[half][3].x : j / 2 == 1 ? rows[half][3].y : j / 2 == 2 ? rows[half][3].z : rows[half][3].w};
-          const u32 select = j % 2 ? 0x7632 : 0x5410;
-          o[j][0] = o[j][1] = o[j][2] = o[j][3] = 0;
-          mma(o[j], p0, 0, p1, 0, __byte_perm(r[0], r[1], select), __byte_perm(r[2], r[3], select));
-        }
-        if (g < GROUP) {
-          float* to = outputs + (group_warp * GROUP + g) * DIM + half * 64 + 16 * t;
-#pragma unroll
-          for (int e = 0; e < 2; e++)
-#pragma unroll
-            for (int j = 0; j < 8; j += 4)
-              *reinterpret_cast<float4*>(to + 8 * e + j) = make_float4(o[j][e], o[j + 1][e], o[j + 2][e], o[j + 3][e]);
-        }
+      for (int p = 0; p < loads; p++) {
+        while ((u32)(part[p] >> 32) != tag) part[p] = load_tagged(from + p * lanes * LORA);
+        sum += __uint_as_float((u32)part[p]);
       }
-      group_sync();
-      const u64 at = ((u64)b * step.chunks + chunk) * HEADS + head * GROUP;
-      for (int i = in_group; i < GROUP * DIM; i += 256) {
-        float value = 0;
+      __syncwarp();
 #pragma unroll
-        for (int w = 0; w < 8; w++) value += outputs[w * GROUP * DIM + i];
-        step.partials[at * DIM + i] = value;
-      }
-      if (in_group < GROUP) {
-        float m = -INFINITE, l = 0;
-        for (int w = 0; w < 8; w++) {
-          m = fmaxf(m, maxima[w * 8 + in_group]);
-          l += sums[w * 8 + in_group];
-        }
-        step.statistics[at + in_group] = make_float2(m, l);
-      }
+      for (int d = 16; d >= ranks; d /= 2) sum += __shfl_xor_sync(0xffffffffu, sum, d);
+      if (lane < ranks) inner_xs[b * INNER_STRIDE + i * LORA + rank] = (u16)two(there ? sum * pair->scale : 0.f, 0.f);
+      __syncwarp();
+      if (lane == 0) asm volatile("red.release.cta.shared.add.u32 [%0], 1;" ::"r"(shared_address(&collected)) : "memory");
     }
   };
 
-  // A warp computes the weights of the chunks in the attention of head `h` of sequence `b`.
-  auto chunk_weights = [&](int b, int h, float* weights) {
-    const int chunks = lengths[b] / CHUNK + 1;
-    const float2* statistics = step.statistics + (u64)b * step.chunks * HEADS + h;
-    float most = -INFINITE;
-    for (int c = lane; c < chunks; c += 32) most = fmaxf(most, __ldcg(statistics + (u64)c * HEADS).x);
-#pragma unroll
-    for (int d = 16; d > 0; d /= 2) most = fmaxf(most, __shfl_xor_sync(0xffffffffu, most, d));
-    float sum = 0;
-    for (int c = lane; c < chunks; c += 32) {
-      const float2 s = __ldcg(statistics + (u64)c * HEADS);
-      const float weight = exp2f(s.x - most);
-      weights[c] = weight;
-      sum += weight * s.y;
+  // b (a x) of a round's row tiles.
+  auto multiply_outer = [&](int stage, int row, float* sums) {
+    const int kind = kind_of(stage);
+    const Share& share = shares[kind];
+    const int start = share.first + row, end = share.first + min(row + share.round, share.rows);
+    u32 seen = expected - 1;
+#pragma unroll 1
+    for (int tile = first_outer(kind, share.split, start) + warp * share.splits; tile < end; tile += WARPS * share.splits) {
+      while ((int)(seen - expected) < 0) asm volatile("ld.acquire.cta.shared.u32 %0, [%1];" : "=r"(seen) : "r"(shared_address(&collected)) : "memory");
+      __syncwarp();
+      int of_pair = tile;
+      const int index = outer_pair(kind, of_pair);
+      float s[4] = {0, 0, 0, 0};
+      keep(sums + (tile - start) * 16 * BATCH, s);
+#pragma unroll 1
+      for (int a = 0; a < step.adapter_count; a++) {
+        const int tiles = outer_tiles(pairs_of(pairs, share, a, stage), kind, index);
+        const bool mine = is_there && adapters[g % BATCH] == a;
+        const u16* x = inner_xs + g * INNER_STRIDE + index * LORA + 8 * t;
+#pragma unroll 1
+        for (int k = 0; k < tiles; k++, x += DENSE_COLUMNS) {
+          read_rows([&](int i, const uint4& p, const uint4& q) {
+            const uint4 v = values_at(x + 32 * i, mine), none = make_uint4(0, 0, 0, 0);
+            if (kind != GATE_UP_STAGE) return multiply_rows(s, p, q, v);
+            multiply_rows(s, p, none, v);
+            multiply_rows(s, none, q, values_at(x + LORA + 32 * i, mine));
+          });
+          keep(sums + (tile - start) * 16 * BATCH, s);
+          free_rows();
+        }
+      }
     }
+  };
+#endif
+
+  // The sums of a round's rows, from `acc`.
+  auto add_up = [&](auto stage_tag, int stage, int row, const Layer& layer) {
+    constexpr int kind = decltype(stage_tag)::kind, lines = kind == GATE_UP_STAGE ? 8 : 16;
+    using S = Shape<kind>;
+    const Share& share = shares[kind];
+    const float* loras = acc + share.round * S::chunks * 16 * BATCH;
+    const int rows = min(share.round, share.rows - row);
+    for (int i = threadIdx.x; i < rows * BATCH * lines; i += THREADS) {
+      const int line = i % lines, rest = i / lines, b = rest % BATCH, r = rest / BATCH, tile = share.first + row + r;
+      const float* from = acc + r * S::chunks * 16 * BATCH + b * 16 + line;
+      const float* lora = loras + (r * BATCH + b) * 16 + line;
+      const bool adds = LORA > 0 && inner_counts[stage] > 0 && tile % S::splits == share.split;
+      float2 sums = make_float2(0, 0), other = make_float2(0, 0);
 #pragma unroll
-    for (int d = 16; d > 0; d /= 2) sum += __shfl_xor_sync(0xffffffffu, sum, d);
-    for (int c = lane; c < chunks; c += 32) weights[c] /= sum;
+      for (int c = 0; c < S::chunks; c++) sums.x += from[c * 16 * BATCH];
+      if (adds) other.x = lora[0];
+      if (kind == GATE_UP_STAGE) {
+#pragma unroll
+        for (int c = 0; c < S::chunks; c++) sums.y += from[c * 16 * BATCH + 8];
+        if (adds) other.y = lora[8];
+      }
+      finish(kind, layer, share, tile, line, b, make_float2(sums.x * factors[b], sums.y * factors[b]), other);
+    }
   };
 
-  // Columns k and k + 1 of the output of head `h`, by the chunks' weights.
-  auto attended = [&](int b, int h, int k, const float* weights) {
-    const int chunks = lengths[b] / CHUNK + 1;
-    const float* from = step.partials + ((u64)b * step.chunks * HEADS + h) * DIM + k;
-    float2 value = make_float2(0, 0);
-#pragma unroll 4
-    for (int c = 0; c < chunks; c++) {
-      const float2 part = __ldcg(reinterpret_cast<const float2*>(from + (u64)c * HEADS * DIM));
-      value.x += part.x * weights[c];
-      value.y += part.y * weights[c];
+  // Calls `work` with the stage's kind as a constant.
+  auto by_kind = [&](int kind, auto&& work) {
+    switch (kind) {
+      case QKV_STAGE: work(Tag<QKV_STAGE>()); break;
+      case O_STAGE: work(Tag<O_STAGE>()); break;
+      case GATE_UP_STAGE: work(Tag<GATE_UP_STAGE>()); break;
+      case DOWN_STAGE: work(Tag<DOWN_STAGE>()); break;
+      default: work(Tag<HEAD_STAGE>());
     }
-    return value;
+  };
+
+  // The products of a stage, by rounds of row tiles whose sums fit `acc`. One code for all stages: the instruction cache is small.
+  auto products = [&](int stage, const Layer& layer) {
+    const int kind = kind_of(stage);
+    const Share& share = shares[kind];
+    const int chunks = share.chunks;
+    const bool coded = CODED && kind != HEAD_STAGE;
+    const u16* x = xs + g * (share.width + 8) + (coded ? 16 : 8) * t;
+#if LORA > 0
+    const u32 tag = step.epoch * (4 * LAYERS + 1) + stage;
+    const bool adapted = inner_counts[stage] > 0;
+    bool done = !adapted;
+    if (adapted) multiply_inner(stage, tag);
+#endif
+#pragma unroll 1
+    for (int row = 0; row < share.rows; row += share.round) {
+      const int last = share.rows - row <= share.round, last_unit = share.units[last][warp + 1];
+      int unit = share.units[last][warp], chunk = share.at_chunk[last][warp], column = share.chunk_start(chunk);
+#if LORA > 0
+      const int middle = (unit + last_unit) / 2;
+#endif
+#pragma unroll 1
+      for (;; unit++) {
+#if LORA > 0
+        if (!done && unit >= middle) {
+          int first = share.first, end = share.first + share.rows - 1;
+          const int index = outer_pair(kind, first), last_index = kind == GATE_UP_STAGE ? 1 : outer_pair(kind, end);
+          constexpr int wide = inner_parts(HIDDEN), o = KV_HEADS * inner_parts(GROUP * DIM);
+          const int parts = share.splits * inner_parts(share.width);
+          if (kind == DOWN_STAGE) collect_inner(Tag<SPLITS * inner_parts(INTER / SPLITS)>(), parts, stage, tag, index, last_index);
+          else collect_inner(Tag<(wide > o ? wide : o)>(), parts, stage, tag, index, last_index);
+          done = true;
+        }
+#endif
+        if (unit >= last_unit) break;
+        const int stop = share.chunk_start(chunk + 1);
+        float s[4] = {0, 0, 0, 0};
+        if (coded) {
+#pragma unroll 1
+          for (; column < stop; column++) take_tile(s, x + column * 128);
+        } else {
+#pragma unroll 1
+          for (; column < stop; column++) {
+            read_rows([&](int i, const uint4& p, const uint4& q) { multiply_rows(s, p, q, values_at(x + column * DENSE_COLUMNS + 32 * i, is_there)); });
+            free_rows();
+          }
+        }
+        keep(acc + unit * 16 * BATCH, s);
+        if (++chunk == chunks) chunk = column = 0;
+      }
+#if LORA > 0
+      if (adapted) multiply_outer(stage, row, acc + share.round * chunks * 16 * BATCH);
+#endif
+      __syncthreads();
+      by_kind(kind, [&](auto stage_tag) { add_up(stage_tag, stage, row, layer); });
+      if (row + share.round < share.rows) __syncthreads();
+    }
   };
 
   // Attention's outputs, each head by one warp of the grid.
@@ -505,10 +439,10 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) step(const __grid_const
     float* weights = acc + warp * step.chunks;
     for (int i = warp * gridDim.x + blockIdx.x; i < BATCH * HEADS; i += WARPS * gridDim.x) {
       const int b = i / HEADS, h = i % HEADS;
-      chunk_weights(b, h, weights);
+      chunk_weights(step, lengths, b, h, weights);
       __syncwarp();
       for (int k = 2 * lane; k < DIM; k += 64)
-        *reinterpret_cast<float2*>(step.attended + (u64)i * DIM + k) = attended(b, h, k, weights);
+        *reinterpret_cast<float2*>(step.attended + (u64)i * DIM + k) = attended(step, lengths, b, h, k, weights);
       __syncwarp();
     }
     barrier();
@@ -533,7 +467,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) step(const __grid_const
   };
 
   auto mark = [&](int i) {
-    if (step.times != nullptr && blockIdx.x == 0 && threadIdx.x == 0) {
+    if (TIMES && step.times != nullptr && blockIdx.x == 0 && threadIdx.x == 0) {
       u64 now;
       asm volatile("mov.u64 %0, %%globaltimer;" : "=l"(now));
       step.times[i] = now;
@@ -544,7 +478,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) step(const __grid_const
   float* x1 = step.x + BATCH * HIDDEN;
 #pragma unroll 1
   for (int stage = 0; stage <= 4 * LAYERS; stage++) {
-    const int kind = stage == 4 * LAYERS ? HEAD_STAGE : stage % 4;
+    const int kind = kind_of(stage);
     const Layer& layer = layers[min(stage / 4, LAYERS - 1)];
     if (kind == QKV_STAGE || kind == GATE_UP_STAGE || kind == HEAD_STAGE) {
       const float* base = stage == 0 ? nullptr : kind == GATE_UP_STAGE ? x0 : x1;
@@ -552,7 +486,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) step(const __grid_const
       float* keep = kind == GATE_UP_STAGE ? x1 : x0;
       const int count = stage == 0 ? 0 : kind == GATE_UP_STAGE ? KV_HEADS : SPLITS;
       norm(base, parts, count, kind == HEAD_STAGE ? step.norm : kind == QKV_STAGE ? layer.input_norm : layer.post_norm, keep,
-           FORM == 0 && kind != HEAD_STAGE);
+           CODED && kind != HEAD_STAGE);
       if constexpr (GATHER) load_activations();
     } else if (kind == O_STAGE) {
       const int head = min((int)(blockIdx.x / (gridDim.x / KV_HEADS)), KV_HEADS - 1);
@@ -563,11 +497,11 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) step(const __grid_const
         });
       } else {
         float* weights = acc;
-        for (int i = warp; i < BATCH * GROUP; i += WARPS) chunk_weights(i / GROUP, head * GROUP + i % GROUP, weights + i * step.chunks);
+        for (int i = warp; i < BATCH * GROUP; i += WARPS) chunk_weights(step, lengths, i / GROUP, head * GROUP + i % GROUP, weights + i * step.chunks);
         __syncthreads();
         stage_values(Tag<GROUP * DIM>(), [&](int b, int pair) {
           const int h = 2 * pair / DIM, k = 2 * pair % DIM;
-          return attended(b, head * GROUP + h, k, weights + (b * GROUP + h) * step.chunks);
+          return attended(step, lengths, b, head * GROUP + h, k, weights + (b * GROUP + h) * step.chunks);
         });
       }
     } else {
@@ -584,19 +518,13 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) step(const __grid_const
       prefetch(layers[stage / 4 + 1].input_norm, HIDDEN);
       prefetch(layers[stage / 4 + 1].bias, QKV);
     }
-    switch (kind) {
-      case QKV_STAGE: products(Tag<QKV_STAGE>(), layer); break;
-      case O_STAGE: products(Tag<O_STAGE>(), layer); break;
-      case GATE_UP_STAGE: products(Tag<GATE_UP_STAGE>(), layer); break;
-      case DOWN_STAGE: products(Tag<DOWN_STAGE>(), layer); break;
-      default: products(Tag<HEAD_STAGE>(), layer);
-    }
+    products(stage, layer);
     mark(stage * 5 + 1);
     if (kind == HEAD_STAGE) break;
     barrier();
     mark(stage * 5 + 2);
     if (kind == QKV_STAGE) {
-      attention(stage / 4);
+      attention(step, lengths, stage / 4, inputs);
       mark(stage * 5 + 3);
       barrier();
       mark(stage * 5 + 4);

@@ -6,6 +6,7 @@ use tch::{Device, Kind, Tensor};
 
 use super::compiler::compile;
 use super::launch::{Argument, Gpu, Kernel};
+use super::step_shape::{StepAdapters, StepForm, StepShape};
 use super::{TILE_BYTES, address};
 use crate::{Error, Result};
 
@@ -13,6 +14,10 @@ use crate::{Error, Result};
 pub(super) const SOURCE: &str = concat!(
     include_str!("values.cu"),
     include_str!("stream.cu"),
+    include_str!("lora.cu"),
+    include_str!("producer.cu"),
+    include_str!("attention.cu"),
+    include_str!("products.cu"),
     include_str!("step.cu")
 );
 
@@ -25,84 +30,18 @@ const THREADS: usize = 512;
 const WARPS: usize = THREADS / 32;
 /// Positions per partial attention.
 const CHUNK: usize = 128;
-/// Columns of `down` that a block keeps as activations, at most.
-const MAX_SPLIT_COLUMNS: usize = 5632;
 /// Static shared memory of the kernel beside that of the layers.
-const STATIC_BYTES: usize = 2048;
-const LAYER_BYTES: usize = size_of::<LayerPointers>();
+const STATIC_BYTES: usize = 3072;
+/// Static shared memory of a layer: its pointers, and counts of its stages.
+const LAYER_BYTES: usize = size_of::<LayerPointers>() + 8;
+/// Pairs of a layer: queries, keys, values, attention's output, gate, up, the MLP's output.
+pub const LAYER_PAIRS: usize = 7;
+/// Of a pair, at most.
+pub const MAX_RANK: usize = 256;
+/// Ranks of a pair are a multiple of this.
+pub const RANK_UNIT: usize = 8;
 /// Tiles of a warp under way, at least and at most.
 const STAGES: std::ops::RangeInclusive<usize> = 3..=6;
-
-/// How the linear layers' weights are stored.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum StepForm {
-    /// In the tiles of `tiles.cu`.
-    Tiles,
-    /// `[out, in]` in the 16-bit type of the model.
-    Rows,
-}
-
-/// Sizes of the language model.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct StepShape {
-    /// Hidden width.
-    pub hidden: usize,
-    /// Width of the MLP.
-    pub intermediate: usize,
-    /// Query heads.
-    pub heads: usize,
-    /// Key and value heads.
-    pub kv_heads: usize,
-    /// Width of a head.
-    pub head_dim: usize,
-    /// Decoder layers.
-    pub layers: usize,
-    /// Rows of the output head.
-    pub vocab: usize,
-}
-
-impl StepShape {
-    /// Parts of the columns of the MLP's last matrix, each the work of a share of the blocks; `None` if it cannot be divided.
-    pub fn splits(&self, form: StepForm) -> Option<usize> {
-        let unit = form.columns();
-        let tiles = self.intermediate / unit;
-        (1..=tiles)
-            .find(|&splits| tiles.is_multiple_of(splits) && self.intermediate / splits <= MAX_SPLIT_COLUMNS)
-    }
-
-    /// Why the kernel does not support the shape.
-    fn unsupported(&self, form: StepForm) -> Option<String> {
-        let unit = form.columns();
-        let group = self.heads.checked_div(self.kv_heads).unwrap_or(0);
-        let reason = if !matches!(self.head_dim, 64 | 128) {
-            format!("heads of {} values: 64 and 128 are supported", self.head_dim)
-        } else if group == 0 || group > 8 || group * self.kv_heads != self.heads {
-            format!("{} query heads for {} key heads", self.heads, self.kv_heads)
-        } else if !self.hidden.is_multiple_of(unit) || !self.intermediate.is_multiple_of(unit) {
-            format!(
-                "{} x {} weights: multiples of {unit} are supported",
-                self.hidden, self.intermediate
-            )
-        } else if !(group * self.head_dim).is_multiple_of(unit) {
-            format!("{group} query heads of {} values for a key head", self.head_dim)
-        } else if !self.vocab.is_multiple_of(16) {
-            format!("{} output tokens: multiples of 16 are supported", self.vocab)
-        } else {
-            return None;
-        };
-        Some(reason)
-    }
-}
-
-impl StepForm {
-    /// Columns of a tile.
-    fn columns(self) -> usize {
-        match self {
-            Self::Tiles => 128,
-            Self::Rows => 64,
-        }
-    }
-}
 
 /// Layout of `Layer` in `stream.cu`: the weights of a decoder layer on the GPU.
 #[repr(C)]
@@ -130,7 +69,7 @@ pub struct LayerPointers {
 
 /// Layout of `Sequence` in `stream.cu`.
 #[repr(C)]
-#[derive(Clone, Copy, Default)]
+#[derive(Clone, Copy)]
 pub struct SequencePointers {
     /// `[layers, .., kv_heads, capacity, head_dim]`, 16 bits.
     pub keys: u64,
@@ -146,6 +85,22 @@ pub struct SequencePointers {
     pub position: i32,
     /// Row of the embeddings.
     pub row: i32,
+    /// Which of the step's adapters; negative: none.
+    pub adapter: i64,
+}
+
+/// Layout of `Pair` in `stream.cu`: a LoRA pair, which adds `scale * b (a x)`; zeros stand for none.
+#[repr(C)]
+#[derive(Clone, Copy, Default)]
+pub struct PairPointers {
+    /// `[rank, in]`, 16 bits.
+    pub a: u64,
+    /// `[out, rank]`.
+    pub b: u64,
+    /// A multiple of [`RANK_UNIT`].
+    pub rank: i32,
+    /// Factor.
+    pub scale: f32,
 }
 
 /// Weights of the model beside its layers.
@@ -174,8 +129,9 @@ pub struct StepKernel {
     splits: usize,
     kind: Kind,
     device: Device,
-    /// Compiled at first use, for each of [`BATCHES`].
-    compiled: [OnceLock<std::result::Result<Kernel, String>>; BATCHES.len()],
+    adapters: StepAdapters,
+    /// Compiled at first use, for each of [`BATCHES`]: without and with adapters.
+    compiled: [[OnceLock<std::result::Result<Kernel, String>>; BATCHES.len()]; 2],
     buffers: Mutex<Vec<Buffers>>,
 }
 
@@ -187,6 +143,10 @@ struct Buffers {
     shared: [Tensor; 10],
     logits: Tensor,
     barrier: Tensor,
+    /// Parts of LoRA's inner products, tagged by step and stage; `None` without adapters.
+    inner_parts: Option<Tensor>,
+    /// Of the last step.
+    epoch: u32,
 }
 
 /// Layout of `Step` in `stream.cu`.
@@ -203,9 +163,13 @@ struct Arguments {
     logits: u64,
     barrier: u64,
     times: u64,
+    inner_parts: u64,
+    adapters: [u64; MAX_SEQUENCES],
     eps: f32,
     rotary_factor: f32,
     chunks: i32,
+    adapter_count: i32,
+    epoch: u32,
     sequences: [SequencePointers; MAX_SEQUENCES],
 }
 
@@ -216,6 +180,7 @@ impl StepKernel {
         kind: Kind,
         shape: StepShape,
         form: StepForm,
+        adapters: StepAdapters,
     ) -> std::result::Result<Self, String> {
         let Device::Cuda(index) = device else {
             return Err("the device is no GPU".into());
@@ -234,7 +199,8 @@ impl StepKernel {
             splits,
             kind,
             device,
-            compiled: [const { OnceLock::new() }; BATCHES.len()],
+            adapters,
+            compiled: [const { [const { OnceLock::new() }; BATCHES.len()] }; 2],
             buffers: Mutex::default(),
         };
         if (kernel.gpu.multiprocessors as usize) < kernel.splits.max(shape.kv_heads) {
@@ -244,7 +210,7 @@ impl StepKernel {
             ));
         }
         // Later a first step would wait for the compiler, or find out that there is none.
-        kernel.kernel(0).clone()?;
+        kernel.kernel(0, false).clone()?;
         Ok(kernel)
     }
 
@@ -255,7 +221,10 @@ impl StepKernel {
 
     /// Sequences that fit a step.
     pub fn max_sequences(&self) -> usize {
-        let fits = BATCHES.iter().filter(|&&batch| self.stages(batch).is_some());
+        let lora = self.adapters.count > 0;
+        let fits = BATCHES
+            .iter()
+            .filter(|&&batch| self.stages(batch, lora).is_some());
         fits.max().copied().unwrap_or(0)
     }
 
@@ -268,7 +237,8 @@ impl StepKernel {
 
     /// Runs one token of each sequence; logits `[sequences, vocab]` f32 on the GPU.
     ///
-    /// `embedding`: `[rows, hidden]` in the model's type on the GPU, of which each sequence names a row.
+    /// `embedding`: `[rows, hidden]` in the model's type on the GPU, of which each sequence names a row. `adapters`: of the
+    /// sequences, each u8: [`PairPointers`] of all layers' pairs ([`LAYER_PAIRS`]) and of the output head.
     ///
     /// # Errors
     /// [`Error::Device`] if the GPU does not start the kernel.
@@ -277,6 +247,7 @@ impl StepKernel {
         weights: &StepWeights,
         embedding: &Tensor,
         sequences: &[SequencePointers],
+        adapters: &[&Tensor],
     ) -> Result<Tensor> {
         let index = BATCHES.iter().position(|&batch| batch >= sequences.len());
         let Some(index) = index.filter(|_| !sequences.is_empty()) else {
@@ -286,7 +257,8 @@ impl StepKernel {
             )));
         };
         let batch = BATCHES[index];
-        let kernel = (self.kernel(index).clone())
+        let lora = !adapters.is_empty();
+        let kernel = (self.kernel(index, lora).clone())
             .map_err(|reason| Error::Device(format!("the decode step: {reason}")))?;
         let longest = sequences
             .iter()
@@ -304,11 +276,16 @@ impl StepKernel {
                 all.len() - 1
             }
         };
-        let buffers = &all[index];
+        let buffers = &mut all[index];
+        buffers.next_epoch(self.shape.stages())?;
         // Places beyond the last sequence repeat it: they write what it writes.
         let last = sequences[sequences.len() - 1];
         let mut padded = [last; MAX_SEQUENCES];
         padded[..sequences.len()].copy_from_slice(sequences);
+        let mut tables = [0; MAX_SEQUENCES];
+        for (table, adapter) in tables.iter_mut().zip(adapters) {
+            *table = address(adapter);
+        }
         let arguments = Arguments {
             layers: address(&weights.layers),
             embedding: address(embedding),
@@ -320,16 +297,20 @@ impl StepKernel {
             logits: address(&buffers.logits),
             barrier: address(&buffers.barrier),
             times: 0,
+            inner_parts: buffers.inner_parts.as_ref().map_or(0, address),
+            adapters: tables,
             eps: weights.eps,
             rotary_factor: weights.rotary_factor,
             chunks: buffers.chunks as i32,
+            adapter_count: adapters.len() as i32,
+            epoch: buffers.epoch,
             sequences: padded,
         };
-        let stages = self.stages(batch).unwrap_or(*STAGES.start());
+        let stages = self.stages(batch, lora).unwrap_or(*STAGES.start());
         let grid = (
             self.gpu.multiprocessors,
             THREADS as u32,
-            self.shared_bytes(batch, stages) as u32,
+            self.shared_bytes(batch, stages, lora) as u32,
         );
         self.gpu
             .launch_cooperative(kernel, grid, &[Argument::new(&arguments)])?;
@@ -360,22 +341,39 @@ impl StepKernel {
             zeros(&[batch, s.intermediate], float)?,
             zeros(&[self.splits, batch, s.hidden], float)?,
         ];
+        let parts = [batch, 3, s.inner_parts(self.splits), self.adapters.ranks()];
         Ok(Buffers {
             batch,
             chunks,
             shared,
             logits: zeros(&[batch, s.vocab], float)?,
             barrier: zeros(&[2], Kind::Int)?,
+            inner_parts: match self.adapters.count {
+                0 => None,
+                _ => Some(zeros(&parts, Kind::Int64)?),
+            },
+            epoch: 0,
         })
     }
 
-    fn kernel(&self, index: usize) -> &std::result::Result<Kernel, String> {
-        self.compiled[index].get_or_init(|| {
+    fn kernel(&self, index: usize, lora: bool) -> &std::result::Result<Kernel, String> {
+        self.compiled[usize::from(lora)][index].get_or_init(|| {
             let batch = BATCHES[index];
-            let stages = self
-                .stages(batch)
+            let stages = (self.stages(batch, lora))
                 .ok_or_else(|| format!("{batch} sequences need more shared memory than the GPU has"))?;
-            let options = step_options(&self.shape, self.form, self.kind, self.splits, batch, stages);
+            let adapters = if lora {
+                self.adapters
+            } else {
+                StepAdapters::default()
+            };
+            let options = step_options(
+                &self.shape,
+                self.form,
+                self.kind,
+                self.splits,
+                (batch, stages),
+                adapters,
+            );
             let code = compile(SOURCE, self.gpu.capability, &options)?;
             let static_bytes = self.static_bytes() as u32;
             let [kernel] = self.gpu.load(&code, [c"step"], static_bytes)?;
@@ -388,25 +386,47 @@ impl StepKernel {
     }
 
     /// The most tiles under way per warp for which shared memory suffices.
-    fn stages(&self, batch: usize) -> Option<usize> {
+    fn stages(&self, batch: usize, lora: bool) -> Option<usize> {
         let room = (self.gpu.most_shared_bytes as usize).saturating_sub(self.static_bytes());
         STAGES
             .rev()
-            .find(|&stages| self.shared_bytes(batch, stages) <= room)
+            .find(|&stages| self.shared_bytes(batch, stages, lora) <= room)
     }
 
     /// Dynamic shared memory, as the kernel divides it.
-    fn shared_bytes(&self, batch: usize, stages: usize) -> usize {
+    fn shared_bytes(&self, batch: usize, stages: usize, lora: bool) -> usize {
         let s = &self.shape;
         let group = s.heads / s.kv_heads;
         let (table, slot) = match self.form {
             StepForm::Tiles => (256 * 32 * 4, TILE_BYTES as usize),
+            StepForm::GroupedTiles => (0, TILE_BYTES as usize),
             StepForm::Rows => (0, 2048),
         };
         let attention = 8 * (s.head_dim + 8) * 2 + 2 * 8 * 8 * 4 + 8 * group * s.head_dim * 4;
         let widest = s.hidden.max(group * s.head_dim).max(s.intermediate / self.splits);
         let inputs = ((widest + 8) * 2 * batch).max(2 * attention.next_multiple_of(128));
-        table + WARPS * stages * slot + acc_floats(batch) * 4 + 2 * batch * WARPS * 4 + 128 + inputs
+        let pairs = if lora {
+            let tables =
+                self.adapters.count.min(batch) * (s.layers * LAYER_PAIRS + 1) * size_of::<PairPointers>();
+            batch * (3 * self.adapters.ranks() + 8) * 2 + tables.next_multiple_of(16)
+        } else {
+            0
+        };
+        table + WARPS * stages * slot + acc_floats(batch) * 4 + 2 * batch * WARPS * 4 + 128 + pairs + inputs
+    }
+}
+
+impl Buffers {
+    /// A number that no tag in `inner_parts` is of.
+    fn next_epoch(&mut self, stages: u32) -> Result<()> {
+        self.epoch += 1;
+        if self.epoch >= u32::MAX / stages {
+            if let Some(parts) = &mut self.inner_parts {
+                let _ = parts.f_zero_()?;
+            }
+            self.epoch = 1;
+        }
+        Ok(())
     }
 }
 
@@ -426,12 +446,13 @@ fn step_options(
     form: StepForm,
     kind: Kind,
     splits: usize,
-    batch: usize,
-    stages: usize,
+    (batch, stages): (usize, usize),
+    adapters: StepAdapters,
 ) -> Vec<String> {
     let value_type = if kind == Kind::BFloat16 { 1 } else { 2 };
     let form = match form {
         StepForm::Tiles => 0,
+        StepForm::GroupedTiles => 1,
         StepForm::Rows => 2,
     };
     let defines = [
@@ -448,6 +469,8 @@ fn step_options(
         ("ACC_FLOATS", acc_floats(batch)),
         ("FORM", form),
         ("VALUE_TYPE", value_type),
+        ("LORA", adapters.ranks()),
+        ("ADAPTERS", adapters.count.min(batch)),
     ];
     let defines = defines.iter().map(|(name, value)| format!("-D{name}={value}"));
     defines
@@ -457,83 +480,21 @@ fn step_options(
 
 #[cfg(test)]
 mod tests {
+    use super::super::step_shape::tests::{FORMS, SHAPES};
     use super::*;
-
-    const SHAPES: [(&str, StepShape); 5] = [
-        ("7B", shape(3584, 18944, 28, 4, 128, 28, 152_064)),
-        ("3B", shape(2048, 11008, 16, 2, 128, 36, 151_936)),
-        ("32B", shape(5120, 27648, 40, 8, 128, 64, 152_064)),
-        ("72B", shape(8192, 29568, 64, 8, 128, 80, 152_064)),
-        ("embedded", shape(256, 768, 4, 2, 64, 6, 8192)),
-    ];
-
-    const fn shape(
-        hidden: usize,
-        intermediate: usize,
-        heads: usize,
-        kv_heads: usize,
-        head_dim: usize,
-        layers: usize,
-        vocab: usize,
-    ) -> StepShape {
-        StepShape {
-            hidden,
-            intermediate,
-            heads,
-            kv_heads,
-            head_dim,
-            layers,
-            vocab,
-        }
-    }
-
-    #[test]
-    fn every_published_shape_is_supported() {
-        for (name, shape) in SHAPES {
-            for form in [StepForm::Tiles, StepForm::Rows] {
-                assert_eq!(shape.unsupported(form), None, "{name}");
-                let splits = shape.splits(form).unwrap();
-                assert!(
-                    (shape.intermediate / splits).is_multiple_of(form.columns()),
-                    "{name}"
-                );
-                assert!(shape.intermediate / splits <= MAX_SPLIT_COLUMNS, "{name}");
-            }
-        }
-        assert_eq!(SHAPES[0].1.splits(StepForm::Tiles), Some(4));
-    }
-
-    #[test]
-    fn other_shapes_are_refused_with_the_reason() {
-        let (_, good) = SHAPES[0];
-        let wrong = [
-            (StepShape { head_dim: 80, ..good }, "80 values"),
-            (StepShape { heads: 27, ..good }, "27 query heads"),
-            (StepShape { kv_heads: 0, ..good }, "0 key heads"),
-            (StepShape { kv_heads: 2, ..good }, "2 key heads"),
-            (StepShape { hidden: 3600, ..good }, "multiples of 128"),
-            (
-                StepShape {
-                    vocab: 152_063,
-                    ..good
-                },
-                "multiples of 16",
-            ),
-        ];
-        for (shape, reason) in wrong {
-            let found = shape.unsupported(StepForm::Tiles).unwrap();
-            assert!(found.contains(reason), "{found}");
-        }
-    }
 
     /// Needs no GPU, but NVRTC, which a machine without one lacks as a rule.
     #[test]
     fn the_step_compiles_where_the_compiler_is_there() {
-        for (shape, batch) in [(SHAPES[0].1, 1), (SHAPES[4].1, 8)] {
-            for form in [StepForm::Tiles, StepForm::Rows] {
+        let adapters = StepAdapters { count: 2, rank: 40 };
+        for (shape, batch, adapters) in [
+            (SHAPES[0].1, 1, StepAdapters::default()),
+            (SHAPES[4].1, 8, adapters),
+        ] {
+            for form in FORMS {
                 let splits = shape.splits(form).unwrap();
                 for (capability, kind) in [((8, 0), Kind::Half), ((9, 0), Kind::BFloat16)] {
-                    let options = step_options(&shape, form, kind, splits, batch, 3);
+                    let options = step_options(&shape, form, kind, splits, (batch, 3), adapters);
                     match compile(SOURCE, capability, &options) {
                         Ok(code) => assert!(code.starts_with(b"\x7fELF")),
                         Err(reason) => assert!(reason.starts_with("libnvrtc cannot be loaded"), "{reason}"),

@@ -3,7 +3,9 @@
 //
 // Sums are grouped by the shape alone, never by the grid or the batch: a sequence gets the same values alone and beside others.
 //
-// Shape (defines): HIDDEN INTER HEADS KV_HEADS DIM LAYERS VOCAB; BATCH; FORM 0 four bits by table, 2 16-bit rows; SPLITS of down.
+// Shape (defines): HIDDEN INTER HEADS KV_HEADS DIM LAYERS VOCAB; BATCH; FORM 0 four bits by table, 1 four bits with a zero point,
+// 2 16-bit rows; SPLITS of down; LORA 0, or the largest rank of the adapters' pairs, a multiple of 64, of
+// ADAPTERS adapters in a step.
 
 #define THREADS 512
 #define WARPS (THREADS / 32)
@@ -13,14 +15,35 @@
 #define INFINITE __int_as_float(0x7f800000)
 // With several sequences it is cheaper to add up parts once, with a barrier more, than in every block.
 #define GATHER (BATCH >= 4)
-#define DENSE_COLUMNS (FORM == 0 ? 32 : 64)
-#define SLOT_BYTES (FORM == 0 ? TILE_BYTES : 2048)
+#define CODED (FORM != 2)
+#define SLOT_BYTES (CODED ? TILE_BYTES : 2048)
+// A tile of 16-bit rows has 16 rows x 64 columns, whole lines of the cache, in this many slots of the ring.
+#define DENSE_COLUMNS 64
+#define DENSE_SLOTS (CODED ? 2 : 1)
+#define SLOT_COLUMNS (DENSE_COLUMNS / DENSE_SLOTS)
+// Whether the kernel can write `times`.
+#ifndef TIMES
+#define TIMES 0
+#endif
 #ifndef STAGES
 #define STAGES 4
 #endif
 #ifndef ACC_FLOATS
 #define ACC_FLOATS 8192
 #endif
+#ifndef LORA
+#define LORA 0
+#define ADAPTERS 0
+#endif
+// Pairs of a layer: q, k, v, o, gate, up, down; of an adapter.
+#define LAYER_PAIRS 7
+#define ADAPTER_PAIRS (LAYERS * LAYER_PAIRS + 1)
+// Warps that multiply a part of the columns by 16 rows of a pair's first matrix, and their sums.
+#define INNER_WARPS 8
+#define INNER_FLOATS (LORA > 0 ? WARPS * 16 * BATCH : 0)
+#define PAIRS_BYTES (LORA > 0 ? (ADAPTERS * ADAPTER_PAIRS * 24 + 15) / 16 * 16 : 0)
+#define INNER_STRIDE (3 * LORA + 8)
+#define ROUND_FLOATS (ACC_FLOATS - INNER_FLOATS)
 
 struct Layer {
   const u8* qkv;            // tiles, or the rows of q, k and v
@@ -34,6 +57,14 @@ struct Layer {
   float units[4];           // factors of the sums of qkv, o, gate and up, down
 };
 
+// A LoRA pair of a linear layer, which adds scale * b (a x).
+struct Pair {
+  const u16* a;             // [rank][columns]
+  const u16* b;             // [rows][rank]
+  int rank;                 // a multiple of 8; 0: no pair
+  float scale;
+};
+
 struct Sequence {
   u16* keys;                // [LAYERS][KV_HEADS][capacity][DIM]
   u16* values;
@@ -42,6 +73,7 @@ struct Sequence {
   int length;               // tokens held before this step
   int position;             // rotary position of this token
   int token;                // row of the embedding
+  long long adapter;        // of the step's; negative: none
 };
 
 struct Step {
@@ -63,10 +95,14 @@ struct Step {
   float* down_parts;        // [SPLITS][BATCH][HIDDEN]
   float* logits;            // [BATCH][VOCAB]
   u32* barrier;             // [2], zero before and after
-  u64* times;               // null, or [4 * LAYERS + 1][5]: activations ready, products, barrier; attention, barrier
+  u64* times;               // null, or, where TIMES, [4 * LAYERS + 1][5]: activations ready, products, barrier; attention, barrier
+  u64* inner_parts;         // [BATCH][3][most_parts()][LORA]: a x, tagged; where LORA
+  const Pair* adapters[8];  // of the step's adapters: [LAYERS][LAYER_PAIRS], and the head's
   float eps;
   float rotary_factor;
   int chunks;               // row length of partials, in chunks
+  int adapter_count;        // at most ADAPTERS
+  u32 epoch;                // another one in each step
   Sequence sequences[8];
 };
 
@@ -74,6 +110,16 @@ __device__ __forceinline__ u32 shared_address(const void* p) { return (u32)__cvt
 
 __device__ __forceinline__ void copy16(u32 to, const void* from) {
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to), "l"(from) : "memory");
+}
+
+// A line of the cache, of which this is a part, is fetched as a whole.
+__device__ __forceinline__ void copy16_line(u32 to, const void* from) {
+  asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16;" ::"r"(to), "l"(from) : "memory");
+}
+
+__device__ __forceinline__ void copy16_or_zero(u32 to, const void* from, bool there) {
+  const int bytes = there ? 16 : 0;
+  asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(bytes) : "memory");
 }
 
 __device__ __forceinline__ void mma_f16(float* c, u32 a0, u32 a1, u32 a2, u32 a3, u32 b0, u32 b1) {
@@ -105,37 +151,84 @@ __device__ __forceinline__ uint4 load_cg(const void* p) {
   return v;
 }
 
+// f16 pairs as pairs of the model's type.
+__device__ __forceinline__ u32 from_f16(u32 both) {
+#if VALUE_TYPE == 1
+  return two(half_to_float((u16)both), half_to_float((u16)(both >> 16)));
+#else
+  return both;
+#endif
+}
+
+// The codes at bits 0 and 16 less zero points: two f16. `zeros` are 1024 more than they are, as a code is in f16's lowest bits.
+__device__ __forceinline__ u32 less(u32 codes, u32 zeros) {
+  u32 both;
+  asm("{.reg .b32 c; lop3.b32 c, %1, 0x000f000f, 0x64006400, 0xea; sub.rn.f16x2 %0, c, %2;}" : "=r"(both) : "r"(codes), "r"(zeros));
+  return both;
+}
+
+// A value with a tag in one word: who reads the tag has the value, without a barrier.
+__device__ __forceinline__ void store_tagged(u64* to, float value, u32 tag) {
+  asm volatile("st.relaxed.gpu.global.u64 [%0], %1;" ::"l"(to), "l"((u64)tag << 32 | __float_as_uint(value)) : "memory");
+}
+
+__device__ __forceinline__ u64 load_tagged(const u64* from) {
+  u64 both;
+  asm volatile("ld.relaxed.gpu.global.u64 %0, [%1];" : "=l"(both) : "l"(from) : "memory");
+  return both;
+}
+
 __device__ __forceinline__ float power_of_two(int e) { return __int_as_float((e + 127) << 23); }
 
 // The stages of a step that multiply by weights: rows and columns of one split, in tiles of 16 rows; the groups in which a row's
 // products are summed.
 enum Kind { QKV_STAGE, O_STAGE, GATE_UP_STAGE, DOWN_STAGE, HEAD_STAGE, KINDS };
 
-#define BY_COLUMNS (FORM == 0 ? 128 : DENSE_COLUMNS)
+#define BY_COLUMNS (CODED ? 128 : DENSE_COLUMNS)
+
+__device__ __forceinline__ int kind_of(int stage) { return stage == 4 * LAYERS ? HEAD_STAGE : stage % 4; }
 
 template <int KIND> struct Shape;
 template <> struct Shape<QKV_STAGE> {
-  static constexpr int rows = QKV / 16, splits = 1, columns = HIDDEN / BY_COLUMNS, chunks = (columns + 1) / 2;
+  static constexpr int rows = QKV / 16, splits = 1, width = HIDDEN, columns = width / BY_COLUMNS, chunks = (columns + 1) / 2;
+  static constexpr int pairs = 3;
 };
 template <> struct Shape<O_STAGE> {
-  static constexpr int rows = HIDDEN / 16, splits = KV_HEADS, columns = GROUP * DIM / BY_COLUMNS, chunks = columns;
+  static constexpr int rows = HIDDEN / 16, splits = KV_HEADS, width = GROUP * DIM, columns = width / BY_COLUMNS, chunks = columns;
+  static constexpr int pairs = 1;
 };
 template <> struct Shape<GATE_UP_STAGE> {
-  static constexpr int rows = INTER / 8, splits = 1, columns = HIDDEN / BY_COLUMNS, chunks = (columns + 3) / 4;
+  static constexpr int rows = INTER / 8, splits = 1, width = HIDDEN, columns = width / BY_COLUMNS, chunks = (columns + 3) / 4;
+  static constexpr int pairs = 2;
 };
 template <> struct Shape<DOWN_STAGE> {
-  static constexpr int rows = HIDDEN / 16, splits = SPLITS, columns = INTER / SPLITS / BY_COLUMNS, chunks = (columns + 3) / 4;
+  static constexpr int rows = HIDDEN / 16, splits = SPLITS, width = INTER / SPLITS, columns = width / BY_COLUMNS, chunks = (columns + 3) / 4;
+  static constexpr int pairs = 1;
 };
 template <> struct Shape<HEAD_STAGE> {
-  static constexpr int rows = VOCAB / 16, splits = 1, columns = HIDDEN / DENSE_COLUMNS, chunks = (columns + 7) / 8;
+  static constexpr int rows = VOCAB / 16, splits = 1, width = HIDDEN, columns = width / DENSE_COLUMNS, chunks = (columns + 7) / 8;
+  static constexpr int pairs = 1;
 };
+
+// Parts of the columns of a split that the warps of a group multiply by a pair's first matrix, a tile each.
+constexpr __device__ int inner_parts(int width) { return (width / DENSE_COLUMNS + INNER_WARPS - 1) / INNER_WARPS; }
 
 // A block's row tiles of a stage, and which units (chunks of row tiles) and tiles each warp takes of a round.
 struct Share {
-  int split, first, rows, round, columns, chunks;
-  // First tile and unit of each warp, in a whole round and in the last one.
+  int split, splits, first, rows, round, columns, chunks, width;
+  u32 per_chunk;  // columns, in 2^-16
+  // First tile, unit and its chunk of each warp, in a whole round and in the last one.
   int tiles[2][WARPS + 1];
   int units[2][WARPS + 1];
+  int at_chunk[2][WARPS + 1];
+#if LORA > 0
+  int pairs, first_pair;  // of the layer's
+  // Of each group of warps: its part of the columns, and which of the rows' tiles it takes.
+  int part[WARPS / INNER_WARPS], part_first[WARPS / INNER_WARPS], part_tiles[WARPS / INNER_WARPS], tile[WARPS / INNER_WARPS];
+  int tile_step;
+#endif
+  // Columns at which a chunk begins.
+  __device__ __forceinline__ int chunk_start(int chunk) const { return chunk * per_chunk >> 16; }
 };
 
 template <int KIND> __device__ void set_share(Share* shares) {
@@ -145,123 +238,41 @@ template <int KIND> __device__ void set_share(Share* shares) {
   const bool idle = split >= S::splits;
   const int first = idle ? 0 : (int)((long long)S::rows * index / blocks);
   const int rows = idle ? 0 : (int)((long long)S::rows * (index + 1) / blocks) - first;
-  constexpr int most = ACC_FLOATS / (16 * BATCH) / S::chunks, round = most < 1 ? 1 : most;
+  constexpr int most = ROUND_FLOATS / (16 * BATCH) / (S::chunks + (LORA > 0)), round = most < 1 ? 1 : most;
+  static_assert(S::chunks < 256, "chunk_start is exact for few chunks");
   const int w = threadIdx.x;
   if (w == 0) {
     share.split = idle ? 0 : split;
+    share.splits = S::splits;
     share.first = first;
     share.rows = rows;
     share.round = round;
     share.columns = S::columns;
     share.chunks = S::chunks;
+    share.width = S::width;
+    share.per_chunk = ((u32)S::columns * 65536 + S::chunks - 1) / S::chunks;
   }
   if (w <= WARPS) {
     for (int last = 0; last < 2; last++) {
-      const int count = last ? (rows + round - 1) % round + 1 : round;
-      const int units = (rows == 0 ? 0 : count) * S::chunks;
-      const int unit = units * w / WARPS, row = unit / S::chunks, chunk = unit - row * S::chunks;
+      const int count = rows == 0 ? 0 : last ? (rows + round - 1) % round + 1 : round;
+      const int units = count * S::chunks, unit = units * w / WARPS, row = unit / S::chunks, chunk = unit - row * S::chunks;
       share.units[last][w] = unit;
+      share.at_chunk[last][w] = chunk;
       share.tiles[last][w] = row * S::columns + chunk * S::columns / S::chunks;
     }
   }
+#if LORA > 0
+  const int group = w - 32;
+  if (group >= 0 && group < WARPS / INNER_WARPS) {
+    constexpr int parts = inner_parts(S::width), tiles = S::width / DENSE_COLUMNS;
+    const int step = max(1, blocks * (WARPS / INNER_WARPS) / parts), at = index + group * blocks, part = at % parts;
+    share.pairs = S::pairs;
+    share.first_pair = KIND == O_STAGE ? 3 : KIND == GATE_UP_STAGE ? 4 : KIND == DOWN_STAGE ? 6 : 0;
+    share.tile_step = step;
+    share.part[group] = part;
+    share.part_first[group] = part * tiles / parts;
+    share.part_tiles[group] = (part + 1) * tiles / parts - part * tiles / parts;
+    share.tile[group] = idle || at / parts >= step ? 1 << 20 : at / parts;
+  }
+#endif
 }
-
-// A warp's loads: it goes through the tiles of all stages in order, STAGES - 1 tiles ahead of the products.
-struct Producer {
-  const u8* head;
-  const Layer* layers;
-  const Share* shares;
-  u32 ring;                  // of this lane
-  int lane, warp;
-  int stage, row, left;      // tiles left in the round
-  const u8 *low, *high;      // next tile; `high`: rows 8 to 15 of 16-bit rows
-  int column, columns;       // 16-bit rows
-  long long skip;            // from the end of a row tile to the next
-
-  __device__ Producer(const u8* head, const Layer* layers, const Share* shares, u32 ring)
-      : head(head), layers(layers), shares(shares), ring(ring + threadIdx.x % 32 * 16), lane(threadIdx.x % 32), warp(threadIdx.x / 32) {
-    stage = -1;
-    row = 0;
-    left = 0;
-    advance();
-  }
-
-  __device__ __forceinline__ void advance() {
-    while (left == 0) {
-      row = stage < 0 ? 0 : row + shares[stage == 4 * LAYERS ? HEAD_STAGE : stage % 4].round;
-      while (stage < 0 || row >= shares[stage == 4 * LAYERS ? HEAD_STAGE : stage % 4].rows) {
-        stage++;
-        if (stage > 4 * LAYERS) return;
-        row = 0;
-      }
-      const int kind = stage == 4 * LAYERS ? HEAD_STAGE : stage % 4;
-      const Share& share = shares[kind];
-      const int last = share.rows - row <= share.round;
-      const int next = share.tiles[last][warp];
-      left = share.tiles[last][warp + 1] - next;
-      if (left == 0) continue;
-      const Layer& layer = layers[min(stage / 4, LAYERS - 1)];
-      if (FORM == 0 && kind != HEAD_STAGE) {
-        const u8* base = kind == QKV_STAGE ? layer.qkv : kind == O_STAGE ? layer.o : kind == GATE_UP_STAGE ? layer.gate_up : layer.down;
-        const int rows = kind == O_STAGE || kind == DOWN_STAGE ? HIDDEN / 16 : 0;
-        low = base + ((long long)(share.split * rows + share.first + row) * share.columns + next) * TILE_BYTES + lane * 16;
-        continue;
-      }
-      columns = share.columns;
-      column = next % columns;
-      const int g = lane / 4, t = lane % 4, r = share.first + row + next / columns;
-      long long width = HIDDEN, first = (long long)r * 16 + g;
-      if (kind == HEAD_STAGE) {
-        low = high = head;
-      } else if (kind == QKV_STAGE) {
-        low = high = layer.qkv;
-      } else if (kind == GATE_UP_STAGE) {
-        low = layer.gate_up;
-        high = layer.up;
-        first = (long long)r * 8 + g;
-      } else {
-        low = high = kind == O_STAGE ? layer.o : layer.down;
-        width = kind == O_STAGE ? HEADS * DIM : INTER;
-      }
-      const long long at = (first * width + ((long long)share.split * columns + column) * DENSE_COLUMNS) * 2 + t * 16;
-      low += at;
-      high += at + (kind == GATE_UP_STAGE ? 0 : 16 * width);
-      skip = (kind == GATE_UP_STAGE ? 16 : 32) * width - (long long)columns * DENSE_COLUMNS * 2;
-    }
-  }
-
-  // One tile into `slot`; always commits a group.
-  template <bool CODED> __device__ __forceinline__ void copy(int slot) {
-    const u32 to = ring + slot * SLOT_BYTES;
-    if (CODED) {
-      copy16(to, low);
-      copy16(to + 512, low + 512);
-      if (lane < 4) copy16(to + 1024, low + 1024);
-      low += TILE_BYTES;
-    } else {
-#pragma unroll
-      for (int i = 0; i < DENSE_COLUMNS / 32; i++) {
-        copy16(to + 2 * i * 512, low + i * 64);
-        copy16(to + (2 * i + 1) * 512, high + i * 64);
-      }
-      low += DENSE_COLUMNS * 2;
-      high += DENSE_COLUMNS * 2;
-      if (++column == columns) {
-        column = 0;
-        low += skip;
-        high += skip;
-      }
-    }
-    left--;
-  }
-
-  __device__ __forceinline__ void fetch(int slot) {
-    if (left == 0) advance();
-    if (left > 0) {
-      if (FORM == 0 && stage != 4 * LAYERS) copy<true>(slot);
-      else copy<false>(slot);
-    }
-    asm volatile("cp.async.commit_group;" ::: "memory");
-  }
-};
-

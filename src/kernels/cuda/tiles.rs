@@ -16,8 +16,8 @@ const WARPS: u64 = 8;
 pub struct TiledTensor<'a> {
     /// u8 `[splits, tile rows, tiles, TILE_BYTES]`.
     pub tiles: &'a Tensor,
-    /// f32 `[256, 2]`: values of the two codes of each byte.
-    pub pairs: &'a Tensor,
+    /// f32 `[256, 2]`: values of the two codes of each byte; `None` if codes are numbers less a zero point.
+    pub pairs: Option<&'a Tensor>,
     /// Factor of the stored scales.
     pub unit: f32,
     /// Rows.
@@ -56,7 +56,7 @@ struct Tiles {
 }
 
 impl TiledTensor<'_> {
-    /// Writes the values, `code * scale` in f32 and then in `out`'s dtype, into `out`: contiguous, `[rows, columns]`, bf16 or
+    /// Writes the values, `code * scale` or `(code - zero) * scale` in f32 and then in `out`'s dtype, into `out`: contiguous, `[rows, columns]`, bf16 or
     /// f16. `false` if no kernel supports it.
     pub fn dequantize(&self, out: &Tensor) -> Result<bool> {
         let fits = out.numel() == self.rows * self.columns
@@ -78,7 +78,7 @@ impl TiledTensor<'_> {
         };
         let tiles = Tiles {
             tiles: address(self.tiles),
-            pairs: address(self.pairs),
+            pairs: self.pairs.map_or(0, address),
             unit: self.unit,
             rows,
             columns,

@@ -9,6 +9,7 @@ use super::layout::{ORDER, PER_WORD, unpack};
 use crate::checkpoint::{Checkpoint, MappedBytes};
 use crate::kernels::cpu::{BlockScales, GroupedMatrix, Shared, run};
 use crate::quant::Awq;
+use crate::quant::tiles::{Coding, TILE, TileSource};
 use crate::{Error, Result};
 
 /// Values per chunk if libtorch dequantizes.
@@ -110,6 +111,24 @@ impl AwqWeight {
             rows: self.rows,
             columns: self.columns,
         }
+    }
+
+    /// Whether the weight fits tiles whose columns are in `splits` parts.
+    pub fn fits_tiles(&self, splits: usize) -> bool {
+        self.group.is_multiple_of(TILE.1)
+            && self.rows.is_multiple_of(TILE.0)
+            && self.columns.is_multiple_of(TILE.1 * splits)
+    }
+
+    /// The weight for [`arrange`](crate::quant::tiles::arrange); it must fit.
+    pub fn tile_source(&self) -> Result<TileSource> {
+        let repeats = (self.group / TILE.1) as i64;
+        let by_tile = |of_groups: &Tensor| of_groups.f_repeat_interleave_self_int(repeats, 1, None);
+        Ok(TileSource {
+            packed: self.packed.shallow_clone(),
+            scales: by_tile(&self.scales)?,
+            coding: Coding::Zeros(by_tile(&self.zeros)?),
+        })
     }
 
     /// Dequantizes into `out`, contiguous `[rows, columns]` on the weight's device: `(code - zero) * scale` in f32, then

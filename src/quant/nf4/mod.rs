@@ -4,7 +4,6 @@ mod codebook;
 mod error;
 mod quantize;
 mod state;
-mod tiles;
 mod weight;
 
 pub use self::codebook::{QuantType, dynamic_map};
@@ -12,5 +11,4 @@ pub use self::error::{WeightError, WeightErrors};
 pub(crate) use self::error::{compare, total};
 pub use self::quantize::{Blocks, NestedScales, Scratch, Values, Weights, quantize, quantize_scales};
 pub use self::state::{BLOCKSIZES, QuantState};
-pub use self::tiles::{Arrangement, TiledWeight, Tiles, arrange};
 pub use self::weight::Nf4Weight;

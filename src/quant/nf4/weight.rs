@@ -10,26 +10,29 @@ use crate::checkpoint::{Checkpoint, MappedBytes};
 use crate::kernels::cpu::{BlockScales, CodedMatrix, Shared, run};
 use crate::kernels::cuda;
 use crate::quant::TensorSpec;
+use crate::quant::tiles::{Coding, TILE, TileSource};
 use crate::{Error, Result};
 
 /// Values per chunk if libtorch dequantizes: the indices and products of a chunk take 50 MB.
 const CHUNK_VALUES: usize = 4 << 20;
 /// Values per step of a thread.
 const GRAIN_VALUES: usize = 1 << 14;
+/// Values per scale in tiles.
+const TILE_BLOCK: usize = 64;
 /// Tolerance between a folder's code table and this crate's: rounding differs between versions of bitsandbytes.
 const TABLE_TOLERANCE: f32 = 1e-5;
 
 /// A weight `[rows, columns]` in the format of bitsandbytes.
 pub struct Nf4Weight {
-    pub(super) quant_type: QuantType,
-    pub(super) rows: usize,
-    pub(super) columns: usize,
-    pub(super) blocksize: usize,
+    quant_type: QuantType,
+    rows: usize,
+    columns: usize,
+    blocksize: usize,
     /// u8, two codes per byte.
-    pub(super) packed: Tensor,
+    packed: Tensor,
     scales: Scales,
     /// f32 `[256, 2]`, on the weight's device: values of the two codes of each byte.
-    pub(super) pairs: Tensor,
+    pairs: Tensor,
 }
 
 enum Scales {
@@ -164,6 +167,23 @@ impl Nf4Weight {
         }
     }
 
+    /// Whether the weight fits tiles whose columns are in `splits` parts.
+    pub fn fits_tiles(&self, splits: usize) -> bool {
+        self.blocksize == TILE_BLOCK
+            && self.rows.is_multiple_of(TILE.0)
+            && self.columns.is_multiple_of(TILE.1 * splits)
+    }
+
+    /// The weight for [`arrange`](crate::quant::tiles::arrange); it must fit.
+    pub fn tile_source(&self) -> Result<TileSource> {
+        let (rows, columns) = self.shape();
+        Ok(TileSource {
+            packed: self.packed.f_view([rows, columns / 2])?,
+            scales: self.scale_tensor()?.f_view([rows, columns / TILE_BLOCK as i64])?,
+            coding: Coding::Table(self.pairs.shallow_clone()),
+        })
+    }
+
     fn on_gpu(&self) -> Option<cuda::CodedTensor<'_>> {
         matches!(self.packed.device(), Device::Cuda(_)).then(|| cuda::CodedTensor {
             packed: &self.packed,
@@ -226,7 +246,7 @@ impl Nf4Weight {
     }
 
     /// f32, one per block.
-    pub(super) fn scale_tensor(&self) -> Result<Tensor> {
+    fn scale_tensor(&self) -> Result<Tensor> {
         match &self.scales {
             Scales::Plain(scales) => Ok(scales.shallow_clone()),
             Scales::Nested {
