@@ -211,6 +211,9 @@ impl StepKernel {
         }
         // Later a first step would wait for the compiler, or find out that there is none.
         kernel.kernel(0, false).clone()?;
+        if adapters.count > 0 {
+            kernel.kernel(0, true).clone()?;
+        }
         Ok(kernel)
     }
 
