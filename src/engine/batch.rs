@@ -1,7 +1,9 @@
 //! Continuous batching: requests join and leave the running batch between two tokens.
 
+use std::cell::Cell;
 use std::ops::ControlFlow;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::rc::Rc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
@@ -24,6 +26,8 @@ pub(super) struct Batch<'m, B: Backend> {
     /// Preprocessed, and without room for its keys and values as yet.
     held: Option<(Turn, B::Prompt)>,
     last_step: Instant,
+    /// Of all that runs.
+    cache: Rc<Cell<CacheUse>>,
 }
 
 struct Running<'m, B: Backend + 'm> {
@@ -40,8 +44,15 @@ struct Turn {
     queue_seconds: f64,
     late: bool,
     wasted_tokens: usize,
+    /// Of this request, and of all that run.
     cache: CacheUse,
+    all_caches: Rc<Cell<CacheUse>>,
 }
+
+const NO_CACHE: CacheUse = CacheUse {
+    tokens: 0,
+    capacity: 0,
+};
 
 impl<'m, B: Backend> Batch<'m, B> {
     /// An empty batch of at most `limit` sequences.
@@ -53,6 +64,7 @@ impl<'m, B: Backend> Batch<'m, B> {
             running: Vec::new(),
             held: None,
             last_step: Instant::now(),
+            cache: Rc::new(Cell::new(NO_CACHE)),
         }
     }
 
@@ -80,7 +92,7 @@ impl<'m, B: Backend> Batch<'m, B> {
     }
 
     fn prepare(&mut self, job: Job) {
-        let mut turn = Turn::begin(job, self.shared);
+        let mut turn = Turn::begin(job, self.shared, Rc::clone(&self.cache));
         let span = turn.job.span.clone();
         let _entered = span.enter();
         tracing::debug!("reading begins");
@@ -147,22 +159,6 @@ impl<'m, B: Backend> Batch<'m, B> {
             }
         }
         self.last_step = Instant::now();
-        if let Some(metrics) = self.shared.metrics.get() {
-            metrics.cache(self.cache());
-        }
-    }
-
-    /// Of all that runs.
-    fn cache(&self) -> CacheUse {
-        let mut all = CacheUse {
-            tokens: 0,
-            capacity: 0,
-        };
-        for one in &self.running {
-            all.tokens += one.turn.cache.tokens;
-            all.capacity += one.turn.cache.capacity;
-        }
-        all
     }
 
     fn end(&self, turn: Turn, outcome: Result<Reading, EngineError>) {
@@ -186,7 +182,7 @@ impl<B: Backend> Running<'_, B> {
 }
 
 impl Turn {
-    fn begin(job: Job, shared: &Shared) -> Self {
+    fn begin(job: Job, shared: &Shared, all_caches: Rc<Cell<CacheUse>>) -> Self {
         let started = Instant::now();
         Self {
             watch: Watch::begin(shared.metrics.get().cloned(), job.slot.began, started),
@@ -195,10 +191,8 @@ impl Turn {
             queue_seconds: started.duration_since(job.submitted).as_secs_f64(),
             late: false,
             wasted_tokens: 0,
-            cache: CacheUse {
-                tokens: 0,
-                capacity: 0,
-            },
+            cache: NO_CACHE,
+            all_caches,
             job,
         }
     }
@@ -215,8 +209,8 @@ impl Turn {
         let now = Instant::now();
         self.late = now >= self.deadline;
         if let Some(cache) = step.generated {
-            self.watch.token(now);
-            self.cache = cache;
+            self.use_cache(cache);
+            self.watch.token(now, self.all_caches.get());
             self.wasted_tokens += usize::from(self.is_cancelled());
         }
         let wish = match &mut self.job.on_step {
@@ -229,11 +223,21 @@ impl Turn {
         wish
     }
 
+    fn use_cache(&mut self, cache: CacheUse) {
+        let all = self.all_caches.get();
+        self.all_caches.set(CacheUse {
+            tokens: all.tokens - self.cache.tokens + cache.tokens,
+            capacity: all.capacity - self.cache.capacity + cache.capacity,
+        });
+        self.cache = cache;
+    }
+
     /// Sends the answer.
-    fn end(self, outcome: Result<Reading, EngineError>, shared: &Shared) {
+    fn end(mut self, outcome: Result<Reading, EngineError>, shared: &Shared) {
         let span = self.job.span.clone();
         let _entered = span.enter();
-        self.watch.end(outcome.as_ref().ok());
+        self.use_cache(NO_CACHE);
+        self.watch.end(outcome.as_ref().ok(), self.all_caches.get());
         let answer = outcome.and_then(|mut reading| {
             if self.late && reading.finish_reason == FinishReason::Cancelled {
                 reading.finish_reason = FinishReason::Deadline;

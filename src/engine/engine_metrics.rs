@@ -13,7 +13,7 @@ pub trait EngineMetrics: Send + Sync {
     /// A token was generated; `since_previous` is `None` for the first one of a reading.
     fn token(&self, since_turn: Duration, since_previous: Option<Duration>);
 
-    /// How full the key-value caches of all running requests are together.
+    /// How full the key-value caches of all running requests are together, after each token and end.
     fn cache(&self, all: CacheUse);
 
     /// A reading has ended, `since_turn` after [`Self::begun`]; `None`: it failed.
@@ -40,9 +40,10 @@ impl Watch {
         }
     }
 
-    /// A token was generated at `now`.
-    pub(super) fn token(&mut self, now: Instant) {
+    /// A token was generated at `now`; `all`: caches of all that run.
+    pub(super) fn token(&mut self, now: Instant, all: CacheUse) {
         if let Some(metrics) = &self.metrics {
+            metrics.cache(all);
             let since = |earlier| now.saturating_duration_since(earlier);
             metrics.token(since(self.turn), self.previous.map(since));
             self.previous = Some(now);
@@ -50,8 +51,9 @@ impl Watch {
     }
 
     /// The reading has ended.
-    pub(super) fn end(self, reading: Option<&Reading>) {
+    pub(super) fn end(self, reading: Option<&Reading>, all: CacheUse) {
         if let Some(metrics) = self.metrics {
+            metrics.cache(all);
             metrics.ended(self.turn.elapsed(), reading);
         }
     }
