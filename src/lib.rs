@@ -8,7 +8,7 @@
 //! | torch and hardware | [`torch`]: C++ that tch does not bind, [`device`], [`blackwell_compat`], [`distributed`]: process groups, [`kernels`]: CPU and CUDA |
 //! | formats | [`checkpoint`]: safetensors folders, [`processing`]: images to patches, text to tokens, [`lora`]: PEFT adapters, [`quant`]: NF4, FP4 and AWQ weights, [`records`]: JSON records |
 //! | model | [`qwen2_5_vl`], [`generation`]: sampling and stopping, [`engine`]: [`engine::Reader`] loads a folder, [`engine::Engine`] queues requests |
-//! | data and measuring | [`hub`], [`rendering`], [`documents`]: fixed test sets, [`synthetic`]: generated documents, [`data`], [`evaluation`], [`benchmark`] |
+//! | data and measuring | [`hub`], [`rendering`], [`test_documents`]: fixed test sets, [`synthetic`]: generated documents, [`data`], [`evaluation`], [`benchmark`] |
 //! | work | [`quantize`], [`training`], [`doctor`], [`pipeline`], [`server`]: the REST API, [`report`] |
 //! | face | [`cli`]: every program's command line |
 //!
@@ -45,8 +45,6 @@ pub mod device;
 #[cfg(feature = "pipeline")]
 pub mod distributed;
 pub mod doctor;
-#[cfg(feature = "pipeline")]
-pub mod documents;
 pub mod engine;
 pub mod error;
 #[cfg(feature = "pipeline")]
@@ -78,6 +76,8 @@ pub mod report;
 pub mod server;
 #[cfg(feature = "pipeline")]
 pub mod synthetic;
+#[cfg(feature = "pipeline")]
+pub mod test_documents;
 pub mod torch;
 #[cfg(feature = "pipeline")]
 pub mod training;
