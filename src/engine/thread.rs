@@ -168,11 +168,14 @@ struct Job {
     on_step: Option<StepHandler>,
     submitted: Instant,
     cancelled: Arc<AtomicBool>,
-    answer: oneshot::Sender<Result<Answer, EngineError>>,
+    answer: oneshot::Sender<Outcome>,
     /// The caller's span, so that logs of the engine thread carry the request id.
     span: tracing::Span,
     slot: QueueSlot,
 }
+
+/// An answer, and the slot where the caller keeps it.
+type Outcome = (Result<Answer, EngineError>, Option<QueueSlot>);
 
 impl Waiting for Job {
     fn client(&self) -> &Client {
@@ -189,6 +192,8 @@ pub struct QueueSlot {
     shared: Arc<Shared>,
     client: Client,
     is_held: bool,
+    /// Whether it is handed back with the answer.
+    is_kept: bool,
     began: Instant,
     expires: Instant,
 }
@@ -202,7 +207,9 @@ pub struct Ticket {
     id: u64,
     expires: Instant,
     cancelled: Arc<AtomicBool>,
-    answer: oneshot::Receiver<Result<Answer, EngineError>>,
+    answer: oneshot::Receiver<Outcome>,
+    /// Handed back with the answer.
+    slot: Option<QueueSlot>,
 }
 
 impl Engine {
@@ -295,6 +302,7 @@ impl Engine {
             shared: self.shared.clone(),
             client,
             is_held: true,
+            is_kept: false,
             began,
             expires: (began + deadline).max(now + deadline.min(LAST_CHANCE)),
         })
@@ -374,6 +382,11 @@ impl QueueSlot {
         }
     }
 
+    /// Keeps the slot for another request: [`Ticket::take_slot`] has it after the answer.
+    pub fn keep(&mut self) {
+        self.is_kept = true;
+    }
+
     /// Puts `request` into the queue.
     ///
     /// # Errors
@@ -418,6 +431,7 @@ impl QueueSlot {
             expires,
             cancelled,
             answer: receiver,
+            slot: None,
             shared,
         })
     }
@@ -470,7 +484,18 @@ impl Ticket {
             // It is running: only the generation deadline applies now.
             Err(_) => (&mut self.answer).await,
         };
-        received.unwrap_or(Err(EngineError::Panicked))
+        let (answer, slot) = received.unwrap_or((Err(EngineError::Panicked), None));
+        self.slot = slot;
+        answer
+    }
+
+    /// The slot of an answered request, if it was to be [kept](QueueSlot::keep): for the next request, whose queue deadline counts
+    /// from now.
+    pub fn take_slot(&mut self) -> Option<QueueSlot> {
+        let mut slot = self.slot.take()?;
+        slot.began = Instant::now();
+        slot.expires = slot.began + self.shared.options.queue_deadline;
+        Some(slot)
     }
 }
 
@@ -494,7 +519,7 @@ impl Job {
         drop((request, on_step));
         drop(slot);
         // The receiver is gone when the client is.
-        let _ = sender.send(Err(error));
+        let _ = sender.send((Err(error), None));
     }
 }
 
@@ -617,7 +642,9 @@ impl Shared {
             let mut queue = self.lock();
             // At once, so that nobody sees a slot in use and no request that runs or waits.
             queue.running = false;
-            slot.release(&mut queue);
+            if !slot.is_kept {
+                slot.release(&mut queue);
+            }
             if answer.is_ok() && !late && !cancelled.load(Ordering::Acquire) {
                 let seconds = started.elapsed().as_secs_f64();
                 let average = queue.service_seconds.unwrap_or(seconds);
@@ -626,7 +653,7 @@ impl Shared {
         }
         self.turns.send_replace(());
         // The receiver is gone when the client is.
-        let _ = sender.send(answer);
+        let _ = sender.send((answer, slot.is_kept.then_some(slot)));
         return_freed_memory();
     }
 }
