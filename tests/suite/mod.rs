@@ -11,6 +11,7 @@ mod data;
 mod distributed;
 mod docs;
 mod doctor;
+mod documents;
 mod engine;
 mod evaluation;
 mod generation;
