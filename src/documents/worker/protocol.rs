@@ -205,7 +205,7 @@ pub(super) fn read_reply(from: &mut impl Read) -> io::Result<Reply> {
         ReplyHeader::Opened(opened) => Reply::Opened(opened),
         ReplyHeader::Failed { error, place } => Reply::Failed { error, place },
         ReplyHeader::Page(header) => {
-            let length = u64::from(header.width) * u64::from(header.height) * 3;
+            let length = (u64::from(header.width) * u64::from(header.height)).saturating_mul(3);
             if length > MAX_PAGE {
                 return Err(io::ErrorKind::InvalidData.into());
             }
