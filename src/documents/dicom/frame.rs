@@ -10,7 +10,7 @@ use dicom_pixeldata::{
 };
 
 use super::colour::{self, Palette};
-use super::{DocumentPage, RenderOptions, text, unread};
+use super::{DocumentPage, PIXEL_DATA, RenderOptions, text, unread};
 use crate::error::DocumentError;
 use crate::processing::{DecodedPage, decode_jpeg_samples, scaled_rgb};
 
@@ -71,6 +71,12 @@ pub(super) fn page(
         return Err(unsupported(format!("DICOM with samples of {allocated} bits")));
     }
     let photometric = text(object, PHOTOMETRIC).unwrap_or_default();
+    let compressed = object.number_of_fragments().is_some();
+    if photometric == "YBR_FULL_422" && !compressed && allocated == 8 {
+        // The library takes three bytes a pixel for granted, and finds too few.
+        let rgb = uncompressed_422(object, index, (width as usize, height as usize)).ok_or_else(damaged)?;
+        return finished(object, index, rgb, (width, height), options);
+    }
     let decoded = object.decode_pixel_data_frame(index);
     let own = match syntax {
         JPEG_BASELINE | JPEG_EXTENDED => {
@@ -94,8 +100,7 @@ pub(super) fn page(
         },
         planar: own.is_none() && decoded.planar_configuration() == PlanarConfiguration::PixelFirst,
     };
-    let compressed = object.number_of_fragments().is_some();
-    let mut rgb = match (photometric.as_str(), samples.channels) {
+    let rgb = match (photometric.as_str(), samples.channels) {
         ("MONOCHROME1" | "MONOCHROME2", 1) => {
             let inverted = photometric == "MONOCHROME1";
             grey(&samples, &decoded, index, inverted)?
@@ -106,9 +111,6 @@ pub(super) fn page(
         ("RGB", 3) => samples.eight_bits()?,
         // JPEG 2000 and lossless JPEG come as RGB.
         ("YBR_ICT" | "YBR_RCT", 3) => samples.eight_bits()?,
-        ("YBR_FULL_422", 3) if !compressed => {
-            colour::from_422(&samples.bytes, samples.width, samples.height).ok_or_else(damaged)?
-        }
         ("YBR_FULL" | "YBR_FULL_422", 3) if own.is_some() || !is_transformed(syntax) => {
             colour::from_ybr(samples.eight_bits()?)
         }
@@ -121,15 +123,38 @@ pub(super) fn page(
         }
     };
     drop(decoded);
+    finished(object, index, rgb, (width, height), options)
+}
+
+/// A page of the frame's colours, with its overlays, scaled.
+fn finished(
+    object: &DefaultDicomObject,
+    index: u32,
+    mut rgb: Vec<u8>,
+    size: (u32, u32),
+    options: &RenderOptions<'_>,
+) -> Result<DocumentPage, DocumentError> {
     for plane in object.decode_overlays().unwrap_or_default() {
-        draw(&plane, index, &mut rgb, (width, height));
+        draw(&plane, index, &mut rgb, size);
     }
-    let page = scaled_rgb(&rgb, (width, height), options.bounds)?;
+    let page = scaled_rgb(&rgb, size, options.bounds)?;
     let warnings = Vec::new();
     Ok(DocumentPage {
         number: index + 1,
         ..DecodedPage { page, warnings }.into()
     })
+}
+
+/// A frame of two bytes a pixel.
+fn uncompressed_422(
+    object: &DefaultDicomObject,
+    index: u32,
+    (width, height): (usize, usize),
+) -> Option<Vec<u8>> {
+    let data = object.element_opt(PIXEL_DATA).ok()??.to_bytes().ok()?;
+    let frame = (width * height).div_ceil(2) * 4;
+    let start = frame.checked_mul(index as usize)?;
+    colour::from_422(data.get(start..start.checked_add(frame)?)?, width, height)
 }
 
 /// Whether the library converts colours of this transfer syntax: JPEG 2000.

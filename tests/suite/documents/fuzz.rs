@@ -94,9 +94,9 @@ fn fuzz(folder: &str, extensions: &[&str]) {
         *outcomes.entry(outcome).or_default() += 1;
     }
     println!("{files} files of {extensions:?}: {outcomes:#?}");
-    let intact = open(seeds[0].clone(), &options).expect("opens");
+    let mut intact = seeds.into_iter().filter_map(|seed| open(seed, &options).ok());
     assert!(
-        intact.page(1, None).is_ok() || intact.report().is_some(),
+        intact.any(|document| document.page(1, None).is_ok()),
         "the worker still works"
     );
 }
