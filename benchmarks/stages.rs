@@ -8,12 +8,12 @@ use std::path::Path;
 use criterion::{Criterion, criterion_group, criterion_main};
 use half::bf16;
 use medical_vision::checkpoint::Checkpoint;
-use medical_vision::documents::DocumentSet;
 use medical_vision::processing::{DecodeLimits, ImageProcessor, TextProcessor, decode};
 use medical_vision::quant::Quantization;
 use medical_vision::quant::nf4::{QuantType, Weights, quantize};
 use medical_vision::qwen2_5_vl::{Config, LogitsToKeep, Model, ModelOptions};
 use medical_vision::rendering::TEST_PAGE;
+use medical_vision::test_documents::DocumentSet;
 use tch::{Device, Kind};
 
 const MODEL: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/models/qwen25-vl-nano");

@@ -14,7 +14,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any, Dict, List, Tuple
+from typing import Any, Dict, List, Sequence, Tuple
 
 ROOT = Path(__file__).resolve().parent.parent
 TARGET = "x86_64-unknown-linux-gnu"
@@ -23,6 +23,8 @@ NOT_TEXT = (".rs", ".html", ".tmpl", ".json", ".toml")
 RULE = "=" * 100
 # Whose text stands for those who ship none.
 STANDARD = {"MIT": "LICENSE-MIT", "Apache-2.0": "LICENSE-APACHE"}
+# Asks for no notice.
+PUBLIC_DOMAIN = {"CC0-1.0": "Dedicated to the public domain by CC0 1.0 Universal, https://creativecommons.org/publicdomain/zero/1.0/legalcode"}
 
 
 class LicenceError(Exception):
@@ -54,21 +56,32 @@ def linked(found: Dict[str, Any]) -> List[Dict[str, Any]]:
     return sorted(packages, key=lambda package: (package["name"], package["version"]))
 
 
-def texts(package: Dict[str, Any]) -> List[Tuple[str, str]]:
-    """Name and text of each licence file of a crate."""
+def shipped(package: Dict[str, Any]) -> List[Tuple[str, str]]:
+    """Name and text of each licence file that a crate ships."""
     folder = Path(package["manifest_path"]).parent
     files = {file for file in folder.iterdir() if TEXTS.match(file.name) and file.suffix not in NOT_TEXT}
     for name in ("LICENSES", "LICENSE", "licenses", "license"):
         files.update((folder / name).glob("*"))
     if package.get("license_file"):
         files.add(folder / package["license_file"])
-    found = [(file.name, file.read_text("utf-8", "replace")) for file in sorted(files) if file.is_file()]
+    return [(file.name, file.read_text("utf-8", "replace")) for file in sorted(files) if file.is_file()]
+
+
+def texts(package: Dict[str, Any], packages: Sequence[Dict[str, Any]] = ()) -> List[Tuple[str, str]]:
+    """Name and text of each licence file of a crate: its own, else those of another crate of its repository, else the standard text."""
+    found = shipped(package)
+    for other in packages:
+        same = package.get("repository") and other.get("repository") == package["repository"]
+        if not found and same and other.get("license") == package.get("license"):
+            found = shipped(other)
     if not found:
         for licence in re.split(r"\s*(?:/|\bOR\b|\bAND\b)\s*", package.get("license") or ""):
             if licence.strip("() ") in STANDARD:
                 name = STANDARD[licence.strip("() ")]
                 text = (ROOT / name).read_text("utf-8")
                 found.append((name, re.sub(r"(?m)^Copyright .*\n", f"Copyright the authors of {package['name']}\n", text, 1)))
+    if not found and package.get("license") in PUBLIC_DOMAIN:
+        found.append((package["license"], PUBLIC_DOMAIN[package["license"]]))
     if not found:
         raise LicenceError(f"{package['name']} {package['version']} ships no licence, and {package.get('license')} has no text here")
     return found
@@ -84,7 +97,7 @@ def document(packages: List[Dict[str, Any]]) -> str:
     for package in packages:
         name = f"{package['name']} {package['version']}"
         lines.append(f"{name}: {package['license']}" + (f", {package['repository']}" if package.get("repository") else ""))
-        for _, text in texts(package):
+        for _, text in texts(package, packages):
             crates = by_text.setdefault(normalised(text), [])
             if name not in crates:
                 crates.append(name)

@@ -73,6 +73,13 @@ class ListsTest(unittest.TestCase):
             self.assertIn("the authors of bare", found["LICENSE-MIT"])
             with self.assertRaises(licences.LicenceError):
                 licences.texts({**package, "license": "Other"})
+            self.assertIn("public domain", licences.texts({**package, "license": "CC0-1.0"})[0][1])
+            sibling = Path(folder, "sibling")
+            sibling.mkdir()
+            (sibling / "COPYING").write_text("of the family")
+            family = {**package, "license": "BSD-3-Clause", "repository": "https://example.org/family"}
+            other = {**family, "name": "other", "manifest_path": f"{sibling}/Cargo.toml"}
+            self.assertEqual(licences.texts(family, [family, other]), [("COPYING", "of the family")])
             Path(folder, "LICENCE.md").write_text("own words")
             self.assertEqual(licences.texts(package), [("LICENCE.md", "own words")])
 

@@ -4,11 +4,11 @@ use std::fs;
 use std::io::Write;
 use std::path::PathBuf;
 
-use crate::documents::{Document, DocumentSet};
 use crate::fs::{PICTURE_BYTES, read_bounded, write_atomically};
 use crate::processing::{DecodeLimits, RgbPage, decode};
 use crate::project::Project;
 use crate::rendering::{TEST_PAGE, document_page, encode_rgb};
+use crate::test_documents::{DocumentSet, TestDocument};
 use crate::{Error, Result};
 
 /// Folder of the pages of the test documents, relative to the project folder.
@@ -40,7 +40,7 @@ impl BenchmarkOptions {
     ///
     /// # Errors
     /// [`Error::InvalidFile`], if the file cannot be read as a set of documents.
-    pub fn load_documents(&self) -> Result<Vec<Document>> {
+    pub fn load_documents(&self) -> Result<Vec<TestDocument>> {
         let set = match &self.documents {
             Some(path) => DocumentSet::load(path)?,
             None => DocumentSet::test(),
@@ -60,7 +60,7 @@ pub enum Pages {
 
 impl Pages {
     /// Returns the page of each document, after writing missing ones to `datasets/test_images`.
-    pub(super) fn load(self, documents: &[Document], project: &Project) -> Result<Vec<RgbPage>> {
+    pub(super) fn load(self, documents: &[TestDocument], project: &Project) -> Result<Vec<RgbPage>> {
         let folder = project.file(TEST_IMAGES);
         fs::create_dir_all(&folder).map_err(|error| Error::io(&folder, error))?;
         documents

@@ -12,7 +12,6 @@ use super::{BenchmarkOptions, Pages};
 use crate::device::{
     Precision, ProcessorTimes, Selected, device_name, kind_name, load_average, process_memory, synchronize,
 };
-use crate::documents::Document;
 use crate::engine::{LoadOptions, ReadRequest, Reader, Reading};
 use crate::evaluation::score;
 use crate::generation::FinishReason;
@@ -23,6 +22,7 @@ use crate::records::{
     Benchmark, Extra, GpuMemory, InferenceResult, LatencyStats, MachineLoad, MemoryStages, ResidentMemory,
     RunDetails, mib, round_to, seconds, timestamp,
 };
+use crate::test_documents::TestDocument;
 use crate::torch::reset_allocator_peak;
 use crate::{Error, Result, device};
 
@@ -126,7 +126,7 @@ pub fn benchmark(run: &BenchmarkRun<'_>) -> Result<Benchmark> {
 
 fn read(
     reader: &Reader,
-    document: &Document,
+    document: &TestDocument,
     page: &RgbPage,
     max_new_tokens: usize,
     stop: &AtomicBool,
@@ -148,7 +148,7 @@ fn read(
     Ok(reading)
 }
 
-fn result(document: &Document, reading: Reading) -> InferenceResult {
+fn result(document: &TestDocument, reading: Reading) -> InferenceResult {
     let (terms, values) = (&document.expected_terms, &document.expected_values);
     let expects = !terms.is_empty() || !values.is_empty();
     InferenceResult {

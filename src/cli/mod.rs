@@ -19,6 +19,7 @@ use self::{
     adapter::ResidentAdapterArgs, benchmark_args::BenchmarkArgs, hub_args::HubArgs, session::Session,
 };
 use crate::console::{self, Level};
+use crate::documents::{Decoder, WORKER_ARGUMENT, run_worker};
 use crate::error::PromptError;
 use crate::{Error, Result};
 
@@ -121,8 +122,14 @@ const PIPELINE_PROGRAMS: [&str; 11] = [
 ];
 
 /// Runs the program under whose name this process was started (the file name in its first argument), or `medvision` for any
-/// other name.
+/// other name. Started by [`decoder`], it decodes documents instead.
 pub fn main() -> ExitCode {
+    if std::env::args_os()
+        .nth(1)
+        .is_some_and(|first| first == WORKER_ARGUMENT)
+    {
+        return run_worker();
+    }
     let path = std::env::args_os().next().unwrap_or_default();
     let name = Path::new(&path).file_name().and_then(|name| name.to_str());
     let name = name.unwrap_or_default();
@@ -134,6 +141,12 @@ pub fn main() -> ExitCode {
     }
     let program = PROGRAMS.iter().find(|program| program.name == name);
     program.map_or_else(medvision::main, |program| (program.main)())
+}
+
+/// Decodes documents in a process of this program, whose limits are its own.
+fn decoder() -> Decoder {
+    // This binary, also after another one was put in its place.
+    Decoder::worker("/proc/self/exe")
 }
 
 /// Parses the command line. An error about the value of a variable names the variable.

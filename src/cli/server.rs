@@ -5,14 +5,15 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use actix_web::web::Data;
-use clap::Parser;
+use clap::{Parser, value_parser};
 
 use super::audit_args::AuditArgs;
 use super::http_args::{HttpArgs, TlsArgs, at_most, host_name, listen_host};
 use super::key_args::{KeyArgs, print_new_key};
-use super::{CommonArgs, ResidentAdapterArgs, fail, print_warnings};
+use super::{CommonArgs, ResidentAdapterArgs, decoder, fail, print_warnings};
 use crate::console::{Level, say, say_lines};
 use crate::device::{Selected, gpu_memory, share_freed_memory};
+use crate::documents::{MAX_DPI, MIN_DPI};
 use crate::engine::{Engine, LoadOptions, Reader};
 use crate::records::mebibytes;
 use crate::server::{self, GpuFigures, Readiness, Reloads, ServerOptions, ServerState};
@@ -126,6 +127,14 @@ struct ServerArgs {
     #[arg(long, value_name = "N", env = "MVP_MAX_MEGAPIXELS", hide_env_values = true, default_value_t = defaults().max_megapixels, value_parser = at_most::<1000>(1))]
     max_megapixels: u64,
 
+    /// Maximum number of pages of a request (413).
+    #[arg(long, value_name = "N", env = "MVP_MAX_PAGES", hide_env_values = true, default_value_t = defaults().max_pages, value_parser = at_most::<10_000>(1))]
+    max_pages: u64,
+
+    /// Resolution in dots per inch at which PDF pages are rendered; less where the model's maximum page size says so.
+    #[arg(long, value_name = "N", env = "MVP_DPI", hide_env_values = true, default_value_t = defaults().dpi, value_parser = value_parser!(u32).range(MIN_DPI..=MAX_DPI))]
+    dpi: u32,
+
     /// Memory budget in MiB for decoding and for decoded pages in the queue, across requests; requests wait for it.
     #[arg(long, value_name = "N", env = "MVP_MAX_DECODED_MIB", hide_env_values = true, default_value_t = defaults().max_decoded_mib, value_parser = at_most::<1_048_576>(64))]
     max_decoded_mib: u64,
@@ -183,6 +192,8 @@ impl From<ServerArgs> for ServerOptions {
             queue_deadline_seconds: args.queue_deadline_seconds,
             generation_deadline_seconds: args.generation_deadline_seconds,
             max_megapixels: args.max_megapixels,
+            max_pages: args.max_pages,
+            dpi: args.dpi,
             max_decoded_mib: args.max_decoded_mib,
             stream_keep_alive_seconds: args.stream_keep_alive_seconds,
             stream_buffer_kib: args.stream_buffer_kib,
@@ -264,6 +275,7 @@ async fn serve(arguments: Arguments) -> anyhow::Result<ExitCode> {
     let state = state
         .with_access(admission.access)
         .with_audit(audit)
+        .with_decoder(decoder())
         .with_gpu(move || gpu_figures(&selected));
     let announce = |readiness: &Readiness| say_lines(Level::INFO, &readiness.to_string());
     Ok(server::run(listeners, Data::new(state), announce).await?)

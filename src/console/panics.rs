@@ -29,9 +29,10 @@ pub(super) fn report() {
 /// Unwind safety is up to the caller: after a panic it must not use what `work` was changing.
 pub(crate) fn catch_silently<T>(work: impl FnOnce() -> T) -> Result<T, String> {
     install();
-    SILENT.set(true);
+    // Calls may be nested.
+    let before = SILENT.replace(true);
     let result = panic::catch_unwind(AssertUnwindSafe(work));
-    SILENT.set(false);
+    SILENT.set(before);
     result.map_err(|_| PLACE.take().unwrap_or_default())
 }
 
@@ -133,5 +134,10 @@ mod tests {
             .unwrap_err();
         assert!(place.starts_with("src/console/panics.rs:"), "{place}");
         assert_eq!(catch_silently(|| 3), Ok(3));
+        let nested = catch_silently(|| {
+            let _ = catch_silently(|| panic!("a canary"));
+            SILENT.get()
+        });
+        assert_eq!((nested, SILENT.get()), (Ok(true), false));
     }
 }

@@ -2,12 +2,12 @@
 
 use std::path::Path;
 
-use crate::documents::DocumentSet;
 use crate::fs::{PICTURE_BYTES, read_bounded};
 use crate::processing::{DecodeLimits, RgbPage, decode};
 use crate::project::Project;
 use crate::records::{self, DataSample, SampleSource};
 use crate::rendering::{TEST_PAGE, text_lines, text_page};
+use crate::test_documents::DocumentSet;
 use crate::{Error, Result};
 
 /// One calibration page.

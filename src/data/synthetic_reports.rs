@@ -7,9 +7,9 @@ use std::path::{Path, PathBuf};
 use serde_json::json;
 
 use super::RawDataset;
-use crate::documents::DocumentSet;
 use crate::fs::write_atomically;
 use crate::project::Project;
+use crate::test_documents::DocumentSet;
 use crate::{Error, Result};
 
 const FOLDER: &str = "datasets/synthetic";

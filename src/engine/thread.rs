@@ -148,11 +148,14 @@ pub(super) struct Job {
     pub(super) on_step: Option<StepHandler>,
     pub(super) submitted: Instant,
     pub(super) cancelled: Arc<AtomicBool>,
-    answer: oneshot::Sender<Result<Answer, EngineError>>,
+    answer: oneshot::Sender<Outcome>,
     /// The caller's span, so that logs of the engine thread carry the request id.
     pub(super) span: tracing::Span,
     pub(super) slot: QueueSlot,
 }
+
+/// An answer, and the slot where the caller keeps it.
+type Outcome = (Result<Answer, EngineError>, Option<QueueSlot>);
 
 impl Waiting for Job {
     fn client(&self) -> &Client {
@@ -169,6 +172,8 @@ pub struct QueueSlot {
     shared: Arc<Shared>,
     client: Client,
     is_held: bool,
+    /// Whether it is handed back with the answer.
+    is_kept: bool,
     pub(super) began: Instant,
     expires: Instant,
 }
@@ -182,7 +187,9 @@ pub struct Ticket {
     id: u64,
     expires: Instant,
     cancelled: Arc<AtomicBool>,
-    answer: oneshot::Receiver<Result<Answer, EngineError>>,
+    answer: oneshot::Receiver<Outcome>,
+    /// Handed back with the answer.
+    slot: Option<QueueSlot>,
 }
 
 impl Engine {
@@ -275,6 +282,7 @@ impl Engine {
             shared: self.shared.clone(),
             client,
             is_held: true,
+            is_kept: false,
             began,
             expires: (began + deadline).max(now + deadline.min(LAST_CHANCE)),
         })
@@ -354,6 +362,11 @@ impl QueueSlot {
         }
     }
 
+    /// Keeps the slot for another request: [`Ticket::take_slot`] has it after the answer.
+    pub fn keep(&mut self) {
+        self.is_kept = true;
+    }
+
     /// Puts `request` into the queue.
     ///
     /// # Errors
@@ -398,6 +411,7 @@ impl QueueSlot {
             expires,
             cancelled,
             answer: receiver,
+            slot: None,
             shared,
         })
     }
@@ -450,7 +464,18 @@ impl Ticket {
             // It is running: only the generation deadline applies now.
             Err(_) => (&mut self.answer).await,
         };
-        received.unwrap_or(Err(EngineError::Panicked))
+        let (answer, slot) = received.unwrap_or((Err(EngineError::Panicked), None));
+        self.slot = slot;
+        answer
+    }
+
+    /// The slot of an answered request, if it was to be [kept](QueueSlot::keep): for the next request, whose queue deadline counts
+    /// from now.
+    pub fn take_slot(&mut self) -> Option<QueueSlot> {
+        let mut slot = self.slot.take()?;
+        slot.began = Instant::now();
+        slot.expires = slot.began + self.shared.options.queue_deadline;
+        Some(slot)
     }
 }
 
@@ -476,10 +501,12 @@ impl Job {
         {
             let mut queue = shared.lock();
             change(&mut queue);
-            slot.release(&mut queue);
+            if !slot.is_kept {
+                slot.release(&mut queue);
+            }
         }
         // The receiver is gone when the client is.
-        let _ = sender.send(answer);
+        let _ = sender.send((answer, slot.is_kept.then_some(slot)));
     }
 }
 

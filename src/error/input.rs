@@ -1,7 +1,11 @@
 //! User-correctable errors of a request. Their texts are fixed: they never contain a decoder's message or bytes of the input.
 
+use std::borrow::Cow;
+
+use serde::{Deserialize, Serialize};
+
 /// Why an image was rejected.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error, Serialize, Deserialize)]
 pub enum ImageError {
     /// Zero bytes.
     #[error("the image is empty (0 bytes)")]
@@ -14,7 +18,7 @@ pub enum ImageError {
     Undecodable,
     /// An intact file of an unsupported kind, by its name, as in "JPEG with arithmetic coding".
     #[error("{0} is not supported; save the page as PNG and try again")]
-    UnsupportedVariant(&'static str),
+    UnsupportedVariant(Cow<'static, str>),
     /// More pixels than the limit, by the header.
     #[error("the image has {width}x{height} pixels; the limit is {limit} pixels")]
     TooManyPixels {
@@ -33,6 +37,84 @@ pub enum ImageError {
         /// Height, pixels.
         height: u32,
     },
+}
+
+/// Why a document, or a page of it, was rejected.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error, Serialize, Deserialize)]
+pub enum DocumentError {
+    /// A picture: the whole file, or one on a page.
+    #[error(transparent)]
+    Image(#[from] ImageError),
+    /// The content is not that of a supported kind of file.
+    #[error("not a supported file: expected PDF, DICOM, PNG, JPEG, WebP, TIFF, BMP or GIF")]
+    UnsupportedFormat,
+    /// An intact file of an unsupported kind, by its name, as in "JPEG-LS in a DICOM file".
+    #[error("{0} is not supported; save its pages as PDF or PNG and try again")]
+    Unsupported(Cow<'static, str>),
+    /// Nothing in the file can be read; the kind, as in "PDF".
+    #[error("the {0} is damaged and cannot be opened")]
+    Damaged(Cow<'static, str>),
+    /// The file needs a password and none was given.
+    #[error(
+        "the file is encrypted: give its password (on the command line --password-file, over HTTP the field `password`)"
+    )]
+    PasswordMissing,
+    /// The password is not the file's.
+    #[error("the password does not open the file")]
+    PasswordWrong,
+    /// The file is encrypted by a method that is not supported.
+    #[error(
+        "the file is encrypted by a method that is not supported; save it without encryption and try again"
+    )]
+    UnsupportedEncryption,
+    /// An intact file without pages.
+    #[error("the document has no pages")]
+    NoPages,
+    /// A page that was asked for does not exist.
+    #[error("pages: there is no page {number}; the document has {pages}")]
+    NoSuchPage {
+        /// As asked for.
+        number: u32,
+        /// Number of pages.
+        pages: u32,
+    },
+    /// More pages than a request may have.
+    #[error(
+        "{pages} pages are to be read, and a request may have {limit}: choose some with `pages`, as in 1-{limit}, or read the file with `medvision extract`"
+    )]
+    TooManyPages {
+        /// Pages asked for.
+        pages: usize,
+        /// The limit.
+        limit: usize,
+    },
+    /// More pictures on a page than the limit.
+    #[error("the page has more than {limit} pictures")]
+    TooManyPictures {
+        /// The limit.
+        limit: usize,
+    },
+    /// More drawing operations on a page than the limit.
+    #[error("the page has more than {limit} drawing operations")]
+    TooManyOperations {
+        /// The limit.
+        limit: usize,
+    },
+    /// Decoding was stopped.
+    #[error("the page took longer than {seconds} s to decode and was given up")]
+    TooSlow {
+        /// The limit, seconds.
+        seconds: u64,
+    },
+    /// Decoding ended the process that it ran in.
+    #[error("decoding the page took more memory than it may")]
+    TooLarge,
+    /// The decoder has a bug that this page met.
+    #[error("the page cannot be decoded: its decoder failed")]
+    DecoderFailed,
+    /// The process that decodes documents cannot be started.
+    #[error("the process that decodes documents cannot be started")]
+    NoWorker,
 }
 
 /// Why a prompt was rejected.

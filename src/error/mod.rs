@@ -5,7 +5,7 @@
 //!
 //! | variants | who can fix it | program exits with | server answers |
 //! | --- | --- | --- | --- |
-//! | [`Image`](Error::Image) | the user, with another image | 1 | 400 |
+//! | [`Image`](Error::Image), [`Document`](Error::Document) | the user, with another file or password, or fewer pages | 1 | 400, 413, 422 |
 //! | [`Option`](Error::Option), [`Prompt`](Error::Prompt) with [`PromptError::TooLong`] | the user, with another value | 2 | 422 |
 //! | [`Prompt`](Error::Prompt), otherwise | the user, with a smaller request | 1 | 422 |
 //! | [`NotFound`](Error::NotFound), [`InvalidFile`](Error::InvalidFile), [`Tensor`](Error::Tensor), [`Unsuitable`](Error::Unsuitable), [`Locked`](Error::Locked), [`Io`](Error::Io), [`System`](Error::System) | the user, on this machine | 1 | 500 |
@@ -26,7 +26,7 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 
 pub use self::hub::HubError;
-pub use self::input::{ImageError, PromptError};
+pub use self::input::{DocumentError, ImageError, PromptError};
 pub use self::training::TrainingError;
 
 /// The library's result.
@@ -38,6 +38,9 @@ pub enum Error {
     /// An image cannot be used. The text is from a fixed table and safe to show to a client.
     #[error(transparent)]
     Image(#[from] ImageError),
+    /// A document or a page of it cannot be used. The text is from a fixed table and safe to show to a client.
+    #[error(transparent)]
+    Document(#[from] DocumentError),
     /// A prompt does not fit. Safe to show to a client.
     #[error(transparent)]
     Prompt(#[from] PromptError),

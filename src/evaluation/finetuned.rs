@@ -15,7 +15,6 @@ use super::{
     paired_difference, repetition_rate, score, word_errors,
 };
 use crate::device::{Precision, Selected};
-use crate::documents::{Document, DocumentSet};
 use crate::engine::{LoadOptions, ReadRequest, Reader, Reading};
 use crate::generation::FinishReason;
 use crate::lora::Recommendation;
@@ -26,6 +25,7 @@ use crate::records::{
     GpuMemory, MemoryFigure, percent, round_to, seconds,
 };
 use crate::rendering::EVALUATION_PAGE;
+use crate::test_documents::{DocumentSet, TestDocument};
 use crate::torch::reset_allocator_peak;
 use crate::{Error, Result};
 
@@ -45,7 +45,7 @@ pub struct FinetunedRun<'a> {
     /// Compute dtype.
     pub precision: Precision,
     /// The evaluation cases.
-    pub cases: &'a [Document],
+    pub cases: &'a [TestDocument],
     /// Held-out questions.
     pub held_out: Option<&'a HeldOut>,
     /// Maximum number of new tokens per answer; `None`: 512, for held-out pages 640, which dense ones need.
@@ -68,7 +68,7 @@ impl FinetunedRun<'_> {
 ///
 /// # Errors
 /// [`Error::InvalidFile`] for a file that is not a set of documents, [`Error::Io`] if a page cannot be written.
-pub fn evaluation_cases(project: &Project, documents: Option<&Path>) -> Result<Vec<Document>> {
+pub fn evaluation_cases(project: &Project, documents: Option<&Path>) -> Result<Vec<TestDocument>> {
     let cases = match documents {
         Some(path) => DocumentSet::load(path)?,
         None => DocumentSet::evaluation(),
@@ -210,7 +210,11 @@ fn ask(reader: &Reader, prompt: &str, page: RgbPage, limit: usize, stop: &Atomic
     }
 }
 
-fn case_result(case: &Document, reading: Reading, gpu_memory_mb: Option<MemoryFigure>) -> EvaluationResult {
+fn case_result(
+    case: &TestDocument,
+    reading: Reading,
+    gpu_memory_mb: Option<MemoryFigure>,
+) -> EvaluationResult {
     let page = format!("{}\n{}", case.title, case.content.join("\n"));
     let answer = &reading.text;
     let numbers = Numbers::of(&page, answer, &page);

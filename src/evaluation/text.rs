@@ -47,7 +47,10 @@ pub fn word_errors(expected: &str, answer: &str) -> ErrorRate {
     let words = |text: &str| text.split_whitespace().map(str::to_owned).collect::<Vec<_>>();
     let (expected, answer) = (words(expected), words(answer));
     ErrorRate {
-        edits: generic_levenshtein(&Words(&expected), &Words(&answer)) as u64,
+        edits: generic_levenshtein::<Words<'_>, Words<'_>, &String, &String>(
+            &Words(&expected),
+            &Words(&answer),
+        ) as u64,
         length: expected.len() as u64,
     }
 }

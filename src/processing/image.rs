@@ -12,7 +12,7 @@ use serde::{Serialize, Serializer};
 
 use super::{
     PixelBounds,
-    decoders::{self, Alpha, Format, RowSink},
+    decoders::{self, Alpha, Format, JpegSamples, RowSink},
     resample::{Horizontal, Taps, Vertical},
 };
 use crate::console::RateLimit;
@@ -61,6 +61,10 @@ impl std::fmt::Debug for RgbPage {
 pub enum PageWarning {
     /// The file is incomplete: rows or detail are missing.
     Truncated,
+    /// A picture on the page cannot be decoded.
+    MissingPicture,
+    /// Text on the page is in a font that cannot be read.
+    MissingFont,
     /// The file has this many pages; only the first was read.
     FirstOf(u32),
 }
@@ -69,6 +73,8 @@ impl std::fmt::Display for PageWarning {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::Truncated => f.write_str("truncated"),
+            Self::MissingPicture => f.write_str("a picture on the page cannot be decoded"),
+            Self::MissingFont => f.write_str("text in a font that cannot be read"),
             Self::FirstOf(pages) => write!(f, "first of {pages} pages"),
         }
     }
@@ -106,7 +112,7 @@ impl Default for DecodeLimits {
 
 impl DecodeLimits {
     /// Checks the size in a header.
-    pub(super) fn check(&self, width: u32, height: u32) -> Result<(), ImageError> {
+    pub(crate) fn check(&self, width: u32, height: u32) -> Result<(), ImageError> {
         if width == 0 || height == 0 {
             return Err(ImageError::Undecodable);
         }
@@ -119,14 +125,6 @@ impl DecodeLimits {
         }
         Ok(())
     }
-}
-
-/// Number of bytes that [`is_picture`] needs.
-pub const SIGNATURE_BYTES: u64 = 32;
-
-/// Whether a file that starts with these bytes is in one of the six formats.
-pub fn is_picture(start: &[u8]) -> bool {
-    Format::of(start).is_some()
 }
 
 /// Names of the formats.
@@ -159,26 +157,76 @@ pub fn decode_page(
     limits: &DecodeLimits,
     bounds: Option<&PixelBounds>,
 ) -> Result<DecodedPage, ImageError> {
+    let (mut page, pages) = decode_one(bytes, 0, limits, bounds)?;
+    page.warnings
+        .extend((pages > 1).then_some(PageWarning::FirstOf(pages)));
+    Ok(page)
+}
+
+/// Number of pages of a file: of a TIFF's directories; 1 for every other format, of whose frames the first counts.
+pub fn picture_pages(bytes: &[u8]) -> u32 {
+    Format::of(bytes).map_or(1, |format| format.pages(bytes))
+}
+
+/// As [`decode_page`], for the page with this index, from 0, of a file with [`picture_pages`] of them.
+///
+/// # Errors
+/// As [`decode_page`]; [`ImageError::Undecodable`] if there is no such page.
+pub fn decode_page_at(
+    bytes: &[u8],
+    index: u32,
+    limits: &DecodeLimits,
+    bounds: Option<&PixelBounds>,
+) -> Result<DecodedPage, ImageError> {
+    Ok(decode_one(bytes, index, limits, bounds)?.0)
+}
+
+/// A page without [`PageWarning::FirstOf`], and the number of pages.
+fn decode_one(
+    bytes: &[u8],
+    index: u32,
+    limits: &DecodeLimits,
+    bounds: Option<&PixelBounds>,
+) -> Result<(DecodedPage, u32), ImageError> {
     if bytes.is_empty() {
         return Err(ImageError::Empty);
     }
     let format = Format::of(bytes).ok_or(ImageError::UnsupportedFormat)?;
     contain_panics(|| {
-        let orientation = format.orientation(bytes);
+        let orientation = format.orientation(bytes, index);
         let mut builder = PageBuilder::new(bounds, orientation);
-        let mut decoded = decoders::decode(format, bytes, limits, Alpha::OnWhite, &mut builder)?;
+        let mut decoded = decoders::decode(format, bytes, index, limits, Alpha::OnWhite, &mut builder)?;
         if !decoded.visible {
             // Some programs, such as Windows' clipboard, set all alpha to 0.
             builder = PageBuilder::new(bounds, orientation);
-            decoded = decoders::decode(format, bytes, limits, Alpha::Ignored, &mut builder)?;
+            decoded = decoders::decode(format, bytes, index, limits, Alpha::Ignored, &mut builder)?;
         }
         let truncated = decoded.truncated.then_some(PageWarning::Truncated);
-        let several = (decoded.pages > 1).then_some(PageWarning::FirstOf(decoded.pages));
-        Ok(DecodedPage {
+        let page = DecodedPage {
             page: builder.finish()?,
-            warnings: truncated.into_iter().chain(several).collect(),
-        })
+            warnings: truncated.into_iter().collect(),
+        };
+        Ok((page, decoded.pages))
     })
+}
+
+/// Decodes the samples of a JPEG, without colour conversion.
+pub(crate) fn decode_jpeg_samples(bytes: &[u8], limits: &DecodeLimits) -> Result<JpegSamples, ImageError> {
+    contain_panics(|| decoders::jpeg_samples(bytes, limits))
+}
+
+/// `rgb`, of this width and height, scaled to `bounds` as [`decode_page`] scales.
+pub(crate) fn scaled_rgb(
+    rgb: &[u8],
+    (width, height): (u32, u32),
+    bounds: Option<&PixelBounds>,
+) -> Result<RgbPage, ImageError> {
+    let mut builder = PageBuilder::new(bounds, Orientation::NoTransforms);
+    builder.begin(width, height)?;
+    for row in rgb.chunks_exact((width as usize * 3).max(1)) {
+        builder.row(row)?;
+    }
+    builder.finish()
 }
 
 /// Maximum bytes that [`decode_page`] allocates besides the file, by its headers.

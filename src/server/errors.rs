@@ -7,7 +7,7 @@ use super::http::{HEAD_TIMEOUT, SAFE_HEADERS};
 use super::openai::{self, OpenAiError, RequestError};
 use super::types::ErrorBody;
 use crate::engine::EngineError;
-use crate::error::{ImageError, PromptError};
+use crate::error::{DocumentError, ImageError, PromptError};
 use crate::records::timestamp;
 
 /// An API error.
@@ -19,6 +19,9 @@ pub enum ApiError {
     /// 400: invalid image.
     #[error(transparent)]
     Image(#[from] ImageError),
+    /// 400, 413 or 422: invalid document.
+    #[error(transparent)]
+    Document(DocumentError),
     /// 422: invalid prompt.
     #[error(transparent)]
     Prompt(#[from] PromptError),
@@ -143,7 +146,7 @@ pub enum ApiError {
 }
 
 /// What [`ApiError::reason`] and [`parser_reason`] can be.
-pub(super) const REASONS: [&str; 22] = [
+pub(super) const REASONS: [&str; 23] = [
     "not_ready",
     "draining",
     "queue_full",
@@ -158,6 +161,7 @@ pub(super) const REASONS: [&str; 22] = [
     "invalid_image",
     "invalid_request",
     "invalid_http",
+    "too_many_pages",
     "upload_too_large",
     "upload_too_slow",
     "header_too_large",
@@ -188,8 +192,14 @@ impl ApiError {
             Self::Unauthorized => "unauthorized",
             Self::WrongScope(_) => "forbidden",
             Self::KeyInAddress => "key_in_address",
-            Self::Image(_) | Self::DecodeMemory { .. } => "invalid_image",
-            Self::Request(error) if error.code == Some("invalid_image") => "invalid_image",
+            Self::Document(DocumentError::TooManyPages { .. }) => "too_many_pages",
+            Self::Document(DocumentError::NoSuchPage { .. }) => "invalid_request",
+            Self::Document(DocumentError::NoWorker) => "internal",
+            Self::Image(_) | Self::Document(_) | Self::DecodeMemory { .. } => "invalid_image",
+            Self::Request(error) if matches!(error.code, Some("invalid_image" | "invalid_file")) => {
+                "invalid_image"
+            }
+            Self::Request(error) if error.code == Some("too_many_pages") => "too_many_pages",
             Self::Request(error) if error.status == StatusCode::PAYLOAD_TOO_LARGE => "upload_too_large",
             Self::Request(_)
             | Self::NoFile
@@ -209,11 +219,21 @@ impl ApiError {
     }
 }
 
+impl From<DocumentError> for ApiError {
+    fn from(error: DocumentError) -> Self {
+        match error {
+            DocumentError::Image(error) => Self::Image(error),
+            error => Self::Document(error),
+        }
+    }
+}
+
 impl From<EngineError> for ApiError {
     fn from(error: EngineError) -> Self {
         let detail = error.to_string();
         match error {
             EngineError::Read(crate::Error::Image(error)) => Self::Image(error),
+            EngineError::Read(crate::Error::Document(error)) => error.into(),
             EngineError::Read(crate::Error::Prompt(error)) => Self::Prompt(error),
             EngineError::Read(crate::Error::Option { option, reason }) => Self::Field {
                 field: option,
@@ -247,7 +267,11 @@ impl ResponseError for ApiError {
     fn status_code(&self) -> StatusCode {
         match self {
             Self::Request(error) => error.status,
+            Self::Document(DocumentError::TooManyPages { .. }) => StatusCode::PAYLOAD_TOO_LARGE,
+            Self::Document(DocumentError::NoSuchPage { .. }) => StatusCode::UNPROCESSABLE_ENTITY,
+            Self::Document(DocumentError::NoWorker) => StatusCode::INTERNAL_SERVER_ERROR,
             Self::Image(_)
+            | Self::Document(_)
             | Self::DecodeMemory { .. }
             | Self::KeyInAddress
             | Self::Repeated(_)

@@ -22,15 +22,15 @@ use prometheus_client::registry::{Metric, Registry};
 use super::errors::{ApiError, REASONS, parser_reason};
 use super::http::HttpMetrics;
 use super::state::ServerState;
+use crate::documents::DOCUMENT_KINDS;
 use crate::engine::{CacheUse, EngineMetrics, Reading};
-use crate::processing::PICTURE_KINDS;
 use crate::version::{commit, package_version};
 
 /// The route of the metrics; [`crate::server::KeyScope::Metrics`] is for it.
 pub(super) const ROUTE: &str = "/metrics";
 /// The route of requests that match none.
 const NO_ROUTE: &str = "other";
-/// The kind of files that are no picture.
+/// The kind of files that are no document.
 const NO_KIND: &str = "other";
 
 /// Upper bounds of buckets, seconds.
@@ -138,7 +138,7 @@ impl Metrics {
         for reason in REASONS {
             metrics.rejected.get_or_create(&Reason { reason }).inc_by(0);
         }
-        for kind in PICTURE_KINDS.into_iter().chain([NO_KIND]) {
+        for kind in DOCUMENT_KINDS.into_iter().chain([NO_KIND]) {
             for status in ["read", "failed"] {
                 metrics.pages.get_or_create(&Page { kind, status }).inc_by(0);
             }
@@ -155,7 +155,7 @@ impl Metrics {
         self.rejected.get_or_create(&Reason { reason }).inc();
     }
 
-    /// A file of `kind`, if it is a picture, was decoded, or not.
+    /// A page of a file of `kind`, if it is a document, was decoded, or not.
     pub(super) fn page(&self, kind: Option<&'static str>, decoded: bool) {
         let kind = kind.unwrap_or(NO_KIND);
         let status = if decoded { "read" } else { "failed" };

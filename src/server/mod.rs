@@ -22,6 +22,7 @@ mod metrics;
 pub mod openai;
 mod openapi;
 pub mod options;
+mod pages;
 mod reading;
 mod reload;
 mod route_table;

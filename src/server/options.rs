@@ -5,6 +5,7 @@ use std::time::Duration;
 pub use super::http::options::{
     FORM_OVERHEAD_BYTES, HttpOptions, JSON_OVERHEAD_BYTES, MAX_HEADER_BYTES, MAX_HEADERS,
 };
+use crate::documents::DEFAULT_DPI;
 use crate::engine::EngineOptions;
 
 /// Maximum bytes of one text field.
@@ -41,6 +42,10 @@ pub struct ServerOptions {
     pub generation_deadline_seconds: u64,
     /// Maximum image size, width x height as stored.
     pub max_megapixels: u64,
+    /// Maximum number of pages of a request.
+    pub max_pages: u64,
+    /// Resolution at which PDF pages are rendered, dots per inch.
+    pub dpi: u32,
     /// Memory budget for decoding and for decoded pages in the queue, across requests.
     pub max_decoded_mib: u64,
     /// Time after which a stream that is quiet gets a comment.
@@ -70,6 +75,8 @@ impl Default for ServerOptions {
             queue_deadline_seconds: 30,
             generation_deadline_seconds: 300,
             max_megapixels: 40,
+            max_pages: 32,
+            dpi: DEFAULT_DPI,
             max_decoded_mib: 256,
             stream_keep_alive_seconds: 10,
             stream_buffer_kib: 256,
@@ -91,6 +98,11 @@ impl ServerOptions {
             queue_deadline: Duration::from_secs(self.queue_deadline_seconds),
             generation_deadline: Duration::from_secs(self.generation_deadline_seconds),
         }
+    }
+
+    /// Maximum number of pages of a request.
+    pub(super) fn pages(&self) -> usize {
+        usize::try_from(self.max_pages).unwrap_or(usize::MAX)
     }
 
     /// Memory budget for images in KiB.

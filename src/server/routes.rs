@@ -82,19 +82,20 @@ pub(super) async fn ready(state: web::Data<ServerState>) -> HttpResponse {
     }
 }
 
-/// Extracts the text of a page with the default prompt.
+/// Extracts the text of a document, page by page, with the default prompt.
 ///
 /// With `stream=true` the answer is a stream of events, each with JSON as its data: `queued` {before}, at once and when the number
-/// changes; `delta` {text, logprobs}; then `done` with the answer, or `error` {detail, timestamp, status}.
+/// changes; `delta` {text, logprobs}; then `done` with the answer, or `error` {detail, timestamp, status}. Where several pages are read, those of
+/// each page come between `page_start` {page} and `page_done` with its entry of `pages`.
 #[utoipa::path(
     post,
     path = "/extract",
     request_body(content = ExtractForm, content_type = "multipart/form-data"),
     responses(
-        (status = 200, description = "The page's text", content((Extraction = "application/json"), (String = "text/event-stream"))),
-        (status = 400, description = "Empty or undecodable image, over 40 megapixels, or a malformed form", body = ErrorBody),
+        (status = 200, description = "The text, also if some of several pages could not be read", content((Extraction = "application/json"), (String = "text/event-stream"))),
+        (status = 400, description = "Empty, damaged or unsupported file, a picture over 40 megapixels, a missing or wrong password, or a malformed form", body = ErrorBody),
         (status = 408, description = "The body took longer than 30 s to arrive, or came more slowly than 1024 bytes a second", body = ErrorBody),
-        (status = 413, description = "The file is larger than 20 MiB", body = ErrorBody),
+        (status = 413, description = "The file is larger than 20 MiB, or more pages are to be read than 32", body = ErrorBody),
         (status = 422, description = "No file, more tokens (prompt, page and answer) than the model's context holds, or a field outside its range", body = ErrorBody),
         (status = 500, description = "Internal error", body = ErrorBody),
         (status = 503, description = "Model not loaded, queue full or too slow, too many connections, or shutting down; see Retry-After", body = ErrorBody),
@@ -108,7 +109,10 @@ pub(super) async fn extract(
     let upload = read_upload(&request, &state).await?;
     let shape = |answer: PageAnswer| Extraction {
         extracted_content: answer.text,
+        pages: answer.pages,
         warnings: answer.warnings,
+        source: answer.source,
+        dicom: answer.dicom,
         figures: answer.figures,
         model_info: answer.model_info,
         timestamp: timestamp(),
@@ -118,7 +122,7 @@ pub(super) async fn extract(
     respond(&request, &state, upload, EXTRACTION_PROMPT.to_owned(), shape).await
 }
 
-/// Answers a prompt about a page.
+/// Answers a prompt about each page of a document.
 ///
 /// With `stream=true` the answer is a stream of events as of `/extract`.
 #[utoipa::path(
@@ -126,10 +130,10 @@ pub(super) async fn extract(
     path = "/analyze",
     request_body(content = AnalyzeForm, content_type = "multipart/form-data"),
     responses(
-        (status = 200, description = "The answer", content((Analysis = "application/json"), (String = "text/event-stream"))),
-        (status = 400, description = "Empty or undecodable image, over 40 megapixels, or a malformed form", body = ErrorBody),
+        (status = 200, description = "The answer, also if some of several pages could not be read", content((Analysis = "application/json"), (String = "text/event-stream"))),
+        (status = 400, description = "Empty, damaged or unsupported file, a picture over 40 megapixels, a missing or wrong password, or a malformed form", body = ErrorBody),
         (status = 408, description = "The body took longer than 30 s to arrive, or came more slowly than 1024 bytes a second", body = ErrorBody),
-        (status = 413, description = "The file is larger than 20 MiB, or a text field larger than 64 KiB", body = ErrorBody),
+        (status = 413, description = "The file is larger than 20 MiB, a text field larger than 64 KiB, or more pages are to be read than 32", body = ErrorBody),
         (status = 422, description = "No file, a prompt over 8192 characters, more tokens (prompt, page and answer) than the model's context holds, or a field outside its range", body = ErrorBody),
         (status = 500, description = "Internal error", body = ErrorBody),
         (status = 503, description = "Model not loaded, queue full or too slow, too many connections, or shutting down; see Retry-After", body = ErrorBody),
@@ -147,7 +151,10 @@ pub(super) async fn analyze(
     let shape = move |answer: PageAnswer| Analysis {
         analysis: answer.text,
         prompt_used: prompt_used.clone(),
+        pages: answer.pages,
         warnings: answer.warnings,
+        source: answer.source,
+        dicom: answer.dicom,
         figures: answer.figures,
         model_info: answer.model_info,
         timestamp: timestamp(),

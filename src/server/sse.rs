@@ -7,7 +7,13 @@ use actix_web::body::{BodyStream, BoxBody};
 use actix_web::web::Bytes;
 use futures_util::stream::unfold;
 
-use super::stream::{Event, Events};
+/// Where events come from. Dropping the future of [`Self::next`] loses none.
+pub(super) trait EventSource {
+    type Event;
+
+    /// The next event; `None` after the last one.
+    fn next(&mut self) -> impl Future<Output = Option<Self::Event>>;
+}
 
 /// A comment, which clients skip. It keeps proxies from closing a connection that is quiet.
 const KEEP_ALIVE: Bytes = Bytes::from_static(b": keep-alive\n\n");
@@ -29,11 +35,11 @@ pub(super) fn frame(name: Option<&str>, data: &str) -> String {
 
 /// The response that streams `events`, each as the bytes that `format` frames it with, and a comment after each `quiet` time, the
 /// first at `comment_due` if nothing comes before.
-pub(super) fn response(
-    events: Events,
+pub(super) fn response<S: EventSource + 'static>(
+    events: S,
     quiet: Duration,
     comment_due: Instant,
-    format: impl FnMut(Event) -> String + 'static,
+    format: impl FnMut(S::Event) -> String + 'static,
 ) -> HttpResponse {
     let body = Body {
         events,
@@ -54,14 +60,19 @@ pub(super) fn response(
         .body(BoxBody::new(BodyStream::new(Box::pin(chunks))))
 }
 
-struct Body<F> {
-    events: Events,
+/// The response of one event, which is framed.
+pub(super) fn whole(event: String) -> HttpResponse {
+    HttpResponse::Ok().content_type("text/event-stream").body(event)
+}
+
+struct Body<S, F> {
+    events: S,
     format: F,
     /// The rest of an event.
     left: Bytes,
 }
 
-impl<F: FnMut(Event) -> String> Body<F> {
+impl<S: EventSource, F: FnMut(S::Event) -> String> Body<S, F> {
     async fn next(&mut self) -> Option<Bytes> {
         while self.left.is_empty() {
             self.left = (self.format)(self.events.next().await?).into();

@@ -12,6 +12,7 @@ use super::metrics::Metrics;
 use super::options::{MAX_DECODES, ServerOptions};
 use super::types::GpuFigures;
 use crate::device::host_memory;
+use crate::documents::Decoder;
 use crate::engine::Engine;
 
 /// Granularity of the upload memory budget.
@@ -41,6 +42,8 @@ pub struct ServerState {
     pub(super) stopping: Stopping,
     /// Memory of the machine, bytes; `None` if unknown.
     pub(super) machine_memory: Option<u64>,
+    /// Where PDF is decoded.
+    pub(super) decoder: Decoder,
     /// One permit per concurrent decoding.
     pub(super) decode_permits: Arc<Semaphore>,
     /// One permit per KiB for decoding and for decoded pages in the queue.
@@ -74,6 +77,7 @@ impl ServerState {
             metrics,
             stopping: Stopping::default(),
             machine_memory: host_memory().map(|memory| memory.total_bytes),
+            decoder: Decoder::in_process(),
             decode_permits: Arc::new(Semaphore::new(MAX_DECODES)),
             image_memory: Arc::new(Semaphore::new(options.decoded_kib() as usize)),
             upload_permits: Arc::new(Semaphore::new(
@@ -104,6 +108,12 @@ impl ServerState {
     /// Sets the audit log; default: none.
     pub fn with_audit(mut self, log: Option<Arc<AuditLog>>) -> Self {
         self.audit = log;
+        self
+    }
+
+    /// Sets where PDF is decoded; default: in this process, without a limit of memory.
+    pub fn with_decoder(mut self, decoder: Decoder) -> Self {
+        self.decoder = decoder;
         self
     }
 

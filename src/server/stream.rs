@@ -10,6 +10,7 @@ use tokio::sync::{Notify, OwnedSemaphorePermit, watch};
 use tracing::{Instrument, Span};
 
 use super::errors::ApiError;
+use super::sse::EventSource;
 use super::upload::UploadMemory;
 use crate::engine::{Answer, EngineError, GeneratedToken, QueueSlot, ReadRequest, Step, Ticket};
 
@@ -103,9 +104,12 @@ impl Events {
             Self::Preparing(_) | Self::Ended => Ok(()),
         }
     }
+}
 
-    /// The next event; `None` after the answer.
-    pub(super) async fn next(&mut self) -> Option<Event> {
+impl EventSource for Events {
+    type Event = Event;
+
+    async fn next(&mut self) -> Option<Event> {
         if let Self::Preparing(submit) = self {
             match submit.await {
                 Ok(submitted) => *self = Self::Submitted(Box::new(submitted)),
@@ -142,7 +146,12 @@ pub(super) struct Submitted {
 }
 
 impl Submitted {
-    fn new(prepared: Prepared, limit: usize) -> Result<Self, EngineError> {
+    /// Its slot, once it is answered, if it was to be kept.
+    pub(super) fn take_slot(&mut self) -> Option<QueueSlot> {
+        self.ticket.take_slot()
+    }
+
+    pub(super) fn new(prepared: Prepared, limit: usize) -> Result<Self, EngineError> {
         let waiting = Arc::new(Waiting::new(limit));
         let on_step = Box::new({
             let waiting = Arc::clone(&waiting);
@@ -182,7 +191,8 @@ impl Submitted {
         Ok(())
     }
 
-    async fn next(&mut self) -> Option<Event> {
+    /// The next event; `None` after the answer. Dropping the future loses none.
+    pub(super) async fn next(&mut self) -> Option<Event> {
         if let Some(event) = self.first.take() {
             return Some(event);
         }

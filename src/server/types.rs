@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use super::logprobs::TokenInfo;
+use crate::documents::DicomFacts;
 use crate::engine::{Answer, ImageSize, ModelInfo};
 use crate::generation::FinishReason;
 use crate::records::seconds;
@@ -67,9 +68,9 @@ pub struct GpuFigures {
 /// Figures of one response.
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 pub struct Figures {
-    /// From decoded page to the last token, seconds.
+    /// From decoded page to the last token, seconds; of several pages the sum, as for the other figures but the next one.
     pub inference_latency_seconds: f64,
-    /// From decoded page to the first token, seconds.
+    /// From decoded page to the first token, seconds; of the first page that was read.
     pub time_to_first_token_seconds: f64,
     /// Time in the queue, seconds.
     pub queue_seconds: f64,
@@ -80,6 +81,32 @@ pub struct Figures {
     /// `stop`: the model finished; `length`: `max_new_tokens` was reached; `repetition`: stopped in a repetition loop.
     #[schema(value_type = String, example = "stop")]
     pub finish_reason: FinishReason,
+}
+
+impl Figures {
+    /// Of an answer that took no reading.
+    pub(super) fn none() -> Self {
+        Self {
+            inference_latency_seconds: 0.0,
+            time_to_first_token_seconds: 0.0,
+            queue_seconds: 0.0,
+            prompt_tokens: 0,
+            completion_tokens: 0,
+            finish_reason: FinishReason::Stop,
+        }
+    }
+
+    /// Adds those of the page after these. The first reason other than `stop` counts.
+    pub(super) fn add(&mut self, next: &Self) {
+        self.inference_latency_seconds =
+            seconds(self.inference_latency_seconds + next.inference_latency_seconds);
+        self.queue_seconds = seconds(self.queue_seconds + next.queue_seconds);
+        self.prompt_tokens += next.prompt_tokens;
+        self.completion_tokens += next.completion_tokens;
+        if self.finish_reason == FinishReason::Stop {
+            self.finish_reason = next.finish_reason;
+        }
+    }
 }
 
 impl From<&Answer> for Figures {
@@ -96,14 +123,67 @@ impl From<&Answer> for Figures {
     }
 }
 
+/// What became of a page.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum PageStatus {
+    /// Read.
+    Ok,
+    /// Read until `max_new_tokens`.
+    Truncated,
+    /// Read until the model repeated itself.
+    Repetition,
+    /// Not read.
+    Failed,
+}
+
+/// A page of a document.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+pub struct PageResult {
+    /// Its number in the file, from 1.
+    pub page: u32,
+    /// What became of it.
+    pub status: PageStatus,
+    /// Its text; empty if it failed.
+    pub text: String,
+    /// Why it failed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub error: Option<String>,
+    /// Width in pixels, upright: as stored, or of a PDF page at the server's resolution; null if the page or the model does not tell.
+    pub width: Option<u32>,
+    /// Height in pixels.
+    pub height: Option<u32>,
+    /// Width that the model saw, pixels.
+    pub resized_width: Option<u32>,
+    /// Height that the model saw, pixels.
+    pub resized_height: Option<u32>,
+    /// Number of image tokens.
+    pub image_tokens: Option<usize>,
+    /// Time for decoding, waiting and reading, seconds.
+    pub seconds: f64,
+    /// As of the whole answer; null if the page failed.
+    #[schema(value_type = Option<String>, example = "stop")]
+    pub finish_reason: Option<FinishReason>,
+}
+
 /// Response of `/extract`.
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 pub struct Extraction {
-    /// Extracted text.
+    /// Extracted text; that of several pages in order, with an empty line between.
     pub extracted_content: String,
-    /// Warnings about the file: `truncated` (part of the page is missing), `first of N pages`.
+    /// Each page that was asked for, in that order.
+    #[serde(default)]
+    pub pages: Vec<PageResult>,
+    /// Warnings about the file: `truncated` (part of the page is missing), `first of N pages` (of a GIF's frames), `a picture on the page cannot be
+    /// decoded`, `text in a font that cannot be read`; where several pages are read, after `page N: `.
     #[serde(default)]
     pub warnings: Vec<String>,
+    /// `sr`: the text of a DICOM structured report, which no model read.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub source: Option<String>,
+    /// What a DICOM file says about itself.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub dicom: Option<DicomFacts>,
     /// Figures of this response.
     #[serde(flatten)]
     pub figures: Figures,
@@ -122,13 +202,23 @@ pub struct Extraction {
 /// Response of `/analyze`.
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 pub struct Analysis {
-    /// The answer.
+    /// The answer; those about several pages in order, with an empty line between.
     pub analysis: String,
     /// The prompt that was used.
     pub prompt_used: String,
-    /// Warnings about the file: `truncated` (part of the page is missing), `first of N pages`.
+    /// Each page that was asked for, in that order.
+    #[serde(default)]
+    pub pages: Vec<PageResult>,
+    /// Warnings about the file: `truncated` (part of the page is missing), `first of N pages` (of a GIF's frames), `a picture on the page cannot be
+    /// decoded`, `text in a font that cannot be read`; where several pages are read, after `page N: `.
     #[serde(default)]
     pub warnings: Vec<String>,
+    /// `sr`: the text of a DICOM structured report, which no model read.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub source: Option<String>,
+    /// What a DICOM file says about itself.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub dicom: Option<DicomFacts>,
     /// Figures of this response.
     #[serde(flatten)]
     pub figures: Figures,
@@ -159,6 +249,13 @@ pub struct DeltaEvent {
     /// Log-probabilities of the tokens that begin in it, if asked for.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub logprobs: Option<Vec<TokenInfo>>,
+}
+
+/// Data of the event `page_start` of a stream.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct PageStartEvent {
+    /// The page's number in the file, from 1.
+    pub page: u32,
 }
 
 /// Data of the event `error` of a stream.
@@ -202,7 +299,7 @@ pub struct SkippedFile {
     reason = "only its schema is used; upload.rs reads the form part by part"
 )]
 pub struct ExtractForm {
-    /// Page image: PNG, JPEG, WebP, TIFF, BMP or GIF.
+    /// Document: PDF, DICOM, PNG, JPEG, WebP, TIFF, BMP or GIF, of at most `--max-pages` pages unless `pages` names some.
     #[schema(value_type = String, format = Binary)]
     file: Vec<u8>,
     /// Maximum number of new tokens, from 1 to the server's limit (default).
@@ -222,6 +319,11 @@ pub struct ExtractForm {
     min_pixels: Option<u64>,
     /// Maximum size that the page is scaled to, width x height in pixels; at most the server's.
     max_pixels: Option<u64>,
+    /// Pages to read, such as `1-3,7,-1`; -1 is the last one. Default: all.
+    pages: Option<String>,
+    /// Password of an encrypted PDF.
+    #[schema(format = Password)]
+    password: Option<String>,
 }
 
 /// Form of `/analyze`.
@@ -231,7 +333,7 @@ pub struct ExtractForm {
     reason = "only its schema is used; upload.rs reads the form part by part"
 )]
 pub struct AnalyzeForm {
-    /// Page image: PNG, JPEG, WebP, TIFF, BMP or GIF.
+    /// Document: PDF, DICOM, PNG, JPEG, WebP, TIFF, BMP or GIF, of at most `--max-pages` pages unless `pages` names some.
     #[schema(value_type = String, format = Binary)]
     file: Vec<u8>,
     /// Prompt, at most 8192 characters; prompt, page and answer must fit into the model's context. If blank or absent, the extraction
@@ -254,4 +356,9 @@ pub struct AnalyzeForm {
     min_pixels: Option<u64>,
     /// Maximum size that the page is scaled to, width x height in pixels; at most the server's.
     max_pixels: Option<u64>,
+    /// Pages to read, such as `1-3,7,-1`; -1 is the last one. Default: all.
+    pages: Option<String>,
+    /// Password of an encrypted PDF.
+    #[schema(format = Password)]
+    password: Option<String>,
 }

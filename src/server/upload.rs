@@ -16,6 +16,7 @@ use super::{
     options::{MAX_FIELD_BYTES, MAX_PARTS},
     state::{ServerState, UPLOAD_PERMIT_BYTES},
 };
+use crate::documents::PageSelection;
 use crate::engine::MAX_PROMPT_CHARACTERS;
 use crate::error::PromptError;
 use crate::generation::GenerationOverrides;
@@ -38,6 +39,10 @@ pub(super) struct Upload {
     pub min_pixels: Option<u64>,
     /// Maximum of width x height that the page is scaled to.
     pub max_pixels: Option<u64>,
+    /// Pages to read.
+    pub pages: PageSelection,
+    /// Password of the file.
+    pub password: Option<String>,
 }
 
 /// An uploaded file with its memory permits.
@@ -129,6 +134,8 @@ struct TextFields {
     adapter: Option<String>,
     min_pixels: Option<String>,
     max_pixels: Option<String>,
+    pages: Option<String>,
+    password: Option<String>,
 }
 
 /// Reads and validates the form.
@@ -173,6 +180,8 @@ pub(super) async fn read_upload(request: &HttpRequest, state: &ServerState) -> R
         adapter: given(&texts.adapter).map(str::to_owned),
         min_pixels: pixels("min_pixels", &texts.min_pixels)?,
         max_pixels: pixels("max_pixels", &texts.max_pixels)?,
+        pages: page_selection(&texts.pages)?,
+        password: texts.password.take().filter(|password| !password.is_empty()),
         prompt: texts.prompt()?,
     })
 }
@@ -247,6 +256,8 @@ async fn read_text(
         Some("adapter") => ("adapter", &mut texts.adapter),
         Some("min_pixels") => ("min_pixels", &mut texts.min_pixels),
         Some("max_pixels") => ("max_pixels", &mut texts.max_pixels),
+        Some("pages") => ("pages", &mut texts.pages),
+        Some("password") => ("password", &mut texts.password),
         _ => return Ok(()),
     };
     if place.is_some() {
@@ -309,6 +320,17 @@ fn flag(field: &'static str, text: &Option<String>) -> Result<bool, ApiError> {
 /// The number of pixels in a field; its range depends on the variant that reads the page.
 fn pixels(field: &'static str, text: &Option<String>) -> Result<Option<u64>, ApiError> {
     parsed(field, text, "a whole number of pixels", |_: &u64| true)
+}
+
+/// The pages of a field; all if blank.
+fn page_selection(text: &Option<String>) -> Result<PageSelection, ApiError> {
+    let parse = |text: &str| {
+        text.parse().map_err(|reason| ApiError::Field {
+            field: "pages",
+            reason,
+        })
+    };
+    Ok(given(text).map(parse).transpose()?.unwrap_or_default())
 }
 
 /// Parses the value of a field; `None` if blank.

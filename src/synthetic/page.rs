@@ -13,11 +13,11 @@ use super::{
     tasks::{Question, questions},
     vocabulary::{Split, kinds, shared, words},
 };
-use crate::documents::DocumentSet;
 use crate::random::SeededRng;
 use crate::rendering::{
     EVALUATION_PAGE, PageSize, collapse_whitespace, document_page, encode_rgb, text_page,
 };
+use crate::test_documents::DocumentSet;
 
 /// A generated page with its ground truth.
 #[derive(Debug, Clone)]

@@ -6,9 +6,9 @@ use std::sync::LazyLock;
 use serde::Deserialize;
 
 use super::{content::ItemKind, layout::PageContent, vocabulary::Split};
-use crate::documents::DocumentSet;
 use crate::prompts::EXTRACTION_PROMPT;
 use crate::random::SeededRng;
+use crate::test_documents::DocumentSet;
 
 const TASKS: &str = include_str!("../../datasets/clinical/tasks.json");
 /// Id of the task that asks for the whole page.

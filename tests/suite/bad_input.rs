@@ -172,7 +172,7 @@ fn bad_pictures_are_named_and_the_good_ones_among_them_are_read() {
     let strip = fs::read("tests/fixtures/pages/small_strip_labs.png").unwrap();
     let cases: [(&str, &[u8], &str); 6] = [
         ("a-empty.png", b"", "the image is empty (0 bytes)"),
-        ("b-text.png", b"Dear colleague,", "not a supported image"),
+        ("b-text.png", b"Dear colleague,", "not a supported file"),
         (
             "c-truncated.png",
             &strip[..strip.len() / 2],

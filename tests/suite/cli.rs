@@ -206,7 +206,7 @@ fn every_page_that_cannot_be_read_is_named() {
         "{messages}"
     );
     assert!(
-        messages.contains(&format!("error: {}: not a supported image", prose.display())),
+        messages.contains(&format!("error: {}: not a supported file", prose.display())),
         "{messages}"
     );
     assert!(messages.contains("0 pages read, 2 failed"), "{messages}");

@@ -9,7 +9,6 @@ use std::sync::atomic::AtomicBool;
 use crate::suite::program::without_variables;
 use medical_vision::device::Precision;
 use medical_vision::device::{DeviceChoice, select};
-use medical_vision::documents::DocumentSet;
 use medical_vision::evaluation::{
     AnswerScore, FinetunedRun, HeldOut, HeldOutMetrics, HeldOutSplit, Scores, evaluate, regression_gate,
 };
@@ -17,6 +16,7 @@ use medical_vision::lora::{Adapter, LoraConfig, Recommendation};
 use medical_vision::project::Project;
 use medical_vision::qwen2_5_vl::Config;
 use medical_vision::records::{self, Benchmark, EvaluationFinetuned, paths};
+use medical_vision::test_documents::DocumentSet;
 use serde_json::json;
 use tch::Kind;
 

@@ -31,6 +31,7 @@ mod records;
 mod rendering;
 mod report;
 mod server;
+mod test_documents;
 mod together;
 mod trace;
 mod training;

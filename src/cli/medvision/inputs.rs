@@ -5,13 +5,13 @@ use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
 use crate::console::{self, Level};
+use crate::documents::{Kind, START_BYTES};
 use crate::fs::{irregular, open_regular};
-use crate::processing::{SIGNATURE_BYTES, is_picture};
 use crate::{Error, Result};
 
-/// Lower-case extensions of image files. In a folder, such a file is reported if it is not an image; others are skipped.
-const EXTENSIONS: [&str; 11] = [
-    "png", "jpg", "jpeg", "jpe", "jfif", "webp", "tif", "tiff", "bmp", "dib", "gif",
+/// Lower-case extensions of documents. In a folder, such a file is reported if it is none; others are skipped.
+const EXTENSIONS: [&str; 14] = [
+    "pdf", "dcm", "dicom", "png", "jpg", "jpeg", "jpe", "jfif", "webp", "tif", "tiff", "bmp", "dib", "gif",
 ];
 
 /// Source of a page.
@@ -85,14 +85,14 @@ fn read_up_to(input: impl Read, limit: u64) -> io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// Resolves `inputs` in order; a folder is replaced by its images, sorted by name.
+/// Resolves `inputs` in order; a folder is replaced by its documents, sorted by name.
 ///
-/// A folder that cannot be read or has no images is an error at its position, so that the others are processed.
+/// A folder that cannot be read or has no documents is an error at its position, so that the others are processed.
 pub(super) fn collect(inputs: &[PathBuf], recursive: bool) -> Vec<Result<Source>> {
     let mut sources = Vec::new();
     for input in inputs {
         if input.is_dir() {
-            sources.extend(images_in(input, recursive));
+            sources.extend(documents_in(input, recursive));
         } else {
             sources.push(Ok(Source::from(input.as_path())));
         }
@@ -100,9 +100,9 @@ pub(super) fn collect(inputs: &[PathBuf], recursive: bool) -> Vec<Result<Source>
     sources
 }
 
-fn images_in(folder: &Path, recursive: bool) -> Vec<Result<Source>> {
+fn documents_in(folder: &Path, recursive: bool) -> Vec<Result<Source>> {
     let mut found = Vec::new();
-    if let Err(error) = add_images(folder, recursive, &mut found) {
+    if let Err(error) = add_documents(folder, recursive, &mut found) {
         return vec![Err(error)];
     }
     if found.is_empty() {
@@ -111,16 +111,17 @@ fn images_in(folder: &Path, recursive: bool) -> Vec<Result<Source>> {
         } else {
             "; use --recursive to search subfolders"
         };
-        let reason = format!("no images in this folder (PNG, JPEG, WebP, TIFF, BMP, GIF){below}");
+        let reason =
+            format!("no documents in this folder (PDF, DICOM, PNG, JPEG, WebP, TIFF, BMP, GIF){below}");
         return vec![Err(Error::unsuitable(folder, reason))];
     }
     found.sort();
     found.into_iter().map(|path| Ok(Source::File(path))).collect()
 }
 
-/// Adds the images of `folder`: files that start like an image or have an image's extension. Hidden files and links to folders
+/// Adds the documents of `folder`: files that start like one or have the extension of one. Hidden files and links to folders
 /// are skipped; sockets, devices and the like are skipped with a warning.
-fn add_images(folder: &Path, recursive: bool, found: &mut Vec<PathBuf>) -> Result<()> {
+fn add_documents(folder: &Path, recursive: bool, found: &mut Vec<PathBuf>) -> Result<()> {
     let in_folder = |error| Error::io(folder, error);
     for entry in fs::read_dir(folder).map_err(in_folder)? {
         let entry = entry.map_err(in_folder)?;
@@ -130,7 +131,7 @@ fn add_images(folder: &Path, recursive: bool, found: &mut Vec<PathBuf>) -> Resul
         }
         if entry.file_type().map_err(in_folder)?.is_dir() {
             if recursive {
-                add_images(&path, recursive, found)?;
+                add_documents(&path, recursive, found)?;
             }
             continue;
         }
@@ -140,7 +141,7 @@ fn add_images(folder: &Path, recursive: bool, found: &mut Vec<PathBuf>) -> Resul
             Some(_) if metadata.is_dir() => {}
             Some(what) => console::say(Level::WARN, &format!("{}: skipped: {what}", path.display())),
             // Unreadable files are kept, so that they are reported.
-            None if has_image_extension(&path) || starts_like_image(&path).unwrap_or(true) => {
+            None if has_document_extension(&path) || starts_like_document(&path).unwrap_or(true) => {
                 found.push(path)
             }
             None => {}
@@ -149,15 +150,17 @@ fn add_images(folder: &Path, recursive: bool, found: &mut Vec<PathBuf>) -> Resul
     Ok(())
 }
 
-fn has_image_extension(path: &Path) -> bool {
+fn has_document_extension(path: &Path) -> bool {
     let extension = path.extension().and_then(|extension| extension.to_str());
     extension.is_some_and(|extension| EXTENSIONS.contains(&extension.to_ascii_lowercase().as_str()))
 }
 
-fn starts_like_image(path: &Path) -> io::Result<bool> {
+fn starts_like_document(path: &Path) -> io::Result<bool> {
     let mut start = Vec::new();
-    open_file(path)?.take(SIGNATURE_BYTES).read_to_end(&mut start)?;
-    Ok(is_picture(&start))
+    open_file(path)?
+        .take(START_BYTES as u64)
+        .read_to_end(&mut start)?;
+    Ok(Kind::of(&start).is_some())
 }
 
 #[cfg(test)]
@@ -174,7 +177,7 @@ mod tests {
     }
 
     #[test]
-    fn a_folder_is_replaced_by_its_images_in_order() {
+    fn a_folder_is_replaced_by_its_documents_in_order() {
         let folder = tempfile::tempdir().unwrap();
         fs::create_dir(folder.path().join("c")).unwrap();
         const PNG: &[u8] = b"\x89PNG\r\n\x1a\n";
@@ -183,6 +186,7 @@ mod tests {
             ("b.PNG", PNG),
             ("a.jfif", JPEG),
             ("scan 1", JPEG),
+            ("letter", b"%PDF-1.7"),
             ("notes.txt", b"To whom it may concern"),
             ("empty.JFIF", b""),
             (".hidden.png", PNG),
@@ -192,11 +196,11 @@ mod tests {
         }
         assert_eq!(
             names(folder.path(), false),
-            ["a.jfif", "b.PNG", "empty.JFIF", "scan 1"]
+            ["a.jfif", "b.PNG", "empty.JFIF", "letter", "scan 1"]
         );
         assert_eq!(
             names(folder.path(), true),
-            ["a.jfif", "b.PNG", "c/d.tif", "empty.JFIF", "scan 1"]
+            ["a.jfif", "b.PNG", "c/d.tif", "empty.JFIF", "letter", "scan 1"]
         );
     }
 
@@ -219,12 +223,12 @@ mod tests {
     }
 
     #[test]
-    fn a_folder_without_images_is_an_error_that_names_it() {
+    fn a_folder_without_documents_is_an_error_that_names_it() {
         let folder = tempfile::tempdir().unwrap();
         let sources = collect(&[folder.path().to_owned(), PathBuf::from("-")], false);
         let error = sources[0].as_ref().unwrap_err().to_string();
         assert!(
-            error.contains("no images") && error.contains(folder.path().to_str().unwrap()),
+            error.contains("no documents") && error.contains(folder.path().to_str().unwrap()),
             "{error}"
         );
         assert_eq!(sources[1].as_ref().unwrap(), &Source::Stdin);

@@ -1,10 +1,15 @@
 //! Flags of the commands that read pages.
 
+use std::path::PathBuf;
+
 use clap::builder::FalseyValueParser;
 use clap::value_parser;
 
-use crate::cli::free_text;
+use crate::cli::{decoder, free_text};
+use crate::documents::{DEFAULT_DPI, MAX_DPI, MIN_DPI, OpenOptions, PageSelection};
+use crate::fs::read_text;
 use crate::generation::GenerationOverrides;
+use crate::{Error, Result};
 
 /// Generation options. Defaults come from the model folder's `generation_config.json`.
 #[derive(Debug, Clone, clap::Args)]
@@ -61,6 +66,56 @@ impl FileArgs {
     pub(super) fn limit(&self) -> u64 {
         self.max_file_size << 20
     }
+}
+
+/// Which pages of documents are read, and how.
+#[derive(Debug, Clone, clap::Args)]
+#[command(next_help_heading = "Documents")]
+pub(super) struct DocumentArgs {
+    /// Pages to read of each file, such as 1-3,7,-1 (-1 is the last page) [default: all]
+    #[arg(long, value_name = "PAGES", env = "MVP_PAGES", hide_env_values = true, allow_hyphen_values = true,
+          value_parser = page_selection)]
+    pages: Option<PageSelection>,
+
+    /// Resolution at which PDF pages are rendered, dots per inch; less where --max-pixels says so
+    #[arg(long, value_name = "N", env = "MVP_DPI", default_value_t = DEFAULT_DPI, hide_env_values = true,
+          value_parser = value_parser!(u32).range(MIN_DPI..=MAX_DPI))]
+    dpi: u32,
+
+    /// File with the password of encrypted PDFs, on its first line
+    #[arg(long, value_name = "FILE", env = "MVP_PASSWORD_FILE", hide_env_values = true)]
+    password_file: Option<PathBuf>,
+}
+
+/// Maximum bytes of a password file.
+const MAX_PASSWORD_FILE: u64 = 4096;
+
+impl DocumentArgs {
+    /// The pages to read.
+    pub(super) fn pages(&self) -> PageSelection {
+        self.pages.clone().unwrap_or_default()
+    }
+
+    /// How documents are opened.
+    ///
+    /// # Errors
+    /// For a password file that cannot be read.
+    pub(super) fn open_options(&self) -> Result<OpenOptions> {
+        let password = self.password_file.as_deref().map(|path| {
+            let text = read_text(path, MAX_PASSWORD_FILE).map_err(|error| Error::io(path, error))?;
+            Ok::<_, Error>(text.lines().next().unwrap_or_default().to_owned())
+        });
+        Ok(OpenOptions {
+            dpi: self.dpi,
+            password: password.transpose()?,
+            decoder: decoder(),
+            ..OpenOptions::default()
+        })
+    }
+}
+
+fn page_selection(text: &str) -> Result<PageSelection, String> {
+    text.parse()
 }
 
 /// Range of page sizes.

@@ -110,25 +110,34 @@ impl Format {
         Ok(held + EXTRA_BYTES as u64)
     }
 
-    /// Reads the orientation.
-    pub(super) fn orientation(self, bytes: &[u8]) -> Orientation {
+    /// Number of pages; 1 for all but TIFF.
+    pub(super) fn pages(self, bytes: &[u8]) -> u32 {
+        match self {
+            Self::Tiff => tiff::pages(bytes),
+            _ => 1,
+        }
+    }
+
+    /// Reads the orientation of a page, counted from 0.
+    pub(super) fn orientation(self, bytes: &[u8], page: u32) -> Orientation {
         match self {
             Self::Png => Metadata::of_png(bytes).orientation(),
             Self::Jpeg => Metadata::of_jpeg(bytes).orientation(),
             Self::WebP => Metadata::of_webp(bytes).orientation(),
             Self::Tiff => {
-                let xmp = tiff::xmp(bytes).unwrap_or_default().to_vec();
-                Metadata::of_tiff(tiff::orientation(bytes), xmp).orientation()
+                let xmp = tiff::xmp(bytes, page).unwrap_or_default().to_vec();
+                Metadata::of_tiff(tiff::orientation(bytes, page), xmp).orientation()
             }
             Self::Bmp | Self::Gif => Orientation::NoTransforms,
         }
     }
 }
 
-/// Decodes the first image of a file.
+/// Decodes the first image of a file, or another page of a TIFF.
 pub(super) fn decode(
     format: Format,
     bytes: &[u8],
+    page: u32,
     limits: &DecodeLimits,
     alpha: Alpha,
     sink: &mut dyn RowSink,
@@ -137,10 +146,37 @@ pub(super) fn decode(
         Format::Png => png::decode(bytes, limits, alpha, sink),
         Format::Jpeg => jpeg(bytes, limits, sink),
         Format::WebP => webp::decode(bytes, limits, alpha, sink),
-        Format::Tiff => tiff::decode(bytes, limits, alpha, sink),
+        Format::Tiff => tiff::decode(bytes, page, limits, alpha, sink),
         Format::Bmp => bmp::decode(bytes, limits, alpha, sink),
         Format::Gif => gif::decode(bytes, limits, alpha, sink),
     }
+}
+
+/// Samples of a JPEG as stored: upsampled and interleaved, without colour conversion.
+pub(crate) struct JpegSamples {
+    /// Pixels per row.
+    pub(crate) width: u32,
+    /// Rows.
+    pub(crate) height: u32,
+    /// `height * width * channels` values.
+    pub(crate) samples: Vec<u8>,
+}
+
+/// Decodes the samples of a JPEG with 8 bits a sample.
+pub(super) fn jpeg_samples(bytes: &[u8], limits: &DecodeLimits) -> Result<JpegSamples, ImageError> {
+    let picture = Jpeg::open(bytes, &[])?;
+    let (width, height) = picture.size();
+    limits.check(width, height)?;
+    let mut samples = Vec::new();
+    picture.decode(Colours::Stored, &mut |row| {
+        samples.extend_from_slice(row);
+        Ok(())
+    })?;
+    Ok(JpegSamples {
+        width,
+        height,
+        samples,
+    })
 }
 
 fn jpeg(bytes: &[u8], limits: &DecodeLimits, sink: &mut dyn RowSink) -> Result<Decoded, ImageError> {

@@ -25,7 +25,7 @@ pub(super) fn decode(
         ColorType::La8 => Channels::GreyAlpha,
         ColorType::Rgb8 => Channels::Rgb,
         ColorType::Rgba8 => Channels::Rgba,
-        _ => return Err(ImageError::UnsupportedVariant(format)),
+        _ => return Err(ImageError::UnsupportedVariant(format.into())),
     };
     let length = decoder.total_bytes();
     let mut memory = Limits::no_limits();
@@ -49,7 +49,7 @@ pub(super) fn decode(
 /// Converts an error without its message, which could echo the input.
 pub(super) fn decode_error(error: image::ImageError, format: &'static str) -> ImageError {
     match error {
-        image::ImageError::Unsupported(_) => ImageError::UnsupportedVariant(format),
+        image::ImageError::Unsupported(_) => ImageError::UnsupportedVariant(format.into()),
         _ => ImageError::Undecodable,
     }
 }

@@ -101,31 +101,28 @@ impl<'j> Conversation<'j> {
                 part.required("text")?;
                 self.text(part.text("text")?.unwrap_or_default(), &part.place("text"))
             }
-            "image_url" if role != Role::User => {
-                let reason = "is \"image_url\": pictures are accepted in messages of the user only";
-                Err(unsupported(&part.place("type"), reason))
+            "image_url" | "file" if role != Role::User => {
+                let reason =
+                    format!("is \"{kind}\": pictures and files are accepted in messages of the user only");
+                Err(unsupported(&part.place("type"), &reason))
             }
-            "image_url" => {
-                part.only(&[&["type", "image_url"]])?;
+            "image_url" | "file" => {
+                part.only(&[&["type", kind]])?;
                 if self.pictures.len() == max_pictures {
                     let reason = format!("is one picture too many: the limit is {max_pictures}");
                     return Err(invalid(path, &reason));
                 }
-                let picture = DataUri::read(&part)?;
+                let picture = match kind {
+                    "file" => DataUri::read_document(&part)?,
+                    _ => DataUri::read(&part)?,
+                };
                 self.pictures.push(picture);
+                // Of a document, until its pages are counted.
                 Ok(Content::Image)
-            }
-            "file" => {
-                let reason =
-                    "is \"file\": documents are not read; send their pages as pictures, in parts `image_url`";
-                Err(RequestError {
-                    code: Some("unsupported_file"),
-                    ..unsupported(&part.place("type"), reason)
-                })
             }
             other => {
                 let reason = format!(
-                    "is \"{}\": supported are \"text\" and \"image_url\"",
+                    "is \"{}\": supported are \"text\", \"image_url\" and \"file\"",
                     shortened(other)
                 );
                 Err(unsupported(&part.place("type"), &reason))

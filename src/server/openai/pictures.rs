@@ -16,10 +16,12 @@ const BASE64: GeneralPurpose = GeneralPurpose::new(
     GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent),
 );
 
-/// A picture as it came.
+/// A picture or a document as it came.
 pub(super) struct DataUri<'j> {
     /// The parameter's name.
     pub place: String,
+    /// Whether it is a document, of which every page is a picture.
+    pub is_document: bool,
     base64: &'j str,
     low_detail: bool,
 }
@@ -40,15 +42,46 @@ impl<'j> DataUri<'j> {
         };
         image.required("url")?;
         let place = image.place("url");
-        let base64 = base64_of(image.text("url")?.unwrap_or_default());
+        let base64 = base64_of(image.text("url")?.unwrap_or_default(), "picture", "image/png");
         let base64 = base64.map_err(|reason| RequestError {
             code: Some("invalid_image_url"),
-            ..invalid(&place, reason)
+            ..invalid(&place, &reason)
         })?;
         Ok(Self {
             place: place.to_string(),
+            is_document: false,
             base64,
             low_detail,
+        })
+    }
+
+    /// Reads the part `file`.
+    pub(super) fn read_document(part: &Object<'j, '_>) -> Result<Self, RequestError> {
+        let path = part.place("file");
+        let file = Object::of(part.required("file")?, &path)?;
+        file.only(&[&["file_data", "filename", "file_id"]])?;
+        if file.get("file_id").is_some() {
+            let reason = "is not supported, since this server stores nothing: send the file in `file_data`";
+            return Err(unsupported(&file.place("file_id"), reason));
+        }
+        // Names are not read: the content decides.
+        file.text("filename")?;
+        file.required("file_data")?;
+        let place = file.place("file_data");
+        let base64 = base64_of(
+            file.text("file_data")?.unwrap_or_default(),
+            "file",
+            "application/pdf",
+        );
+        let base64 = base64.map_err(|reason| RequestError {
+            code: Some("invalid_file_data"),
+            ..invalid(&place, &reason)
+        })?;
+        Ok(Self {
+            place: place.to_string(),
+            is_document: true,
+            base64,
+            low_detail: false,
         })
     }
 
@@ -86,32 +119,32 @@ impl<'j> DataUri<'j> {
     }
 }
 
-/// The base64 text of a data URI. Its media type is not read: the content decides.
-fn base64_of(url: &str) -> Result<&str, &'static str> {
+/// The base64 text of a data URI of a `what`. Its media type is not read: the content decides.
+fn base64_of<'u>(url: &'u str, what: &str, media_type: &str) -> Result<&'u str, String> {
     let starts = |prefix: &str| {
         url.get(..prefix.len())
             .is_some_and(|start| start.eq_ignore_ascii_case(prefix))
     };
+    let form = format!("data:{media_type};base64,...");
     if url.is_empty() {
-        return Err("is empty: send the picture as a data URI, data:image/png;base64,...");
+        return Err(format!("is empty: send the {what} as a data URI, {form}"));
     }
     if starts("http://") || starts("https://") {
-        return Err(
-            "is a web address, and this server fetches nothing: send the picture as a data URI, data:image/png;base64,...",
-        );
+        return Err(format!(
+            "is a web address, and this server fetches nothing: send the {what} as a data URI, {form}"
+        ));
     }
     if !starts("data:") {
-        return Err("is not a data URI: send the picture as data:image/png;base64,...");
+        return Err(format!("is not a data URI: send the {what} as {form}"));
     }
-    let (head, data) = url
-        .split_once(',')
-        .ok_or("is a data URI without data: send data:image/png;base64,...")?;
+    let without_data = || format!("is a data URI without data: send {form}");
+    let (head, data) = url.split_once(',').ok_or_else(without_data)?;
     let marker = head.rsplit(';').next().unwrap_or_default();
     if !marker.trim().eq_ignore_ascii_case("base64") {
-        return Err("is a data URI without `;base64`: send data:image/png;base64,...");
+        return Err(format!("is a data URI without `;base64`: send {form}"));
     }
     if data.is_empty() {
-        return Err("is a data URI without data: send data:image/png;base64,...");
+        return Err(without_data());
     }
     Ok(data)
 }

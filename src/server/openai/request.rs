@@ -77,10 +77,12 @@ pub(super) struct ChatRequest {
     pub stream: Option<StreamOptions>,
 }
 
-/// A picture that is not decoded yet.
+/// A picture or a document that is not decoded yet.
 pub(super) struct PictureFile {
     /// The parameter's name.
     pub place: String,
+    /// Whether each of its pages is a picture.
+    pub is_document: bool,
     pub bytes: Vec<u8>,
     /// Bounds of its size for the model; `None`: the variant's.
     pub bounds: Option<PixelBounds>,
@@ -128,7 +130,7 @@ impl ChatRequest {
             left = left.checked_sub(uri.length()).ok_or_else(|| {
                 let limit = options.http.max_upload_mib;
                 let message = format!(
-                    "`{}` is too large: all pictures together may have {limit} MiB",
+                    "`{}` is too large: all pictures and files together may have {limit} MiB",
                     uri.place
                 );
                 RequestError::new("image_too_large", uri.place.clone(), message)
@@ -137,6 +139,7 @@ impl ChatRequest {
             pictures.push(PictureFile {
                 bytes: uri.decode()?,
                 bounds: uri.bounds(of_variant, bounds),
+                is_document: uri.is_document,
                 place: uri.place,
             });
         }

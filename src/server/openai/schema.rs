@@ -128,6 +128,22 @@ enum ContentPart {
         /// The picture.
         image_url: ImageUrl,
     },
+    /// A document, each page of which is a picture; in messages of the user only.
+    File {
+        /// The document.
+        file: DocumentFile,
+    },
+}
+
+/// A document.
+#[derive(ToSchema, Deserialize)]
+#[allow(dead_code, reason = "only its schema is used")]
+struct DocumentFile {
+    /// A data URI: PDF, PNG, JPEG, WebP, TIFF, BMP or GIF. Its pages count as pictures.
+    #[schema(example = "data:application/pdf;base64,JVBERi0xLjcK")]
+    file_data: String,
+    /// Ignored: the content decides.
+    filename: Option<String>,
 }
 
 /// A picture.

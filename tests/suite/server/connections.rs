@@ -112,7 +112,7 @@ fn bytes_of_a_body_are_not_taken_for_a_header() {
     );
     let answer = server.raw(&[head.as_bytes(), &body].concat()).expect("closed");
     assert_eq!(status_of(&answer), 400, "{answer}");
-    assert!(answer.contains("not a supported image"), "{answer}");
+    assert!(answer.contains("not a supported file"), "{answer}");
 }
 
 #[test]

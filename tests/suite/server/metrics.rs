@@ -204,7 +204,8 @@ fn a_known_load_adds_up() {
     assert_eq!(after.get("tokens_total{kind=\"text\"}"), 94.0 * (turns - 2.0));
     let pages = after.of_metric("pages_total");
     let expected = [
-        (r#"kind="other",status="failed""#, 2),
+        (r#"kind="other",status="failed""#, 1),
+        (r#"kind="pdf",status="failed""#, 1),
         (r#"kind="png",status="failed""#, 1),
         (r#"kind="png",status="read""#, 11),
     ];

@@ -9,6 +9,7 @@ mod certificates;
 mod connections;
 mod contract;
 mod demo;
+mod documents;
 mod draining;
 mod embedded;
 mod engine;

@@ -111,6 +111,12 @@ pub fn timeless(mut answer: Value) -> Value {
     ] {
         answer.as_object_mut().expect("an object").remove(key).expect(key);
     }
+    for page in answer["pages"].as_array_mut().expect("pages") {
+        page.as_object_mut()
+            .expect("an object")
+            .remove("seconds")
+            .expect("seconds");
+    }
     answer
 }
 

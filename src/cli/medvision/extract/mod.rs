@@ -1,4 +1,4 @@
-//! `medvision extract`: extracts the text of page images.
+//! `medvision extract`: extracts the text of documents, page by page.
 
 mod output;
 
@@ -6,6 +6,7 @@ use std::io::{self, IsTerminal, Write};
 use std::ops::ControlFlow;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::time::Instant;
 
 use anyhow::Context;
@@ -15,25 +16,26 @@ use self::output::{PageRecord, PageWriter, Style};
 use super::{
     inputs::{self, Source},
     load_model,
-    options::{FileArgs, GenerationArgs, PixelArgs},
+    options::{DocumentArgs, FileArgs, GenerationArgs, PixelArgs},
     page_options, prompt_or_default, read_safely,
 };
 use crate::cli::{AdapterArgs, CommonArgs, EXIT_CODES_HELP, EXIT_FAILURE, EXIT_OK, free_text};
 use crate::console::{self, EXIT_INTERRUPTED, Interrupt, Level, Progress, Unit};
+use crate::documents::{self, DicomFacts, DocumentPage, OpenOptions};
 use crate::engine::{ReadRequest, Reader, Reading, page_bounds};
-use crate::error::PromptError;
+use crate::error::{DocumentError, PromptError};
 use crate::generation::FinishReason;
-use crate::processing::{DecodeLimits, DecodedPage, PageWarning, PixelBounds, decode_page};
+use crate::processing::{PageWarning, PixelBounds};
 use crate::{Error, device};
 
-/// Extract text from page images
+/// Extract text from documents
 ///
 /// Streams text to standard output; statistics and errors go to standard error. Pages that
 /// cannot be read are reported, and processing continues.
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXIT_CODES_HELP)]
 pub(super) struct ExtractArgs {
-    /// Image files (PNG, JPEG, WebP, TIFF, BMP, GIF), folders, or - for standard input
+    /// Files (PDF, DICOM, PNG, JPEG, WebP, TIFF, BMP, GIF), folders, or - for standard input
     #[arg(required = true, value_name = "FILE|DIR|-")]
     inputs: Vec<PathBuf>,
 
@@ -57,6 +59,9 @@ pub(super) struct ExtractArgs {
     files: FileArgs,
 
     #[command(flatten)]
+    documents: DocumentArgs,
+
+    #[command(flatten)]
     generation: GenerationArgs,
 
     #[command(flatten)]
@@ -76,6 +81,7 @@ pub(super) fn run(args: &ExtractArgs) -> anyhow::Result<ExitCode> {
     let project = args.common.project()?;
     let model = args.common.model_folder(&project)?;
     let adapter = args.adapter.named_or_found(&project, &model.path)?;
+    let open_options = args.documents.open_options()?;
     let sources = inputs::collect(&args.inputs, args.recursive);
     let terminal = io::stdout().is_terminal();
     let style = if args.json {
@@ -96,6 +102,7 @@ pub(super) fn run(args: &ExtractArgs) -> anyhow::Result<ExitCode> {
     let mut extraction = Extraction {
         args,
         prompt,
+        open_options,
         bounds,
         model: model.path,
         adapter,
@@ -118,9 +125,21 @@ enum PageStatus {
     Interrupted,
 }
 
+/// A page, for messages and records.
+struct PageName<'a> {
+    /// The file's name, with the page's number where it has several.
+    shown: String,
+    file: &'a str,
+    number: u32,
+    dicom: Option<&'a DicomFacts>,
+}
+
+const STDOUT: &str = "cannot write to standard output";
+
 struct Extraction<'a> {
     args: &'a ExtractArgs,
     prompt: String,
+    open_options: OpenOptions,
     /// Range of sizes that pages are scaled to while they are decoded.
     bounds: Option<PixelBounds>,
     model: PathBuf,
@@ -143,15 +162,10 @@ impl Extraction<'_> {
         let start = Instant::now();
         let mut interrupted = false;
         for source in sources {
-            match self.page(source, out)? {
-                PageStatus::Read => self.pages_read += 1,
-                PageStatus::Failed => self.pages_failed += 1,
-                PageStatus::Interrupted => {
-                    interrupted = true;
-                    break;
-                }
+            if self.source(source, out)?.is_break() {
+                interrupted = true;
+                break;
             }
-            self.bar.inc(1);
         }
         // A page that fails while a signal arrives may have failed because of it.
         interrupted |= self.pages_failed > 0 && self.interrupt.stop_requested();
@@ -166,31 +180,88 @@ impl Extraction<'_> {
         }))
     }
 
-    /// Reads one page. Errors that affect every page (the model, the prompt, standard output) are returned.
-    fn page(
+    /// Reads every page of a file. Errors that affect every page (the model, the prompt, standard output) are returned.
+    fn source(
         &mut self,
         source: crate::Result<Source>,
         out: &mut PageWriter<impl Write>,
-    ) -> anyhow::Result<PageStatus> {
-        let source = match source {
-            Ok(source) => source,
-            Err(error) => return Ok(self.failed("", &error)),
-        };
-        let name = source.name();
+    ) -> anyhow::Result<ControlFlow<()>> {
         if self.interrupt.stop_requested() {
-            return Ok(PageStatus::Interrupted);
+            return Ok(ControlFlow::Break(()));
         }
-        let read = || source.read(self.args.files.limit());
-        let bytes = match self.interrupt.exiting_immediately(read) {
-            Ok(bytes) => bytes,
-            Err(error) => return Ok(self.failed(&name, &error)),
+        let file = source.as_ref().map_or_else(|_| String::new(), Source::name);
+        let opened = source.and_then(|source| self.interrupt.exiting_immediately(|| self.open(&source)));
+        let (document, numbers) = match opened {
+            Ok(opened) => opened,
+            Err(error) => {
+                let status = self.failed(&file, &error);
+                return Ok(self.count(status));
+            }
         };
-        let decoded = decode_page(&bytes, &DecodeLimits::default(), self.bounds.as_ref());
-        let DecodedPage { page, warnings } = match decoded {
+        if numbers.len() > 1 {
+            out.show_names();
+        }
+        if let Some(report) = document.report() {
+            out.report(&file, report, document.dicom()).context(STDOUT)?;
+            return Ok(self.count(PageStatus::Read));
+        }
+        // The file counted as one page.
+        self.pages += numbers.len() - 1;
+        self.bar.set_length(self.pages as u64);
+        let several = document.pages() > 1;
+        let dicom = document.dicom().cloned();
+        let pages = document.pages_ahead(numbers, self.bounds);
+        drop(document);
+        for (number, page) in pages {
+            let name = PageName {
+                shown: if several {
+                    format!("{file}, page {number}")
+                } else {
+                    file.clone()
+                },
+                file: &file,
+                number,
+                dicom: dicom.as_ref(),
+            };
+            let status = self.page(&name, page, out)?;
+            if self.count(status).is_break() {
+                return Ok(ControlFlow::Break(()));
+            }
+        }
+        Ok(ControlFlow::Continue(()))
+    }
+
+    fn open(&self, source: &Source) -> crate::Result<(documents::Document, Vec<u32>)> {
+        let bytes = source.read(self.args.files.limit())?;
+        let document = documents::open(Arc::new(bytes), &self.open_options)?;
+        let numbers = self
+            .args
+            .documents
+            .pages()
+            .numbers(document.pages(), usize::MAX)?;
+        Ok((document, numbers))
+    }
+
+    fn count(&mut self, status: PageStatus) -> ControlFlow<()> {
+        match status {
+            PageStatus::Read => self.pages_read += 1,
+            PageStatus::Failed => self.pages_failed += 1,
+            PageStatus::Interrupted => return ControlFlow::Break(()),
+        }
+        self.bar.inc(1);
+        ControlFlow::Continue(())
+    }
+
+    fn page(
+        &mut self,
+        name: &PageName<'_>,
+        decoded: Result<DocumentPage, DocumentError>,
+        out: &mut PageWriter<impl Write>,
+    ) -> anyhow::Result<PageStatus> {
+        let DocumentPage { page, warnings, .. } = match decoded {
             Ok(decoded) => decoded,
-            Err(error) => return Ok(self.failed(&name, &error.into())),
+            Err(error) => return Ok(self.failed(&name.shown, &error.into())),
         };
-        drop(bytes);
         let mut request = ReadRequest::page(&self.prompt, page);
         request.overrides = self.args.generation.overrides();
 
@@ -201,7 +272,7 @@ impl Extraction<'_> {
             Some(reader) => reader,
             None => self.load()?,
         };
-        let status = self.read(&reader, &name, &request, &warnings, out);
+        let status = self.read(&reader, name, &request, &warnings, out);
         self.reader = Some(reader);
         status
     }
@@ -219,14 +290,14 @@ impl Extraction<'_> {
     fn read(
         &self,
         reader: &Reader,
-        name: &str,
+        name: &PageName<'_>,
         request: &ReadRequest,
         warnings: &[PageWarning],
         out: &mut PageWriter<impl Write>,
     ) -> anyhow::Result<PageStatus> {
-        const STDOUT: &str = "cannot write to standard output";
         let interrupt = &self.interrupt;
-        out.begin(name).context(STDOUT)?;
+        let (shown, place) = (&name.shown, (name.file, name.number, name.dicom));
+        out.begin(shown).context(STDOUT)?;
         let mut written = Ok(());
         let result = read_safely(reader, request, &mut |step| {
             written = out.piece(step.text);
@@ -239,9 +310,9 @@ impl Extraction<'_> {
         written.context(STDOUT)?;
         match result {
             Ok(reading) => {
-                out.end(&PageRecord::new(name, &reading, warnings, reader.info()))
+                out.end(&PageRecord::new(place, &reading, warnings, reader.info()))
                     .context(STDOUT)?;
-                self.bar.suspend(|| print_statistics(name, &reading, warnings));
+                self.bar.suspend(|| print_statistics(shown, &reading, warnings));
                 Ok(if interrupt.stop_requested() {
                     PageStatus::Interrupted
                 } else {
@@ -254,13 +325,15 @@ impl Extraction<'_> {
             }
             Err(error) => {
                 out.abandon().context(STDOUT)?;
-                Ok(self.failed(name, &error))
+                Ok(self.failed(shown, &error))
             }
         }
     }
 
     fn failed(&self, name: &str, error: &Error) -> PageStatus {
         let message = match error {
+            // The flag's name is in the text.
+            Error::Document(DocumentError::NoSuchPage { .. }) => format!("{name}: --{error}"),
             Error::Io { .. } | Error::Unsuitable { .. } => error.to_string(),
             Error::NonFinite(_) => format!("{name}: {error} (model {})", self.model.display()),
             error => format!("{name}: {error}"),
@@ -295,7 +368,11 @@ fn print_statistics(name: &str, reading: &Reading, warnings: &[PageWarning]) {
     for warning in warnings {
         let warning = match warning {
             PageWarning::Truncated => "the file is truncated: part of the page is missing".to_owned(),
-            PageWarning::FirstOf(pages) => format!("the file has {pages} pages; only the first was read"),
+            PageWarning::MissingPicture => {
+                "a picture on the page cannot be decoded and is missing".to_owned()
+            }
+            PageWarning::MissingFont => "text in a font that cannot be read is missing".to_owned(),
+            PageWarning::FirstOf(pages) => format!("the file has {pages} frames; only the first was read"),
         };
         console::say(Level::WARN, &format!("{name}: {warning}"));
     }

@@ -4,6 +4,7 @@ use std::io::{self, Write};
 
 use serde::Serialize;
 
+use crate::documents::DicomFacts;
 use crate::engine::{ModelInfo, Reading};
 use crate::generation::FinishReason;
 use crate::processing::PageWarning;
@@ -13,7 +14,10 @@ use crate::records::seconds;
 #[derive(Debug, Serialize)]
 pub(super) struct PageRecord<'a> {
     file: &'a str,
+    page: u32,
     extracted_content: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    dicom: Option<&'a DicomFacts>,
     inference_latency_seconds: f64,
     time_to_first_token_seconds: f64,
     tokens_per_second: Option<f64>,
@@ -24,16 +28,28 @@ pub(super) struct PageRecord<'a> {
     model_info: &'a ModelInfo,
 }
 
+/// The JSON object of a DICOM report.
+#[derive(Debug, Serialize)]
+struct ReportRecord<'a> {
+    file: &'a str,
+    page: u32,
+    extracted_content: &'a str,
+    source: &'a str,
+    dicom: Option<&'a DicomFacts>,
+}
+
 impl<'a> PageRecord<'a> {
     /// Creates the object of a page that was read.
     pub(super) fn new(
-        file: &'a str,
+        (file, page, dicom): (&'a str, u32, Option<&'a DicomFacts>),
         reading: &'a Reading,
         warnings: &'a [PageWarning],
         model_info: &'a ModelInfo,
     ) -> Self {
         Self {
             file,
+            page,
+            dicom,
             extracted_content: &reading.text,
             inference_latency_seconds: seconds(reading.latency_seconds),
             time_to_first_token_seconds: seconds(reading.time_to_first_token_seconds),
@@ -80,6 +96,13 @@ impl<W: Write> PageWriter<W> {
         }
     }
 
+    /// From now on each page has its name above it: there is more than one.
+    pub(super) fn show_names(&mut self) {
+        if let Style::Text { headers, .. } = &mut self.style {
+            *headers = true;
+        }
+    }
+
     /// Starts a page.
     pub(super) fn begin(&mut self, name: &str) -> io::Result<()> {
         let separator = if self.pages == 0 { "" } else { "\n" };
@@ -98,6 +121,24 @@ impl<W: Write> PageWriter<W> {
         }
     }
 
+    /// Writes the text of a report, which no model read.
+    pub(super) fn report(&mut self, name: &str, text: &str, dicom: Option<&DicomFacts>) -> io::Result<()> {
+        match self.style {
+            Style::Text { .. } => {
+                self.begin(name)?;
+                self.write(text)?;
+                self.abandon()
+            }
+            Style::Json => self.line(&ReportRecord {
+                file: name,
+                page: 1,
+                extracted_content: text,
+                source: "sr",
+                dicom,
+            }),
+        }
+    }
+
     /// Ends a page that failed.
     pub(super) fn abandon(&mut self) -> io::Result<()> {
         if self.at_line_start {
@@ -111,13 +152,15 @@ impl<W: Write> PageWriter<W> {
     pub(super) fn end(&mut self, record: &PageRecord<'_>) -> io::Result<()> {
         match self.style {
             Style::Text { .. } => self.abandon(),
-            Style::Json => {
-                let mut line = serde_json::to_vec(record)?;
-                line.push(b'\n');
-                self.out.write_all(&line)?;
-                self.out.flush()
-            }
+            Style::Json => self.line(record),
         }
+    }
+
+    fn line(&mut self, record: &impl Serialize) -> io::Result<()> {
+        let mut line = serde_json::to_vec(record)?;
+        line.push(b'\n');
+        self.out.write_all(&line)?;
+        self.out.flush()
     }
 
     fn write(&mut self, text: &str) -> io::Result<()> {
@@ -170,7 +213,7 @@ mod tests {
             }
             writer
                 .end(&PageRecord::new(
-                    name,
+                    (name, 1, None),
                     &reading(&pieces.concat()),
                     &[PageWarning::Truncated],
                     &info(),
@@ -219,6 +262,7 @@ mod tests {
         assert_eq!(text.matches('\n').count(), 1);
         let record: serde_json::Value = serde_json::from_str(&text).unwrap();
         assert_eq!(record["file"], "a \"b\"");
+        assert_eq!(record["page"], 1);
         assert_eq!(record["extracted_content"], "x\ny");
         assert_eq!(record["tokens_per_second"], 6.0);
         assert_eq!(record["finish_reason"], "stop");

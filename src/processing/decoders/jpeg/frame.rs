@@ -76,7 +76,7 @@ impl Frame {
             (.., 0) => return Err(ImageError::Undecodable),
             _ => return Self::new(progressive, width, height, specs),
         };
-        Err(ImageError::UnsupportedVariant(name))
+        Err(ImageError::UnsupportedVariant(name.into()))
     }
 
     fn new(progressive: bool, width: usize, height: usize, specs: &[[u8; 3]]) -> Result<Self, ImageError> {
@@ -94,7 +94,7 @@ impl Frame {
             .any(|(h, v)| max_h % h != 0 || max_v % v != 0)
         {
             return Err(ImageError::UnsupportedVariant(
-                "JPEG with sampling factors that do not divide",
+                "JPEG with sampling factors that do not divide".into(),
             ));
         }
         let mcus_wide = width.div_ceil(max_h * BLOCK);

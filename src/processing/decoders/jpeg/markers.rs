@@ -326,5 +326,5 @@ fn refuse(marker: u8) -> Result<(), ImageError> {
         SOF55 => "JPEG-LS",
         _ => return Ok(()),
     };
-    Err(ImageError::UnsupportedVariant(name))
+    Err(ImageError::UnsupportedVariant(name.into()))
 }

@@ -217,7 +217,7 @@ impl<'a> Passes<'a, '_> {
         loop {
             self.scans += 1;
             if self.scans > MAX_SCANS {
-                return Err(ImageError::UnsupportedVariant("JPEG with so many scans"));
+                return Err(ImageError::UnsupportedVariant("JPEG with so many scans".into()));
             }
             self.damaged |= !self.coverage.add(&header, self.frame, &self.markers)?;
             let scan = Scan::new(header, self.frame, &self.markers.tables)?;

@@ -255,7 +255,7 @@ fn jpeg(
 }
 
 fn too_large() -> ImageError {
-    ImageError::UnsupportedVariant("TIFF with this many or such large tiles or planes")
+    ImageError::UnsupportedVariant("TIFF with this many or such large tiles or planes".into())
 }
 
 /// Destination of the samples of a strip or tile in a row of pixels.

@@ -46,7 +46,7 @@ pub(super) fn zstd<'a>(stored: Box<dyn BufRead + 'a>) -> Result<Box<dyn Read + '
     match StreamingDecoder::new_with_max_window_size(stored, ZSTD_WINDOW) {
         Ok(decoder) => Ok(Box::new(decoder)),
         Err(FrameDecoderError::WindowSizeTooBig { .. }) => Err(ImageError::UnsupportedVariant(
-            "TIFF with a Zstandard window of more than 8 MiB",
+            "TIFF with a Zstandard window of more than 8 MiB".into(),
         )),
         // A frame with a damaged header has no rows.
         Err(_) => Ok(Box::new(io::empty())),

@@ -78,14 +78,13 @@ fn number(bytes: &[u8], big_endian: bool) -> u64 {
     }
 }
 
-/// The first directory of a file.
+/// The directory of a page.
 pub(super) struct Directory<'a> {
     /// The whole file.
     pub(super) file: &'a [u8],
     /// Whether the most significant byte of a number comes first.
     pub(super) big_endian: bool,
     entries: Vec<Entry<'a>>,
-    pages: u32,
 }
 
 struct Entry<'a> {
@@ -115,9 +114,13 @@ fn size(kind: u16) -> usize {
 }
 
 impl<'a> Directory<'a> {
-    /// Reads the first directory; `None` without a header or if it is incomplete.
-    pub(super) fn read(file: &'a [u8]) -> Option<Self> {
-        let (form, at) = Form::read(file)?;
+    /// Reads the directory of a page, counted from 0; `None` without a header, if there is no such page, or if it is incomplete.
+    pub(super) fn read(file: &'a [u8], page: u32) -> Option<Self> {
+        let (form, first) = Form::read(file)?;
+        let at = match page {
+            0 if subfile_type(file, form, first).is_some_and(|kind| kind & NO_PAGE == 0) => first,
+            _ => *page_offsets(file, form, first).get(page as usize)?,
+        };
         let (count, first, length) = form.entries(file, at)?;
         let table = file.get(first..first.checked_add(count.checked_mul(length)?)?)?;
         let entries = table.chunks_exact(length).map(|entry| Entry {
@@ -129,13 +132,7 @@ impl<'a> Directory<'a> {
             file,
             big_endian: form.big_endian,
             entries: entries.collect(),
-            pages: count_pages(file, form, at),
         })
-    }
-
-    /// Number of pages: this directory and later ones that are neither thumbnails nor masks.
-    pub(super) fn pages(&self) -> u32 {
-        self.pages
     }
 
     /// Values of a tag; `None` if missing or empty. An error if the tag occurs twice, has too many values, or values outside the
@@ -232,18 +229,29 @@ fn values<'a>(file: &'a [u8], form: Form, entry: &'a [u8]) -> Option<&'a [u8]> {
     file.get(start..start.checked_add(length)?)
 }
 
-/// Follows the chain of directories until a damaged or repeated one.
-fn count_pages(file: &[u8], form: Form, first: usize) -> u32 {
-    let mut seen = std::collections::HashSet::from([first]);
-    let mut pages = 1;
-    let mut at = first;
-    while let Some(next) = form.next(file, at)
+/// Number of pages: of directories that are neither thumbnails nor masks; at least 1.
+pub(in crate::processing::decoders) fn pages(file: &[u8]) -> u32 {
+    let offsets = Form::read(file).map(|(form, first)| page_offsets(file, form, first));
+    offsets.map_or(1, |offsets| offsets.len() as u32)
+}
+
+/// Offsets of the pages' directories: follows the chain until a damaged or repeated one. The first directory where none is a page.
+fn page_offsets(file: &[u8], form: Form, first: usize) -> Vec<usize> {
+    let mut seen = std::collections::HashSet::new();
+    let mut pages = Vec::new();
+    let mut at = Some(first);
+    while let Some(next) = at
         && seen.len() < MAX_DIRECTORIES
         && seen.insert(next)
         && let Some(kind) = subfile_type(file, form, next)
     {
-        pages += u32::from(kind & NO_PAGE == 0);
-        at = next;
+        if kind & NO_PAGE == 0 {
+            pages.push(next);
+        }
+        at = form.next(file, next);
+    }
+    if pages.is_empty() {
+        pages.push(first);
     }
     pages
 }

@@ -94,7 +94,7 @@ pub(super) struct Layout<'a> {
 }
 
 fn unsupported<T>(what: &'static str) -> Result<T, ImageError> {
-    Err(ImageError::UnsupportedVariant(what))
+    Err(ImageError::UnsupportedVariant(what.into()))
 }
 
 /// Sample size, the same for all samples of a pixel.

@@ -110,7 +110,7 @@ impl<'a> Segment<'a> {
                 let (bits, wrong) = ccitt::decode(fax, stored, layout.turned, layout.segment.0, rows);
                 if wrong && layout.uncompressed_mode {
                     return Err(ImageError::UnsupportedVariant(
-                        "TIFF with fax compression in uncompressed mode",
+                        "TIFF with fax compression in uncompressed mode".into(),
                     ));
                 }
                 damaged = wrong;

@@ -328,7 +328,7 @@ fn error_texts_hold_no_path_no_address_and_no_decoders_words() {
         ImageError::Empty,
         ImageError::UnsupportedFormat,
         ImageError::Undecodable,
-        ImageError::UnsupportedVariant("JPEG with arithmetic coding"),
+        ImageError::UnsupportedVariant("JPEG with arithmetic coding".into()),
         ImageError::TooManyPixels {
             width,
             height,

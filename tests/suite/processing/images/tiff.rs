@@ -32,6 +32,7 @@ fn decode(bytes: &[u8]) -> Result<(RgbPage, Found), ImageError> {
         match warning {
             PageWarning::Truncated => found.truncated = true,
             PageWarning::FirstOf(pages) => found.pages = pages,
+            other => panic!("{other} in a TIFF"),
         }
     }
     Ok((decoded.page, found))

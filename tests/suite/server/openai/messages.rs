@@ -195,9 +195,24 @@ fn invalid_parts_are_refused_by_place() {
             ".bold",
         ),
         (
-            json!({"type": "file", "file": {"file_data": "data:application/pdf;base64,JVBERg=="}}),
-            "unsupported_file",
-            ".type",
+            json!({"type": "file", "file": {"file_id": "file-1"}}),
+            "unsupported_value",
+            ".file.file_id",
+        ),
+        (
+            json!({"type": "file", "file": {"file_data": "data:application/pdf;base64,JVBERi0="}}),
+            "invalid_file",
+            ".file.file_data",
+        ),
+        (
+            json!({"type": "file", "file": {"file_data": "https://example.org/a.pdf"}}),
+            "invalid_file_data",
+            ".file.file_data",
+        ),
+        (
+            json!({"type": "file", "file": {}}),
+            "missing_required_parameter",
+            ".file.file_data",
         ),
         (
             json!({"type": "input_audio", "input_audio": {}}),

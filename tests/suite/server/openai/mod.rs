@@ -4,6 +4,7 @@ mod answers;
 mod bodies;
 mod clients;
 mod embedded;
+mod files;
 mod messages;
 mod models;
 mod parameters;

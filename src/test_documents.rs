@@ -19,7 +19,7 @@ const MAX_BYTES: u64 = 16 << 20;
 
 /// A page's text, a prompt about it, and the terms and values that the answer must contain.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Document {
+pub struct TestDocument {
     /// Id in records.
     pub id: String,
     /// File name of the page image, `NAME.png`.
@@ -36,7 +36,7 @@ pub struct Document {
     pub expected_values: Vec<String>,
 }
 
-impl Document {
+impl TestDocument {
     /// Renders the page: border, title, rule, lines.
     pub fn page(&self, size: PageSize) -> RgbPage {
         document_page(&self.title, &self.content, size)
@@ -47,7 +47,7 @@ impl Document {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DocumentSet {
     /// At least one; ids and file names are unique.
-    pub documents: Vec<Document>,
+    pub documents: Vec<TestDocument>,
 }
 
 impl DocumentSet {

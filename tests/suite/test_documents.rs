@@ -2,8 +2,8 @@
 
 use std::collections::HashSet;
 
-use medical_vision::documents::{Document, DocumentSet};
 use medical_vision::evaluation::score;
+use medical_vision::test_documents::{DocumentSet, TestDocument};
 
 const TEST: [(&str, &str); 5] = [
     ("patient_diagnosis", "patient_diagnosis.png"),
@@ -21,7 +21,7 @@ const EVALUATION: [(&str, &str); 5] = [
     ("eval_surgical_op_note", "eval_operative_note.png"),
 ];
 
-fn all() -> Vec<Document> {
+fn all() -> Vec<TestDocument> {
     [DocumentSet::test(), DocumentSet::evaluation()]
         .into_iter()
         .flat_map(|set| set.documents)
