@@ -109,7 +109,12 @@ fn a_drain_that_takes_too_long_rejects_the_queue_and_exits_with_1() {
     model.edit("generation_config.json", |config| {
         config["eos_token_id"] = json!([8189])
     });
-    let limits = ["--max-new-tokens=3900", "--shutdown-seconds=1", "--max-batch=1"];
+    let limits = [
+        "--max-new-tokens=3900",
+        "--shutdown-seconds",
+        "1",
+        "--max-batch=1",
+    ];
     let mut server = Shipped::launch(model.folder(), &limits, |command| {
         command.env("MVP_DRAIN_DELAY", "0");
     })
