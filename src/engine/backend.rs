@@ -83,8 +83,8 @@ impl<A: Answerer> Backend for OneByOne<A> {
         Ok(request.clone())
     }
 
-    fn begin<'m>(
-        &'m self,
+    fn begin(
+        &self,
         prompt: ReadRequest,
         on_step: &mut OnStep<'_>,
     ) -> Result<ControlFlow<Reading, Infallible>> {

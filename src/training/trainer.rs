@@ -183,14 +183,7 @@ impl Trainer<'_> {
         let documents = self.run.options.eval_documents as usize;
         let share = (self.run.rank(), self.run.processes());
         let batching = &self.plan.batching;
-        let sums = validate(
-            &mut self.reader,
-            &data.images,
-            samples,
-            batching,
-            documents,
-            share,
-        )?;
+        let sums = validate(&self.reader, &data.images, samples, batching, documents, share)?;
         let validation = Sums::from(self.run.all_reduce(sums.into())?).metrics(self.progress.step)?;
         if self.progress.add_validation(validation.clone()) {
             self.best = Some(self.parameters.values()?);

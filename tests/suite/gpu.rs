@@ -471,7 +471,7 @@ fn pages_look_the_same_on_a_gpu() {
     ] {
         let folder = root.join(name);
         let config = Config::from_dir(&folder).unwrap();
-        padded += usize::from(config.vision.intermediate_size % 8 != 0);
+        padded += usize::from(!config.vision.intermediate_size.is_multiple_of(8));
         let model = |kind, device| {
             let checkpoint = Checkpoint::open(&folder).unwrap();
             let quantization = Quantization::from_dir(&folder).unwrap();
