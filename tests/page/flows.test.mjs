@@ -194,7 +194,7 @@ describe("Extraction", () => {
 		await heard(page, /^Page 3 of 3 read, .*\. 2 of 4 read, 2 failed/);
 		await page.click("#pages li:nth-child(2) .thumb");
 		await says(page, "#pages li:nth-child(2) .thumb-state", /^failed$/);
-		await says(page, "#notice.error", /image/);
+		await says(page, "#notice.error", /image|not a supported file/);
 		await page.click("#pages li:nth-child(3) .thumb");
 		await says(page, "#notice.error", /Not an image/);
 		await page.click("#pages li:nth-child(4) .thumb");
