@@ -97,14 +97,13 @@ impl<'m, B: Backend> Batch<'m, B> {
         let _entered = span.enter();
         tracing::debug!("reading begins");
         let backend = self.backend;
-        match catch_unwind(AssertUnwindSafe(|| backend.prepare(&turn.job.request))) {
-            Ok(Ok(prompt)) => {
+        match guarded(|| backend.prepare(&turn.job.request)) {
+            Ok(prompt) => {
                 // Its pages are in the prompt now.
                 turn.job.request.images = Vec::new();
                 self.held = Some((turn, prompt));
             }
-            Ok(Err(error)) => self.end(turn, Err(error.into())),
-            Err(_) => self.end(turn, Err(EngineError::Panicked)),
+            Err(error) => self.end(turn, Err(error)),
         }
     }
 
@@ -112,19 +111,18 @@ impl<'m, B: Backend> Batch<'m, B> {
         let span = turn.job.span.clone();
         let _entered = span.enter();
         let backend = self.backend;
-        let outcome = catch_unwind(AssertUnwindSafe(|| {
+        let outcome = guarded(|| {
             backend.begin(prompt, &mut |step| {
                 if step.generated.is_none() {
                     self.step_others();
                 }
                 turn.on_step(step)
             })
-        }));
+        });
         match outcome {
-            Ok(Ok(ControlFlow::Continue(sequence))) => self.running.push(Running { turn, sequence }),
-            Ok(Ok(ControlFlow::Break(reading))) => self.end(turn, Ok(reading)),
-            Ok(Err(error)) => self.end(turn, Err(error.into())),
-            Err(_) => self.end(turn, Err(EngineError::Panicked)),
+            Ok(ControlFlow::Continue(sequence)) => self.running.push(Running { turn, sequence }),
+            Ok(ControlFlow::Break(reading)) => self.end(turn, Ok(reading)),
+            Err(error) => self.end(turn, Err(error)),
         }
     }
 
@@ -172,12 +170,15 @@ impl<B: Backend> Running<'_, B> {
         let Self { turn, sequence } = self;
         let span = turn.job.span.clone();
         let _entered = span.enter();
-        match catch_unwind(AssertUnwindSafe(|| {
-            backend.push(sequence, &mut |step| turn.on_step(step))
-        })) {
-            Ok(outcome) => Ok(outcome?),
-            Err(_) => Err(EngineError::Panicked),
-        }
+        guarded(|| backend.push(sequence, &mut |step| turn.on_step(step)))
+    }
+}
+
+/// Runs the backend's `work` for one request; its panic is that request's error.
+fn guarded<T>(work: impl FnOnce() -> Result<T>) -> Result<T, EngineError> {
+    match catch_unwind(AssertUnwindSafe(work)) {
+        Ok(outcome) => Ok(outcome?),
+        Err(_) => Err(EngineError::Panicked),
     }
 }
 
