@@ -75,7 +75,8 @@ impl KvBudget {
         }
     }
 
-    fn of(&self, tokens: usize) -> u64 {
+    /// Bytes of keys and values of `tokens`.
+    pub(super) fn of(&self, tokens: usize) -> u64 {
         tokens as u64 * self.bytes_per_token
     }
 }

@@ -198,7 +198,7 @@ impl Reader {
             .model
             .prefill_cancellable(read, cache, LogitsToKeep::Last, cancel)?;
         if let (Some(key), None, Some(prefixes)) = (inputs.prefix, &inputs.kept, &self.prefixes)
-            && prefixes.takes(cache.bytes_of(key.tokens))
+            && prefixes.takes(self.kv.of(key.tokens))
         {
             prefixes.keep(key, cache.prefix(key.tokens)?);
         }

@@ -2,7 +2,7 @@
 
 use tch::{Device, Kind, Tensor};
 
-use super::{TextConfig, decode_cpu::DecodeScratch, lora::AdapterIndex};
+use super::{TextConfig, decode_cpu::DecodeScratch, linear::tensor_bytes, lora::AdapterIndex};
 use crate::{Error, Result};
 
 /// Keys and values of one sequence, allocated once for all its tokens.
@@ -60,17 +60,6 @@ impl KvCache {
             keys.f_narrow(2, 0, past + rows)?,
             values.f_narrow(2, 0, past + rows)?,
         ))
-    }
-
-    /// Memory of the keys and values of `tokens`, bytes.
-    pub fn bytes_of(&self, tokens: usize) -> u64 {
-        let of = |tensor: &Tensor| tensor.numel() as u64 * tensor.kind().elt_size_in_bytes() as u64;
-        let all: u64 = self
-            .layers
-            .iter()
-            .map(|(keys, values)| of(keys) + of(values))
-            .sum();
-        all / self.capacity.max(1) as u64 * tokens as u64
     }
 
     /// Copies of the first `tokens` keys and values.
@@ -154,10 +143,7 @@ impl KvPrefix {
 
     /// Its memory.
     pub fn bytes(&self) -> u64 {
-        let of = |tensor: &Tensor| tensor.numel() as u64 * tensor.kind().elt_size_in_bytes() as u64;
-        self.layers
-            .iter()
-            .map(|(keys, values)| of(keys) + of(values))
-            .sum()
+        let of = |(keys, values): &(Tensor, Tensor)| tensor_bytes(keys) + tensor_bytes(values);
+        self.layers.iter().map(of).sum::<usize>() as u64
     }
 }
