@@ -23,6 +23,7 @@ pub use self::kind::{DOCUMENT_KINDS, Kind, START_BYTES};
 pub use self::page::{DocumentPage, TextLayer, Word};
 pub use self::pdf::PdfLimits;
 pub use self::selection::PageSelection;
+use self::worker::Sent;
 pub use self::worker::{Decoder, WORKER_ARGUMENT, run_worker};
 use crate::error::{DocumentError, ImageError};
 use crate::processing::{
@@ -119,7 +120,12 @@ pub fn open(bytes: FileBytes, options: &OpenOptions) -> Result<Document, Documen
             pages: picture_pages(content),
             ..Opened::default()
         },
-        Kind::Pdf | Kind::Dicom => options.decoder.open(id, kind, &bytes, options)?,
+        Kind::Pdf | Kind::Dicom => options.decoder.open(&Sent {
+            id,
+            kind,
+            bytes: &bytes,
+            options,
+        })?,
     };
     if pages == 0 {
         return Err(DocumentError::NoPages);
@@ -181,7 +187,15 @@ impl Document {
                 decode_page((**bytes).as_ref(), &options.limits, bounds)?.into()
             }
             Kind::Picture(_) => decode_page_at((**bytes).as_ref(), index, &options.limits, bounds)?.into(),
-            Kind::Pdf | Kind::Dicom => options.decoder.page(*id, *kind, bytes, options, index, bounds)?,
+            Kind::Pdf | Kind::Dicom => {
+                let document = Sent {
+                    id: *id,
+                    kind: *kind,
+                    bytes,
+                    options,
+                };
+                options.decoder.page(&document, index, bounds)?
+            }
         };
         Ok(DocumentPage { number, ..decoded })
     }

@@ -73,61 +73,29 @@ impl Decoder {
         }
     }
 
-    /// Opens the document `id`, and returns what it is.
-    pub(super) fn open(
-        &self,
-        id: u64,
-        kind: Kind,
-        bytes: &FileBytes,
-        options: &OpenOptions,
-    ) -> Result<documents::Opened, DocumentError> {
+    /// Opens a document, and returns what it is.
+    pub(super) fn open(&self, document: &Sent<'_>) -> Result<documents::Opened, DocumentError> {
         match &*self.0 {
-            Place::InProcess => {
-                let password = options.password.as_deref();
-                contained(|| Ok(Opened::open(kind, Arc::clone(bytes), password)?.summary()))
-            }
-            Place::Worker { program, running } => {
-                let mut running = lock(running);
-                let document = Sent {
-                    id,
-                    kind,
-                    bytes,
-                    options,
-                };
-                let reply = call(program, &mut running, &document, None)?;
-                match reply {
-                    Reply::Opened(opened) => Ok(opened),
-                    _ => Err(DocumentError::DecoderFailed),
-                }
-            }
+            Place::InProcess => contained(|| Ok(document.opened()?.summary())),
+            Place::Worker { program, running } => match call(program, &mut lock(running), document, None)? {
+                Reply::Opened(opened) => Ok(opened),
+                _ => Err(DocumentError::DecoderFailed),
+            },
         }
     }
 
-    /// Decodes a page of the document `id`.
+    /// Decodes a page of a document.
     pub(super) fn page(
         &self,
-        id: u64,
-        kind: Kind,
-        bytes: &FileBytes,
-        options: &OpenOptions,
+        document: &Sent<'_>,
         index: u32,
         bounds: Option<&PixelBounds>,
     ) -> Result<DocumentPage, DocumentError> {
-        let request = PageRequest::new(index, options, bounds);
+        let request = PageRequest::new(index, document.options, bounds);
         match &*self.0 {
-            Place::InProcess => {
-                let password = options.password.as_deref();
-                contained(|| Opened::open(kind, Arc::clone(bytes), password)?.page(&request))
-            }
+            Place::InProcess => contained(|| document.opened()?.page(&request)),
             Place::Worker { program, running } => {
-                let mut running = lock(running);
-                let document = Sent {
-                    id,
-                    kind,
-                    bytes,
-                    options,
-                };
-                match call(program, &mut running, &document, Some(request))? {
+                match call(program, &mut lock(running), document, Some(request))? {
                     Reply::Page(page) => Ok(*page),
                     _ => Err(DocumentError::DecoderFailed),
                 }
@@ -145,11 +113,22 @@ fn contained<T>(work: impl FnOnce() -> Result<T, DocumentError>) -> Result<T, Do
 }
 
 /// A document as the worker gets it.
-struct Sent<'a> {
-    id: u64,
-    kind: Kind,
-    bytes: &'a FileBytes,
-    options: &'a OpenOptions,
+pub(super) struct Sent<'a> {
+    pub(super) id: u64,
+    pub(super) kind: Kind,
+    pub(super) bytes: &'a FileBytes,
+    pub(super) options: &'a OpenOptions,
+}
+
+impl Sent<'_> {
+    /// Opened in this process.
+    fn opened(&self) -> Result<Opened, DocumentError> {
+        Opened::open(
+            self.kind,
+            Arc::clone(self.bytes),
+            self.options.password.as_deref(),
+        )
+    }
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
